@@ -1,0 +1,248 @@
+"""Which rows run which layer in a decode step, from what a strategy answers.
+
+A strategy answers in one of three ways (the rungs of ``hsdlab.strategies``): a schedule known beforehand and equal
+for all rows, a plan per row before each step, or an exit asked for after each executed layer. The engine sees only
+the result: for each layer, the rows that run it.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor
+
+Rows = LongTensor | None
+"""Indices of some rows on the CPU, in order; None stands for all rows."""
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a plan may look at.
+
+    Attributes:
+        step: t; the pass whose input is new token t.
+        rows: Number of rows in the batch (with beams: sources × beams).
+        num_layers: L.
+        max_steps: T, the most new tokens.
+    """
+
+    step: int
+    rows: int
+    num_layers: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What an exit may look at, after one executed layer. Rows are those that have not exited yet.
+
+    Attributes:
+        layer: Index of the layer that has just run, 0 … L-2.
+        step: t; the pass whose input is new token t.
+        num_layers: L.
+        max_steps: T, the most new tokens.
+        rows: Indices of these rows in the batch, LongTensor [rows] on the CPU.
+        output: Output of the layer, [rows, d].
+        previous_output: Output of the executed layer before it, [rows, d]; None if this is the first.
+        logits: Call it for the head applied to the final norm of ``output``, [rows, vocabulary]. Computed at the
+            first call only.
+    """
+
+    layer: int
+    step: int
+    num_layers: int
+    max_steps: int
+    rows: LongTensor
+    output: Tensor
+    previous_output: Tensor | None
+    logits: Callable[[], Tensor]
+
+
+class Strategy(Protocol):
+    """What the engine asks of a strategy. ``hsdlab.strategies.SkipStrategy`` is the class to subclass.
+
+    A strategy that also has ``should_exit(state: LayerState) -> BoolTensor [rows]`` is asked after each executed
+    layer but the last.
+    """
+
+    def schedule(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
+        """The executed layers of steps 0 … max_steps - 2, the same for all rows, or None if not known before."""
+
+    def plan(self, state: StepState) -> BoolTensor:
+        """The layers each row may run in this step, [rows, layers]; asked if there is no schedule."""
+
+
+@dataclass
+class Probe:
+    """The head applied to one layer's output, computed when first asked for; counts the rows it was computed for."""
+
+    compute: Callable[[], Tensor]
+    rows: int
+    result: Tensor | None = field(default=None, init=False)
+
+    def __call__(self) -> Tensor:
+        """Logits [rows, vocabulary]."""
+        if self.result is None:
+            self.result = self.compute()
+        return self.result
+
+    @property
+    def computed_rows(self) -> int:
+        """Number of rows the head was applied to: all or none."""
+        return 0 if self.result is None else self.rows
+
+
+class Decisions:
+    """The decisions of one strategy over one decode.
+
+    Args:
+        strategy: Who decides.
+        num_layers: L.
+        max_steps: T, the most new tokens.
+
+    Raises:
+        ValueError: If the strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
+    """
+
+    def __init__(self, strategy: Strategy, num_layers: int, max_steps: int) -> None:
+        self.strategy = strategy
+        self.name = type(strategy).__name__
+        self.num_layers = num_layers
+        self.max_steps = max_steps
+        self._should_exit = getattr(strategy, "should_exit", None)
+        schedule = strategy.schedule(num_layers, max_steps)
+        self._schedule = None if schedule is None else self._checked_schedule(schedule)
+        # The last step that may run each layer: after it nothing of the layer is needed any more.
+        self._last_use = [max_steps] * num_layers if self._schedule is None else [-1] * num_layers
+        for step, layers in enumerate(self._schedule or ()):
+            for layer in layers:
+                self._last_use[layer] = step
+        self.probed_rows = 0
+
+    @property
+    def same_for_all_rows(self) -> bool:
+        """Whether no decision depends on the row, so that none needs the device."""
+        return self._schedule is not None and not self.asks
+
+    @property
+    def asks(self) -> bool:
+        """Whether the strategy is asked after each executed layer."""
+        return self._should_exit is not None
+
+    @cached_property
+    def may_fill(self) -> bool:
+        """Whether some layer may pass by a token whose keys and values it needs later; never, if the sets shrink."""
+        if self._schedule is None or self.asks:
+            return True
+        return any(b - a for a, b in itertools.pairwise(self._schedule))
+
+    def needed_after(self, layer: int, step: int) -> bool:
+        """Whether some step after ``step`` may run ``layer``."""
+        return self._last_use[layer] > step
+
+    def begin_step(self, step: int, rows: int) -> None:
+        """Settle what is known before the step."""
+        if step > self.max_steps - 2:
+            raise ValueError(
+                f"{self.name} was set up for max_new_tokens={self.max_steps}, but a decode step {step} came; "
+                "give the larger max_new_tokens."
+            )
+        self.step = step
+        self.rows = rows
+        self.executed = torch.zeros(1 if self.same_for_all_rows else rows, self.num_layers, dtype=torch.bool)
+        self._running = torch.ones(rows, dtype=torch.bool)
+        self._any_executed = False
+        if self._schedule is not None:
+            self._now = self._schedule[step]
+            return
+        plan = self.strategy.plan(StepState(step, rows, self.num_layers, self.max_steps))
+        self._plan = self._checked_plan(plan, rows)
+
+    def rows_at(self, layer: int) -> Rows:
+        """The rows that run ``layer``: all (None), some, or none (an empty tensor)."""
+        if self.same_for_all_rows:
+            if layer not in self._now:
+                return _NO_ROWS
+            self.executed[0, layer] = True
+            return None
+        if self._schedule is not None:
+            run = self._running if layer in self._now else torch.zeros_like(self._running)
+        else:
+            run = self._running & self._plan[:, layer]
+        self.executed[:, layer] = run
+        return None if bool(run.all()) else run.nonzero().squeeze(1)
+
+    def after(self, layer: int, rows: Rows, output: Tensor, arrived: Tensor, logits: Callable[[], Tensor]) -> None:
+        """Ask who exits after ``layer``.
+
+        Args:
+            layer: The layer that ran.
+            rows: The rows that ran it.
+            output: Its output for them, [rows, d].
+            arrived: What arrived at it, [rows, d]: the output of the last executed layer, if there was one.
+            logits: The head applied to ``output``.
+        """
+        first, self._any_executed = not self._any_executed, True
+        if layer == self.num_layers - 1:
+            return
+        indices = torch.arange(self.rows) if rows is None else rows
+        probe = Probe(logits, len(indices))
+        state = LayerState(
+            layer,
+            self.step,
+            self.num_layers,
+            self.max_steps,
+            indices,
+            output,
+            None if first else arrived,
+            probe,
+        )
+        exits = self._should_exit(state)
+        if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
+            raise ValueError(
+                f"{self.name}.should_exit returned {_described(exits)}; expected a BoolTensor of shape "
+                f"({len(indices)},): one answer for each row that is still running."
+            )
+        self.probed_rows += probe.computed_rows
+        self._running[indices] = ~exits.cpu()
+
+    def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+        if len(schedule) != self.max_steps - 1:
+            raise ValueError(
+                f"{self.name}.schedule gave {len(schedule)} steps; expected {self.max_steps - 1} "
+                f"(max_new_tokens={self.max_steps} has one decode step fewer)."
+            )
+        for step, layers in enumerate(schedule):
+            if len(layers) == 0:
+                raise ValueError(f"{self.name} runs no layer in step {step}; expected at least one.")
+            wrong = [i for i in layers if not isinstance(i, int) or not 0 <= i < self.num_layers]
+            if wrong:
+                raise ValueError(
+                    f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
+                )
+        return [frozenset(layers) for layers in schedule]
+
+    def _checked_plan(self, plan: BoolTensor, rows: int) -> Tensor:
+        expected = (rows, self.num_layers)
+        if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) != expected:
+            raise ValueError(
+                f"{self.name}.plan returned {_described(plan)} in step {self.step}; expected a BoolTensor of shape "
+                f"{expected}: rows × layers."
+            )
+        plan = plan.cpu()
+        empty = (~plan.any(dim=1)).nonzero().squeeze(1).tolist()
+        if empty:
+            raise ValueError(f"{self.name}.plan runs no layer for rows {empty} in step {self.step}; expected one or more.")
+        return plan
+
+
+_NO_ROWS = torch.zeros(0, dtype=torch.long)
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"

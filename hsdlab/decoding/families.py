@@ -1,0 +1,176 @@
+"""Where a decoder-only transformers model keeps its layers, final norm and head.
+
+The only file that touches attribute paths of transformers models. Seven families are listed and proven by the
+tests; any other decoder-only model is probed by structure and then has to agree with itself numerically
+(:mod:`hsdlab.decoding.probe`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be decoded with skipped layers; the message names what is missing."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attribute names, relative to ``model.get_decoder()``, of one model family.
+
+    Attributes:
+        layers: The ``ModuleList`` of decoder layers.
+        after_layers: What the hidden state passes after the last layer and before the head, in order. A name whose
+            attribute is None is passed over (OPT-350m has no final norm, most OPT models no ``project_out``).
+        query: The query projection inside one layer, or None where queries, keys and values are one fused matrix.
+    """
+
+    layers: str
+    after_layers: tuple[str, ...]
+    query: str | None
+
+
+_LLAMA_LIKE = Family("layers", ("norm",), "self_attn.q_proj")
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("h", ("ln_f",), None),
+    "gpt_neox": Family("layers", ("final_layer_norm",), None),
+    "llama": _LLAMA_LIKE,
+    "mistral": _LLAMA_LIKE,
+    "opt": Family("layers", ("final_layer_norm", "project_out"), "self_attn.q_proj"),
+    "phi": Family("layers", ("final_layernorm",), "self_attn.q_proj"),
+    "qwen2": _LLAMA_LIKE,
+}
+
+_NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """The parts of one model that decoding with skipped layers needs.
+
+    Attributes:
+        model: The model itself (the plain transformers model inside a peft wrapper).
+        layers: The decoder layers, 0 … L-1.
+        after_layers: Modules between the last layer and the head.
+        head: Hidden state to vocabulary logits.
+        queries: The query projection of each layer; None where it is fused with keys and values.
+        proven: Whether the family is in ``FAMILIES``; others are probed before use.
+    """
+
+    model: PreTrainedModel
+    layers: tuple[nn.Module, ...]
+    after_layers: tuple[nn.Module, ...]
+    head: nn.Module
+    queries: tuple[nn.Module | None, ...]
+    proven: bool
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(self.layers)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to a layer's output: [..., d] to [..., vocabulary]."""
+        for module in self.after_layers:
+            hidden = module(hidden)
+        return self.head(hidden)
+
+
+def plain_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, taken out of a peft wrapper if there is one.
+
+    Raises:
+        UnsupportedModelError: If it is not a transformers model.
+    """
+    if hasattr(model, "get_base_model"):  # peft
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"Got a {type(model).__name__}; expected a transformers causal language model "
+            "(for example from hsdlab.load_model)."
+        )
+    return model
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The largest number of positions the model was built for, or None where its config does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def key_value_size(model: PreTrainedModel) -> int:
+    """Numbers that one token adds to the key/value cache of one layer (keys and values together)."""
+    config = model.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * key_value_heads * head_dim
+
+
+def decoder_parts(model: nn.Module) -> DecoderParts:
+    """Find the parts of a model, or say what is missing.
+
+    Raises:
+        UnsupportedModelError: For encoder-decoder models, sliding-window or linear-attention layers, models that
+            accelerate dispatched over devices, and architectures whose parts are not found.
+    """
+    model = plain_model(model)
+    name = type(model).__name__
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model; hsdlab decodes decoder-only models.")
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise UnsupportedModelError(
+            f"{name} was dispatched over several devices by device_map; load it on one device "
+            "(load_model(..., device='cuda:0'))."
+        )
+    other = sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers} - {DynamicLayer.__name__})
+    if other:
+        raise UnsupportedModelError(
+            f"{name} keeps {', '.join(other)} in its cache; skipped layers need full attention in every layer "
+            "(for Mistral and Qwen2, a config with sliding_window=None)."
+        )
+
+    decoder = model.get_decoder()
+    family = FAMILIES.get(config.model_type)
+    layers = getattr(decoder, family.layers, None) if family else _find_layers(decoder, config.num_hidden_layers)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:
+        raise UnsupportedModelError(
+            f"{name} ({config.model_type}): found no list of {config.num_hidden_layers} decoder layers in "
+            f"{type(decoder).__name__}. CONTRIBUTING.md, 'Add a model family', says how to name it."
+        )
+    names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
+    head = model.get_output_embeddings()
+    if head is None or not names:
+        missing = "output head (get_output_embeddings() is None)" if head is None else "final norm"
+        raise UnsupportedModelError(
+            f"{name} ({config.model_type}): found no {missing}. CONTRIBUTING.md, 'Add a model family', says how to "
+            "name it."
+        )
+    after_layers = tuple(m for m in (getattr(decoder, n) for n in names) if m is not None)
+    queries = tuple(_query(layer, family) for layer in layers)
+    return DecoderParts(model, tuple(layers), after_layers, head, queries, proven=family is not None)
+
+
+def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
+    """The one child that is a list of ``num_layers`` modules."""
+    lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:
+    return layer.get_submodule(family.query) if family and family.query else None
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that transformers' ``generate`` gives the tokens of left-padded rows.
+
+    Args:
+        attention_mask: [rows, length], 1 for tokens and 0 for padding.
+
+    Returns:
+        [rows, length]: 0, 1, 2 … from each row's first token; 0 at padding.
+    """
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)

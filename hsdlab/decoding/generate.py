@@ -1,0 +1,330 @@
+"""``generate()``: greedy, sampling and beam search with skipped layers, on transformers' own ``model.generate``.
+
+:func:`applied` is the one way in. Inside it, every call of ``model.generate`` is decoded under the strategy; all else
+that is done with the model, teacher-forced passes too, stays at full depth.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import LongTensor, Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.decisions import Decisions, Strategy
+from hsdlab.decoding.families import DecoderParts, context_length, decoder_parts, plain_model
+from hsdlab.decoding.probe import check_model
+from hsdlab.decoding.skipping import skippable
+from hsdlab.decoding.timing import Timing, now_s
+from hsdlab.decoding.trace import Trace, trace_along
+
+_REFUSED = {
+    "assistant_model": "assisted decoding",
+    "prompt_lookup_num_tokens": "assisted decoding (prompt lookup)",
+    "assistant_early_exit": "assisted decoding (early exit)",
+    "custom_generate": "a custom decoding loop",
+    "prefill_chunk_size": "a prompt pass in chunks",
+}
+
+
+@dataclass(frozen=True)
+class DecodeOutput:
+    """What one decode gave.
+
+    Attributes:
+        sequences: [rows, prompt + new], padded as transformers pads; rows are the returned sequences.
+        sequences_scores: [rows], with beams: as transformers computes them (else None).
+        scores: On request (``output_scores=True``): per new token [rows of the batch, vocabulary], as transformers
+            computes them.
+        trace: Which layers ran, along the returned sequences.
+        timing: Seconds, prompt pass apart.
+        cache_bytes: The most bytes that the key/value cache held at the end of a pass.
+    """
+
+    sequences: LongTensor
+    sequences_scores: Tensor | None
+    scores: tuple[Tensor, ...] | None
+    trace: Trace
+    timing: Timing
+    cache_bytes: int
+
+
+@dataclass
+class AppliedRun:
+    """A strategy at work on a model.
+
+    Attributes:
+        strategy: The strategy.
+        max_new_tokens: The default of ``model.generate`` while the strategy is applied, and T; None leaves both to
+            each call.
+        on_decode: Called after each decode.
+        output: What the last decode gave; None before the first.
+    """
+
+    strategy: Strategy
+    max_new_tokens: int | None = None
+    on_decode: Callable[[DecodeOutput], None] | None = None
+    output: DecodeOutput | None = field(default=None, init=False)
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the last ``model.generate`` call.
+
+        Raises:
+            RuntimeError: If there was none yet.
+        """
+        if self.output is None:
+            raise RuntimeError("No model.generate call has finished under this strategy yet, so there is no trace.")
+        return self.output.trace
+
+
+class _Generate:
+    """Stands for ``model.generate`` while a strategy is applied; takes and returns what it does."""
+
+    def __init__(self, parts: DecoderParts, run: AppliedRun) -> None:
+        self.parts = parts
+        self.run = run
+
+    def __call__(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Any:
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        config, _ = self.parts.model._prepare_generation_config(generation_config, **_options(kwargs))
+        output = _decode(self.parts, self.run, input_ids, generation_config, kwargs)
+        return output if config.return_dict_in_generate else output.sequences
+
+
+@contextmanager
+def applied(
+    model: nn.Module,
+    strategy: Strategy,
+    *,
+    max_new_tokens: int | None = None,
+    on_decode: Callable[[DecodeOutput], None] | None = None,
+) -> Iterator[AppliedRun]:
+    """Decode every ``model.generate`` call inside the block under ``strategy``; the model is restored on leaving.
+
+    Args:
+        model: A decoder-only transformers model, or a peft model around one.
+        strategy: The strategy; only one at a time.
+        max_new_tokens: Default of ``model.generate`` inside the block, and T of the schedules.
+        on_decode: Called with what each decode gave.
+
+    Raises:
+        ValueError: If another strategy is applied to the model, or this one does not fit it.
+        UnsupportedModelError: If the model cannot be served.
+    """
+    parts = decoder_parts(model)
+    other = active_run(parts.model)
+    if other is not None:
+        raise ValueError(
+            f"{type(other.strategy).__name__} is already applied to this model; leave its block before applying "
+            f"{type(strategy).__name__}."
+        )
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
+    Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
+    if not parts.proven:
+        check_model(parts)
+    run = AppliedRun(strategy, max_new_tokens, on_decode)
+    attributes = vars(parts.model)
+    own = {"generate": attributes["generate"]} if "generate" in attributes else {}
+    with skippable(parts):
+        attributes["generate"] = _Generate(parts, run)
+        try:
+            yield run
+        finally:
+            del attributes["generate"]
+            attributes.update(own)
+
+
+def active_run(model: nn.Module) -> AppliedRun | None:
+    """The strategy at work on a model, or None."""
+    generate_attribute = vars(plain_model(model)).get("generate")
+    return generate_attribute.run if isinstance(generate_attribute, _Generate) else None
+
+
+def generate(
+    model: nn.Module,
+    *,
+    input_ids: LongTensor,
+    attention_mask: Tensor | None = None,
+    strategy: Strategy,
+    **kwargs: Any,
+) -> DecodeOutput:
+    """Decode new tokens under a strategy.
+
+    Args:
+        model: A decoder-only transformers model (unmodified; as before afterwards).
+        input_ids: [rows, prompt], left-padded.
+        attention_mask: [rows, prompt], 1 for tokens and 0 for padding.
+        strategy: Which layers run; ``FullDepth()`` for all.
+        **kwargs: transformers' own: ``max_new_tokens``, ``num_beams``, ``do_sample``, ``eos_token_id`` … T is
+            ``max_new_tokens``, or ``max_length`` minus the prompt's length.
+
+    Returns:
+        The sequences, their scores, the trace and the timing.
+
+    Raises:
+        ValueError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
+            with skipped layers: assisted decoding, static, sliding-window or linear-attention caches, a pre-filled
+            cache, ``use_cache=False``.
+        UnsupportedModelError: If the model cannot be served.
+    """
+    with applied(model, strategy) as run:
+        parts = decoder_parts(model)
+        generation_config = kwargs.pop("generation_config", None)
+        config, _ = parts.model._prepare_generation_config(generation_config, **_options(kwargs))
+        if config.num_beams > 1 and not config.output_scores:
+            # transformers gives sequences_scores only along with the scores of every step
+            if generation_config is None:
+                kwargs["output_scores"] = True
+            else:
+                generation_config = copy.deepcopy(generation_config)
+                generation_config.output_scores = True
+        _decode(parts, run, input_ids, generation_config, {**kwargs, "attention_mask": attention_mask})
+    output = run.output
+    return output if config.output_scores else dataclasses.replace(output, scores=None)
+
+
+def _decode(
+    parts: DecoderParts,
+    run: AppliedRun,
+    input_ids: Tensor | None,
+    generation_config: GenerationConfig | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run transformers' ``generate`` on a :class:`SkipCache`; returns its output and leaves ours in ``run.output``."""
+    model = parts.model
+    config, _ = model._prepare_generation_config(generation_config, **_options(kwargs))
+    _check_call(model, config, input_ids, kwargs)
+    prompt_length = input_ids.shape[1]
+    max_steps = _max_new_tokens(model, run, generation_config, kwargs, prompt_length)
+    _check_context(model, prompt_length, max_steps)
+
+    forced = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
+    if generation_config is None:
+        kwargs = {**kwargs, **forced}
+    else:  # transformers wants options in one place only
+        generation_config = copy.deepcopy(generation_config)
+        generation_config.update(**forced)
+        kwargs = {name: value for name, value in kwargs.items() if name not in forced}
+    decisions = Decisions(run.strategy, parts.num_layers, max_steps)
+    cache = SkipCache(parts, decisions)
+    readings = cache.readings_s
+    readings.append(now_s(model.device))
+    raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
+    readings.append(now_s(model.device))
+
+    beams = getattr(raw, "beam_indices", None)
+    new_tokens = raw.sequences[:, prompt_length:].cpu()
+    if beams is None:
+        real_tokens = _real_tokens(new_tokens, config.eos_token_id)
+    else:
+        beams = beams.cpu().long()
+        real_tokens = (beams >= 0).sum(dim=1)
+    trace = trace_along(
+        cache.executed,
+        real_tokens,
+        parts.num_layers,
+        prompt_length,
+        beam_rows=None if beams is None else beams[:, 1:].clamp(min=0),
+        searched_rows=len(input_ids) * config.num_beams,
+        filled=cache.filled,
+        probed_rows=decisions.probed_rows,
+    )
+    run.output = DecodeOutput(
+        sequences=raw.sequences,
+        sequences_scores=getattr(raw, "sequences_scores", None),
+        scores=raw.scores,
+        trace=trace,
+        timing=Timing(readings[1] - readings[0], readings[-1] - readings[1], len(cache.executed)),
+        cache_bytes=cache.peak_bytes,
+    )
+    if run.on_decode is not None:
+        run.on_decode(run.output)
+    return raw
+
+
+def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that may be generation options (``None`` stands for an option that is switched off)."""
+    return {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
+
+
+def _check_call(model: PreTrainedModel, config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse bad input and what cannot be combined with skipped layers."""
+    for name, meaning in _REFUSED.items():
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ValueError(f"{name}: {meaning} cannot be combined with skipped layers.")
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
+    if kwargs.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds: give the prompt as input_ids.")
+    if config.use_cache is False:
+        raise ValueError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
+    if config.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"cache_implementation={config.cache_implementation!r}: skipped layers need the dynamic cache; leave it out."
+        )
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
+        got = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise ValueError(f"input_ids: got {got}; expected a LongTensor of shape (rows, prompt length), not empty.")
+    if len(input_ids) > 1 and (config.stop_strings is not None or kwargs.get("stopping_criteria")):
+        raise ValueError(
+            "stop_strings and stopping_criteria: where a row of a batch stopped cannot be seen afterwards; "
+            "decode one row at a time or stop at eos_token_id."
+        )
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return
+    if tuple(mask.shape) != tuple(input_ids.shape):
+        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
+    if bool((mask[:, -1] == 0).any()):
+        raise ValueError(
+            "attention_mask: some rows end in padding; decoding needs left padding (tokenizer.padding_side = 'left')."
+        )
+
+
+def _max_new_tokens(
+    model: PreTrainedModel,
+    run: AppliedRun,
+    generation_config: GenerationConfig | None,
+    kwargs: dict[str, Any],
+    prompt_length: int,
+) -> int:
+    """T: what the call asks for, else what the strategy was applied with, else the model's own default."""
+    for source in (kwargs, vars(generation_config) if generation_config else {}, vars(run), vars(model.generation_config)):
+        if source.get("max_new_tokens") is not None:
+            name, length = "max_new_tokens", source["max_new_tokens"]
+            break
+        if source.get("max_length") is not None:
+            name, length = f"max_length minus the prompt's {prompt_length} tokens", source["max_length"] - prompt_length
+            break
+    else:
+        raise ValueError("max_new_tokens: not given; the schedules need to know the most new tokens (T).")
+    if length < 1:
+        raise ValueError(f"{name} is {length}; expected at least 1.")
+    return length
+
+
+def _check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> None:
+    context = context_length(model)
+    if context is not None and prompt_length + max_new_tokens > context:
+        raise ValueError(
+            f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
+            f"{context} tokens; shorten one of them."
+        )
+
+
+def _real_tokens(new_tokens: LongTensor, eos_token_id: int | list[int] | None) -> LongTensor:
+    """Real new tokens of each row, its end-of-sequence token included: [rows, new] to [rows]."""
+    rows, width = new_tokens.shape
+    ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long).reshape(-1)
+    is_end = torch.isin(new_tokens, ends)
+    first = is_end.long().argmax(dim=1) + 1
+    return torch.where(is_end.any(dim=1), first, torch.full((rows,), width))

@@ -1,0 +1,92 @@
+"""The law as one masked teacher-forced pass.
+
+With M[t, i] = "layer i runs for token t", a whole decode with skipped layers equals ``h = where(M[:, i], layer_i(h), h)``
+over the full sequence: every layer makes the keys and values of every token from the hidden state with which the
+token arrived. It is the oracle of the tests, the fast way to score a text under a strategy, and the forward pass of
+skip-aware training.
+"""
+
+from typing import Any
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor, nn
+from transformers import DynamicCache
+
+from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
+from hsdlab.decoding.skipping import LayerForward, LayerRunner, skippable
+
+
+class _ReplayCache(LayerRunner, DynamicCache):
+    """Stands where the model passes its cache; stores nothing and masks each layer's output."""
+
+    def __init__(self, parts: DecoderParts, executed: Tensor) -> None:
+        super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        self._index = {layer: i for i, layer in enumerate(parts.layers)}
+        self._executed = executed.to(parts.model.device)  # (rows, length, layers)
+        flat = executed.flatten(0, 1)
+        self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def run_layer(self, layer: nn.Module, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        index = self._index[layer]
+        if not self._any[index]:
+            return hidden
+        output = forward(hidden, *args, **kwargs)
+        if self._all[index]:
+            return output
+        return torch.where(self._executed[:, :, index, None], output, hidden)
+
+
+def replay(
+    model: nn.Module, *, input_ids: LongTensor, attention_mask: Tensor | None = None, executed: BoolTensor
+) -> Tensor:
+    """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
+
+    Gradients flow as in any forward pass; wrap it in ``torch.no_grad()`` for scoring.
+
+    Args:
+        model: A decoder-only transformers model.
+        input_ids: [rows, length], left-padded.
+        attention_mask: [rows, length], 1 for tokens and 0 for padding; all ones if not given.
+        executed: BoolTensor [rows, length, layers]: layer i runs for the token (``trace.mask(prompt_length)``).
+
+    Returns:
+        Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
+
+    Raises:
+        ValueError: If a shape does not fit, or the model would drop the mask (gradient checkpointing).
+    """
+    parts = decoder_parts(model)
+    model = parts.model
+    expected = (*input_ids.shape, parts.num_layers)
+    if executed.dtype != torch.bool or tuple(executed.shape) != expected:
+        raise ValueError(
+            f"executed is a {executed.dtype} tensor of shape {tuple(executed.shape)}; expected a BoolTensor of shape "
+            f"{expected}: rows × length × layers."
+        )
+    if model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            "Gradient checkpointing drops what replay passes to the layers while training; call "
+            "model.gradient_checkpointing_disable() first."
+        )
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    with skippable(parts):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            past_key_values=_ReplayCache(parts, executed),
+            use_cache=True,
+        )
+    return output.logits

@@ -1,0 +1,81 @@
+"""Make the decoder layers of an unmodified transformers model skippable, and undo it.
+
+Inside :func:`skippable`, each decoder layer's class is a subclass of its own class whose ``forward`` looks for a
+:class:`LayerRunner` among its arguments, where transformers passes the key/value cache. If there is one, it
+decides how the layer is called; if there is none, the layer runs as ever. So the state of a decode travels with
+its cache: layers hold none, ordinary forward passes stay at full depth, and nothing else of the model changes
+(names in the ``state_dict``, ``isinstance``, hooks, FSDP's class policies).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from hsdlab.decoding.families import DecoderParts, UnsupportedModelError
+
+LayerForward = Callable[..., Tensor]
+
+
+class LayerRunner:
+    """What stands where a model passes its cache and decides about each layer (:class:`SkipCache`, ``replay``)."""
+
+    def run_layer(self, layer: nn.Module, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Return the hidden state after ``layer``.
+
+        Args:
+            layer: The decoder layer that the model calls.
+            forward: The layer's own forward, bound.
+            hidden: The hidden state as it arrives, [rows, length, d].
+            args: The other positional arguments of the call.
+            kwargs: Its keyword arguments.
+        """
+        raise NotImplementedError
+
+
+class _Skippable:
+    """Marks the subclasses made here."""
+
+
+@cache
+def _skippable_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        own_forward = layer_class.forward.__get__(self)
+        for argument in (*kwargs.values(), *args):
+            if isinstance(argument, LayerRunner):
+                return argument.run_layer(self, own_forward, hidden_states, args, kwargs)
+        return own_forward(hidden_states, *args, **kwargs)
+
+    body = {"forward": forward, "__module__": layer_class.__module__, "__doc__": layer_class.__doc__}
+    return type(f"Skippable{layer_class.__name__}", (_Skippable, layer_class), body)
+
+
+@contextmanager
+def skippable(parts: DecoderParts) -> Iterator[None]:
+    """Swap the classes of the decoder layers, and swap them back on leaving, also by an exception.
+
+    May be nested: inside, the layers are left as they are.
+
+    Raises:
+        UnsupportedModelError: If a layer's ``forward`` was replaced on the instance (accelerate's hooks do that),
+            so that its class has no say.
+    """
+    hooked = [i for i, layer in enumerate(parts.layers) if "forward" in vars(layer)]
+    if hooked:
+        raise UnsupportedModelError(
+            f"Layers {hooked} have a forward of their own on the instance (accelerate's device_map hooks?); "
+            "load the model without device_map."
+        )
+    classes = [type(layer) for layer in parts.layers]
+    if issubclass(classes[0], _Skippable):
+        yield
+        return
+    try:
+        for layer, layer_class in zip(parts.layers, classes, strict=True):
+            layer.__class__ = _skippable_class(layer_class)
+        yield
+    finally:
+        for layer, layer_class in zip(parts.layers, classes, strict=True):
+            layer.__class__ = layer_class

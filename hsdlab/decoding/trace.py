@@ -1,0 +1,121 @@
+"""Which layers ran for which token of which row, and the depth that follows from it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The record of one decode, along the returned sequences.
+
+    Step t is the forward pass whose input is new token t. All tensors are on the CPU.
+
+    Attributes:
+        executed: BoolTensor [steps, rows, layers]: layer i ran in step t for the returned row. ``steps`` is the longest
+            row's number of real new tokens minus one (an end-of-sequence token is real, what follows it is not).
+        live: BoolTensor [steps, rows]: the row really took the step. A row's end-of-sequence token is never an
+            input; steps that a row did not take are all False in ``executed``.
+        prompt_length: Length of the (padded) prompt, tokens.
+        compute_depth_sum: Executed layers summed over all live beams of all steps.
+        compute_steps: Number of terms of that sum.
+        filled: Number of (token, layer) pairs whose keys and values were made late, over all beams.
+        probed_rows: Number of hidden states that the head was applied to in order to decide about an exit.
+    """
+
+    executed: BoolTensor
+    live: BoolTensor
+    prompt_length: int
+    compute_depth_sum: int
+    compute_steps: int
+    filled: int = 0
+    probed_rows: int = 0
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return self.executed.shape[2]
+
+    @property
+    def depths(self) -> LongTensor:
+        """Executed layers per step and row, [steps, rows]; 0 where the row did not take the step."""
+        return self.executed.sum(dim=2)
+
+    @property
+    def average_layers(self) -> float:
+        """Mean depth over all live steps of all returned rows (the papers' "Avg. Layer"); NaN if there are none."""
+        steps = int(self.live.sum())
+        return float(self.executed.sum()) / steps if steps else float("nan")
+
+    @property
+    def row_average_layers(self) -> list[float]:
+        """Mean depth of each returned row over its live steps; NaN for a row without any."""
+        return (self.depths.sum(dim=0) / self.live.sum(dim=0)).tolist()
+
+    @property
+    def compute_layers(self) -> float:
+        """Mean depth over everything that was computed: with beams, all live beams, returned or not; NaN if nothing."""
+        return self.compute_depth_sum / self.compute_steps if self.compute_steps else float("nan")
+
+    def mask(self, prompt_length: int) -> BoolTensor:
+        """The mask of the whole sequences that ``replay`` takes.
+
+        Args:
+            prompt_length: Length of the (padded) prompt, tokens.
+
+        Returns:
+            [rows, length, layers]; true for the prompt and where nothing ran after. ``length`` covers the prompt and
+            the longest row's real new tokens.
+        """
+        steps, rows, layers = self.executed.shape
+        mask = torch.ones(rows, prompt_length + steps + 1, layers, dtype=torch.bool)
+        taken = torch.where(self.live[..., None], self.executed, True)  # (steps, rows, layers)
+        mask[:, prompt_length : prompt_length + steps] = taken.transpose(0, 1)
+        return mask
+
+
+def trace_along(
+    log: list[Tensor],
+    real_tokens: LongTensor,
+    num_layers: int,
+    prompt_length: int,
+    beam_rows: LongTensor | None = None,
+    searched_rows: int = 0,
+    filled: int = 0,
+    probed_rows: int = 0,
+) -> Trace:
+    """Follow the returned sequences through the log of a decode.
+
+    Args:
+        log: Per decode step, which layers ran: BoolTensor [rows of the step, or 1 if equal for all; layers].
+        real_tokens: Real new tokens of each returned row, [rows].
+        num_layers: L.
+        prompt_length: Length of the (padded) prompt, tokens.
+        beam_rows: With beams, the row of each step's batch that a returned row came from, [rows, steps or more];
+            None where the returned rows are those of the batch (then finished rows are not live and count nowhere).
+        searched_rows: With beams, the number of rows in the search: sources × beams.
+        filled: See :class:`Trace`.
+        probed_rows: See :class:`Trace`.
+    """
+    rows = len(real_tokens)
+    steps = max(int(real_tokens.max()) - 1, 0)
+    live = torch.arange(steps)[:, None] < real_tokens[None] - 1  # (steps, rows)
+    executed = torch.zeros(steps, rows, num_layers, dtype=torch.bool)
+    for step, ran in enumerate(log[:steps]):
+        along = ran if beam_rows is None or len(ran) == 1 else ran[beam_rows[:, step]]
+        executed[step] = along & live[step, :, None]
+    if beam_rows is None:
+        compute_depth_sum, compute_steps = int(executed.sum()), int(live.sum())
+    else:
+        compute_depth_sum = sum(int(ran.sum()) * (searched_rows // len(ran)) for ran in log)
+        compute_steps = searched_rows * len(log)
+    return Trace(
+        executed=executed,
+        live=live,
+        prompt_length=prompt_length,
+        compute_depth_sum=compute_depth_sum,
+        compute_steps=compute_steps,
+        filled=filled,
+        probed_rows=probed_rows,
+    )
