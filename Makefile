@@ -1,0 +1,35 @@
+# Every target makes .venv by itself, from the versions pinned in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install models demo test clean
+
+help:  ## print this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Another Python than python3: make PYTHON=/path/to/python install'
+
+install: .venv/installed  ## make .venv with the pinned versions
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		"hsdlab needs Python 3.11 or newer and $(PYTHON) is %d.%d; say make PYTHON=/path/to/python3.11" \
+		% sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)
+	$(BIN)/python -m hsdlab.embedded
+
+demo: models  ## decode real text with every strategy; print the table, write the picture
+	$(BIN)/python evaluate.py compare --config configs/experiment/quickstart_compare.yaml
+
+test: models  ## linters, type checker and all tests, offline
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 PIP_NO_INDEX=1 $(BIN)/python -m pytest
+
+clean:  ## remove .venv and all that was built (not the fetched models)
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
