@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from hsdlab.decoding.decisions import Decisions, Rows
 from hsdlab.decoding.families import DecoderParts
-from hsdlab.decoding.skipping import LayerForward, LayerRunner
+from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.timing import now_s
 
 
@@ -87,21 +87,21 @@ class SkipCache(LayerRunner, DynamicCache):
 
     # Running a layer -----------------------------------------------------------------------------------------
 
-    def run_layer(self, layer: nn.Module, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Run ``layer`` for the rows that the decisions name; the others pass by."""
-        index = self._index[layer]
+    def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a layer for the rows that the decisions name; the others pass by."""
+        index = self._index[call.layer]
         length = hidden.shape[1]
         if index == 0:
-            self._begin_pass(forward, hidden, args, kwargs)
+            self._begin_pass(call, hidden, args, kwargs)
         if self._seen == 0:
-            hidden = forward(hidden, *args, **kwargs)
+            hidden = call(hidden, *args, **kwargs)
         else:
-            hidden = self._run_decode_step(index, forward, hidden, args, kwargs)
+            hidden = self._run_decode_step(index, call, hidden, args, kwargs)
         if index == self._parts.num_layers - 1:
             self._end_pass(length)
         return hidden
 
-    def _begin_pass(self, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> None:
+    def _begin_pass(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
         if self._seen == 0:
             return
         if hidden.shape[1] != 1:
@@ -112,7 +112,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if not self.executed:
             self.readings_s.append(now_s(hidden.device))
         self._decisions.begin_step(len(self.executed), hidden.shape[0])
-        self._history.begin_step(forward, hidden, args, kwargs)
+        self._history.begin_step(call, hidden, args, kwargs)
 
     def _end_pass(self, length: int) -> None:
         step = len(self.executed) - 1 if self._seen == 0 else len(self.executed)
@@ -131,24 +131,24 @@ class SkipCache(LayerRunner, DynamicCache):
         self.peak_bytes = max(self.peak_bytes, held)
 
     def _run_decode_step(
-        self, index: int, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict
+        self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict
     ) -> Tensor:
         rows = self._decisions.rows_at(index)
         if rows is None:  # all rows
-            self._fill(index, forward, rows)
-            output = forward(hidden, *args, **kwargs)
+            self._fill(index, call, rows)
+            output = call(hidden, *args, **kwargs)
             self._ask(index, rows, output, hidden)
             return output
         self._history.passed_by(index, rows, hidden)
         if len(rows) == 0:
             return hidden
-        self._fill(index, forward, rows)
+        self._fill(index, call, rows)
         device_rows = rows.to(hidden.device)
         args, kwargs = select_rows((args, kwargs), device_rows, hidden.shape[0])
         arrived = hidden.index_select(0, device_rows)
         self._rows = rows
         try:
-            output = forward(arrived, *args, **kwargs)
+            output = call(arrived, *args, **kwargs)
         finally:
             self._rows = None
         self._ask(index, rows, output, arrived)
@@ -162,7 +162,7 @@ class SkipCache(LayerRunner, DynamicCache):
 
     # Late keys and values ------------------------------------------------------------------------------------
 
-    def _fill(self, index: int, forward: LayerForward, rows: Rows) -> None:
+    def _fill(self, index: int, call: LayerCall, rows: Rows) -> None:
         """Make the keys and values that ``rows`` still lack at this layer, in one batch."""
         waiting = self._history.take_waiting(index, rows)
         if waiting is None:
@@ -173,7 +173,7 @@ class SkipCache(LayerRunner, DynamicCache):
             vars(query)["forward"] = lambda x: x.new_zeros(()).expand(*x.shape[:-1], query.out_features)
         self._filling = True
         try:
-            forward(hidden, **positions)
+            call(hidden, **positions)
         except _KeysAndValuesMade:
             keys, values = self._made
         finally:
@@ -211,11 +211,11 @@ class _History:
         self._lacking_layers: set[int] = set()
         self._origin: Tensor | None = None  # [steps, rows], on the device; None while no beam has moved
 
-    def begin_step(self, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> None:
+    def begin_step(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
         if not self._decisions.may_fill:
             return
         self._arrived.append({})
-        self._positions.append(_position_arguments(forward, hidden, args, kwargs))
+        self._positions.append(_position_arguments(call, hidden, args, kwargs))
         if self._origin is not None:
             now = torch.arange(hidden.shape[0], device=hidden.device)[None]
             self._origin = torch.cat([self._origin, now])
@@ -311,12 +311,12 @@ def _concatenated(values: list[Any]) -> Any:
     return first
 
 
-def _position_arguments(forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
+def _position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
     """A layer's arguments by name, without the hidden state, with no mask (it is used after keys and values)."""
-    signature = inspect.signature(forward)
-    bound = signature.bind(hidden, *args, **kwargs).arguments
-    for name, parameter in signature.parameters.items():
+    parameters = call.signature.parameters
+    bound = call.signature.bind(hidden, *args, **kwargs).arguments
+    for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound.update(bound.pop(name, {}))
-    bound.pop(next(iter(signature.parameters)))
+    bound.pop(next(iter(parameters)))
     return {name: None if name == "attention_mask" else value for name, value in bound.items()}

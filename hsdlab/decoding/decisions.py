@@ -68,7 +68,7 @@ class Strategy(Protocol):
     layer but the last.
     """
 
-    def schedule(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
         """The executed layers of steps 0 … max_steps - 2, the same for all rows, or None if not known before."""
 
     def plan(self, state: StepState) -> BoolTensor:
@@ -113,7 +113,7 @@ class Decisions:
         self.num_layers = num_layers
         self.max_steps = max_steps
         self._should_exit = getattr(strategy, "should_exit", None)
-        schedule = strategy.schedule(num_layers, max_steps)
+        schedule = strategy.scheduled_layers(num_layers, max_steps)
         self._schedule = None if schedule is None else self._checked_schedule(schedule)
         # The last step that may run each layer: after it nothing of the layer is needed any more.
         self._last_use = [max_steps] * num_layers if self._schedule is None else [-1] * num_layers
@@ -212,7 +212,7 @@ class Decisions:
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
         if len(schedule) != self.max_steps - 1:
             raise ValueError(
-                f"{self.name}.schedule gave {len(schedule)} steps; expected {self.max_steps - 1} "
+                f"{self.name}.scheduled_layers gave {len(schedule)} steps; expected {self.max_steps - 1} "
                 f"(max_new_tokens={self.max_steps} has one decode step fewer)."
             )
         for step, layers in enumerate(schedule):

@@ -1,11 +1,12 @@
 """Ask a model of an unknown architecture whether it obeys the law, before it is trusted.
 
-A structural guess (:mod:`hsdlab.decoding.families`) can be wrong in silence: a head with a scale, layers that return
-tuples, a cache that is used otherwise. So a few tokens are decoded twice, on the lazily filled cache and by ``replay``,
+A structural guess (:mod:`hsdlab.decoding.families`) can be wrong in silence: a head with a scale, biases that
+depend on the row, a cache that is used otherwise. So a few tokens are decoded twice, on the lazily filled cache and by ``replay``,
 and once by the model itself.
 """
 
-from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import BoolTensor, Tensor, nn
@@ -22,7 +23,7 @@ _TOLERANCE = 1e-2  # of the largest logit; reduced precision reaches about half 
 class _Alternate:
     """Runs the even and the odd layers in turn, row by row, so that every cache entry is at some time filled late."""
 
-    def schedule(self, num_layers: int, max_steps: int) -> None:
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> None:
         return None
 
     def plan(self, state: StepState) -> BoolTensor:
@@ -36,7 +37,9 @@ def check_model(parts: DecoderParts) -> None:
     Raises:
         UnsupportedModelError: If they differ, with what differs.
     """
-    problem = _problem(parts.model)
+    if parts.model not in _problems:
+        _problems[parts.model] = _problem(parts)
+    problem = _problems[parts.model]
     if problem:
         raise UnsupportedModelError(
             f"{type(parts.model).__name__} ({parts.model.config.model_type}) is not a known family, and {problem}. "
@@ -44,11 +47,11 @@ def check_model(parts: DecoderParts) -> None:
         )
 
 
-@cache
-def _problem(model: nn.Module) -> str | None:
-    from hsdlab.decoding.families import decoder_parts
+_problems: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a model is asked once
 
-    parts = decoder_parts(model)
+
+def _problem(parts: DecoderParts) -> str | None:
+    model = parts.model
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.arange(12, device=model.device).reshape(2, 6) * 7 % vocabulary  # (rows, length)
     prompt, steps = 3, 3
@@ -68,15 +71,14 @@ def _compare(parts: DecoderParts, tokens: Tensor, prompt: int, steps: int) -> st
     plain = model(input_ids=tokens).logits
     if not _close(replay(model, input_ids=tokens, executed=everything), plain):
         return "replay with all layers differs from a plain forward pass"
-    last: list[Tensor] = []
+    last: list[Any] = []
     hook = parts.layers[-1].register_forward_hook(lambda module, args, output: last.append(output))
     try:
         model(input_ids=tokens)
     finally:
         hook.remove()
-    if not isinstance(last[0], Tensor):
-        return f"its layers return a {type(last[0]).__name__} (expected the hidden state, a tensor)"
-    if not _close(parts.logits(last[0]), plain):
+    hidden = last[0][0] if isinstance(last[0], tuple) else last[0]
+    if not _close(parts.logits(hidden), plain):
         return "its final norm and head do not give its logits (a scale or a cap after the head?)"
 
     cache_ = SkipCache(parts, Decisions(_Alternate(), parts.num_layers, steps + 1))

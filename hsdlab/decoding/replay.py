@@ -13,7 +13,7 @@ from torch import BoolTensor, LongTensor, Tensor, nn
 from transformers import DynamicCache
 
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
-from hsdlab.decoding.skipping import LayerForward, LayerRunner, skippable
+from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 
 
 class _ReplayCache(LayerRunner, DynamicCache):
@@ -37,11 +37,11 @@ class _ReplayCache(LayerRunner, DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         return key_states, value_states
 
-    def run_layer(self, layer: nn.Module, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        index = self._index[layer]
+    def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        index = self._index[call.layer]
         if not self._any[index]:
             return hidden
-        output = forward(hidden, *args, **kwargs)
+        output = call(hidden, *args, **kwargs)
         if self._all[index]:
             return output
         return torch.where(self._executed[:, :, index, None], output, hidden)

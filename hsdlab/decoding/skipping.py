@@ -7,6 +7,7 @@ its cache: layers hold none, ordinary forward passes stay at full depth, and not
 (names in the ``state_dict``, ``isinstance``, hooks, FSDP's class policies).
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,18 +17,39 @@ from torch import Tensor, nn
 
 from hsdlab.decoding.families import DecoderParts, UnsupportedModelError
 
-LayerForward = Callable[..., Tensor]
+
+class LayerCall:
+    """One call of a decoder layer's own forward.
+
+    Attributes:
+        layer: The layer.
+        signature: The signature of its forward, without ``self``.
+    """
+
+    __slots__ = ("_forward", "layer", "signature")
+
+    def __init__(self, layer: nn.Module, forward: Callable[..., Any], signature: inspect.Signature) -> None:
+        self.layer = layer
+        self.signature = signature
+        self._forward = forward
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the layer; returns the hidden state after it, [rows, length, d]."""
+        output = self._forward(self.layer, hidden, *args, **kwargs)
+        if isinstance(output, tuple):
+            type(self.layer)._outputs_after_hidden = len(output) - 1
+            return output[0]
+        return output
 
 
 class LayerRunner:
     """What stands where a model passes its cache and decides about each layer (:class:`SkipCache`, ``replay``)."""
 
-    def run_layer(self, layer: nn.Module, forward: LayerForward, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Return the hidden state after ``layer``.
+    def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Return the hidden state after a layer.
 
         Args:
-            layer: The decoder layer that the model calls.
-            forward: The layer's own forward, bound.
+            call: Runs the layer that the model calls.
             hidden: The hidden state as it arrives, [rows, length, d].
             args: The other positional arguments of the call.
             kwargs: Its keyword arguments.
@@ -35,18 +57,25 @@ class LayerRunner:
         raise NotImplementedError
 
 
-class _Skippable:
+class _Skippable(nn.Module):
     """Marks the subclasses made here."""
+
+    _outputs_after_hidden: int | None = None  # of layers that return a tuple, known after the first call
 
 
 @cache
-def _skippable_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        own_forward = layer_class.forward.__get__(self)
+def _skippable_class(layer_class: type[nn.Module]) -> type[_Skippable]:
+    own_forward = layer_class.forward
+    signature = inspect.signature(own_forward)
+    signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def forward(self: _Skippable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         for argument in (*kwargs.values(), *args):
             if isinstance(argument, LayerRunner):
-                return argument.run_layer(self, own_forward, hidden_states, args, kwargs)
-        return own_forward(hidden_states, *args, **kwargs)
+                hidden = argument.run_layer(LayerCall(self, own_forward, signature), hidden_states, args, kwargs)
+                extra = self._outputs_after_hidden
+                return hidden if extra is None else (hidden, *[None] * extra)
+        return own_forward(self, hidden_states, *args, **kwargs)
 
     body = {"forward": forward, "__module__": layer_class.__module__, "__doc__": layer_class.__doc__}
     return type(f"Skippable{layer_class.__name__}", (_Skippable, layer_class), body)

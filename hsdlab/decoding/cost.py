@@ -1,0 +1,73 @@
+"""What a decode costs: floating-point operations and the weights that were read.
+
+Depth is not speed: a softmax probe applies the head, late keys and values are projected, attention grows with the
+text. All of it is counted here. Times are measured elsewhere (:class:`Timing`, ``evaluate.py bench``).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hsdlab.decoding.families import decoder_parts, key_value_size
+from hsdlab.decoding.trace import Trace
+
+
+def decode_flops(model: nn.Module, trace: Trace) -> float:
+    """Floating-point operations of the decode steps of a trace, prompt pass apart.
+
+    Two per weight of each matrix that a token is multiplied with (layers, head, head of the probes, key and value
+    projections of late fills) and four per attended token and attention channel (scores, weighted sum). Norms,
+    biases, activations and embeddings are left out.
+
+    Args:
+        model: The model that decoded.
+        trace: Its trace; everything computed is counted, beams that were not returned too.
+
+    Returns:
+        The number of operations; depth along unreturned beams is taken at its average over the whole search.
+    """
+    parts = decoder_parts(model)
+    config = parts.model.config.get_text_config(decoder=True)
+    per_layer = 2 * sum(_matrix_weights(layer) for layer in parts.layers) / parts.num_layers
+    per_head = 2 * _matrix_weights(parts.head)
+    per_fill = 2 * config.hidden_size * key_value_size(parts.model)
+    attention_size = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+    context = trace.prompt_length + 1 + torch.arange(len(trace.live), dtype=torch.double)  # tokens attended to
+    depths = trace.depths.double()  # (steps, rows)
+    computed = trace.compute_depth_sum / max(float(depths.sum()), 1.0)  # beams computed per beam returned
+    attention = 4 * attention_size * float((depths * context[:, None]).sum()) * computed
+    layers = per_layer * trace.compute_depth_sum
+    heads = per_head * (trace.compute_steps + trace.probed_rows)
+    return layers + attention + heads + per_fill * trace.filled
+
+
+def ideal_speedup(model: nn.Module, schedule: Sequence[Sequence[int]]) -> float:
+    """The most a schedule can gain for small batches, where reading the weights takes the time.
+
+    (weights read at full depth, head included) / (weights read under the schedule), over all decode steps: batch 1,
+    greedy, one dtype, prompt pass apart.
+
+    Args:
+        model: The model.
+        schedule: The executed layers of each decode step.
+
+    Returns:
+        A factor, 1 or more.
+    """
+    parts = decoder_parts(model)
+    layer_bytes = [_bytes(layer) for layer in parts.layers]
+    outside = _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
+    full = (sum(layer_bytes) + outside) * len(schedule)
+    return full / sum(sum(layer_bytes[i] for i in layers) + outside for layers in schedule)
+
+
+def _matrix_weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())

@@ -1,0 +1,157 @@
+"""SkipStrategy: the contract of every strategy, and all of its Lightning hooks.
+
+A strategy is a Lightning Callback. In ``callbacks=[...]`` of a Trainer it decodes every ``self.model.generate`` call of
+the LightningModule with skipped layers, in validation, test and predict; teacher-forced losses stay at full depth.
+Outside Lightning, ``with strategy.applied_to(model):`` does the same.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import BoolTensor, nn
+
+from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
+from hsdlab.decoding.cost import decode_flops
+from hsdlab.metrics.efficiency import Efficiency
+
+
+class SkipStrategy(Callback, ABC):
+    """Decides which layers run in each decode step. Subclass it, or one of its two easier forms.
+
+    The three rungs, each one method:
+
+    - :class:`ScheduledStrategy`, ``layers_at``: the same layers for all rows, known before the step.
+    - :class:`SkipStrategy`, ``plan``: layers per row, before the step.
+    - :class:`ConfidenceStrategy`, ``should_exit``: asked after each executed layer.
+
+    A strategy keeps no state from one decode to the next, so one object serves any number of batches. Its parameters
+    are attributes named as in ``__init__``.
+    """
+
+    @abstractmethod
+    def plan(self, state: StepState) -> BoolTensor:
+        """Choose the layers of a decode step for each row.
+
+        Args:
+            state: The step, rows, num_layers and max_steps.
+
+        Returns:
+            BoolTensor [rows, layers]: the row runs the layer, at least one per row.
+        """
+
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
+        """The layers of steps 0 … max_steps - 2 if they are known beforehand, else None (then ``plan`` is asked)."""
+        return None
+
+    def never_skip(self) -> Self | None:
+        """The setting of the same class that never skips a layer, or None where there is none."""
+        return None
+
+    @contextmanager
+    def applied_to(self, model: nn.Module, max_new_tokens: int | None = None) -> Iterator[AppliedRun]:
+        """Decode every ``model.generate`` call inside the block under this strategy; restores the model on leaving.
+
+        Args:
+            model: A decoder-only transformers model.
+            max_new_tokens: Default of ``model.generate`` inside the block (T of the schedules).
+
+        Yields:
+            The run: ``run.trace`` is the trace of the last ``generate`` call.
+
+        Raises:
+            ValueError: If the strategy does not fit the model, or another one is already applied to it.
+        """
+        with applied(model, self, max_new_tokens=max_new_tokens) as run:
+            yield run
+
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of ``__init__`` by name, as they are now."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.parameters().items())})"
+
+    # Lightning -----------------------------------------------------------------------------------------------
+
+    _stack: ExitStack | None = None
+    _efficiency: Efficiency | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Parameters only: what is installed in this process stays here."""
+        return {name: value for name, value in vars(self).items() if name not in ("_stack", "_efficiency")}
+
+    @property
+    def efficiency(self) -> dict[str, float]:
+        """Depth and speed of the last validation, test or predict run (:class:`Efficiency`)."""
+        if self._efficiency is None:
+            raise RuntimeError(f"{type(self).__name__} has not decoded anything in a Trainer yet.")
+        return {name: float(value) for name, value in self._efficiency.compute().items()}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second strategy."""
+        names = [type(c).__name__ for c in trainer.callbacks if isinstance(c, SkipStrategy)]
+        if len(names) > 1:
+            raise ValueError(
+                f"Expected one skip strategy in a run, got {len(names)}: {', '.join(names)}. Give one with --skip (not "
+                "in trainer.callbacks too), or compare several with 'evaluate.py compare'."
+            )
+
+    def _install(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model = getattr(pl_module, "model", None)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"{type(self).__name__} acts on the LightningModule's attribute 'model', which "
+                f"{type(pl_module).__name__} does not have; name its transformers model so."
+            )
+        efficiency = Efficiency().to(pl_module.device)
+
+        def record(output: DecodeOutput) -> None:
+            trace = output.trace
+            efficiency.update(
+                depth_sum=int(trace.executed.sum()),
+                live_steps=int(trace.live.sum()),
+                compute_depth_sum=trace.compute_depth_sum,
+                compute_steps=trace.compute_steps,
+                num_layers=trace.num_layers,
+                decode_seconds=output.timing.decode_s,
+                decode_passes=output.timing.decode_passes,
+                prompt_seconds=output.timing.prompt_s,
+                prompts=1,
+                flops=decode_flops(model, trace),
+                cache_bytes=output.cache_bytes,
+            )
+
+        self._remove()
+        self._efficiency = efficiency
+        self._stack = ExitStack()
+        self._stack.enter_context(applied(model, self, on_decode=record))
+
+    def _remove(self, *args: Any) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def _log(self, stage: str) -> None:
+        if self._efficiency is None or not self._efficiency.update_called:
+            return  # the module did not decode
+        with torch.no_grad():
+            values = self._efficiency.compute()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, rank_zero_only=False)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log depth and speed."""
+        self._log("val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log depth and speed."""
+        self._log("test")
+
+    on_validation_start = on_test_start = on_predict_start = _install
+    on_validation_end = on_test_end = on_predict_end = _remove
+    on_exception = teardown = _remove

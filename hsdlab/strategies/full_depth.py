@@ -1,0 +1,17 @@
+"""FullDepth: the baseline."""
+
+from typing import Self
+
+from hsdlab.strategies.schedule import ScheduledStrategy
+
+
+class FullDepth(ScheduledStrategy):
+    """Run every layer in every step: plain decoding, the baseline that the others are measured against."""
+
+    def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
+        """All layers."""
+        return tuple(range(num_layers))
+
+    def never_skip(self) -> Self:
+        """Itself."""
+        return self

@@ -1,0 +1,102 @@
+"""ScheduledStrategy: the layers of a step are the same for all rows and known before it; and how budgets fall."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import BoolTensor
+
+from hsdlab.decoding import StepState
+from hsdlab.strategies.base import SkipStrategy
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+    "power": lambda progress: progress**2,
+    "exponential": lambda progress: (1 - math.exp(-4 * progress)) / (1 - math.exp(-4)),
+    "step": lambda progress: math.floor(4 * progress) / 4,
+}
+"""How far the budget has fallen from its maximum to its minimum (0 … 1) at a given progress t/T (0 … 1).
+
+``linear`` is the papers'; the others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
+exponential with time constant T/4, four equal steps.
+"""
+
+
+class ScheduledStrategy(SkipStrategy):
+    """A strategy whose layers depend on the step only. Write ``layers_at``; no device synchronisation is needed.
+
+    Example:
+        >>> class EveryOther(ScheduledStrategy):
+        ...     '''Run every second layer.'''
+        ...     def layers_at(self, step, num_layers, max_steps):
+        ...         return tuple(range(0, num_layers, 2))
+        >>> EveryOther().layers_at(step=0, num_layers=6, max_steps=10)
+        (0, 2, 4)
+    """
+
+    @abstractmethod
+    def layers_at(self, step: int, num_layers: int, max_steps: int) -> Sequence[int]:
+        """The layers that run in one decode step.
+
+        Args:
+            step: t; the pass whose input is new token t.
+            num_layers: L.
+            max_steps: T, the most new tokens.
+
+        Returns:
+            Layer indices, at least one.
+        """
+
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> list[Sequence[int]]:
+        """``layers_at`` for steps 0 … max_steps - 2."""
+        return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
+
+    def plan(self, state: StepState) -> BoolTensor:
+        """``layers_at`` as a mask, the same for all rows."""
+        plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
+        plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
+        return plan  # type: ignore[return-value]
+
+
+def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str = "linear") -> int:
+    """Number of layers scheduled in a step: falls from ``max_exit`` to ``min_exit``, at least 1.
+
+    l(t) = max(1, round(max_exit - (max_exit - min_exit) · decay(t/T))) (SkipDecode, arXiv 2307.02628, section 3; HSD,
+    arXiv 2403.14919, equation 4), with Python's ``round`` and T = ``max_steps``. Both papers' formulas are lost in
+    the text we have; this form was recovered from HSD's tables (docs/reconstruction.md).
+
+    Example:
+        >>> [budget(t, 10, min_exit=2, max_exit=8) for t in range(10)]
+        [8, 7, 7, 6, 6, 5, 4, 4, 3, 3]
+    """
+    progress = min(step / max_steps, 1.0)
+    return max(1, round(max_exit - (max_exit - min_exit) * DECAYS[decay](progress)))
+
+
+def check_budget(name: str, min_exit: int | None, max_exit: int | None, decay: str) -> None:
+    """Check the parameters of a budget when a strategy is made.
+
+    Raises:
+        ValueError: In the words of the strategy's parameters.
+    """
+    for parameter, value in (("min_exit", min_exit), ("max_exit", max_exit)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"{name}: {parameter}={value!r}; expected a number of layers, 0 or more.")
+    if min_exit is not None and max_exit is not None and min_exit > max_exit:
+        raise ValueError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}; the budget falls.")
+    if decay not in DECAYS:
+        raise ValueError(f"{name}: decay={decay!r}; expected one of {', '.join(DECAYS)}.")
+
+
+def check_fits(name: str, min_exit: int, max_exit: int, num_layers: int) -> None:
+    """Check a budget against a model.
+
+    Raises:
+        ValueError: If it exceeds the model's layers.
+    """
+    if max_exit > num_layers:
+        raise ValueError(f"{name}: max_exit={max_exit} is beyond this model's {num_layers} layers.")
+    if min_exit > max_exit:
+        raise ValueError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}, on {num_layers} layers.")
