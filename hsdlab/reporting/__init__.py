@@ -1,0 +1,15 @@
+"""From the results of several strategies to tables, JSON and a picture."""
+
+from hsdlab.reporting.bootstrap import bootstrap_interval, paired_interval
+from hsdlab.reporting.comparison import Comparison, StrategyResult
+from hsdlab.reporting.pareto import pareto_figure
+from hsdlab.reporting.provenance import run_provenance
+
+__all__ = [
+    "Comparison",
+    "StrategyResult",
+    "bootstrap_interval",
+    "paired_interval",
+    "pareto_figure",
+    "run_provenance",
+]

@@ -1,0 +1,184 @@
+"""The picture of a comparison: quality against average layers, and against measured time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from hsdlab.reporting import bootstrap
+from hsdlab.reporting.tables import METRIC_LABELS
+
+if TYPE_CHECKING:
+    from hsdlab.reporting.comparison import Comparison, Row
+
+Style = dict[str, Any]
+"""Keywords of a line without a line: colour and marker."""
+
+# Okabe and Ito's colour-blind-safe palette (jfly.uni-koeln.de/color) without yellow, which is faint on white.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("X", "o", "s", "^", "D", "v", "P")
+INK, FAINT = "#333333", "#9a9a9a"
+NUMBER_OFFSETS = [  # where a number may stand around its point, in points, nearest first
+    (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
+    for distance in (11, 15, 20, 26)
+    for angle in (40, 140, 320, 220, 0, 180, 20, 160, 340, 200)
+]
+
+
+def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
+    """Draw quality against average layers (left) and against milliseconds per decode step (right).
+
+    Error bars are the bootstrap intervals of the quality. The dashed staircase joins the strategies that no
+    other one beats in both directions. Strategies of one class share colour and marker; the numbers are those
+    of the legend and of the tables' order. A strategy without a figure on an axis is left out of that panel.
+
+    Args:
+        comparison: the strategies.
+        metric: a key of their scores.
+
+    Returns:
+        A figure of 12 by 4.8 inches on the Agg canvas, apart from pyplot's global state.
+
+    Raises:
+        ValueError: if the metric is no metric of hsdlab.
+    """
+    if metric not in METRIC_LABELS:
+        raise ValueError(f"Got metric {metric!r}. Expected one of {', '.join(METRIC_LABELS)}.")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    panels: list[tuple[Axes, Callable[[Row], float]]] = [
+        (left, lambda row: row.average_layers),
+        (right, lambda row: row.cost("decode_step_ms")),
+    ]
+    styles = _styles([comparison.baseline.class_name, *(row.result.class_name for row in comparison.rows)])
+    for axes, cost in panels:
+        _draw_panel(axes, comparison.rows, styles, metric, cost)
+    left.set_xlabel(f"Average layers per decode step (of {comparison.baseline.num_layers})", color=INK)
+    right.set_xlabel("Milliseconds per decode step, measured", color=INK)
+    left.set_ylabel(f"{METRIC_LABELS[metric]}, with {bootstrap.LEVEL:.0%} interval", color=INK)
+    handles = [
+        Line2D([], [], label=f"{row.number}  {row.label}", **styles[row.result.class_name])
+        for row in comparison.rows
+    ]
+    handles.append(Line2D([], [], color=FAINT, linestyle="--", label="Pareto frontier"))
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
+    figure.canvas.draw()  # settles the layout in which the numbers are measured
+    for axes, cost in panels:
+        _number_points(axes, comparison.rows, styles, metric, cost)
+    return figure
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other point beats, cheapest first.
+
+    Args:
+        points: (cost, quality); less cost and more quality are better.
+
+    Returns:
+        Those with a higher quality than every cheaper or equally cheap point.
+    """
+    best: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or quality > best[-1][1]:
+            best.append((cost, quality))
+    return best
+
+
+def _styles(class_names: Sequence[str]) -> dict[str, Style]:
+    """Return colour and marker of each class, in order of first appearance."""
+    return {
+        name: {
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 8,
+            "markeredgecolor": "white",
+            "linestyle": "none",
+        }
+        for index, name in enumerate(dict.fromkeys(class_names))
+    }
+
+
+def _drawn(rows: Sequence[Row], metric: str, cost: Callable[[Row], float]) -> list[tuple[Row, float, float]]:
+    """Return (row, x, y) of the rows that have both."""
+    points = [(row, cost(row), row.quality[metric].value) for row in rows if metric in row.quality]
+    return [(row, x, y) for row, x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _draw_panel(
+    axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style], metric: str, cost: Callable[[Row], float]
+) -> None:
+    axes.grid(color="#ececec", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    axes.margins(x=0.08, y=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    points = _drawn(rows, metric, cost)
+    if not points:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=FAINT)
+        axes.set_xticks([])
+        return
+    best = frontier([(x, y) for _, x, y in points])
+    axes.plot(
+        *zip(*best, strict=True), color=FAINT, linewidth=1.2, linestyle="--", drawstyle="steps-post", zorder=1
+    )
+    for row, x, y in points:
+        style, (_, low, high) = styles[row.result.class_name], row.quality[metric]
+        if math.isfinite(low):
+            axes.plot(
+                [x, x], [low, high], color=style["color"], marker="_", alpha=0.4, linewidth=1.4, zorder=2
+            )
+        axes.plot(x, y, **style, zorder=3)
+
+
+def _number_points(
+    axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style], metric: str, cost: Callable[[Row], float]
+) -> None:
+    """Write each row's number at the first free place around its point, else where it covers least."""
+    points = _drawn(rows, metric, cost)
+    point = axes.figure.dpi / 72  # pixels
+    pixels = axes.transData.transform
+    markers = [Bbox([pixels((x, y)) - 5 * point, pixels((x, y)) + 5 * point]) for _, x, y in points]
+    bars = [
+        Bbox([pixels((x, row.quality[metric].low)) - point, pixels((x, row.quality[metric].high)) + point])
+        for row, x, _ in points
+        if math.isfinite(row.quality[metric].low)
+    ]
+    numbers: list[Bbox] = []
+    for row, x, y in points:
+        number = axes.annotate(
+            str(row.number),
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=9.5,
+            fontweight="bold",
+            ha="center",
+            va="center",
+            color=styles[row.result.class_name]["color"],
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible across a line
+            zorder=4,
+        )
+        tried = []
+        for offset in NUMBER_OFFSETS:
+            number.set_position(offset)
+            box = number.get_window_extent()
+            tried.append((_covered(box, markers + numbers) + 0.5 * _covered(box, bars), offset, box))
+        _, offset, box = min(tried, key=lambda place: place[0])
+        number.set_position(offset)
+        numbers.append(box)
+
+
+def _covered(box: Bbox, taken: Sequence[Bbox]) -> float:
+    """Return the area that the box shares with others, in square pixels."""
+    shared = [Bbox.intersection(box, other) for other in taken]
+    return sum(overlap.width * overlap.height for overlap in shared if overlap is not None)
