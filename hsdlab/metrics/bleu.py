@@ -1,0 +1,129 @@
+"""Corpus BLEU by ``sacrebleu``, from counts that add up."""
+
+import math
+from functools import cache
+
+import torch
+from sacrebleu.metrics.bleu import BLEU as SacreBLEU
+from torch import Tensor
+
+from hsdlab.metrics.base import TextMetric, check_texts
+
+MAX_NGRAM_ORDER = 4
+NUM_BLEU_STATISTICS = 2 + 2 * MAX_NGRAM_ORDER
+
+
+def bleu_statistics(prediction: str, references: list[str], lowercase: bool = False) -> list[int]:
+    """Count what BLEU needs to know of one example; corpus BLEU is a function of the summed counts.
+
+    Args:
+        prediction: The generated text.
+        references: The texts to compare with, at least one.
+        lowercase: Compare without case.
+
+    Returns:
+        Ten integers: the length of the prediction and of the reference closest in length, in 13a tokens; the
+        matched n-grams for n = 1 to 4; all n-grams of the prediction for n = 1 to 4.
+
+    Raises:
+        ValueError: If the input is not a string and a non-empty list of strings.
+
+    Example:
+        >>> bleu_statistics("the cat sat down.", ["the cat sat.", "a dog sat down here."])
+        [5, 4, 5, 3, 1, 0, 5, 4, 3, 2]
+    """
+    check_texts([prediction], [references])
+    score = _sacrebleu(lowercase).corpus_score([prediction], [[reference] for reference in references])
+    return [score.sys_len, score.ref_len, *score.counts, *score.totals]
+
+
+@cache
+def _sacrebleu(lowercase: bool) -> SacreBLEU:
+    return SacreBLEU(lowercase=lowercase, max_ngram_order=MAX_NGRAM_ORDER)
+
+
+def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
+    """Compute corpus BLEU for the maximal n-gram orders 1 to 4 from the summed counts of all examples.
+
+    It equals ``sacrebleu.BLEU(max_ngram_order=N).corpus_score(...).score / 100``, its exponential smoothing
+    of orders without a match included: the counts of order 4 contain those of the lower orders.
+
+    Args:
+        summed: The ten integers of :func:`bleu_statistics`, summed over the examples.
+
+    Returns:
+        ``{"bleu1", ..., "bleu4"}``, from 0 to 1.
+
+    Raises:
+        ValueError: If there are not ten integers.
+
+    Example:
+        >>> scores = bleu_from_statistics([5, 4, 5, 3, 1, 0, 5, 4, 3, 2])
+        >>> {key: round(score, 4) for key, score in scores.items()}
+        {'bleu1': 1.0, 'bleu2': 0.866, 'bleu3': 0.63, 'bleu4': 0.5}
+    """
+    if len(summed) != NUM_BLEU_STATISTICS:
+        raise ValueError(
+            f"`summed` must hold {NUM_BLEU_STATISTICS} integers, got {len(summed)}. "
+            "Sum the lists that `bleu_statistics` returns, position by position."
+        )
+    sys_len, ref_len, *counts = summed
+    correct, total = counts[:MAX_NGRAM_ORDER], counts[MAX_NGRAM_ORDER:]
+    return {
+        f"bleu{order}": SacreBLEU.compute_bleu(
+            correct[:order], total[:order], sys_len, ref_len, smooth_method="exp", max_ngram_order=order
+        ).score
+        / 100
+        for order in range(1, MAX_NGRAM_ORDER + 1)
+    }
+
+
+class BLEU(TextMetric):
+    """Corpus BLEU (Papineni et al., 2002) with n-grams up to 1, 2, 3 and 4, as ``sacrebleu`` computes it.
+
+    13a tokenisation, exponential smoothing, all references of an example. BLEU belongs to a corpus: one
+    example has counts (:func:`bleu_statistics`), not a score.
+
+    Args:
+        lowercase: Compare without case.
+
+    Example:
+        >>> metric = BLEU()
+        >>> metric.update(["the cat sat down."], [["the cat sat.", "a dog sat down here."]])
+        >>> {key: round(value.item(), 4) for key, value in metric.compute().items()}
+        {'bleu1': 1.0, 'bleu2': 0.866, 'bleu3': 0.63, 'bleu4': 0.5}
+    """
+
+    def __init__(self, lowercase: bool = False) -> None:
+        super().__init__(torch.zeros(NUM_BLEU_STATISTICS, dtype=torch.long))
+        self.lowercase = lowercase
+
+    def score(self, predictions: list[str], references: list[list[str]]) -> list[list[int]]:
+        """Count each example by itself with :func:`bleu_statistics`.
+
+        Args:
+            predictions: One generated text per example.
+            references: One list of at least one text per example.
+
+        Returns:
+            Ten integers per example.
+
+        Raises:
+            ValueError: If the input is not one list of references per prediction.
+        """
+        check_texts(predictions, references)
+        return [
+            bleu_statistics(prediction, texts, self.lowercase)
+            for prediction, texts in zip(predictions, references, strict=True)
+        ]
+
+    def _row(self, score: list[int]) -> list[int]:
+        return score
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``bleu1`` to ``bleu4``, 0-dim float64 tensors from 0 to 1; NaN when no example was seen."""
+        scores = bleu_from_statistics(self.sums.tolist())
+        seen = bool(self.examples > 0)
+        return {
+            key: torch.full_like(self.examples, score if seen else math.nan) for key, score in scores.items()
+        }
