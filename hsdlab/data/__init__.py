@@ -1,0 +1,8 @@
+"""Data sets: Lightning data modules that turn text into prompts with references."""
+
+from hsdlab.data.base import Example, GenerationDataModule
+from hsdlab.data.docstrings import Docstrings
+from hsdlab.data.jsonl import JSONLines
+from hsdlab.data.prompt import PromptTemplate
+
+__all__ = ["Docstrings", "Example", "GenerationDataModule", "JSONLines", "PromptTemplate"]

@@ -1,0 +1,241 @@
+import pickle
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning import LightningModule, Trainer
+
+from hsdlab.data import Docstrings, Example, GenerationDataModule, JSONLines
+
+from .conftest import build_tokenizer
+
+EXAMPLES = [
+    Example(
+        f"toy-{index}", "The river rises in the hills. " * (1 + index % 4), (f"River {index}.", "A river.")
+    )
+    for index in range(11)
+]
+
+
+class Toy(GenerationDataModule):
+    def load_examples(self, split):
+        return {"train": [], "validation": EXAMPLES[:3], "test": EXAMPLES}[split]
+
+
+class Module(LightningModule):
+    """Notes what it is given."""
+
+    def __init__(self, tokenizer, context=40, max_new_tokens=20):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=context))
+        self.seen = []
+
+    def test_step(self, batch, index):
+        assert batch["input_ids"].shape == batch["attention_mask"].shape
+        self.seen += batch["ids"]
+
+    validation_step = predict_step = test_step
+
+    def configure_optimizers(self):
+        return None
+
+
+def run(module, data, stage):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    getattr(trainer, stage)(module, datamodule=data)
+
+
+def ids_of(loader):
+    return [id for batch in loader for id in batch["ids"]]
+
+
+def test_batches_are_left_padded_with_all_references(tokenizer):
+    data = Toy(prompt="{source}|", batch_size=2)
+    data.connect(tokenizer)
+    batch = next(iter(data.test_dataloader()))
+    short, long = (tokenizer(example.source + "|").input_ids for example in EXAMPLES[:2])
+    missing = len(long) - len(short)
+    assert missing > 0
+    assert batch["input_ids"].tolist() == [[tokenizer.eos_token_id] * missing + short, long]
+    assert batch["attention_mask"].tolist() == [[0] * missing + [1] * len(short), [1] * len(long)]
+    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
+    assert batch["ids"] == ["toy-0", "toy-1"]
+    assert batch["sources"] == [example.source for example in EXAMPLES[:2]]
+    assert batch["references"] == [["River 0.", "A river."], ["River 1.", "A river."]]
+    assert tokenizer.pad_token is None
+    assert tokenizer.padding_side == build_tokenizer().padding_side
+
+
+def test_a_tokenizers_own_padding_token_is_used():
+    tokenizer = build_tokenizer(pad_token="<|user|>")
+    data = Toy(batch_size=2)
+    data.connect(tokenizer)
+    batch = next(iter(data.test_dataloader()))
+    assert batch["input_ids"][0, 0] == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_any_token_to_pad_with_is_an_error():
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = None
+    data = Toy()
+    data.connect(tokenizer)
+    with pytest.raises(ValueError, match=r"set tokenizer\.pad_token"):
+        data.test_dataloader()
+
+
+def test_limit_is_a_seeded_draw_in_file_order():
+    def draw(**kwargs):
+        return [EXAMPLES.index(example) for example in Toy(**kwargs).examples("test")]
+
+    assert draw() == list(range(11))
+    assert draw(limit=99) == list(range(11))
+    assert draw(limit=5) == draw(limit=5) == sorted(draw(limit=5))
+    assert len(set(draw(limit=5))) == 5
+    assert draw(limit=5) != list(range(5))
+    assert draw(limit=5, seed=1) != draw(limit=5)
+    assert set(draw(limit=4)) < set(draw(limit=5))
+
+
+def test_cut_prompts_are_counted_and_reported_once(tokenizer):
+    data = Toy()
+    data.connect(tokenizer, max_prompt_tokens=20)
+    lengths = [len(tokenizer(example.source + "\n").input_ids) for example in EXAMPLES]
+    expected = sum(length > 20 for length in lengths)
+    assert 0 < expected < 11
+    with pytest.warns(UserWarning, match=rf"^{expected} of 11 test prompts were cut to 20 tokens$"):
+        data.test_dataloader()
+    assert data.cut == {"test": expected}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = list(data.test_dataloader())
+    assert max(batch["input_ids"].shape[1] for batch in batches) == 20
+    data.connect(tokenizer, max_prompt_tokens=1000)
+    data.test_dataloader()
+    assert data.cut == {"test": 0}
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_trainer_reads_each_example_in_file_order(tokenizer, stage):
+    module, data = Module(tokenizer), Toy(batch_size=2)
+    with pytest.warns(UserWarning, match=r"prompts were cut to 20 tokens"):
+        run(module, data, stage)
+    expected = EXAMPLES[:3] if stage == "validate" else EXAMPLES
+    assert module.seen == [example.id for example in expected]
+    assert data.prompt_limit_tokens == 40 - 20
+
+
+def test_a_trainer_keeps_the_limit_that_was_set(tokenizer):
+    data = Toy(max_prompt_tokens=15)
+    with pytest.warns(UserWarning, match="cut to 15 tokens"):
+        run(Module(tokenizer), data, "test")
+    assert data.prompt_limit_tokens == 15
+
+
+def test_a_model_without_a_context_limit_has_none(tokenizer):
+    data = Toy()
+    run(Module(tokenizer, context=None), data, "test")
+    assert data.cut == {"test": 0}
+    assert data.prompt_limit_tokens is None
+
+
+@pytest.mark.parametrize(("max_prompt_tokens", "max_new_tokens"), [(21, 20), (None, 40)])
+def test_prompts_longer_than_the_context_are_an_error(tokenizer, max_prompt_tokens, max_new_tokens):
+    data = Toy(max_prompt_tokens=max_prompt_tokens)
+    with pytest.raises(ValueError, match="do not fit the model's context of 40 tokens"):
+        run(Module(tokenizer, max_new_tokens=max_new_tokens), data, "test")
+
+
+def test_processes_share_the_examples_exactly(tokenizer):
+    read = []
+    for rank in range(2):
+        data = Toy(batch_size=2)
+        data.connect(tokenizer)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        read.append(ids_of(data.test_dataloader()))
+    assert [len(ids) for ids in read] == [6, 5]
+    assert sorted(read[0] + read[1]) == sorted(example.id for example in EXAMPLES)
+
+
+def test_more_processes_than_examples_are_an_error(tokenizer):
+    data = Toy(limit=1)
+    data.connect(tokenizer)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0)
+    with pytest.raises(ValueError, match="The test split has 1 examples for 2 processes"):
+        data.test_dataloader()
+
+
+def test_loaders_can_be_sent_to_worker_processes(tokenizer):
+    data = Toy()
+    data.connect(tokenizer)
+    loader = data.test_dataloader()
+    collate, rows = pickle.loads(pickle.dumps((loader.collate_fn, loader.dataset)))
+    assert collate([rows[4]])["ids"] == ["toy-4"]
+
+
+def test_an_empty_or_unknown_split_is_an_error():
+    with pytest.raises(ValueError, match="The train split of Toy holds no example"):
+        Toy().examples("train")
+    with pytest.raises(ValueError, match="No split 'dev': expected one of train, validation, test"):
+        Toy().examples("dev")
+
+
+def test_no_tokenizer_is_an_error():
+    with pytest.raises(RuntimeError, match=r"Toy has no tokenizer: .* or call connect"):
+        Toy().test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
+        ({"limit": 0}, "limit=0: expected 1 or more"),
+        ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: expected 1 or more"),
+        ({"num_workers": -1}, "num_workers=-1: expected 0 or more"),
+        ({"prompt": "Summary:"}, "prompt='Summary:' holds {source} 0 times"),
+    ],
+)
+def test_parameters_are_checked_when_made(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Toy(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("data_class", "required"),
+    [(JSONLines, ["--folder=somewhere"]), (Docstrings, [])],
+    ids=["jsonl", "docstrings"],
+)
+def test_every_parameter_can_be_set_on_the_command_line(data_class, required):
+    parser = ArgumentParser()
+    parser.add_class_arguments(data_class)
+    flags = [
+        "--chat=true",
+        "--batch_size=3",
+        "--limit=4",
+        "--seed=5",
+        "--max_prompt_tokens=6",
+        "--num_workers=7",
+    ]
+    options = parser.parse_args([*required, *flags, "--prompt={source}!"])
+    data = data_class(**options.as_dict())
+    assert data.template.fill("Hi") == "Hi!"
+    assert data.template.chat
+    assert (data.batch_size, data.limit, data.seed, data.max_prompt_tokens, data.num_workers) == (
+        3,
+        4,
+        5,
+        6,
+        7,
+    )
+    help_text = parser.format_help()
+    assert help_text.count("Template of the prompt") == 1
+    assert "Examples per split at most" in help_text

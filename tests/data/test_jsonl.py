@@ -1,0 +1,100 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hsdlab.data import Example, JSONLines
+
+GOOD = {
+    "id": "toy-0",
+    "source": "name[Aromi], area[centre]",
+    "references": ["Aromi is central.", "Café Aromi"],
+}
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def write(folder, *lines, split="test"):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return JSONLines(str(folder))
+
+
+def test_reads_all_references_in_file_order(tmp_path):
+    second = {**GOOD, "id": "toy-1", "source": "line\u2028separator"}
+    examples = write(tmp_path, GOOD, json.dumps(second, ensure_ascii=False)).load_examples("test")
+    assert examples == [
+        Example("toy-0", "name[Aromi], area[centre]", ("Aromi is central.", "Café Aromi")),
+        Example("toy-1", "line\u2028separator", ("Aromi is central.", "Café Aromi")),
+    ]
+
+
+def without(key):
+    return {name: value for name, value in GOOD.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "toy-1", "source"', " is not JSON in UTF-8: Expecting ':' delimiter"),
+        ("", " is not JSON in UTF-8: Expecting value"),
+        ('["toy-1"]', ": expected a JSON object, got list"),
+        (without("id"), ': no key "id"; got source, references'),
+        (without("source"), ': no key "source"; got id, references'),
+        (without("references"), ': no key "references"; got id, source'),
+        ({**GOOD, "id": 7}, ': "id" has to be a string, got int'),
+        ({**GOOD, "id": ""}, ": \"id\" has to hold text, got ''"),
+        ({**GOOD, "source": None}, ': "source" has to be a string, got NoneType'),
+        ({**GOOD, "source": " \n"}, r""": "source" has to hold text, got ' \n'"""),
+        ({**GOOD, "references": "one"}, ': "references" has to be a list of strings, got str'),
+        ({**GOOD, "references": []}, ': "references" is empty: expected at least one'),
+        ({**GOOD, "references": ["a", 1]}, ': each of "references" has to be a string, got int'),
+        ({**GOOD, "references": ["a", ""]}, ": each of \"references\" has to hold text, got ''"),
+        (GOOD, ': id "toy-0" is also that of line 1'),
+    ],
+)
+def test_a_bad_line_is_named_with_file_and_line(tmp_path, line, message):
+    data = write(tmp_path, GOOD, line, {**GOOD, "id": "toy-2"})
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/test.jsonl, line 2{message}")) as caught:
+        data.load_examples("test")
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_not_utf8_are_named_with_file_and_line(tmp_path):
+    (tmp_path / "test.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"id": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"test\.jsonl, line 2 is not JSON in UTF-8"):
+        JSONLines(str(tmp_path)).load_examples("test")
+
+
+def test_an_empty_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"test\.jsonl is empty: expected one JSON object a line"):
+        write(tmp_path).load_examples("test")
+
+
+def test_a_missing_file_lists_what_is_there(tmp_path):
+    write(tmp_path, GOOD, split="train")
+    data = write(tmp_path, GOOD, split="dev")
+    with pytest.raises(FileNotFoundError, match=r"No file .*test\.jsonl; .*: dev\.jsonl, train\.jsonl$"):
+        data.load_examples("test")
+
+
+def test_a_missing_folder_lists_what_is_there(tmp_path):
+    (tmp_path / "xsum").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"No folder .*xsumm; folders in .*: xsum$"):
+        JSONLines(str(tmp_path / "xsumm")).load_examples("test")
+    with pytest.raises(FileNotFoundError, match=r"No folder .*/nowhere/a; folders in .*/nowhere: none$"):
+        JSONLines(str(tmp_path / "nowhere" / "a")).load_examples("test")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the prepared data sets are not in {SHARED}")
+def test_the_prepared_data_sets_hold_what_their_readme_says():
+    table = re.findall(
+        r"^\| (\w+) \| (train|validation|test) \| ([\d,]+) \| ([\d,]+) \|",
+        (SHARED / "README.md").read_text(),
+        re.M,
+    )
+    assert len(table) == 18
+    for name, split, examples, references in table:
+        loaded = JSONLines(str(SHARED / name)).load_examples(split)
+        assert len(loaded) == int(examples.replace(",", ""))
+        assert sum(len(example.references) for example in loaded) == int(references.replace(",", ""))
