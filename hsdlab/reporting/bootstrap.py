@@ -74,7 +74,7 @@ def paired_interval(
         seed: of the draw.
 
     Returns:
-        (low, high); (nan, nan) for fewer than two examples and where a resampled ratio is 0 / 0.
+        (low, high); (nan, nan) for fewer than two examples and where a resampled baseline is zero.
 
     Raises:
         ValueError: if the two sides differ in shape, or an argument is out of range.
@@ -133,7 +133,7 @@ def _percentiles(figures: FloatArray, level: float) -> tuple[float, float]:
     """Return the two percentiles that leave `level` between them."""
     if not 0 < level < 1:
         raise ValueError(f"Got level={level}. Expected a share between 0 and 1, such as 0.95.")
-    if np.isnan(figures).any():
+    if not np.isfinite(figures).all():
         return float("nan"), float("nan")
     low, high = np.percentile(figures, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)

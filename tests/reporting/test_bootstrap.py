@@ -93,6 +93,7 @@ def test_fewer_than_two_examples_have_no_interval(values):
 
 def test_zero_baseline_and_missing_values_have_no_interval():
     assert all(map(math.isnan, paired_interval([0.0, 0.0], [0.0, 0.0])))
+    assert all(map(math.isnan, paired_interval([1.0, 1.0], [0.0, 1.0])))  # the first example drawn twice
     assert all(map(math.isnan, bootstrap_interval([0.1, math.nan, 0.3])))
 
 
