@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 WORDS = [
     "the",
+    "The",
     "a",
     "cat",
     "dogs",
@@ -20,7 +21,6 @@ WORDS = [
     "sat",
     "sits",
     "on",
-    "of",
 ]
 WORDS += [",", ".", "!", "it's", "well-known", "3.5", "1,000"]
 

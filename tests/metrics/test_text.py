@@ -103,6 +103,7 @@ def test_rouge_equals_rouge_score(random_texts, use_stemmer):
     metric.update(*random_texts)
     expected = rouge_oracle(*random_texts, use_stemmer)
     assert numbers(metric) == pytest.approx(expected, abs=1e-12)
+    assert expected != rouge_oracle(*random_texts, not use_stemmer)
     assert 0.05 < expected["rouge2"] < expected["rougeL"] < expected["rouge1"] < 1
 
 
@@ -122,6 +123,7 @@ def test_bleu_equals_sacrebleu(random_texts, lowercase):
     metric.update(*random_texts)
     expected = bleu_oracle(*random_texts, lowercase)
     assert numbers(metric) == expected  # to the last bit
+    assert expected != bleu_oracle(*random_texts, not lowercase)
     assert 0.01 < expected["bleu4"] < expected["bleu1"] < 1
 
 
