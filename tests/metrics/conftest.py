@@ -7,22 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-WORDS = [
-    "the",
-    "The",
-    "a",
-    "cat",
-    "dogs",
-    "running",
-    "runs",
-    "quickly",
-    "house",
-    "Houses",
-    "sat",
-    "sits",
-    "on",
-]
-WORDS += [",", ".", "!", "it's", "well-known", "3.5", "1,000"]
+WORDS = ["the", "The", "a", "cat", "dogs", "running", "runs", "quickly", "house", "Houses", "sat", "sits"]
+WORDS += ["on", ",", ".", "!", "it's", "well-known", "3.5", "1,000"]
 
 
 @pytest.fixture(scope="session")
