@@ -100,6 +100,18 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
+def feed_forward(layer: nn.Module) -> nn.Module:
+    """The feed-forward part of a decoder layer, or its first matrix: what must not be called in a skipped layer.
+
+    Raises:
+        UnsupportedModelError: If there is none under a known name.
+    """
+    for name in ("mlp", "fc1", "feed_forward"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise UnsupportedModelError(f"Found no mlp, fc1 or feed_forward in {type(layer).__name__}.")
+
+
 def key_value_size(model: PreTrainedModel) -> int:
     """Numbers that one token adds to the key/value cache of one layer (keys and values together)."""
     config = model.config.get_text_config(decoder=True)

@@ -33,6 +33,9 @@ class SkipStrategy(Callback, ABC):
     are attributes named as in ``__init__``.
     """
 
+    rows_depend: str | None = None
+    """Why a row of a batch may decode otherwise than alone; None where it does not."""
+
     @abstractmethod
     def plan(self, state: StepState) -> BoolTensor:
         """Choose the layers of a decode step for each row.
@@ -132,7 +135,7 @@ class SkipStrategy(Callback, ABC):
         self._stack = ExitStack()
         self._stack.enter_context(applied(model, self, on_decode=record))
 
-    def _remove(self, *args: Any) -> None:
+    def _remove(self, *args: Any, **kwargs: Any) -> None:
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()

@@ -1,0 +1,37 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers
+
+from hsdlab.testing import TINY_FAMILIES, tiny_model
+
+transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)  # tiny matrices only lose by more
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Tiny models by family, made once."""
+    made = {}
+
+    def get(family="llama", **options):
+        key = (family, *sorted(options.items()))
+        if key not in made:
+            made[key] = tiny_model(family, **options)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=TINY_FAMILIES)
+def family_model(request, tiny):
+    """A tiny model of each family."""
+    return tiny(request.param)

@@ -1,0 +1,125 @@
+"""What the schedules and thresholds are, on hand-computed values."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsdlab import CALM, HSD, FullDepth, SkipDecode
+from hsdlab.strategies.confidence import depth_threshold, softmax_response, time_threshold
+from hsdlab.strategies.schedule import DECAYS, budget
+
+
+def test_hsd_keeps_every_layer_of_the_hierarchy_and_the_top():
+    assert HSD(1, 0, 18).layers_at(0, 36, 30) == (*range(0, 18, 2), *range(18, 36))
+    assert HSD(2, 0, 18).layers_at(28, 36, 30) == (*range(0, 36, 3), 35)
+    assert HSD().layers_at(0, 36, 150) == HSD(1, 0, 18).layers_at(0, 36, 150)  # default: half of the layers
+    assert HSD(35, 2, 8).layers_at(3, 36, 30) == SkipDecode(2, 8, warmup=1).layers_at(3, 36, 30)
+
+
+def test_skipdecode_runs_the_warm_up_and_the_top():
+    assert SkipDecode(10, 20).layers_at(0, 36, 150) == (0, *range(16, 36))
+    assert SkipDecode(10, 20, warmup=3).layers_at(149, 36, 150) == (0, 1, 2, *range(26, 36))
+
+
+def test_budget_rounds_as_python_does_and_never_reaches_zero():
+    assert [budget(t, 4, 0, 2) for t in range(4)] == [2, 2, 1, 1]  # 2, 1.5, 1, 0.5 -> 2, 2, 1, max(1, 0)
+    assert budget(5, 5, 0, 10) == 1
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_decays_fall_from_one_end_to_the_other(decay):
+    assert DECAYS[decay](0.0) == pytest.approx(0)
+    assert DECAYS[decay](1.0) == pytest.approx(1)
+    values = [DECAYS[decay](i / 100) for i in range(101)]
+    assert all(b >= a for a, b in itertools.pairwise(values))
+
+
+@given(
+    num_layers=st.integers(1, 48),
+    steps=st.integers(2, 60),
+    skipped=st.integers(0, 50),
+    exits=st.tuples(st.integers(0, 48), st.integers(0, 48)),
+    warmup=st.integers(0, 5),
+    decay=st.sampled_from(sorted(DECAYS)),
+)
+def test_schedules_shrink_and_keep_the_last_layer(num_layers, steps, skipped, exits, warmup, decay):
+    low, high = sorted(min(e, num_layers) for e in exits)
+    for strategy in (HSD(skipped, low, high, decay), SkipDecode(low, high, warmup, decay)):
+        schedule = strategy.scheduled_layers(num_layers, steps)
+        for layers in schedule:
+            assert list(layers) == sorted(set(layers))
+            assert layers[-1] == num_layers - 1
+        assert all(set(later) <= set(earlier) for earlier, later in itertools.pairwise(schedule))
+        assert strategy.never_skip().layers_at(0, num_layers, steps) == FullDepth().layers_at(0, num_layers, steps)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HSD(num_skipped=-1), "num_skipped=-1"),
+        (lambda: HSD(min_exit=-2), "min_exit=-2"),
+        (lambda: HSD(min_exit=9, max_exit=4), "min_exit=9 is larger than max_exit=4"),
+        (lambda: HSD(decay="log"), "expected one of linear, cosine"),
+        (lambda: HSD(max_exit=2.5), "max_exit=2.5"),
+        (lambda: SkipDecode(20, 10), "min_exit=20 is larger than max_exit=10"),
+        (lambda: SkipDecode(warmup=-1), "warmup=-1"),
+        (lambda: CALM(threshold=-0.1), "threshold=-0.1"),
+        (lambda: CALM(threshold=math.nan), "threshold=nan"),
+        (lambda: CALM(measure="entropy"), "measure='entropy'; expected one of softmax"),
+        (lambda: CALM(schedule="never"), "schedule='never'"),
+        (lambda: CALM(form="jax"), "form='jax'"),
+    ],
+)
+def test_bad_parameters_are_refused_when_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("strategy", [HSD(max_exit=31), SkipDecode(10, 31), HSD(min_exit=20, max_exit=None)], ids=repr)
+def test_a_setting_beyond_the_model_is_refused_with_the_models_layers(strategy):
+    with pytest.raises(ValueError, match="30 layers"):
+        strategy.layers_at(0, 30, 50)
+
+
+def test_softmax_response_by_hand():
+    logits = torch.tensor([[math.log(0.7), math.log(0.2), math.log(0.1)], [0.0, 0.0, -50.0]])
+    torch.testing.assert_close(softmax_response(logits), torch.tensor([0.5, 0.0]))
+    assert softmax_response(logits.bfloat16()).dtype == torch.float32
+
+
+def test_time_threshold_by_hand():
+    assert time_threshold(0.3, 0, 10, form="paper") == pytest.approx(0.37)
+    assert time_threshold(0.3, 0, 10, form="t5x") == pytest.approx(0.30)
+    assert time_threshold(0.5, 5, 10, temperature=4) == pytest.approx(0.45 + 0.1 * math.exp(-2))
+    assert time_threshold(2.0, 0, 10) == 1.0
+
+
+def test_depth_threshold_by_hand():
+    assert [depth_threshold(0.02, i) for i in (0, 1, 30)] == pytest.approx([1.0, 0.98, 0.4])
+    assert depth_threshold(0.5, 9) == 0.0
+
+
+def test_a_threshold_of_one_is_the_full_model_before_any_decay_and_at_full_confidence():
+    assert CALM(1.0, schedule="time").threshold_at(layer=0, step=9, max_steps=10) == 1.0
+
+    class State:
+        layer, step, max_steps = 3, 2, 10
+        output = torch.zeros(2, 4)
+
+        @staticmethod
+        def logits():
+            return torch.tensor([[1e4, 0.0], [0.0, 1e4]])  # confidence exactly 1.0
+
+    assert softmax_response(State.logits()).tolist() == [1.0, 1.0]
+    assert CALM(1.0).should_exit(State()).tolist() == [False, False]
+    assert CALM(1.0, schedule="time").should_exit(State()).tolist() == [False, False]
+    assert CALM(0.99).should_exit(State()).tolist() == [True, True]
+    assert CALM(schedule="depth", slope=0.0).should_exit(State()).tolist() == [False, False]
+
+
+def test_the_depth_series_never_exits_at_the_first_layer():
+    assert CALM(schedule="depth", slope=0.02).threshold_at(layer=0, step=0, max_steps=10) == 1.0

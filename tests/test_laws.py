@@ -1,0 +1,159 @@
+"""The ten laws (architecture.md; CONTRIBUTING.md), for every strategy found, every family and every way to decode."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+
+import hsdlab.strategies
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, replay
+from hsdlab import testing as laws
+from tests.reference import slow
+from tests.strategies_for_tests import Changing, RandomPlan
+
+SETTINGS = {
+    FullDepth: [FullDepth()],
+    SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
+    HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
+    CALM: [CALM(threshold=0.5), CALM(schedule="depth", slope=0.2), CALM(threshold=0.6, schedule="time", form="t5x")],
+}
+# Not part of the package; they need what the published strategies do not: late fills of any pattern.
+HARD = [RandomPlan(share=0.5), Changing()]
+ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD
+
+
+def ids(value):
+    return repr(value) if isinstance(value, SkipStrategy) else str(value)
+
+
+def test_the_table_holds_every_strategy_of_the_package():
+    for module in pkgutil.walk_packages(hsdlab.strategies.__path__, "hsdlab.strategies."):
+        importlib.import_module(module.name)
+
+    def leaves(cls):
+        return {cls, *(leaf for sub in cls.__subclasses__() for leaf in leaves(sub))}
+
+    found = {c for c in leaves(SkipStrategy) if not inspect.isabstract(c) and c.__module__.startswith("hsdlab.")}
+    assert found == set(SETTINGS)
+
+
+@pytest.mark.parametrize("layer", range(6))
+def test_dropping_a_layer_changes_the_logits(family_model, layer):
+    """Without this, the laws would hold for a model whose layers do nothing."""
+    input_ids, mask = laws.prompts(3)
+    executed = torch.ones(3, laws.PROMPT_TOKENS, 6, dtype=torch.bool)
+    with torch.no_grad():
+        full = replay(family_model, input_ids=input_ids, attention_mask=mask, executed=executed)
+        executed[:, -1, layer] = False
+        dropped = replay(family_model, input_ids=input_ids, attention_mask=mask, executed=executed)
+    assert (full[:, -1] - dropped[:, -1]).abs().max() > 0.1
+    assert torch.equal(full[:, :-1], dropped[:, :-1])
+
+
+@pytest.mark.parametrize("mode", laws.MODES)
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2]], ids=["single", "batch"])
+def test_law_1_full_depth_equals_plain_generate(family_model, mode, rows):
+    _compare_with_plain_generate(family_model, mode, rows)
+
+
+def test_laws_1_and_3_with_eager_attention(tiny, family_model):
+    """float32: in float64, transformers' eager attention gives NaN at padding."""
+    model = tiny(family_model.config.model_type, dtype=torch.float32)
+    model.set_attn_implementation("eager")
+    _compare_with_plain_generate(model, "beam", [0, 1, 2])
+    seen = laws.decode(model, RandomPlan(share=0.5), eos_token_id=None)
+    _assert_equals_replay(model, seen, tolerance=2e-4)
+
+
+def test_law_3_in_float32(tiny, family_model):
+    model = tiny(family_model.config.model_type, dtype=torch.float32)
+    seen = laws.decode(model, RandomPlan(share=0.5), eos_token_id=None)
+    _assert_equals_replay(model, seen, tolerance=2e-4)
+
+
+def _compare_with_plain_generate(model, mode, rows):
+    here = laws.decode(model, FullDepth(), mode, rows=torch.tensor(rows))
+    input_ids, mask = laws.prompts(3)
+    options = {"max_new_tokens": laws.NEW_TOKENS, "eos_token_id": laws.END_TOKENS, **laws.MODES[mode]}
+    with laws.watched(model) as (logits, _), torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = model.generate(input_ids=input_ids[rows], attention_mask=mask[rows], **options)
+    assert torch.equal(here.output.sequences, plain)
+    assert len(here.logits) == len(logits)
+    assert all(torch.equal(a, b) for a, b in zip(here.logits, logits, strict=True))
+
+
+def _assert_equals_replay(model, seen, tolerance):
+    mask = torch.cat([laws.prompts(3)[1], torch.ones(3, laws.NEW_TOKENS, dtype=torch.long)], dim=1)
+    executed = seen.output.trace.mask(laws.PROMPT_TOKENS)
+    with torch.no_grad():
+        expected = replay(model, input_ids=seen.output.sequences, attention_mask=mask, executed=executed)
+    got = torch.stack(seen.logits, dim=1)  # (rows, new, vocabulary)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(got / scale, expected[:, laws.PROMPT_TOKENS - 1 : -1] / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", laws.MODES)
+@pytest.mark.parametrize("strategy", ALL, ids=ids)
+@pytest.mark.parametrize(
+    "law",
+    [
+        laws.law_2_never_skip,
+        laws.law_3_replay,
+        laws.law_4_trace,
+        laws.law_5_restored,
+        laws.law_6_no_state,
+        laws.law_7_rows,
+    ],
+)
+def test_laws_2_to_7(family_model, strategy, mode, law):
+    law(family_model, strategy, mode)
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=ids)
+def test_law_8_config_and_pickling(strategy):
+    laws.law_8_config(strategy)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [HSD(0), HSD(1, 0, 4), HSD(2, 0, 4), HSD(2, 0, 2), HSD(5, 0, 2)],
+        [SkipDecode(None, None), SkipDecode(3, 6), SkipDecode(2, 4), SkipDecode(1, 2)],
+        [CALM(t) for t in (1.0, 0.9, 0.5, 0.2, 0.0)],
+        [CALM(schedule="depth", slope=s) for s in (0.0, 0.05, 0.2, 1.0)],
+    ],
+    ids=lambda settings: f"{type(settings[0]).__name__}-{getattr(settings[0], 'schedule', '')}",
+)
+def test_law_9_more_skipping_never_runs_more_layers(family_model, settings):
+    laws.law_9_knob(family_model, settings)
+
+
+@pytest.mark.parametrize("strategy", [s for s in ALL if isinstance(s, ScheduledStrategy)], ids=ids)
+def test_scheduled_strategies_equal_a_reference_without_cache(family_model, strategy):
+    input_ids, mask = laws.prompts(3)
+    here = laws.decode(family_model, strategy, eos_token_id=None)
+    schedule = strategy.scheduled_layers(6, laws.NEW_TOKENS)
+    tokens, logits = slow.greedy_by_schedule(family_model, input_ids, mask, schedule, laws.NEW_TOKENS)
+    assert torch.equal(here.output.sequences, tokens)
+    torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", SETTINGS[CALM], ids=ids)
+def test_calm_equals_a_reference_without_cache(family_model, strategy):
+    input_ids, mask = laws.prompts(3)
+    here = laws.decode(family_model, strategy, eos_token_id=None)
+    tokens, logits, executed = slow.greedy_by_softmax_response(
+        family_model,
+        input_ids,
+        mask,
+        lambda layer, step: strategy.threshold_at(layer, step, laws.NEW_TOKENS),
+        laws.NEW_TOKENS,
+    )
+    assert torch.equal(here.output.sequences, tokens)
+    torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=1e-9)
+    assert torch.equal(here.output.trace.mask(laws.PROMPT_TOKENS)[:, :-1], executed)
+    assert here.output.trace.average_layers < 6  # some row did exit
+
