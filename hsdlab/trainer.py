@@ -1,0 +1,192 @@
+"""DecodingTrainer: a Trainer that also compares strategies and measures their speed."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.console import Console
+from torch import Tensor
+
+from hsdlab.bench import run_bench
+from hsdlab.data import GenerationDataModule
+from hsdlab.decoding.families import context_length, decoder_parts
+from hsdlab.modules import DecodeModule
+from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.strategies import FullDepth, SkipStrategy
+
+
+class DecodingTrainer(Trainer):
+    """A Trainer with two more entry points, `compare` and `bench`; both write into `default_root_dir`."""
+
+    limit_test_batches: int | float | None
+
+    def compare(
+        self,
+        model: DecodeModule,
+        datamodule: GenerationDataModule,
+        strategies: list[SkipStrategy],
+        run: dict[str, Any] | None = None,
+    ) -> Comparison:
+        """Decode the test split under each strategy; write and print quality against cost.
+
+        The baseline, FullDepth, is run first, and added if it is not listed. The report (comparison.md,
+        comparison.json, pareto.png) is written anew after each strategy, predictions after each batch: when a
+        run is cut short, by Ctrl-C or an error, what has finished stays and its table is printed.
+
+        Args:
+            model: Holds the loaded model.
+            datamodule: The data.
+            strategies: What to compare: class names, or class_path and init_args.
+            run: Provenance for the report.
+
+        Returns:
+            The comparison of all strategies.
+
+        Raises:
+            ValueError: A strategy is listed twice, or the Trainer has several processes.
+        """
+        if self.world_size > 1:
+            raise ValueError(f"compare runs in one process, got {self.world_size}: give --trainer.devices=1.")
+        ordered = baseline_first(strategies)
+        folder = Path(self.default_root_dir)
+        results: list[StrategyResult] = []
+        console = _console()
+        try:
+            self._warm_up(model, datamodule, ordered[0])
+            for number, strategy in enumerate(ordered, start=1):
+                console.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
+                predictions = folder / "predictions" / f"{number:02}_{_file_name(repr(strategy))}.jsonl"
+                results.append(self._result(model, datamodule, strategy, predictions))
+                Comparison(results, run or {}).write(folder)
+        finally:
+            if results:
+                Comparison(results, run or {}).print(console)
+                console.print(
+                    f"{len(results)} of {len(ordered)} strategies finished. In {folder}: the tables in "
+                    "comparison.md and .json, the picture in pareto.png, the texts in predictions/.",
+                    highlight=False,
+                )
+        return Comparison(results, run or {})
+
+    def bench(
+        self,
+        model: DecodeModule,
+        datamodule: GenerationDataModule,
+        strategies: list[SkipStrategy],
+        prompts: PositiveInt = 4,
+        new_tokens: PositiveInt = 50,
+        repeats: PositiveInt = 5,
+        run: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Measure the speed of decode steps, batch 1 and greedy, interleaved with plain `model.generate`.
+
+        Args:
+            model: Holds the loaded model.
+            datamodule: Gives the prompts: the first ones of its test split.
+            strategies: What to measure besides full depth: class names, or class_path and init_args.
+            prompts: How many prompts.
+            new_tokens: Tokens to decode from each prompt.
+            repeats: How often each side decodes each prompt.
+            run: Provenance for the report.
+
+        Returns:
+            What bench.json holds.
+        """
+        return run_bench(
+            model.model.to(self.strategy.root_device),
+            first_prompts(model, datamodule, prompts, new_tokens),
+            strategies,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            output=Path(self.default_root_dir),
+            run=run,
+        )
+
+    def _warm_up(self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy) -> None:
+        """Decode one batch without a trace of it, so that the first strategy does not pay for cold caches."""
+        limit, file = self.limit_test_batches, model.predictions
+        self.limit_test_batches, model.predictions = 1, None
+        try:
+            self._test_under(strategy, model, datamodule)
+        finally:
+            self.limit_test_batches, model.predictions = limit, file
+
+    def _result(
+        self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy, predictions: Path
+    ) -> StrategyResult:
+        """Decode the test split under one strategy; its predictions are read back from their file."""
+        model.predictions = str(predictions)
+        logged = self._test_under(strategy, model, datamodule)
+        efficiency = strategy.efficiency
+        scores = {name.removeprefix("test/"): value for name, value in logged.items()}
+        return StrategyResult(
+            name=repr(strategy),
+            strategy={
+                "class_path": f"{type(strategy).__module__}.{type(strategy).__qualname__}",
+                "init_args": strategy.parameters(),
+            },
+            num_layers=decoder_parts(model.model).num_layers,
+            scores={name: value for name, value in scores.items() if name not in efficiency},
+            efficiency=efficiency,
+            examples=[json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()],
+        )
+
+    def _test_under(
+        self, strategy: SkipStrategy, model: DecodeModule, datamodule: GenerationDataModule
+    ) -> dict[str, float]:
+        """Run the test split under a strategy, from the same random state each time; return what it logs."""
+        self.callbacks.append(strategy)
+        try:
+            with isolate_rng():
+                (logged,) = self.test(model, datamodule=datamodule, verbose=False)
+        finally:
+            self.callbacks.remove(strategy)
+        return dict(logged)
+
+
+def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
+    """Return the strategies with FullDepth first, added where it is missing.
+
+    Raises:
+        ValueError: A strategy is listed twice.
+    """
+    names = [repr(strategy) for strategy in strategies]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"strategies lists {name} {names.count(name)} times: expected each once.")
+    others = [strategy for strategy in strategies if not isinstance(strategy, FullDepth)]
+    return [FullDepth(), *others]
+
+
+def first_prompts(model: DecodeModule, datamodule: GenerationDataModule, number: int, new_tokens: int) -> list[Tensor]:
+    """Return the first prompts of the test split, each a LongTensor [1, length], not padded.
+
+    Raises:
+        ValueError: The split holds fewer.
+    """
+    context = context_length(model.model)
+    room = None if context is None else context - new_tokens
+    datamodule.prepare_data()
+    examples = datamodule.examples("test")[:number]
+    if len(examples) < number:
+        raise ValueError(f"prompts={number}: the test split of the data holds only {len(examples)} examples.")
+    limit = datamodule.max_prompt_tokens or room
+    encoded = [datamodule.template.encode(example.source, model.tokenizer, limit) for example in examples]
+    return [torch.tensor([token_ids]) for token_ids, _ in encoded]
+
+
+def _file_name(text: str) -> str:
+    """Return the text with an underscore for each run of characters that a file name should not have."""
+    return re.sub(r"[^\w.=-]+", "_", text).strip("_")
+
+
+def _console() -> Console:
+    """Return a console on which the tables fit: of 120 columns where the output is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
