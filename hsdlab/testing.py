@@ -18,9 +18,15 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
-from hsdlab.decoding import DecodeOutput, applied, replay
+from hsdlab.decoding import DecodeOutput, replay
 from hsdlab.decoding.families import decoder_parts, feed_forward
 from hsdlab.strategies import FullDepth, SkipStrategy
 
@@ -121,7 +127,11 @@ class Decode:
 
 
 def decode(
-    model: PreTrainedModel, strategy: SkipStrategy, mode: str = "greedy", rows: Tensor | None = None, **options: Any
+    model: PreTrainedModel,
+    strategy: SkipStrategy,
+    mode: str = "greedy",
+    rows: Tensor | None = None,
+    **options: Any,
 ) -> Decode:
     """Decode three left-padded random prompts, or some rows of them, and look on through hooks.
 
@@ -305,7 +315,7 @@ def law_8_config(strategy: SkipStrategy) -> None:
 
 
 def law_9_knob(model: PreTrainedModel, settings: Sequence[SkipStrategy]) -> None:
-    """On a fixed text, each of the settings runs no more layers than the one before, and the last fewer than the first."""
+    """On a fixed text, each setting runs no more layers than the one before, and the last fewer than the first."""
     depths = [_forced_depths(model, setting) for setting in settings]
     for before, after, first, second in zip(depths, depths[1:], settings, settings[1:], strict=False):
         if bool((after > before).any()):
@@ -315,7 +325,10 @@ def law_9_knob(model: PreTrainedModel, settings: Sequence[SkipStrategy]) -> None
 
 
 def check_strategy(
-    strategy: SkipStrategy, model: PreTrainedModel | None = None, *, settings: Sequence[SkipStrategy] | None = None
+    strategy: SkipStrategy,
+    model: PreTrainedModel | None = None,
+    *,
+    settings: Sequence[SkipStrategy] | None = None,
 ) -> list[str]:
     """Put a strategy through the laws, greedily, with beams and sampling, on batches with left padding.
 

@@ -75,7 +75,9 @@ class LiesInItsTrace(HSD):
     def applied_to(self, model, max_new_tokens=None):
         with super().applied_to(model, max_new_tokens) as run:
             run.on_decode = lambda output: setattr(
-                run, "output", replace(output, trace=replace(output.trace, executed=_half(output.trace.executed)))
+                run,
+                "output",
+                replace(output, trace=replace(output.trace, executed=_half(output.trace.executed))),
             )
             yield run
 

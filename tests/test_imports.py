@@ -22,7 +22,18 @@ ALLOWED = {
     "reporting": {"metrics", "version"},
     "bench": {"decoding", "strategies.base", "strategies.full_depth"},
     "trainer": {"bench", "data", "modules", "reporting", "strategies"},
-    "cli": {"bench", "trainer", "data", "embedded", "metrics", "models", "modules", "reporting", "strategies", "version"},
+    "cli": {
+        "bench",
+        "trainer",
+        "data",
+        "embedded",
+        "metrics",
+        "models",
+        "modules",
+        "reporting",
+        "strategies",
+        "version",
+    },
 }
 
 
@@ -70,14 +81,25 @@ def test_decoding_knows_no_lightning():
         modules = {
             name.split(".")[0]
             for node in ast.walk(ast.parse(path.read_text()))
-            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""])
+            for name in (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            )
             if isinstance(node, ast.Import | ast.ImportFrom)
         }
         assert not modules & {"lightning", "torchmetrics", "jsonargparse"}, path
 
 
 def test_only_families_touches_attribute_paths_of_models():
-    paths = {"q_proj", "lm_head", "embed_tokens", "transformer.h", "model.layers", "final_layer_norm", "ln_f", "get_decoder"}
+    paths = {
+        "q_proj",
+        "lm_head",
+        "embed_tokens",
+        "transformer.h",
+        "model.layers",
+        "final_layer_norm",
+        "ln_f",
+        "get_decoder",
+    }
     for path in FILES:
         if path.name != "families.py" and part(path) in ("decoding", "strategies", "modules", "bench"):
             found = [name for name in paths if name in path.read_text()]

@@ -17,7 +17,11 @@ SETTINGS = {
     FullDepth: [FullDepth()],
     SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
     HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
-    CALM: [CALM(threshold=0.5), CALM(schedule="depth", slope=0.2), CALM(threshold=0.6, schedule="time", form="t5x")],
+    CALM: [
+        CALM(threshold=0.5),
+        CALM(schedule="depth", slope=0.2),
+        CALM(threshold=0.6, schedule="time", form="t5x"),
+    ],
 }
 # Not part of the package; they need what the published strategies do not: late fills of any pattern.
 HARD = [RandomPlan(share=0.5), Changing()]
@@ -156,4 +160,3 @@ def test_calm_equals_a_reference_without_cache(family_model, strategy):
     torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=1e-9)
     assert torch.equal(here.output.trace.mask(laws.PROMPT_TOKENS)[:, :-1], executed)
     assert here.output.trace.average_layers < 6  # some row did exit
-

@@ -8,7 +8,9 @@ from tests import strategies_for_tests as broken
 
 
 @pytest.mark.parametrize(
-    "strategy", [FullDepth(), HSD(), SkipDecode(), CALM(0.9), broken.Changing(), broken.RandomPlan()], ids=repr
+    "strategy",
+    [FullDepth(), HSD(), SkipDecode(), CALM(0.9), broken.Changing(), broken.RandomPlan()],
+    ids=repr,
 )
 def test_accepts_good_strategies(strategy):
     checked = check_strategy(strategy)

@@ -47,7 +47,6 @@ class SkipCache(LayerRunner, DynamicCache):
         self._seen = 0
         self._prompt_length = 0
         self._rows: Rows = None  # the rows that the layer now running was called with
-        self._made: tuple[Tensor, Tensor] | None = None  # keys and values of a late fill
         self._filling = False
         self._history = _History(decisions)
         self.executed: list[Tensor] = []
@@ -70,8 +69,7 @@ class SkipCache(LayerRunner, DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Append the keys and values of the rows that run; [rows, heads, length, head dim] as in transformers."""
         if self._filling:
-            self._made = key_states, value_states
-            raise _KeysAndValuesMade
+            raise _KeysAndValuesMade(key_states, value_states)
         if self._rows is None:
             return self.layers[layer_idx].update(key_states, value_states)
         storage, rows = self.layers[layer_idx], self._rows.to(key_states.device)
@@ -130,9 +128,7 @@ class SkipCache(LayerRunner, DynamicCache):
                 storage.reset()
         self.peak_bytes = max(self.peak_bytes, held)
 
-    def _run_decode_step(
-        self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict
-    ) -> Tensor:
+    def _run_decode_step(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         rows = self._decisions.rows_at(index)
         if rows is None:  # all rows
             self._fill(index, call, rows)
@@ -174,10 +170,10 @@ class SkipCache(LayerRunner, DynamicCache):
         self._filling = True
         try:
             call(hidden, **positions)
-        except _KeysAndValuesMade:
-            keys, values = self._made
+        except _KeysAndValuesMade as made:
+            keys, values = made.args  # [tokens, heads, 1, head dim] each
         finally:
-            self._filling, self._made = False, None
+            self._filling = False
             if query is not None:
                 del vars(query)["forward"]
         self._grow(index, self._seen)
@@ -207,7 +203,7 @@ class _History:
         self._decisions = decisions
         self._arrived: list[dict[int, Tensor]] = []  # per step: layer -> hidden state [rows, 1, d]
         self._positions: list[dict[str, Any]] = []  # per step: the layers' arguments that depend on the position
-        self._lacks: Tensor | None = None  # [layers, steps, rows or 1], on the CPU
+        self._lacks = torch.zeros(0)  # [layers, steps, rows or 1], on the CPU; empty until a layer is passed by
         self._lacking_layers: set[int] = set()
         self._origin: Tensor | None = None  # [steps, rows], on the device; None while no beam has moved
 
@@ -234,7 +230,7 @@ class _History:
         step = len(self._arrived) - 1
         if not self._decisions.may_fill or not self._decisions.needed_after(layer, step):
             return
-        if self._lacks is None:
+        if self._lacks.numel() == 0:
             width = 1 if self._decisions.same_for_all_rows else hidden.shape[0]
             shape = (self._decisions.num_layers, self._decisions.max_steps, width)
             self._lacks = torch.zeros(shape, dtype=torch.bool)

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 
-Rows = LongTensor | None
+Rows = Tensor | None
 """Indices of some rows on the CPU, in order; None stands for all rows."""
 
 
@@ -55,7 +55,7 @@ class LayerState:
     step: int
     num_layers: int
     max_steps: int
-    rows: LongTensor
+    rows: Tensor
     output: Tensor
     previous_output: Tensor | None
     logits: Callable[[], Tensor]
@@ -71,7 +71,7 @@ class Strategy(Protocol):
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
         """The executed layers of steps 0 … max_steps - 2, the same for all rows, or None if not known before."""
 
-    def plan(self, state: StepState) -> BoolTensor:
+    def plan(self, state: StepState) -> Tensor:
         """The layers each row may run in this step, [rows, layers]; asked if there is no schedule."""
 
 
@@ -186,7 +186,7 @@ class Decisions:
             logits: The head applied to ``output``.
         """
         first, self._any_executed = not self._any_executed, True
-        if layer == self.num_layers - 1:
+        if self._should_exit is None or layer == self.num_layers - 1:
             return
         indices = torch.arange(self.rows) if rows is None else rows
         probe = Probe(logits, len(indices))
@@ -225,7 +225,7 @@ class Decisions:
                 )
         return [frozenset(layers) for layers in schedule]
 
-    def _checked_plan(self, plan: BoolTensor, rows: int) -> Tensor:
+    def _checked_plan(self, plan: Tensor, rows: int) -> Tensor:
         expected = (rows, self.num_layers)
         if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) != expected:
             raise ValueError(
@@ -235,7 +235,9 @@ class Decisions:
         plan = plan.cpu()
         empty = (~plan.any(dim=1)).nonzero().squeeze(1).tolist()
         if empty:
-            raise ValueError(f"{self.name}.plan runs no layer for rows {empty} in step {self.step}; expected one or more.")
+            raise ValueError(
+                f"{self.name}.plan runs no layer for rows {empty} in step {self.step}; expected one or more."
+            )
         return plan
 
 

@@ -6,7 +6,9 @@ tests; any other decoder-only model is probed by structure and then has to agree
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -85,14 +87,13 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: If it is not a transformers model.
     """
-    if hasattr(model, "get_base_model"):  # peft
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
         raise UnsupportedModelError(
-            f"Got a {type(model).__name__}; expected a transformers causal language model "
+            f"Got a {type(base).__name__}; expected a transformers causal language model "
             "(for example from hsdlab.load_model)."
         )
-    return model
+    return base
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -121,14 +122,14 @@ def key_value_size(model: PreTrainedModel) -> int:
     return 2 * key_value_heads * head_dim
 
 
-def decoder_parts(model: nn.Module) -> DecoderParts:
+def decoder_parts(module: nn.Module) -> DecoderParts:
     """Find the parts of a model, or say what is missing.
 
     Raises:
         UnsupportedModelError: For encoder-decoder models, sliding-window or linear-attention layers, models that
             accelerate dispatched over devices, and architectures whose parts are not found.
     """
-    model = plain_model(model)
+    model = plain_model(module)
     name = type(model).__name__
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:

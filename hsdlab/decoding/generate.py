@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from hsdlab.decoding.cache import SkipCache
@@ -46,7 +46,7 @@ class DecodeOutput:
         cache_bytes: The most bytes that the key/value cache held at the end of a pass.
     """
 
-    sequences: LongTensor
+    sequences: Tensor
     sequences_scores: Tensor | None
     scores: tuple[Tensor, ...] | None
     trace: Trace
@@ -152,7 +152,7 @@ def active_run(model: nn.Module) -> AppliedRun | None:
 def generate(
     model: nn.Module,
     *,
-    input_ids: LongTensor,
+    input_ids: Tensor,
     attention_mask: Tensor | None = None,
     strategy: Strategy,
     **kwargs: Any,
@@ -189,13 +189,15 @@ def generate(
                 generation_config.output_scores = True
         _decode(parts, run, input_ids, generation_config, {**kwargs, "attention_mask": attention_mask})
     output = run.output
+    if output is None:
+        raise RuntimeError("transformers' generate returned without decoding.")
     return output if config.output_scores else dataclasses.replace(output, scores=None)
 
 
 def _decode(
     parts: DecoderParts,
     run: AppliedRun,
-    input_ids: Tensor | None,
+    input_ids: Any,
     generation_config: GenerationConfig | None,
     kwargs: dict[str, Any],
 ) -> Any:
@@ -283,7 +285,9 @@ def _check_call(model: PreTrainedModel, config: GenerationConfig, input_ids: Any
     if mask is None:
         return
     if tuple(mask.shape) != tuple(input_ids.shape):
-        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
+        raise ValueError(
+            f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
+        )
     if bool((mask[:, -1] == 0).any()):
         raise ValueError(
             "attention_mask: some rows end in padding; decoding needs left padding (tokenizer.padding_side = 'left')."
@@ -298,12 +302,20 @@ def _max_new_tokens(
     prompt_length: int,
 ) -> int:
     """T: what the call asks for, else what the strategy was applied with, else the model's own default."""
-    for source in (kwargs, vars(generation_config) if generation_config else {}, vars(run), vars(model.generation_config)):
+    for source in (
+        kwargs,
+        vars(generation_config) if generation_config else {},
+        vars(run),
+        vars(model.generation_config),
+    ):
         if source.get("max_new_tokens") is not None:
             name, length = "max_new_tokens", source["max_new_tokens"]
             break
         if source.get("max_length") is not None:
-            name, length = f"max_length minus the prompt's {prompt_length} tokens", source["max_length"] - prompt_length
+            name, length = (
+                f"max_length minus the prompt's {prompt_length} tokens",
+                source["max_length"] - prompt_length,
+            )
             break
     else:
         raise ValueError("max_new_tokens: not given; the schedules need to know the most new tokens (T).")
@@ -321,7 +333,7 @@ def _check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: i
         )
 
 
-def _real_tokens(new_tokens: LongTensor, eos_token_id: int | list[int] | None) -> LongTensor:
+def _real_tokens(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
     """Real new tokens of each row, its end-of-sequence token included: [rows, new] to [rows]."""
     rows, width = new_tokens.shape
     ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long).reshape(-1)

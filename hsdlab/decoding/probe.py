@@ -1,15 +1,15 @@
 """Ask a model of an unknown architecture whether it obeys the law, before it is trusted.
 
-A structural guess (:mod:`hsdlab.decoding.families`) can be wrong in silence: a head with a scale, biases that
-depend on the row, a cache that is used otherwise. So a few tokens are decoded twice, on the lazily filled cache and by ``replay``,
-and once by the model itself.
+A structural guess (:mod:`hsdlab.decoding.families`) can be wrong in silence: a head with a scale, biases that depend on
+the row, a cache that is used otherwise. So a few tokens are decoded twice, on the lazily filled cache and by
+``replay``, and once by the model itself.
 """
 
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.decisions import Decisions, StepState
@@ -26,9 +26,9 @@ class _Alternate:
     def scheduled_layers(self, num_layers: int, max_steps: int) -> None:
         return None
 
-    def plan(self, state: StepState) -> BoolTensor:
+    def plan(self, state: StepState) -> Tensor:
         layers, rows = torch.arange(state.num_layers), torch.arange(state.rows)[:, None]
-        return (layers + rows + state.step) % 2 == 0  # type: ignore[return-value]
+        return (layers + rows + state.step) % 2 == 0
 
 
 def check_model(parts: DecoderParts) -> None:

@@ -1,15 +1,15 @@
 """The law as one masked teacher-forced pass.
 
-With M[t, i] = "layer i runs for token t", a whole decode with skipped layers equals ``h = where(M[:, i], layer_i(h), h)``
-over the full sequence: every layer makes the keys and values of every token from the hidden state with which the
-token arrived. It is the oracle of the tests, the fast way to score a text under a strategy, and the forward pass of
-skip-aware training.
+With M[t, i] = "layer i runs for token t", a whole decode with skipped layers equals
+``h = where(M[:, i], layer_i(h), h)`` over the full sequence: every layer makes the keys and values of every token from
+the hidden state with which the token arrived. It is the oracle of the tests, the fast way to score a text under a
+strategy, and the forward pass of skip-aware training.
 """
 
 from typing import Any
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor, nn
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
@@ -47,9 +47,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
         return torch.where(self._executed[:, :, index, None], output, hidden)
 
 
-def replay(
-    model: nn.Module, *, input_ids: LongTensor, attention_mask: Tensor | None = None, executed: BoolTensor
-) -> Tensor:
+def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None = None, executed: Tensor) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
     Gradients flow as in any forward pass; wrap it in ``torch.no_grad()`` for scoring.

@@ -37,7 +37,7 @@ class LayerCall:
         """Run the layer; returns the hidden state after it, [rows, length, d]."""
         output = self._forward(self.layer, hidden, *args, **kwargs)
         if isinstance(output, tuple):
-            type(self.layer)._outputs_after_hidden = len(output) - 1
+            setattr(type(self.layer), _EXTRA, len(output) - 1)
             return output[0]
         return output
 
@@ -57,14 +57,15 @@ class LayerRunner:
         raise NotImplementedError
 
 
+_EXTRA = "_outputs_after_hidden"  # of layers that return a tuple, known after the first call
+
+
 class _Skippable(nn.Module):
     """Marks the subclasses made here."""
 
-    _outputs_after_hidden: int | None = None  # of layers that return a tuple, known after the first call
-
 
 @cache
-def _skippable_class(layer_class: type[nn.Module]) -> type[_Skippable]:
+def _skippable_class(layer_class: Any) -> type[_Skippable]:
     own_forward = layer_class.forward
     signature = inspect.signature(own_forward)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
@@ -73,7 +74,7 @@ def _skippable_class(layer_class: type[nn.Module]) -> type[_Skippable]:
         for argument in (*kwargs.values(), *args):
             if isinstance(argument, LayerRunner):
                 hidden = argument.run_layer(LayerCall(self, own_forward, signature), hidden_states, args, kwargs)
-                extra = self._outputs_after_hidden
+                extra = getattr(self, _EXTRA, None)
                 return hidden if extra is None else (hidden, *[None] * extra)
         return own_forward(self, hidden_states, *args, **kwargs)
 
@@ -97,7 +98,7 @@ def skippable(parts: DecoderParts) -> Iterator[None]:
             f"Layers {hooked} have a forward of their own on the instance (accelerate's device_map hooks?); "
             "load the model without device_map."
         )
-    classes = [type(layer) for layer in parts.layers]
+    classes: list[Any] = [type(layer) for layer in parts.layers]
     if issubclass(classes[0], _Skippable):
         yield
         return

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Trace:
         probed_rows: Number of hidden states that the head was applied to in order to decide about an exit.
     """
 
-    executed: BoolTensor
-    live: BoolTensor
+    executed: Tensor
+    live: Tensor
     prompt_length: int
     compute_depth_sum: int
     compute_steps: int
@@ -38,7 +38,7 @@ class Trace:
         return self.executed.shape[2]
 
     @property
-    def depths(self) -> LongTensor:
+    def depths(self) -> Tensor:
         """Executed layers per step and row, [steps, rows]; 0 where the row did not take the step."""
         return self.executed.sum(dim=2)
 
@@ -58,7 +58,7 @@ class Trace:
         """Mean depth over everything that was computed: with beams, all live beams, returned or not; NaN if nothing."""
         return self.compute_depth_sum / self.compute_steps if self.compute_steps else float("nan")
 
-    def mask(self, prompt_length: int) -> BoolTensor:
+    def mask(self, prompt_length: int) -> Tensor:
         """The mask of the whole sequences that ``replay`` takes.
 
         Args:
@@ -77,10 +77,10 @@ class Trace:
 
 def trace_along(
     log: list[Tensor],
-    real_tokens: LongTensor,
+    real_tokens: Tensor,
     num_layers: int,
     prompt_length: int,
-    beam_rows: LongTensor | None = None,
+    beam_rows: Tensor | None = None,
     searched_rows: int = 0,
     filled: int = 0,
     probed_rows: int = 0,

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import BoolTensor, nn
+from torch import Tensor, nn
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
 from hsdlab.decoding.cost import decode_flops
@@ -37,7 +37,7 @@ class SkipStrategy(Callback, ABC):
     """Why a row of a batch may decode otherwise than alone; None where it does not."""
 
     @abstractmethod
-    def plan(self, state: StepState) -> BoolTensor:
+    def plan(self, state: StepState) -> Tensor:
         """Choose the layers of a decode step for each row.
 
         Args:

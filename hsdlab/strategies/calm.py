@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import BoolTensor
+from torch import Tensor
 
 from hsdlab.decoding import LayerState
 from hsdlab.strategies.confidence import ConfidenceStrategy, depth_threshold, softmax_response, time_threshold
@@ -71,12 +71,12 @@ class CALM(ConfidenceStrategy):
             return self.threshold
         return time_threshold(self.threshold, step, max_steps, self.temperature, self.form)
 
-    def should_exit(self, state: LayerState) -> BoolTensor:
+    def should_exit(self, state: LayerState) -> Tensor:
         """Rows whose confidence reaches the threshold; the head is not applied where the threshold is 1 or more."""
         threshold = self.threshold_at(state.layer, state.step, state.max_steps)
         if threshold >= 1:
-            return torch.zeros(len(state.output), dtype=torch.bool)  # type: ignore[return-value]
-        return softmax_response(state.logits()) >= threshold  # type: ignore[return-value]
+            return torch.zeros(len(state.output), dtype=torch.bool)
+        return softmax_response(state.logits()) >= threshold
 
     def never_skip(self) -> "CALM":
         """A threshold of 1."""

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 
 import torch
-from torch import BoolTensor, Tensor
+from torch import Tensor
 
 from hsdlab.decoding import LayerState, StepState
 from hsdlab.strategies.base import SkipStrategy
@@ -18,7 +18,7 @@ class ConfidenceStrategy(SkipStrategy):
     """
 
     @abstractmethod
-    def should_exit(self, state: LayerState) -> BoolTensor:
+    def should_exit(self, state: LayerState) -> Tensor:
         """Decide who exits after a layer; not asked after the last one.
 
         Args:
@@ -30,9 +30,9 @@ class ConfidenceStrategy(SkipStrategy):
             BoolTensor [rows]: the row exits here.
         """
 
-    def plan(self, state: StepState) -> BoolTensor:
+    def plan(self, state: StepState) -> Tensor:
         """Any layer may run."""
-        return torch.ones(state.rows, state.num_layers, dtype=torch.bool)  # type: ignore[return-value]
+        return torch.ones(state.rows, state.num_layers, dtype=torch.bool)
 
 
 def softmax_response(logits: Tensor) -> Tensor:

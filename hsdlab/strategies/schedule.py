@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import BoolTensor
+from torch import Tensor
 
 from hsdlab.decoding import StepState
 from hsdlab.strategies.base import SkipStrategy
@@ -53,11 +53,11 @@ class ScheduledStrategy(SkipStrategy):
         """``layers_at`` for steps 0 … max_steps - 2."""
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
 
-    def plan(self, state: StepState) -> BoolTensor:
+    def plan(self, state: StepState) -> Tensor:
         """``layers_at`` as a mask, the same for all rows."""
         plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
         plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
-        return plan  # type: ignore[return-value]
+        return plan
 
 
 def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str = "linear") -> int:

@@ -153,7 +153,7 @@ def test_one_strategy_at_a_time(tiny, call):
     model = tiny()
     with HSD().applied_to(model):
         assert isinstance(active_run(model).strategy, HSD)
-        with pytest.raises(ValueError, match="HSD is already applied to this model; .* SkipDecode"):
+        with pytest.raises(ValueError, match=r"HSD is already applied to this model; .* SkipDecode"):
             generate(model, strategy=SkipDecode(1, 2), **call)
     assert active_run(model) is None
 
@@ -163,7 +163,10 @@ def test_one_strategy_at_a_time(tiny, call):
     [
         ({"max_new_tokens": 0}, "max_new_tokens.* 0"),
         ({"max_new_tokens": None, "max_length": 5}, "max_length minus the prompt's 5 tokens is 0"),
-        ({"max_new_tokens": 60}, "prompt of 5 tokens and max_new_tokens=60 exceed this model's context of 64"),
+        (
+            {"max_new_tokens": 60},
+            "prompt of 5 tokens and max_new_tokens=60 exceed this model's context of 64",
+        ),
         ({"use_cache": False}, "use_cache=False"),
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"past_key_values": DynamicCache()}, "pre-filled cache"),
@@ -216,7 +219,10 @@ class Exit(CALM):
         (Layers([0, 6]), r"Layers runs layers \[6\] in step 0; this model has layers 0 to 5"),
         (Layers([-1]), r"\[-1\]"),
         (Layers([]), "Layers runs no layer in step 0"),
-        (Plan(torch.ones(3, 5, dtype=torch.bool)), r"shape \(3, 5\).* expected a BoolTensor of shape \(3, 6\)"),
+        (
+            Plan(torch.ones(3, 5, dtype=torch.bool)),
+            r"shape \(3, 5\).* expected a BoolTensor of shape \(3, 6\)",
+        ),
         (Plan(torch.ones(3, 6)), "float32 tensor"),
         (Plan(None), "a NoneType"),
         (Plan(torch.tensor([[True] * 6, [False] * 6, [True] * 6])), r"no layer for rows \[1\] in step 0"),
