@@ -21,7 +21,7 @@ ALLOWED = {
     "modules": {"decoding", "metrics", "models", "embedded"},
     "reporting": {"metrics", "version"},
     "bench": {"decoding", "strategies.base", "strategies.full_depth"},
-    "trainer": {"bench", "data", "modules", "reporting", "strategies"},
+    "trainer": {"bench", "data", "decoding.families", "modules", "reporting", "strategies"},
     "cli": {
         "bench",
         "trainer",

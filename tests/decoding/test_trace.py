@@ -1,0 +1,58 @@
+"""What a trace says, on a hand-made log: three rows of which the second ends early, four layers."""
+
+import math
+
+import pytest
+import torch
+
+from hsdlab.decoding.trace import trace_along
+
+T, F = True, False
+
+
+def test_rows_of_a_batch():
+    log = [
+        torch.tensor([[T, F, F, T], [T, T, F, T], [T, T, T, T]]),
+        torch.tensor([[T, F, F, F], [T, T, T, T], [F, F, F, T]]),
+    ]
+    trace = trace_along(log, torch.tensor([3, 2, 3]), num_layers=4, prompt_length=5, filled=7, probed_rows=9)
+    assert trace.live.tolist() == [[T, T, T], [T, F, T]]
+    assert trace.depths.tolist() == [[2, 3, 4], [1, 0, 1]]
+    assert trace.average_layers == pytest.approx((2 + 3 + 4 + 1 + 1) / 5)
+    assert trace.row_average_layers == pytest.approx([1.5, 3.0, 2.5])
+    assert trace.compute_layers == trace.average_layers  # a finished row is not live
+    mask = trace.mask(5)
+    assert mask.shape == (3, 8, 4)
+    assert mask[:, :5].all()
+    assert mask[0, 5:].tolist() == [[T, F, F, T], [T, F, F, F], [T] * 4]
+    assert mask[1, 5:].tolist() == [[T, T, F, T], [T] * 4, [T] * 4]
+    assert (trace.num_layers, trace.filled, trace.probed_rows) == (4, 7, 9)
+
+
+def test_beams_are_followed_through_the_search():
+    log = [
+        torch.tensor([[T, F, F, T], [T, T, F, T]]),
+        torch.tensor([[T, F, F, F], [T, T, T, T]]),
+    ]
+    beam_rows = torch.tensor([[1, 0]])  # the hypothesis was in row 1, then in row 0
+    trace = trace_along(log, torch.tensor([3]), 4, 5, beam_rows=beam_rows, searched_rows=2)
+    assert trace.executed[:, 0].tolist() == [[T, T, F, T], [T, F, F, F]]
+    assert trace.average_layers == 2.0
+    assert trace.compute_layers == (2 + 3 + 1 + 4) / 4
+
+
+def test_a_log_that_is_the_same_for_all_rows():
+    log = [torch.tensor([[T, F, F, T]]), torch.tensor([[F, F, F, T]])]
+    trace = trace_along(log, torch.tensor([3, 2]), 4, 5)
+    assert trace.depths.tolist() == [[2, 2], [1, 0]]
+    beams = trace_along(log, torch.tensor([2]), 4, 5, beam_rows=torch.tensor([[3]]), searched_rows=4)
+    assert beams.compute_layers == 1.5  # the search went on after the returned hypothesis had ended
+    assert beams.average_layers == 2.0
+
+
+def test_no_decode_step():
+    trace = trace_along([], torch.tensor([1, 1]), num_layers=4, prompt_length=5)
+    assert trace.executed.shape == (0, 2, 4)
+    assert math.isnan(trace.average_layers)
+    assert all(math.isnan(value) for value in trace.row_average_layers)
+    assert trace.mask(5).all()
