@@ -169,9 +169,7 @@ class Comparison:
                     "num_layers": row.result.num_layers,
                     "examples": len(row.result.examples),
                     "quality": {name: figure._asdict() for name, figure in row.quality.items()},
-                    "percent_of_baseline": {
-                        name: figure._asdict() for name, figure in row.percent_of_baseline.items()
-                    },
+                    "percent_of_baseline": {name: figure._asdict() for name, figure in row.percent_of_baseline.items()},
                     "output_tokens": row.output_tokens._asdict(),
                     "cost": row.result.efficiency | {"percent_of_layers": row.percent_of_layers},
                     "speed_up": row.speed_up,
@@ -193,9 +191,7 @@ class Comparison:
             folder: made if missing; files of an earlier comparison are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        metric = (
-            HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
-        )
+        metric = HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
         picture = BytesIO()
         pareto_figure(self, metric).savefig(picture, format="png", dpi=200)
         _replace(folder / "comparison.json", self.to_json().encode())

@@ -67,8 +67,7 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     right.set_xlabel("Milliseconds per decode step, measured", color=INK)
     left.set_ylabel(f"{METRIC_LABELS[metric]}, with {bootstrap.LEVEL:.0%} interval", color=INK)
     handles = [
-        Line2D([], [], label=f"{row.number}  {row.label}", **styles[row.result.class_name])
-        for row in comparison.rows
+        Line2D([], [], label=f"{row.number}  {row.label}", **styles[row.result.class_name]) for row in comparison.rows
     ]
     handles.append(Line2D([], [], color=FAINT, linestyle="--", label="Pareto frontier"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
@@ -128,15 +127,11 @@ def _draw_panel(
         axes.set_xticks([])
         return
     best = frontier([(x, y) for _, x, y in points])
-    axes.plot(
-        *zip(*best, strict=True), color=FAINT, linewidth=1.2, linestyle="--", drawstyle="steps-post", zorder=1
-    )
+    axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1.2, linestyle="--", drawstyle="steps-post", zorder=1)
     for row, x, y in points:
         style, (_, low, high) = styles[row.result.class_name], row.quality[metric]
         if math.isfinite(low):
-            axes.plot(
-                [x, x], [low, high], color=style["color"], marker="_", alpha=0.4, linewidth=1.4, zorder=2
-            )
+            axes.plot([x, x], [low, high], color=style["color"], marker="_", alpha=0.4, linewidth=1.4, zorder=2)
         axes.plot(x, y, **style, zorder=3)
 
 

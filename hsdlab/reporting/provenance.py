@@ -83,9 +83,7 @@ def describe_machine() -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Return git's output, None where git is missing or refuses."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -67,8 +67,7 @@ def markdown(comparison: Comparison, run: str) -> str:
     labels = [METRIC_LABELS[name] for name in comparison.metrics]
     rows = comparison.rows
     quality = [
-        [_layers(row), *(_estimate(row.quality[name], 3) for name in comparison.metrics), _tokens(row)]
-        for row in rows
+        [_layers(row), *(_estimate(row.quality[name], 3) for name in comparison.metrics), _tokens(row)] for row in rows
     ]
     percent = [[_layers(row), *(_percent(row, name) for name in comparison.metrics)] for row in rows]
     parts = [
@@ -95,12 +94,8 @@ def print_tables(comparison: Comparison, console: Console) -> None:
     for row in comparison.rows:
         style = "bold" if row.is_baseline else ""
         cells = [_two_lines(row.quality[name], 3, row.percent_of_baseline[name].value) for name in metrics]
-        quality.add_row(
-            Text(row.result.name), _layers(row), *cells, _two_lines(row.output_tokens, 1), style=style
-        )
-        cost.add_row(
-            Text(row.result.name), *_costs(row), style="yellow" if row.saves_layers_but_no_time else style
-        )
+        quality.add_row(Text(row.result.name), _layers(row), *cells, _two_lines(row.output_tokens, 1), style=style)
+        cost.add_row(Text(row.result.name), *_costs(row), style="yellow" if row.saves_layers_but_no_time else style)
     console.print(quality)
     console.print(cost)
     for note in notes(comparison):

@@ -47,10 +47,7 @@ def test_bleu_interval_is_that_of_the_metric_and_holds_the_corpus_figure(full_de
     for index in range(50):
         system, reference = (int(length) for length in draw.integers(8, 15, 2))
         totals = [system - order for order in range(4)]
-        correct = [
-            int(draw.binomial(total, share))
-            for total, share in zip(totals, [0.7, 0.5, 0.4, 0.3], strict=True)
-        ]
+        correct = [int(draw.binomial(total, share)) for total, share in zip(totals, [0.7, 0.5, 0.4, 0.3], strict=True)]
         examples.append({"id": index, "new_tokens": 9, "scores": {}})
         examples[-1]["bleu_statistics"] = [system, reference, *correct, *totals]
     rows = np.array([each["bleu_statistics"] for each in examples])
@@ -59,9 +56,7 @@ def test_bleu_interval_is_that_of_the_metric_and_holds_the_corpus_figure(full_de
     rows = rows[sorted(range(50), key=str)]
     quality = rows_of(replace(full_depth, scores=scores, examples=examples))[0].quality
     for metric in ("bleu1", "bleu4"):
-        low, high = bootstrap_interval(
-            rows, lambda s, m=metric: bleu_from_statistics(s.astype(int).tolist())[m]
-        )
+        low, high = bootstrap_interval(rows, lambda s, m=metric: bleu_from_statistics(s.astype(int).tolist())[m])
         assert quality[metric] == (scores[metric], low, high)
         assert low < scores[metric] < high
 
@@ -97,10 +92,7 @@ def test_without_full_depth_the_first_is_the_baseline_and_the_report_says_so(hsd
     assert not report.has_full_depth
     assert report.rows[1].percent_of_baseline["rouge1"].value == pytest.approx(100 * 0.7 / 0.45)
     assert report.rows[1].speed_up == 8.0 / 12.5
-    assert (
-        f"FullDepth was not run: the first strategy, {hsd.name} is the baseline (100 %)."
-        in report.to_markdown()
-    )
+    assert f"FullDepth was not run: the first strategy, {hsd.name} is the baseline (100 %)." in report.to_markdown()
     assert json.loads(report.to_json())["baseline"] == {"name": hsd.name, "is_full_depth": False}
 
 

@@ -35,8 +35,7 @@ def test_points_intervals_and_frontier(full_depth, hsd, calm):
     bars = [list(line.get_ydata()) for line in layers.lines if line.get_marker() == "_"]
     assert bars == [pytest.approx([0.6, 0.8]), pytest.approx([0.3, 0.6]), pytest.approx([0.6, 0.8])]
     dashed = [
-        [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "--"]
-        for axes in figure.axes
+        [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "--"] for axes in figure.axes
     ]
     assert dashed == [[[[2.5, 0.45], [3.0, 0.7]]], [[[8.0, 0.45], [10.0, 0.7]]]]
     assert layers.get_xlabel() == "Average layers per decode step (of 4)"
@@ -60,15 +59,18 @@ def test_numbers_cover_neither_each_other_nor_a_point(full_depth):
         replace(
             full_depth,
             name=f"FullDepth({index})",
-            scores={"rouge1": 0.7 + 0.004 * (index % 3)},
-            efficiency={"average_layers": 4.0 - 0.05 * index, "decode_step_ms": 10.0 - index},
+            scores={"rouge1": 0.7 + 0.001 * (index % 2)},
+            efficiency={"average_layers": 4.0 - 0.12 * index, "decode_step_ms": 10.0 - index},
+            examples=full_depth.examples[:1],  # no bars, which would keep the numbers apart by themselves
         )
         for index in range(12)
     ]
+    far = replace(crowd[0], efficiency={"average_layers": 0.5, "decode_step_ms": -25.0}, scores={"rouge1": 0.65})
+    crowd.append(far)  # presses the others together
     figure = pareto_figure(Comparison(crowd, run={}), "rouge1")
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in numbers(axes)]
-        assert len(boxes) == 12
+        assert len(boxes) == 13
         assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
         centres = [axes.transData.transform((x, y)) for x, y, _ in points(axes)]
         assert not any(box.contains(*centre) for box in boxes for centre in centres)
@@ -86,9 +88,7 @@ def test_what_was_not_measured_is_left_out(full_depth, hsd):
 
 
 def test_without_an_interval_there_is_a_point_and_no_bar(full_depth):
-    figure = pareto_figure(
-        Comparison([replace(full_depth, examples=full_depth.examples[:1])], run={}), "rouge1"
-    )
+    figure = pareto_figure(Comparison([replace(full_depth, examples=full_depth.examples[:1])], run={}), "rouge1")
     assert len(points(figure.axes[0])) == 1
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "_"]
 
@@ -97,9 +97,7 @@ def test_unknown_metric_is_refused_and_a_missing_one_is_an_empty_picture(full_de
     report = Comparison([full_depth], run={})
     with pytest.raises(ValueError, match=r"Got metric 'rouge_l'\. Expected one of rouge1, rouge2, rougeL"):
         pareto_figure(report, "rouge_l")
-    assert [text.get_text() for axes in pareto_figure(report).axes for text in axes.texts] == [
-        "not measured"
-    ] * 2
+    assert [text.get_text() for axes in pareto_figure(report).axes for text in axes.texts] == ["not measured"] * 2
 
 
 def test_pyplot_is_left_alone(full_depth):

@@ -100,7 +100,4 @@ def test_missing_package_and_unreadable_cpu(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(provenance.Path, "read_text", refuse)
-    assert (
-        provenance.describe_machine()["cpu"] == provenance.platform.processor()
-        or provenance.platform.machine()
-    )
+    assert provenance.describe_machine()["cpu"] == provenance.platform.processor() or provenance.platform.machine()
