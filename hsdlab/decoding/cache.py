@@ -123,7 +123,7 @@ class SkipCache(LayerRunner, DynamicCache):
         for index, storage in enumerate(self.layers):
             if not storage.is_initialized:
                 continue
-            held += 2 * storage.keys.numel() * storage.keys.element_size()
+            held += storage.keys.nbytes + storage.values.nbytes
             if not self._decisions.needed_after(index, step):
                 storage.reset()
         self.peak_bytes = max(self.peak_bytes, held)

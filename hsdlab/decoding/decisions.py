@@ -122,7 +122,7 @@ class Decisions:
                 self._last_use[layer] = step
         self.probed_rows = 0
 
-    @property
+    @cached_property
     def same_for_all_rows(self) -> bool:
         """Whether no decision depends on the row, so that none needs the device."""
         return self._schedule is not None and not self.asks
@@ -152,11 +152,15 @@ class Decisions:
             )
         self.step = step
         self.rows = rows
-        self.executed = torch.zeros(1 if self.same_for_all_rows else rows, self.num_layers, dtype=torch.bool)
+        if self._schedule is not None:
+            self._now = self._schedule[step]
+        if self.same_for_all_rows:
+            self.executed = torch.tensor([[layer in self._now for layer in range(self.num_layers)]])
+            return
+        self.executed = torch.zeros(rows, self.num_layers, dtype=torch.bool)
         self._running = torch.ones(rows, dtype=torch.bool)
         self._any_executed = False
         if self._schedule is not None:
-            self._now = self._schedule[step]
             return
         plan = self.strategy.plan(StepState(step, rows, self.num_layers, self.max_steps))
         self._plan = self._checked_plan(plan, rows)
@@ -164,10 +168,7 @@ class Decisions:
     def rows_at(self, layer: int) -> Rows:
         """The rows that run ``layer``: all (None), some, or none (an empty tensor)."""
         if self.same_for_all_rows:
-            if layer not in self._now:
-                return _NO_ROWS
-            self.executed[0, layer] = True
-            return None
+            return None if layer in self._now else _NO_ROWS
         if self._schedule is not None:
             run = self._running if layer in self._now else torch.zeros_like(self._running)
         else:
