@@ -224,9 +224,7 @@ _MARKUP = (
     re.compile(r"(?<![\w*])\*([A-Za-z][\w ]*)\*(?![\w*])"),
 )
 # What is left of markup, code and addresses, and calls within calls.
-_NOT_TEXT = re.compile(
-    r">>>|://|www\.|[{}|`$^~\\]|%\(|==|[=-]>|<-|TODO|FIXME|XXX|\*\*|\[\[|\w\(.*\w\(.*\w\(.*\w\("
-)
+_NOT_TEXT = re.compile(r">>>|://|www\.|[{}|`$^~\\]|%\(|==|[=-]>|<-|TODO|FIXME|XXX|\*\*|\[\[|\w\(.*\w\(.*\w\(.*\w\(")
 _PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z]*(?:[-/'’][A-Za-z]?[a-z]+)*[\"')]?[.,;:!?]?[\"')]?")
 _FIRST_SENTENCE = re.compile(r"(.*?(?<!e\.g)(?<!i\.e)(?<! vs)(?<!etc)[.!?][)\"']?) +(?=[A-Z\"'(])(.*)")
 # Words that say nothing about a text's subject, by their first five letters.

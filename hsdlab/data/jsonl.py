@@ -76,9 +76,7 @@ def _parse(line: bytes, where: str) -> Example:
         _check_text(fields[key], f'"{key}"', where)
     references = fields["references"]
     if not isinstance(references, list):
-        raise ValueError(
-            f'{where}: "references" has to be a list of strings, got {type(references).__name__}'
-        )
+        raise ValueError(f'{where}: "references" has to be a list of strings, got {type(references).__name__}')
     if not references:
         raise ValueError(f'{where}: "references" is empty: expected at least one')
     for reference in references:

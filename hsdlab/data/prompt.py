@@ -74,9 +74,7 @@ class PromptTemplate:
         text = self.fill(source)
         if self.chat:
             if tokenizer.chat_template is None:
-                raise ValueError(
-                    "chat=True, but the tokenizer has no chat template: set chat=False or take another"
-                )
+                raise ValueError("chat=True, but the tokenizer has no chat template: set chat=False or take another")
             message = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         # verbose=False: a prompt longer than the tokenizer expects is cut and reported by the data module

@@ -124,6 +124,4 @@ class BLEU(TextMetric):
         """Return ``bleu1`` to ``bleu4``, 0-dim float64 tensors from 0 to 1; NaN when no example was seen."""
         scores = bleu_from_statistics(self.sums.tolist())
         seen = bool(self.examples > 0)
-        return {
-            key: torch.full_like(self.examples, score if seen else math.nan) for key, score in scores.items()
-        }
+        return {key: torch.full_like(self.examples, score if seen else math.nan) for key, score in scores.items()}

@@ -4,9 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-TEXT = (
-    "Summarise the text below. The summary is short. The river rises in the hills and runs to the sea. " * 3
-)
+TEXT = "Summarise the text below. The summary is short. The river rises in the hills and runs to the sea. " * 3
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

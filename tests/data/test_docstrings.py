@@ -46,9 +46,7 @@ def cache(tmp_path, monkeypatch):
     texts = {"train": "river", "validation": "mountain", "test": "valley"}
     for split, word in texts.items():
         prose = " ".join(f"the {word} has a {word} path {number}" for number in "abc")
-        code = (
-            f'def find():\n    """Find the {word} path.\n\n    Note that {prose} and more {word}.\n    """\n'
-        )
+        code = f'def find():\n    """Find the {word} path.\n\n    Note that {prose} and more {word}.\n    """\n'
         (tmp_path / f"{MODULES[split]}.py").write_text(code.replace("Find the", "Find the shortest and best"))
     files = [(module, tmp_path / f"{module}.py") for module in MODULES.values()]
     monkeypatch.setattr(docstrings, "source_files", lambda: iter(files))
@@ -162,8 +160,7 @@ def test_garbage_collection_is_on_again_afterwards(cache, monkeypatch):
 def test_files_are_parsed_not_imported(tmp_path):
     path = tmp_path / "loud.py"
     path.write_text(
-        'raise RuntimeError("imported")\nclass A:\n    async def f(self):\n'
-        f'        """{SUMMARY}\n\n{PROSE}"""\n'
+        f'raise RuntimeError("imported")\nclass A:\n    async def f(self):\n        """{SUMMARY}\n\n{PROSE}"""\n'
     )
     ((name, docstring),) = docstrings_of(path)
     assert name == "A.f"

@@ -29,9 +29,7 @@ def costs(index: int) -> dict[str, float]:
     }
 
 
-def results(
-    encoder: Path, texts: tuple[list[str], list[list[str]]], indices: list[int]
-) -> dict[str, torch.Tensor]:
+def results(encoder: Path, texts: tuple[list[str], list[list[str]]], indices: list[int]) -> dict[str, torch.Tensor]:
     """Update all metrics with the given examples, one by one, and compute."""
     torch.set_num_threads(1)
     metrics = [ROUGE(use_stemmer=True), BLEU(), BERTScore(encoder=encoder)]

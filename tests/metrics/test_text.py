@@ -88,9 +88,7 @@ def bertscore_oracle(encoder, predictions, references, **kwargs) -> torch.Tensor
 @pytest.fixture(params=["ROUGE", "BLEU", "BERTScore"])
 def metric(request, encoder):
     return (
-        BERTScore(encoder=encoder)
-        if request.param == "BERTScore"
-        else {"ROUGE": ROUGE, "BLEU": BLEU}[request.param]()
+        BERTScore(encoder=encoder) if request.param == "BERTScore" else {"ROUGE": ROUGE, "BLEU": BLEU}[request.param]()
     )
 
 
@@ -181,9 +179,7 @@ def test_bertscore_equals_bert_score(encoder, random_texts, num_layers):
 
 
 def test_the_layer_changes_bertscore(encoder):
-    first, last = (
-        BERTScore(encoder=encoder, num_layers=n).score(["a cat"], [["the dog sat"]]) for n in (1, 2)
-    )
+    first, last = (BERTScore(encoder=encoder, num_layers=n).score(["a cat"], [["the dog sat"]]) for n in (1, 2))
     assert abs(first[0]["bertscore_f1"] - last[0]["bertscore_f1"]) > 1e-3
     assert BERTScore(encoder=encoder).score(["a cat"], [["the dog sat"]]) == last
 
@@ -205,10 +201,7 @@ def test_bertscore_of_empty_texts(encoder):
     metric = BERTScore(encoder=encoder)
     same = metric.score(["cat"], [["cat"]])[0]
     assert same == pytest.approx(dict.fromkeys(metric.keys, 1.0), abs=1e-5)
-    assert (
-        metric.score(["", " ", "cat"], [["cat"], ["cat"], ["", "\n"]])
-        == [dict.fromkeys(metric.keys, 0.0)] * 3
-    )
+    assert metric.score(["", " ", "cat"], [["cat"], ["cat"], ["", "\n"]]) == [dict.fromkeys(metric.keys, 0.0)] * 3
     assert metric.score(["cat"], [["", "cat"]])[0] == pytest.approx(same, abs=1e-6)
 
 
@@ -293,9 +286,7 @@ def test_forward_gives_the_batch_and_keeps_the_whole(metric, random_texts):
     whole = metric.clone()
     whole.update(["the cat sat down", *random_texts[0]], [["the cat sat down"], *random_texts[1]])
     batch = metric(["the cat sat down"], [["the cat sat down"]])
-    assert {key: value.item() for key, value in batch.items()} == pytest.approx(
-        dict.fromkeys(batch, 1.0), abs=1e-5
-    )
+    assert {key: value.item() for key, value in batch.items()} == pytest.approx(dict.fromkeys(batch, 1.0), abs=1e-5)
     metric(*random_texts)
     assert numbers(metric) == pytest.approx(numbers(whole), abs=1e-6)
 
@@ -357,9 +348,7 @@ def test_tuples_are_lists_too(metric):
 
 
 def test_a_missing_encoder_says_what_to_do(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"needs a local encoder folder .* has no config.json.*pip install"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"needs a local encoder folder .* has no config.json.*pip install"):
         BERTScore(encoder=tmp_path)
 
 
