@@ -4,6 +4,7 @@ Hierarchical Skip Decoding (arXiv 2403.14919), SkipDecode (arXiv 2307.02628) and
 """
 
 from hsdlab.decoding import generate, replay
+from hsdlab.models import load_model
 from hsdlab.strategies import (
     CALM,
     HSD,
@@ -25,5 +26,6 @@ __all__ = [
     "SkipStrategy",
     "__version__",
     "generate",
+    "load_model",
     "replay",
 ]
