@@ -2,7 +2,8 @@
 
 from hsdlab.data.base import Example, GenerationDataModule
 from hsdlab.data.docstrings import Docstrings
+from hsdlab.data.hub import HubDataset
 from hsdlab.data.jsonl import JSONLines
 from hsdlab.data.prompt import PromptTemplate
 
-__all__ = ["Docstrings", "Example", "GenerationDataModule", "JSONLines", "PromptTemplate"]
+__all__ = ["Docstrings", "Example", "GenerationDataModule", "HubDataset", "JSONLines", "PromptTemplate"]
