@@ -21,7 +21,7 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.reporting import run_provenance
 from hsdlab.strategies import SkipStrategy
-from hsdlab.trainer import DecodingTrainer
+from hsdlab.trainer import DecodingTrainer, baseline_first
 
 WRITTEN = (
     *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
@@ -128,25 +128,33 @@ class EvaluateCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             _check_free(self.output, config.overwrite)
         made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        if "strategies" in made:
+            baseline_first(made.strategies)
         made.data.prepare_data()
         made.data.examples("validation" if self.subcommand == "validate" else "test")
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a strategy that does not fit the model; then begin to write."""
+        """Refuse a strategy that does not fit the model; only then begin to write."""
         made = self.config_init[self.subcommand]
         for strategy in made.get("strategies") or [made.skip]:
+            strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
             with strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
+        self.open_output()
+
+    def open_output(self) -> None:
+        """Make the folder, remove an earlier run's results, write config.yaml and run.json."""
         config = _resolved(self._parser(self.subcommand), self.config[self.subcommand])
         self.run_info = run_provenance(config["seed_everything"], config)
-        if rank_zero_only.rank == 0:
-            self.output.mkdir(parents=True, exist_ok=True)
-            for file in _earlier_results(self.output):
-                file.unlink()
-            header = f"# python evaluate.py {self.subcommand} --config {self.output / 'config.yaml'}\n"
-            text = header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            (self.output / "config.yaml").write_text(text, encoding="utf-8")
-            _write_json(self.output / "run.json", self.run_info)
+        if rank_zero_only.rank != 0:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        for file in (file for pattern in WRITTEN for file in self.output.glob(pattern)):
+            file.unlink()
+        header = f"# python evaluate.py {self.subcommand} --config {self.output / 'config.yaml'}\n"
+        text = header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        (self.output / "config.yaml").write_text(text, encoding="utf-8")
+        _write_json(self.output / "run.json", self.run_info)
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run."""
@@ -238,13 +246,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     )
 
 
-def _earlier_results(folder: Path) -> list[Path]:
-    return [file for pattern in WRITTEN for file in folder.glob(pattern)]
-
-
 def _resolved(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
-    resolved = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
+    resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
     return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
 
 

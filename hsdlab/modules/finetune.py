@@ -1,0 +1,309 @@
+"""FinetuneModule: train a model on prompts and references, at full depth or as it will be decoded."""
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hsdlab.decoding import Strategy, replay
+from hsdlab.decoding.families import plain_model, position_ids
+from hsdlab.metrics import BLEU, ROUGE
+from hsdlab.modules.lora import LoRA, add_lora
+from hsdlab.modules.losses import perplexity, reference_loss
+from hsdlab.modules.skip_aware import SkipMixture
+
+Decay = Literal["linear", "cosine"]
+
+
+class FinetuneModule(LightningModule):
+    """Fine-tunes a decoder-only model, whole or with LoRA, on the references of a data module.
+
+    Logs train/loss, train/learning_rate, train/tokens_per_second (prompt and reference, per process), val/loss (mean
+    over the references' tokens, at full depth) and val/perplexity. A checkpoint holds the trained weights only; a run
+    that is resumed from it goes on as if it had not been cut short, dropout and draws included, and is refused if its
+    model, settings or data are others. `export` writes what other programs load.
+
+    Skip-aware training: with `skip_strategies`, each batch draws one of them and computes its loss with the layers
+    that decoding under it would run (`replay`). decoding.md section 6 has what it is worth.
+
+    Args:
+        model: A decoder-only transformers model.
+        tokenizer: Its tokenizer.
+        max_new_tokens: References are cut to so many tokens; T of the strategies' schedules.
+        lora: Train LoRA's matrices; by default all weights are trained.
+        learning_rate: Of AdamW, at its peak; 5e-5 as in the HSD paper.
+        weight_decay: Of AdamW, for matrices; 0.01 is torch's default. Norms and biases have none.
+        warmup: Share of the steps in which the learning rate rises.
+        decay: How it falls to 0 after them.
+        skip_strategies: Strategies with layers known before a step, full depth among them if it is to stay good.
+        skip_weights: How often each is drawn, in proportion to their sum; by default all equally often.
+        seed: Of the draws and of dropout.
+        generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
+            one, and log val/rouge1 … val/bleu4; 0 for never.
+        generate_batches: How many batches to decode then, per process.
+
+    Raises:
+        ValueError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
+            with, or a tokenizer whose end of sequence does not end `model.generate`.
+
+    Example::
+
+        model, tokenizer = load_model("embedded:smollm2-135m")
+        module = FinetuneModule(model, tokenizer, max_new_tokens=30, lora=LoRA(), skip_strategies=[FullDepth(), HSD()])
+        Trainer(max_epochs=3, gradient_clip_val=1.0).fit(module, datamodule=Docstrings())
+        module.export("adapter")
+    """
+
+    validates_loss = True  # the data module gives validation batches pairs for the loss
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int = 50,
+        lora: LoRA | None = None,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        decay: Decay = "linear",
+        skip_strategies: Sequence[Strategy] = (),
+        skip_weights: Sequence[float] | None = None,
+        seed: int = 0,
+        generate_every: int = 0,
+        generate_batches: int = 2,
+    ) -> None:
+        super().__init__()
+        _check_end_of_sequence(model, tokenizer)
+        _check(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: expected 1 or more.")
+        _check(learning_rate > 0, f"learning_rate={learning_rate}: expected more than 0.")
+        _check(weight_decay >= 0, f"weight_decay={weight_decay}: expected 0 or more.")
+        _check(0 <= warmup <= 1, f"warmup={warmup}: expected a share of the steps, 0 to 1.")
+        _check(decay in ("linear", "cosine"), f"decay={decay!r}: expected linear or cosine.")
+        _check(generate_every >= 0, f"generate_every={generate_every}: expected 0 (never) or more.")
+        _check(generate_batches >= 1, f"generate_batches={generate_batches}: expected 1 or more.")
+        _check(bool(skip_strategies) or not skip_weights, "skip_weights: there are no skip_strategies to draw.")
+        self.mixture = None
+        if skip_strategies:
+            self.mixture = SkipMixture(model, skip_strategies, skip_weights, max_new_tokens, seed)
+        self.model: nn.Module = model if lora is None else add_lora(model, lora)
+        self.model.train()  # transformers loads in eval mode and Lightning keeps it
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.lora = lora
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.decay: Decay = decay
+        self.seed = seed
+        self.generate_every = generate_every
+        self.generate_batches = generate_batches
+        self.strict_loading = False  # checkpoints hold the trained weights only
+        self.validation_loss = MeanMetric()
+        self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
+        self._validations = 0
+        self._last_batch_end_s: float | None = None
+        self._identity = self._model_identity()
+
+    # Training ------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Give each batch its own random state, so that a resumed run drops out as the run before would have."""
+        torch.manual_seed(random.Random(f"{self.seed} {self._batch_number} {self.global_rank}").getrandbits(63))
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """Compute the loss of a batch of `collate_pairs` under the strategy that it draws."""
+        strategy = None if self.mixture is None else self.mixture.draw(self._batch_number)
+        loss = reference_loss(self.training_logits(batch, strategy), batch["input_ids"], batch["target_mask"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def training_logits(self, batch: dict[str, Tensor], strategy: int | None = None) -> Tensor:
+        """Compute the logits of a teacher-forced batch.
+
+        Args:
+            batch: Of `collate_pairs`.
+            strategy: Index of the skip strategy to compute it under; None for full depth.
+
+        Returns:
+            Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
+        """
+        text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if strategy is None or self.mixture is None:
+            positions = position_ids(batch["attention_mask"])
+            return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
+        return replay(self.model, **text, executed=self.mixture.executed(strategy, batch["target_mask"]))
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Log the learning rate of the step, and the throughput since the batch before."""
+        now_s = time.perf_counter()
+        if self._last_batch_end_s is not None:
+            tokens = batch["attention_mask"].sum()
+            self.log("train/tokens_per_second", tokens / (now_s - self._last_batch_end_s), prog_bar=True)
+        self._last_batch_end_s = now_s
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    @property
+    def _batch_number(self) -> int:
+        """Number of the batch, counted from the start of the training over all epochs, also of runs before."""
+        return self.trainer.fit_loop.total_batch_idx
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW over the trained weights, and its learning rate's rise and fall over all steps."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = AdamW(
+            [
+                {"params": [parameter for parameter in trained if parameter.dim() > 1]},
+                {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+        steps = self.trainer.estimated_stepping_batches
+        _check(
+            not math.isinf(steps), "The learning rate falls over the whole run: give its length (trainer.max_epochs)."
+        )
+        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, int(steps), self.warmup, self.decay))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Validation ----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an earlier validation saw; decide whether this one decodes."""
+        self._last_batch_end_s = None  # validation is no training time
+        for metric in (self.validation_loss, *self.text_metrics):
+            metric.reset()  # type: ignore[operator, union-attr]
+        self._validations += self.trainer.training or self.trainer.evaluating
+        due = self.trainer.state.fn == "validate" or self._validations % max(1, self.generate_every) == 0
+        self._decodes = self.generate_every > 0 and due and not self.trainer.sanity_checking
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Compute the loss of a batch at full depth; decode it, if it is one of those to decode."""
+        pairs = batch["pairs"]
+        loss = reference_loss(self.training_logits(pairs), pairs["input_ids"], pairs["target_mask"])
+        self.validation_loss.update(loss, weight=pairs["target_mask"].sum())
+        if self._decodes and batch_index < self.generate_batches:
+            sequences = plain_model(self.model).generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=self.max_new_tokens,
+                num_beams=1,
+                do_sample=False,
+            )  # (rows, prompt + new)
+            new_tokens = sequences[:, batch["input_ids"].shape[1] :]
+            texts = [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
+            for metric in self.text_metrics:
+                metric.update(texts, batch["references"])  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of all processes."""
+        loss = self.validation_loss.compute()
+        self.log_dict({"val/loss": loss, "val/perplexity": perplexity(loss)}, prog_bar=True, sync_dist=True)
+        if self._decodes:
+            for metric in self.text_metrics:
+                figures = metric.compute()  # type: ignore[operator]
+                self.log_dict({f"val/{name}": value.float() for name, value in figures.items()}, sync_dist=True)
+
+    # Checkpoints and export ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Note what a checkpoint has to have in common with this run."""
+        self._identity = self._model_identity()
+        if stage == "fit":
+            self._identity |= {
+                "learning_rate": self.learning_rate,
+                "weight_decay": self.weight_decay,
+                "warmup": self.warmup,
+                "decay": self.decay,
+                "skip_strategies": repr(self.mixture and self.mixture.strategies),
+                "skip_weights": repr(self.mixture and self.mixture.weights),
+                "seed": self.seed,
+            }
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if hasattr(datamodule, "training_identity"):
+                self._identity |= datamodule.training_identity()
+
+    def _model_identity(self) -> dict[str, Any]:
+        config = plain_model(self.model).config.get_text_config(decoder=True)
+        sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
+        return {
+            "model": f"{config.model_type} ({sizes})",
+            "lora": repr(self.lora),
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained weights only; add what a resumed run is checked against."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if name in trained}
+        checkpoint["hsdlab"] = {"identity": self._identity, "validations": self._validations}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, or a resumed run with other settings or data.
+
+        Raises:
+            ValueError: Naming each difference.
+        """
+        if "hsdlab" not in checkpoint:
+            raise ValueError("The checkpoint is not one of hsdlab's fine-tuning: expected one that train.py wrote.")
+        before = checkpoint["hsdlab"]["identity"]
+        differences = [
+            f"{name}: {before.get(name)!r} in the checkpoint, {value!r} in this run"
+            for name, value in self._identity.items()
+            if before.get(name) != value
+        ]
+        _check(not differences, f"The checkpoint does not fit this run. {'; '.join(differences)}.")
+        self._validations = checkpoint["hsdlab"]["validations"]
+
+    def export(self, folder: str | PathLike[str]) -> None:
+        """Write what `load_model`, transformers and peft load: a model folder, or with LoRA an adapter's.
+
+        Args:
+            folder: Made if it is missing; files of an earlier export are replaced.
+        """
+        # save_embedding_layers: "auto" would ask the hub for the base model's vocabulary
+        options = {} if self.lora is None else {"save_embedding_layers": False}
+        self.model.save_pretrained(fspath(folder), **options)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(fspath(folder))
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, decay: Decay) -> float:
+    """The learning rate of a step as a share of its peak.
+
+    It rises in equal steps over the first `warmup` of all, then falls to 0 after the last.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 10, 0.2, "linear"), 3) for step in (0, 1, 2, 6, 10)]
+        [0.333, 0.667, 1.0, 0.5, 0.0]
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    progress = min(1.0, (step - rising) / max(1, steps - rising))
+    return 1 - progress if decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def _check_end_of_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that would learn one end of sequence and stop at another."""
+    ends = model.generation_config.eos_token_id
+    stops = ends if isinstance(ends, list) else [ends]
+    _check(
+        tokenizer.eos_token_id is not None and tokenizer.eos_token_id in stops,
+        f"The tokenizer's end-of-sequence token is {tokenizer.eos_token_id}, but model.generate stops at {ends}: set "
+        "model.generation_config.eos_token_id = tokenizer.eos_token_id.",
+    )
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

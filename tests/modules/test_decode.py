@@ -1,0 +1,178 @@
+"""DecodeModule: its records against the model decoded by hand, its logs against the metrics."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from hsdlab import HSD, FullDepth, generate
+from hsdlab.data import JSONLines
+from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
+from hsdlab.modules import DecodeModule
+from hsdlab.modules import decode as decode_file
+from tests.tiny_checkpoints import tiny_llama, tiny_tokenizer
+from tests.tiny_runs import EXAMPLES, read_records, write_examples
+
+STRATEGY = HSD(num_skipped=1, min_exit=0, max_exit=2)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return JSONLines(folder=str(write_examples(tmp_path / "data")), batch_size=2)
+
+
+def module(**options):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[1] *= 3  # sentences end, at different steps
+    return DecodeModule(
+        model, tokenizer, **{"max_new_tokens": 8, "num_beams": 2, "metrics": ("rouge", "bleu"), **options}
+    )
+
+
+def trainer(*callbacks):
+    return Trainer(
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_path):
+    decoder = module(num_beams=num_beams, predictions=str(tmp_path / "new" / "predictions.jsonl"))
+    trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
+    records = read_records(tmp_path / "new" / "predictions.jsonl")
+    examples = data.examples("test")
+    assert [record["id"] for record in records] == [example.id for example in examples]
+    assert len({record["new_tokens"] for record in records}) > 1  # else the ends of rows are not tested
+    for record, example in zip(records, examples, strict=True):
+        ids = torch.tensor([data.template.encode(example.source, decoder.tokenizer)[0]])
+        output = generate(
+            decoder.model, input_ids=ids, strategy=STRATEGY, max_new_tokens=8, num_beams=num_beams, pad_token_id=1
+        )
+        new = output.sequences[0, ids.shape[1] :]
+        steps = int(output.trace.live.sum())
+        text = decoder.tokenizer.decode(new, skip_special_tokens=True).strip()
+        references = list(example.references)
+        assert record == {
+            "id": example.id,
+            "source": example.source,
+            "prediction": text,
+            "references": references,
+            "new_tokens": steps + 1,
+            "decode_steps": steps,
+            "average_layers": pytest.approx(output.trace.average_layers) if steps else None,
+            "scores": rouge_scores(text, references),
+            "bleu_statistics": bleu_statistics(text, references),
+        }
+
+
+@pytest.mark.parametrize(("stage", "prefix"), [("test", "test"), ("validate", "val")])
+def test_logs_are_the_corpus_figures_of_the_records(stage, prefix, data, tmp_path):
+    decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
+    (logged,) = getattr(trainer(STRATEGY), stage)(decoder, datamodule=data, verbose=False)
+    records = read_records(tmp_path / "predictions.jsonl")
+    texts = [record["prediction"] for record in records], [record["references"] for record in records]
+    expected = {}
+    for metric in (ROUGE(), BLEU()):
+        metric.update(*texts)
+        expected |= metric.compute()
+    assert len(records) == EXAMPLES
+    assert {name: logged[f"{prefix}/{name}"] for name in expected} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}
+    )
+    steps = sum(record["decode_steps"] for record in records)
+    depth = sum(record["decode_steps"] * record["average_layers"] for record in records if record["decode_steps"])
+    assert logged[f"{prefix}/average_layers"] == pytest.approx(depth / steps)
+
+
+def test_a_second_run_starts_anew(data, tmp_path):
+    decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
+    runs = []
+    for _ in range(2):
+        (logged,) = trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
+        runs.append(
+            (
+                {name: logged[name] for name in logged if "rouge" in name or "bleu" in name},
+                read_records(tmp_path / "predictions.jsonl"),
+            )
+        )
+    assert runs[0] == runs[1]
+
+
+def test_predict_returns_the_records_that_it_writes(data, tmp_path):
+    decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
+    batches = trainer(STRATEGY).predict(decoder, datamodule=data)
+    assert [record for batch in batches for record in batch] == read_records(tmp_path / "predictions.jsonl")
+
+
+def test_predictions_of_finished_batches_are_on_disk_when_a_later_one_fails(data, tmp_path, monkeypatch):
+    decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
+    step, calls = decoder._decode, []
+
+    def fail_at_third(batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise OSError("the disk is full")
+        return step(batch)
+
+    monkeypatch.setattr(decoder, "_decode", fail_at_third)
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
+    assert len(read_records(tmp_path / "predictions.jsonl")) == 4
+
+
+def test_each_process_writes_a_file_of_its_own(monkeypatch):
+    decoder = module(predictions="runs/predictions.jsonl")
+    decoder._trainer = type("TwoProcesses", (), {"world_size": 2, "global_rank": 1})()
+    assert str(decoder.predictions_file) == "runs/predictions.rank1.jsonl"
+
+
+def test_without_a_file_nothing_is_written(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    trainer(STRATEGY).test(module(), datamodule=data, verbose=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_a_strategy_the_error_says_what_to_add(data):
+    with pytest.raises(RuntimeError, match=r"callbacks=\[FullDepth\(\)\]"):
+        trainer().test(module(), datamodule=data, verbose=False)
+
+
+def test_generate_kwargs_reach_generate(data, tmp_path):
+    options = {"max_new_tokens": 8, "num_beams": 1, "predictions": str(tmp_path / "predictions.jsonl")}
+    texts = []
+    for generate_kwargs in ({"eos_token_id": None}, {"eos_token_id": None, "do_sample": True, "temperature": 5.0}):
+        trainer(FullDepth()).test(module(generate_kwargs=generate_kwargs, **options), datamodule=data, verbose=False)
+        records = read_records(tmp_path / "predictions.jsonl")
+        assert {record["new_tokens"] for record in records} == {8}
+        texts.append(json.dumps(records))
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1 or more"),
+        ({"num_beams": 0}, "num_beams=0: expected 1 or more"),
+        ({"metrics": ["meteor"]}, "'meteor': expected some of rouge, bleu, bertscore"),
+        ({"generate_kwargs": {"num_beams": 2}}, "give it as the parameter num_beams"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        module(**options)
+
+
+def test_bertscore_takes_an_embedded_encoder_by_name(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(decode_file, "embedded_folder", {"embedded:all-minilm-l6-v2": tmp_path}.__getitem__)
+    assert module(metrics=["bertscore"]).metrics["bertscore"].encoder == str(tmp_path)
