@@ -8,6 +8,8 @@ do not. A strategy whose sets of layers only shrink never needs that, and what n
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -164,18 +166,14 @@ class SkipCache(LayerRunner, DynamicCache):
         if waiting is None:
             return
         hidden, positions, token_rows, token_steps = waiting  # [tokens, 1, d], …, [tokens], [tokens]
-        query = self._parts.queries[index]
-        if query is not None:  # the queries of the waiting tokens are not needed
-            vars(query)["forward"] = lambda x: x.new_zeros(()).expand(*x.shape[:-1], query.out_features)
         self._filling = True
         try:
-            call(hidden, **positions)
+            with _no_queries(self._parts.queries[index]):
+                call(hidden, **positions)
         except _KeysAndValuesMade as made:
             keys, values = made.args  # [tokens, heads, 1, head dim] each
         finally:
             self._filling = False
-            if query is not None:
-                del vars(query)["forward"]
         self._grow(index, self._seen)
         storage = self.layers[index]
         columns = self._prompt_length + token_steps
@@ -271,6 +269,20 @@ class _History:
         if not self._lacks[layer].any():
             self._lacking_layers.discard(layer)
         return torch.cat(hidden), _concatenated(positions), torch.cat(token_rows), torch.cat(token_steps)
+
+
+@contextmanager
+def _no_queries(projection: nn.Module | None) -> Iterator[None]:
+    """Have a layer's query projection, if it is a module of its own, give zeros without computing anything."""
+    if projection is None or "forward" in vars(projection):
+        yield
+        return
+    size = projection.out_features
+    vars(projection)["forward"] = lambda x: x.new_zeros(()).expand(*x.shape[:-1], size)
+    try:
+        yield
+    finally:
+        del vars(projection)["forward"]
 
 
 def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
