@@ -1,58 +1,24 @@
-"""The base of every data set: examples in, left-padded prompts out."""
+"""The base of every data set: examples in, left-padded prompts out, and pairs with references for training."""
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
 from functools import partial
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from hsdlab.data.batches import Example as Example  # the seam of every data set
+from hsdlab.data.batches import Pair, Prompt, Rows, collate_prompts, collate_with_pairs
 from hsdlab.data.prompt import PromptTemplate
+from hsdlab.data.training import TrainingLoader
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A source text with every reference that a prediction may be compared with.
-
-    Attributes:
-        id: Unique within the data set.
-        source: What the model reads.
-        references: What people wrote for it, at least one.
-    """
-
-    id: str
-    source: str
-    references: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """An example with its prompt as token ids, not padded."""
-
-    example: Example
-    input_ids: list[int]
-
-
-class _Prompts(Dataset[Prompt]):
-    """The prompts of one split, in the order of the file."""
-
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.prompts = prompts
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[index]
 
 
 class GenerationDataModule(LightningDataModule, ABC):
@@ -60,7 +26,9 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     The tokenizer and the longest prompt come from the LightningModule of the Trainer that runs it (its
     `tokenizer`, `max_new_tokens` and `model.config.max_position_embeddings`), or by hand from `connect`.
-    Batches keep the order of the examples. With several processes each example is read once, by one of them.
+    Batches for decoding keep the order of the examples. With several processes each example is read once, by one
+    of them. For training, each reference of an example makes a pair with its prompt; their order depends on
+    `seed` and the epoch. References are cut to `max_new_tokens`, what decoding could write.
 
     Args:
         prompt: Template of the prompt; `{source}` stands for the source text. What follows it is never cut.
@@ -68,7 +36,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         batch_size: Prompts per batch and process.
         limit: Examples per split at most, drawn by `seed` (a larger limit adds to a smaller one's). All by
             default.
-        seed: Seed of the draw.
+        seed: Seed of the draw, and of the order of training.
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
         num_workers: Worker processes that load batches.
@@ -100,31 +68,50 @@ class GenerationDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.prompt_limit_tokens: int | None = None
+        self.target_limit_tokens: int | None = None
+        self.validate_loss = False
         self.cut: dict[str, int] = {}  # split -> how many of its prompts were cut
-        self._prompts: dict[str, _Prompts] = {}
+        self.cut_references: dict[str, int] = {}  # split -> how many references of its pairs were cut
+        self._prompts: dict[str, Rows[Prompt]] = {}
+        self._pairs: dict[str, Rows[Pair]] = {}
+        self._training: TrainingLoader | None = None
+        self._place: dict[str, int] | None = None
 
     @abstractmethod
     def load_examples(self, split: str) -> list[Example]:
         """Return all examples of `split` ("train", "validation" or "test"), in a fixed order."""
 
-    def connect(self, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int | None = None) -> None:
-        """Set the tokenizer and the longest prompt; a Trainer's run does it by itself.
+    def connect(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_tokens: int | None = None,
+        max_target_tokens: int | None = None,
+        validate_loss: bool = False,
+    ) -> None:
+        """Set the tokenizer and the longest texts; a Trainer's run does it by itself.
 
         Args:
             tokenizer: Its settings are left as they are.
             max_prompt_tokens: Longest prompt in tokens; by default the parameter of the same name, else no
                 limit.
+            max_target_tokens: Longest reference of a training pair in tokens, its end-of-sequence token
+                included; no limit by default.
+            validate_loss: Give each validation batch the pairs for a loss too, under "pairs".
 
         Raises:
-            ValueError: `max_prompt_tokens` is below 1.
+            ValueError: A limit is below 1.
         """
         _check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
+        _check_at_least("max_target_tokens", max_target_tokens, 1)
         limit = self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
-        if tokenizer is not self.tokenizer or limit != self.prompt_limit_tokens:
-            self._prompts.clear()
-            self.cut.clear()
+        before = (self.tokenizer, self.prompt_limit_tokens, self.target_limit_tokens)
+        if before != (tokenizer, limit, max_target_tokens):
+            for made in (self._prompts, self._pairs, self.cut, self.cut_references):
+                made.clear()
         self.tokenizer = tokenizer
         self.prompt_limit_tokens = limit
+        self.target_limit_tokens = max_target_tokens
+        self.validate_loss = validate_loss
 
     def setup(self, stage: str) -> None:
         """Connect to the LightningModule of the Trainer, if it has a tokenizer.
@@ -144,7 +131,12 @@ class GenerationDataModule(LightningDataModule, ABC):
                     f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={module.max_new_tokens} "
                     f"do not fit the model's context of {context} tokens: lower one of them"
                 )
-        self.connect(module.tokenizer, self.max_prompt_tokens or room)
+        self.connect(
+            module.tokenizer,
+            self.max_prompt_tokens or room,
+            max_target_tokens=getattr(module, "max_new_tokens", None),
+            validate_loss=getattr(module, "validates_loss", False),
+        )
 
     def examples(self, split: str) -> list[Example]:
         """Return the examples of `split` in use, in file order: all, or the `limit` drawn by `seed`.
@@ -156,16 +148,59 @@ class GenerationDataModule(LightningDataModule, ABC):
             raise ValueError(f"No split {split!r}: expected one of {', '.join(SPLITS)}")
         examples = self.load_examples(split)
         if not examples:
-            raise ValueError(
-                f"The {split} split of {type(self).__name__} holds no example: expected at least one"
-            )
+            raise ValueError(f"The {split} split of {type(self).__name__} holds no example: expected at least one")
         positions = list(range(len(examples)))
         random.Random(self.seed).shuffle(positions)
         return [examples[position] for position in sorted(positions[: self.limit])]
 
-    def val_dataloader(self) -> DataLoader[Prompt]:
-        """Return the batches of the validation split."""
-        return self._decoding_loader("validation")
+    def train_dataloader(self) -> TrainingLoader:
+        """Return batches of training pairs (see `collate_pairs`), shuffled anew in each epoch."""
+        tokenizer = self._connected_tokenizer()
+        self._training = TrainingLoader(
+            self._pairs_of("train"),
+            batch_size=self.batch_size,
+            pad_token_id=_pad_token_id(tokenizer),
+            seed=self.seed,
+            world_size=1 if self.trainer is None else self.trainer.world_size,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            num_workers=self.num_workers,
+        )
+        if self._place is not None:
+            self._training.load_state_dict(self._place)
+        return self._training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the training's order, for a checkpoint."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the place in a checkpoint.
+
+        Lightning restores loaders by itself, but not once `trainer.estimated_stepping_batches` was asked for.
+        """
+        self._place = state_dict or None
+
+    def training_identity(self) -> dict[str, str | int]:
+        """Return what a resumed run has to have in common with the run before, by name."""
+        digest = hashlib.sha256()
+        for pair in self._pairs_of("train").rows:
+            digest.update(array("q", [len(pair.prompt_ids), *pair.prompt_ids, *pair.target_ids]).tobytes())
+        return {"training examples": digest.hexdigest()[:16], "batch_size": self.batch_size, "data seed": self.seed}
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of the validation split, with pairs for the loss if the module wants them."""
+        loader = self._decoding_loader("validation")
+        if not self.validate_loss:
+            return loader
+        prompts = self._prompts["validation"].rows
+        rows = list(zip(prompts, self._pairs_of("validation").rows, strict=True))
+        return DataLoader(
+            Rows(rows),
+            batch_size=self.batch_size,
+            sampler=loader.sampler if isinstance(loader.sampler, UnrepeatedDistributedSampler) else None,
+            num_workers=self.num_workers,
+            collate_fn=partial(collate_with_pairs, pad_token_id=_pad_token_id(self._connected_tokenizer())),
+        )
 
     def test_dataloader(self) -> DataLoader[Prompt]:
         """Return the batches of the test split."""
@@ -177,38 +212,57 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     def _decoding_loader(self, split: str) -> DataLoader[Prompt]:
         """Return the batches of a split for decoding, in file order (see `collate_prompts`)."""
-        if self.tokenizer is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no tokenizer: run it in a Trainer whose LightningModule has one, "
-                "or call connect(tokenizer) first"
-            )
-        if split not in self._prompts:
-            self._prompts[split] = self._encode(split, self.tokenizer)
-        prompts = self._prompts[split]
+        tokenizer = self._connected_tokenizer()
+        prompts = self._prompts_of(split)
         return DataLoader(
             prompts,
             batch_size=self.batch_size,
             sampler=self._sampler(split, prompts),
             num_workers=self.num_workers,
-            collate_fn=partial(collate_prompts, pad_token_id=_pad_token_id(self.tokenizer)),
+            collate_fn=partial(collate_prompts, pad_token_id=_pad_token_id(tokenizer)),
         )
 
-    def _encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> _Prompts:
-        """Encode the prompts of a split; count and report the ones that had to be cut."""
+    def _connected_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no tokenizer: run it in a Trainer whose LightningModule has one, "
+                "or call connect(tokenizer) first"
+            )
+        return self.tokenizer
+
+    def _prompts_of(self, split: str) -> Rows[Prompt]:
+        """Encode the prompts of a split once; count and report the ones that had to be cut."""
+        if split in self._prompts:
+            return self._prompts[split]
+        tokenizer = self._connected_tokenizer()
         prompts, cut = [], 0
         for example in self.examples(split):
             input_ids, was_cut = self.template.encode(example.source, tokenizer, self.prompt_limit_tokens)
             prompts.append(Prompt(example, input_ids))
             cut += was_cut
         self.cut[split] = cut
-        if cut:
-            rank_zero_warn(
-                f"{cut} of {len(prompts)} {split} prompts were cut to {self.prompt_limit_tokens} tokens",
-                category=UserWarning,
-            )
-        return _Prompts(prompts)
+        _report_cut(cut, len(prompts), f"{split} prompts", self.prompt_limit_tokens)
+        self._prompts[split] = Rows(prompts)
+        return self._prompts[split]
 
-    def _sampler(self, split: str, prompts: _Prompts) -> UnrepeatedDistributedSampler | None:
+    def _pairs_of(self, split: str) -> Rows[Pair]:
+        """Make the pairs of a split once: all references for training, the first one of each example else."""
+        if split in self._pairs:
+            return self._pairs[split]
+        tokenizer = self._connected_tokenizer()
+        pairs, cut = [], 0
+        for prompt in self._prompts_of(split).rows:
+            prompt_ids = array("i", prompt.input_ids)  # a large split fits in memory
+            for reference in prompt.example.references[: None if split == "train" else 1]:
+                target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
+                pairs.append(Pair(prompt_ids, array("i", target_ids)))
+                cut += was_cut
+        self.cut_references[split] = cut
+        _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens)
+        self._pairs[split] = Rows(pairs)
+        return self._pairs[split]
+
+    def _sampler(self, split: str, prompts: Rows[Prompt]) -> UnrepeatedDistributedSampler | None:
         """Return a sampler that reads each example once over all processes; Lightning's own repeats some.
 
         Lightning leaves a loader alone if its sampler is a DistributedSampler (pytorch-lightning#12862).
@@ -225,31 +279,9 @@ class GenerationDataModule(LightningDataModule, ABC):
         )
 
 
-def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, Any]:
-    """Make a batch for decoding, padded on the left.
-
-    Args:
-        prompts: The rows.
-        pad_token_id: Fills `input_ids` where `attention_mask` is 0.
-
-    Returns:
-        "input_ids" and "attention_mask": LongTensor [rows, length], "ids" and "sources": a string a row,
-        "references": a list of strings a row.
-    """
-    length = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), length), pad_token_id)  # (rows, length)
-    attention_mask = torch.zeros_like(input_ids)  # (rows, length)
-    for row, prompt in enumerate(prompts):
-        start = length - len(prompt.input_ids)
-        input_ids[row, start:] = torch.tensor(prompt.input_ids)
-        attention_mask[row, start:] = 1
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "ids": [prompt.example.id for prompt in prompts],
-        "sources": [prompt.example.source for prompt in prompts],
-        "references": [list(prompt.example.references) for prompt in prompts],
-    }
+def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> None:
+    if cut:
+        rank_zero_warn(f"{cut} of {total} {what} were cut to {limit_tokens} tokens", category=UserWarning)
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -258,9 +290,7 @@ def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         return tokenizer.pad_token_id
     if tokenizer.eos_token_id is not None:
         return tokenizer.eos_token_id
-    raise ValueError(
-        "The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token"
-    )
+    raise ValueError("The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token")
 
 
 def _check_at_least(name: str, value: int | None, smallest: int) -> None:

@@ -70,6 +70,32 @@ class PromptTemplate:
             token_ids = self._encode_whole(source[: cuts[keep]], tokenizer)
         return token_ids, True
 
+    def encode_target(
+        self, reference: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
+    ) -> tuple[list[int], bool]:
+        """Return the token ids that a model is to write after the prompt: the reference and the end of sequence.
+
+        They are encoded apart from the prompt, since decoding begins after its last token. A space goes before the
+        reference, unless the template ends in white space or in the chat template's header.
+
+        Args:
+            reference: The text.
+            tokenizer: Any tokenizer with an end-of-sequence token.
+            max_tokens: The most ids to return; no limit by default.
+
+        Returns:
+            The token ids, and whether they were cut (then the end of sequence is not among them).
+
+        Raises:
+            ValueError: The tokenizer has no end-of-sequence token.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no end-of-sequence token to be learned: set tokenizer.eos_token")
+        space = "" if self.chat or self.text[-1].isspace() else " "
+        text = space + reference.strip()
+        token_ids = [*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
+        return token_ids[:max_tokens], max_tokens is not None and len(token_ids) > max_tokens
+
     def _encode_whole(self, source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         text = self.fill(source)
         if self.chat:

@@ -160,14 +160,11 @@ class FinetuneModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over the trained weights, and its learning rate's rise and fall over all steps."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(
-            [
-                {"params": [parameter for parameter in trained if parameter.dim() > 1]},
-                {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in trained if parameter.dim() > 1]},
+            {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = self.trainer.estimated_stepping_batches
         _check(
             not math.isinf(steps), "The learning rate falls over the whole run: give its length (trainer.max_epochs)."
@@ -181,10 +178,12 @@ class FinetuneModule(LightningModule):
         """Forget what an earlier validation saw; decide whether this one decodes."""
         self._last_batch_end_s = None  # validation is no training time
         for metric in (self.validation_loss, *self.text_metrics):
-            metric.reset()  # type: ignore[operator, union-attr]
-        self._validations += self.trainer.training or self.trainer.evaluating
-        due = self.trainer.state.fn == "validate" or self._validations % max(1, self.generate_every) == 0
-        self._decodes = self.generate_every > 0 and due and not self.trainer.sanity_checking
+            metric.reset()
+        self._decodes = False
+        if not self.trainer.sanity_checking:
+            self._validations += 1
+            due = self.trainer.state.fn == "validate" or self._validations % max(1, self.generate_every) == 0
+            self._decodes = self.generate_every > 0 and due
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Compute the loss of a batch at full depth; decode it, if it is one of those to decode."""
@@ -228,7 +227,7 @@ class FinetuneModule(LightningModule):
                 "skip_weights": repr(self.mixture and self.mixture.weights),
                 "seed": self.seed,
             }
-            datamodule = getattr(self.trainer, "datamodule", None)
+            datamodule: Any = getattr(self.trainer, "datamodule", None)
             if hasattr(datamodule, "training_identity"):
                 self._identity |= datamodule.training_identity()
 

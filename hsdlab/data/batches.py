@@ -1,0 +1,116 @@
+"""From examples to padded batches: prompts for decoding, pairs of prompt and reference for the loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A source text with every reference that a prediction may be compared with.
+
+    Attributes:
+        id: Unique within the data set.
+        source: What the model reads.
+        references: What people wrote for it, at least one.
+    """
+
+    id: str
+    source: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An example with its prompt as token ids, not padded."""
+
+    example: Example
+    input_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and one reference as token ids, neither padded.
+
+    Attributes:
+        prompt_ids: The prompt, as decoding gets it.
+        target_ids: The reference, its end-of-sequence token included unless it was cut.
+    """
+
+    prompt_ids: Sequence[int]
+    target_ids: Sequence[int]
+
+
+class Rows(Dataset[Row]):
+    """The rows of one split, in the order of the file."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+
+def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, Any]:
+    """Make a batch for decoding, padded on the left.
+
+    Args:
+        prompts: The rows.
+        pad_token_id: Fills `input_ids` where `attention_mask` is 0.
+
+    Returns:
+        "input_ids" and "attention_mask": LongTensor [rows, length], "ids" and "sources": a string a row,
+        "references": a list of strings a row.
+    """
+    length = max(len(prompt.input_ids) for prompt in prompts)
+    input_ids = torch.full((len(prompts), length), pad_token_id)  # (rows, length)
+    attention_mask = torch.zeros_like(input_ids)  # (rows, length)
+    for row, prompt in enumerate(prompts):
+        start = length - len(prompt.input_ids)
+        input_ids[row, start:] = torch.tensor(prompt.input_ids)
+        attention_mask[row, start:] = 1
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "ids": [prompt.example.id for prompt in prompts],
+        "sources": [prompt.example.source for prompt in prompts],
+        "references": [list(prompt.example.references) for prompt in prompts],
+    }
+
+
+def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Tensor]:
+    """Make a batch for the loss: each row is prompt and reference in one, padded on the left.
+
+    Args:
+        pairs: The rows.
+        pad_token_id: Fills `input_ids` where `attention_mask` is 0.
+
+    Returns:
+        "input_ids" and "attention_mask": LongTensor [rows, length]; "target_mask": BoolTensor [rows, length],
+        true at the tokens of the reference.
+    """
+    length = max(len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs)
+    input_ids = torch.full((len(pairs), length), pad_token_id)  # (rows, length)
+    attention_mask = torch.zeros_like(input_ids)  # (rows, length)
+    target_mask = torch.zeros_like(input_ids, dtype=torch.bool)  # (rows, length)
+    for row, pair in enumerate(pairs):
+        token_ids = [*pair.prompt_ids, *pair.target_ids]
+        input_ids[row, length - len(token_ids) :] = torch.tensor(token_ids)
+        attention_mask[row, length - len(token_ids) :] = 1
+        target_mask[row, length - len(pair.target_ids) :] = True
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "target_mask": target_mask}
+
+
+def collate_with_pairs(rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int) -> dict[str, Any]:
+    """Make a batch for decoding, with the pairs of the same rows under "pairs"."""
+    prompts, pairs = zip(*rows, strict=True)
+    return {**collate_prompts(prompts, pad_token_id), "pairs": collate_pairs(pairs, pad_token_id)}
