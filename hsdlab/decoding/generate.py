@@ -271,7 +271,7 @@ def _check_call(model: PreTrainedModel, config: GenerationConfig, input_ids: Any
         raise ValueError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
     if config.cache_implementation not in (None, "dynamic"):
         raise ValueError(
-            f"cache_implementation={config.cache_implementation!r}: skipped layers need the dynamic cache; leave it out."
+            f"cache_implementation={config.cache_implementation!r}: skipped layers need the dynamic one; leave it out."
         )
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
         got = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
