@@ -1,0 +1,205 @@
+"""The documentation is true of the code: its examples run, its command lines parse, its links lead somewhere."""
+
+import inspect
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hsdlab
+import hsdlab.strategies
+from docs import reconstruction
+from docs.markers import filled
+from hsdlab import HSD, FullDepth, SkipStrategy
+from hsdlab.bench import run_bench
+from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.testing import prompts, tiny_model
+from tests.tiny_runs import ParseOnly, run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """The contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def name(page):
+    return page.name
+
+
+COMMANDS = [
+    pytest.param(line.split("#")[0].strip(), id=f"{page.name}-{line[:40]}-{number}")
+    for page in PAGES
+    for block in blocks(page, "bash")
+    for number, line in enumerate(block.splitlines())
+    if line.strip()
+]
+
+
+@pytest.fixture
+def as_a_user(tmp_path, monkeypatch):
+    """An empty folder with the README's `my_package.py` in it, where Python looks for modules."""
+    (module,) = [block for block in blocks(ROOT / "README.md", "python") if block.startswith("# my_package.py\n")]
+    (tmp_path / "my_package.py").write_text(module, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_package", None)
+
+
+@pytest.mark.filterwarnings("default")  # as in a script: deprecations are the business of the other tests
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_python_examples_run(page, as_a_user):
+    for block in blocks(page, "python"):
+        # From top to bottom, each with the imports that it shows; `__name__` as in a script.
+        exec(compile(block, f"{page.name}: {block[:40]!r}", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command, as_a_user, monkeypatch):
+    program, *arguments = shlex.split(command)
+    if program == "source":
+        assert arguments == [".venv/bin/activate"]  # made by `make install`
+    elif program == "make":
+        (target,) = arguments
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    else:
+        assert program == "python"
+        assert arguments[0] == "evaluate.py"
+        folder_of_the_project(as_a_user)
+        config = run(monkeypatch, *arguments[1:], cli=ParseOnly)
+        made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]
+        strategies = made.get("strategies") or [made.skip]
+        assert all(isinstance(strategy, SkipStrategy) for strategy in strategies)
+
+
+def folder_of_the_project(folder):
+    (folder / "configs").symlink_to(ROOT / "configs")
+
+
+def test_the_skip_of_a_command_is_the_one_it_names(as_a_user, monkeypatch):
+    folder_of_the_project(as_a_user)
+    (command,) = [c.values[0] for c in COMMANDS if "my_package.EveryOther" in c.values[0]]
+    config = run(monkeypatch, *shlex.split(command)[2:], cli=ParseOnly)
+    assert config.config.test.skip.class_path == "my_package.EveryOther"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_paths_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+    # File names in code, with or without a folder of the project; not placeholders such as <name>.py.
+    paths = re.findall(r"`((?:hsdlab|tests|docs|configs|notebooks)/[\w./-]*)`", text)
+    paths += re.findall(r"\bconfigs/[\w/]+\.yaml", text)
+    for link in links:
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    for path in paths:
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_anchors_exist(page):
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+@pytest.mark.parametrize("public", hsdlab.__all__)
+def test_every_public_name_is_in_the_readme(public):
+    assert re.search(rf"`[^`]*\b{public}\b", README)
+
+
+STRATEGIES = [
+    value
+    for value in vars(hsdlab.strategies).values()
+    if inspect.isclass(value) and issubclass(value, SkipStrategy) and not inspect.isabstract(value)
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.__name__)
+def test_the_catalogue_has_every_strategy_with_all_of_its_parameters(strategy):
+    (row,) = re.findall(rf"^\| `{strategy.__name__}` \|.*$", README, re.MULTILINE)
+    parameters = row.rpartition("|")[0].rpartition("|")[2]
+    assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", parameters)) == list(inspect.signature(strategy).parameters)
+
+
+def test_contributing_has_the_ten_laws():
+    (section,) = re.findall(
+        r"^## The laws\n(.*?)^## ", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert re.findall(r"^(\d+)\. ", section, re.MULTILINE) == [str(number) for number in range(1, 11)]
+
+
+def test_sections_that_the_code_refers_to_exist():
+    """Error messages and docstrings send the reader to these."""
+    assert "## Add a model family" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert "## Honest limits" in README
+
+
+def test_the_reconstruction_is_up_to_date():
+    text = reconstruction.PAGE.read_text(encoding="utf-8")
+    assert reconstruction.page(text) == text, "run python -m docs.reconstruction"
+
+
+def test_markers_are_filled_and_missing_ones_refused():
+    text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
+    assert filled(text, "x", "new \\1") == "a\n<!-- x:begin -->\nnew \\1\n<!-- x:end -->\nb"
+    with pytest.raises(ValueError, match="y:begin"):
+        filled(text, "y", "new")
+
+
+RUN = {
+    "date_utc": "2031-01-02T03:04:05+00:00",
+    "git": {"commit": "0123456789" * 4, "dirty": True},
+    "machine": {"cpu": "A CPU", "cores": 2},
+    "versions": {"torch": "9.9"},
+}
+
+
+def result(strategy, layers):
+    scores = {"rougeL": layers / 8, "bertscore_f1": layers / 10}
+    example = {"id": "a", "new_tokens": 4, "average_layers": layers, "scores": scores}
+    cost = {"average_layers": layers, "compute_layers": layers, "decode_step_ms": 5 * layers, "tokens_per_second": 50.0}
+    cost |= {"prompt_ms": 20.0, "flops_per_token": 1e9, "cache_peak_mib": 1.0}
+    return StrategyResult(
+        name=repr(strategy),
+        strategy={"class_path": f"hsdlab.{type(strategy).__name__}", "init_args": {}},
+        num_layers=4,
+        scores=scores,
+        efficiency=cost,
+        examples=[example],
+    )
+
+
+def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
+    """On a copy of the page, with the reports of a comparison and of a bench on a tiny model."""
+    (tmp_path / "docs").mkdir()
+    for file in ("README.md", "docs/update_readme.py", "docs/markers.py"):
+        shutil.copyfile(ROOT / file, tmp_path / file)
+    Comparison([result(FullDepth(), 4.0), result(HSD(), 2.5)], RUN).write(tmp_path / "runs/quickstart_compare")
+    run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, output=tmp_path / "runs/bench", run=RUN)
+    subprocess.run([sys.executable, "docs/update_readme.py"], cwd=tmp_path, check=True, capture_output=True)
+
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    before, demo, between, bench, after = re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", text)
+    assert [before, between, after] == re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", README)[::2]
+    assert demo.splitlines()[1:5] == [
+        "| Strategy | Avg. layers | ROUGE-L | BERTScore F1 | Output tokens | ms per decode step | Measured speed-up |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| `FullDepth()` | 4.00 | 0.500 | 0.400 | 4.0 | 20.0 | 1.00× |",
+        f"| `{HSD()}` | 2.50 | 0.312 | 0.250 | 4.0 | 12.5 | 1.60× |",
+    ]
+    assert "![Quality against layers and against time](docs/demo_pareto.png)" in demo
+    assert "on 2031-01-02, commit 0123456789 with uncommitted changes, A CPU, 2 cores, torch 9.9." in demo
+    assert (tmp_path / "docs/demo_pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert "| `plain generate` |" in bench
+    assert "# Decoding speed" not in bench
