@@ -40,7 +40,7 @@ class HubSet:
             `split_of`.
         licence: As stated on the card.
         prompt: Template of the prompt; ours.
-        max_new_tokens: Longest output, as in HSD's paper; the configs repeat it.
+        max_new_tokens: Longest output, as HSD's tables imply (docs/reconstruction.md); the configs repeat it.
         read: Makes the source text from the value in the column `source`.
     """
 
