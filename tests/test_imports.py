@@ -34,6 +34,7 @@ ALLOWED = {
         "strategies",
         "version",
     },
+    "train_cli": {"cli", "data", "models", "modules", "reporting", "strategies"},
 }
 
 

@@ -1,0 +1,149 @@
+"""Pairs for training: what is learned, the order, and going on in the middle of an epoch."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hsdlab.data import Example, GenerationDataModule
+from hsdlab.data.batches import Pair, collate_pairs
+
+from .conftest import build_tokenizer
+
+EXAMPLES = [Example(f"{i}", "The river rises. " * (1 + i % 3), (f"River {i}.", "A river.")) for i in range(5)]
+
+
+class Toy(GenerationDataModule):
+    def load_examples(self, split):
+        return EXAMPLES if split == "train" else EXAMPLES[:2]
+
+
+def connected(tokenizer, max_target_tokens=None, rank=None, world_size=1, **kwargs):
+    data = Toy(batch_size=2, **kwargs)
+    data.connect(tokenizer, max_target_tokens=max_target_tokens)
+    if rank is not None:
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
+    return data
+
+
+def rows_of(batches):
+    return [
+        tuple(row[mask.bool()].tolist())
+        for b in batches
+        for row, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
+    ]
+
+
+def test_a_batch_is_left_padded_and_marks_the_references():
+    batch = collate_pairs([Pair([5, 6, 7], [8]), Pair([9], [10, 11])], pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [0, 9, 10, 11]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+    assert batch["target_mask"].tolist() == [[False, False, False, True], [False, False, True, True]]
+    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
+
+
+def test_each_reference_is_a_pair_and_ends_with_the_end_of_sequence(tokenizer):
+    data = connected(tokenizer, prompt="{source}|")
+    expected = [
+        (*tokenizer(example.source + "|").input_ids, *tokenizer(f" {text}").input_ids, tokenizer.eos_token_id)
+        for example in EXAMPLES
+        for text in example.references
+    ]
+    assert sorted(rows_of(data.train_dataloader())) == sorted(expected)
+    assert len(data.train_dataloader()) == 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chat", "space"), [("{source}\n", False, ""), ("{source}|", True, ""), ("{source}", False, " ")]
+)
+def test_a_space_goes_between_a_prompt_and_its_reference_where_none_is(tokenizer, prompt, chat, space):
+    target, was_cut = Toy(prompt=prompt, chat=chat).template.encode_target(" A river. ", tokenizer)
+    assert tokenizer.decode(target) == f"{space}A river.</s>"
+    assert not was_cut
+
+
+def test_references_are_cut_to_what_could_be_decoded_and_counted(tokenizer):
+    length = len(tokenizer("River 0.").input_ids)
+    data = connected(tokenizer, max_target_tokens=length)
+    with pytest.warns(UserWarning, match=rf"^\d+ of 10 train references were cut to {length} tokens$"):
+        batches = list(data.train_dataloader())
+    assert 5 <= data.cut_references["train"] <= 10
+    assert max(int(batch["target_mask"].sum(1).max()) for batch in batches) == length
+    cut, was_cut = data.template.encode_target("River 0.", tokenizer, length)
+    assert was_cut
+    assert tokenizer.eos_token_id not in cut
+
+
+def test_sources_are_cut_as_for_decoding(tokenizer):
+    data = Toy(batch_size=2, max_prompt_tokens=8)
+    data.connect(tokenizer)
+    with pytest.warns(UserWarning, match="train prompts were cut to 8 tokens"):
+        batches = list(data.train_dataloader())
+    prompts = [int((b["attention_mask"] - b["target_mask"].long()).sum(1).max()) for b in batches]
+    assert max(prompts) == 8
+
+
+def test_a_tokenizer_without_an_end_of_sequence_is_an_error():
+    tokenizer = build_tokenizer(pad_token="<|user|>")
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"no end-of-sequence token to be learned"):
+        connected(tokenizer).train_dataloader()
+
+
+def epoch(data, number, loader=None):
+    loader = loader or data.train_dataloader()
+    loader.sampler.set_epoch(number)  # Lightning does
+    return rows_of(loader)
+
+
+def test_the_order_depends_on_seed_and_epoch_only(tokenizer):
+    data = connected(tokenizer)
+    assert epoch(data, 0) == epoch(connected(tokenizer), 0)
+    assert epoch(data, 0) != epoch(data, 1)
+    assert sorted(epoch(data, 0)) == sorted(epoch(data, 1))
+    assert epoch(data, 0) != epoch(connected(tokenizer, seed=1), 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_goes_on_in_the_middle_of_an_epoch(tokenizer, workers):
+    before = connected(tokenizer, num_workers=workers)
+    loader = before.train_dataloader()
+    loader.sampler.set_epoch(3)
+    batches = iter(loader)
+    seen = rows_of([next(batches), next(batches)])
+    state = before.state_dict()
+    assert state == {"epoch": 3, "batches": 2}
+    after = connected(tokenizer, num_workers=workers)
+    after.load_state_dict(pickle.loads(pickle.dumps(state)))
+    loader = after.train_dataloader()
+    assert len(loader) == 5
+    assert seen + epoch(after, 3, loader) == epoch(connected(tokenizer), 3)
+    assert epoch(after, 4, loader) == epoch(connected(tokenizer), 4)
+
+
+def test_processes_share_the_pairs(tokenizer):
+    shares = [rows_of(connected(tokenizer, rank=rank, world_size=2).train_dataloader()) for rank in range(2)]
+    assert [len(share) for share in shares] == [5, 5]
+    assert sorted(shares[0] + shares[1]) == sorted(epoch(connected(tokenizer), 0))
+
+
+def test_validation_holds_the_first_reference_on_request(tokenizer):
+    data = Toy(batch_size=2)
+    data.connect(tokenizer)
+    assert "pairs" not in next(iter(data.val_dataloader()))
+    data.connect(tokenizer, validate_loss=True)
+    batch = next(iter(data.val_dataloader()))
+    assert batch["references"] == [list(example.references) for example in EXAMPLES[:2]]
+    expected = [(*tokenizer(e.source + "\n").input_ids, *tokenizer(e.references[0]).input_ids, 0) for e in EXAMPLES[:2]]
+    assert tokenizer.eos_token_id == 0
+    assert rows_of([batch["pairs"]]) == expected
+
+
+def test_the_identity_changes_with_examples_prompt_batch_and_seed(tokenizer):
+    identity = connected(tokenizer).training_identity()
+    assert identity == connected(tokenizer).training_identity()
+    for other in (connected(tokenizer, limit=4), connected(tokenizer, prompt="{source}!")):
+        assert other.training_identity()["training examples"] != identity["training examples"]
+    assert connected(tokenizer, seed=2).training_identity()["data seed"] == 2
+    assert identity["batch_size"] == 2

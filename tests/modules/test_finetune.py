@@ -1,0 +1,303 @@
+"""FinetuneModule in a Trainer, on tiny models: learning, resuming, exporting, refusing."""
+
+import logging
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hsdlab import HSD, FullDepth, SkipDecode, load_model
+from hsdlab.data import Example, GenerationDataModule
+from hsdlab.modules import FinetuneModule, LoRA
+from hsdlab.modules.finetune import learning_rate_factor
+from tests.tiny_checkpoints import save, tiny_gpt2, tiny_llama, tiny_tokenizer
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+MIXED = {"skip_strategies": [FullDepth(), HSD(1, 0, 1), SkipDecode(0, 1)], "skip_weights": [1, 2, 1]}
+
+
+class Toy(GenerationDataModule):
+    """Eleven examples with two references each: six batches of four pairs."""
+
+    def __init__(self, letter="e", **kwargs):
+        super().__init__(**{"batch_size": 4, **kwargs})
+        self.letter = letter
+
+    def load_examples(self, split):
+        number = 11 if split == "train" else 3
+        return [Example(f"{split}-{i}", "hello " * (1 + i % 3), (f"h{self.letter}ll {i}", "he")) for i in range(number)]
+
+
+class Recorder(Callback):
+    """Notes every step; may stop the run dead after one."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+        self.steps = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_index):
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        number = trainer.global_step - 1
+        self.steps[number] = (outputs["loss"].item(), rate, batch["input_ids"].tolist())
+        if number == self.stop_after:
+            raise InterruptedError("killed")
+
+
+def module(model=None, **options):
+    options = {"max_new_tokens": 6, "learning_rate": 1e-2, **options}
+    return FinetuneModule(model or tiny_llama(), tiny_tokenizer(), **options)
+
+
+def trainer(*callbacks, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"max_epochs": 3, "enable_checkpointing": False, "gradient_clip_val": 1.0, **quiet, **options}
+    return Trainer(accelerator="cpu", callbacks=list(callbacks), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": LoRA(rank=4)}, MIXED], ids=["full", "lora", "skip-aware"])
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_it_learns_and_logs(make, options):
+    run = trainer(recorder := Recorder(), max_epochs=5)
+    run.fit(module(make(), **options), datamodule=Toy())
+    losses = [loss for loss, _, _ in recorder.steps.values()]
+    assert len(losses) == 30
+    assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
+    logged = run.callback_metrics
+    assert logged["val/perplexity"] == pytest.approx(math.exp(logged["val/loss"]))
+    assert logged["train/learning_rate"] == 0.0
+    assert logged["train/tokens_per_second"] > 0
+
+
+def test_validation_loss_weighs_each_token_the_same():
+    class First(Toy):
+        def load_examples(self, split):
+            return [Example("a", "hello", ("hello hello hello",)), Example("b", "hello", ("h",))]
+
+    run, tested = trainer(), module(max_new_tokens=20)
+    (logged,) = run.validate(tested, datamodule=First(batch_size=1), verbose=False)
+    (together,) = trainer().validate(tested, datamodule=First(batch_size=2), verbose=False)
+    assert logged["val/loss"] == pytest.approx(together["val/loss"], rel=1e-5)
+
+
+def test_only_loras_matrices_are_trained():
+    tested = module(lora=LoRA(rank=4))
+    before = {name: weight.clone() for name, weight in tested.named_parameters()}
+    trainer(max_epochs=1).fit(tested, datamodule=Toy())
+    changed = {name for name, weight in tested.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert tested.model.training
+
+
+def last(folder, every=3):
+    return ModelCheckpoint(folder, filename="last", every_n_train_steps=every, enable_version_counter=False)
+
+
+@pytest.fixture(scope="module")
+def whole_run():
+    """Steps of a run that nothing cuts short: LoRA with dropout, skip-aware."""
+    trainer(recorder := Recorder()).fit(module(lora=LoRA(rank=4, dropout=0.2), **MIXED), datamodule=Toy())
+    return recorder.steps
+
+
+@pytest.mark.parametrize("killed_after", [3, 5, 9, 12], ids=lambda step: f"step-{step}")  # 6 batches an epoch
+def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, whole_run, killed_after):
+    def start(recorder, checkpoint=None):
+        run = trainer(recorder, last(tmp_path), enable_checkpointing=True)
+        run.fit(module(lora=LoRA(rank=4, dropout=0.2), **MIXED), datamodule=Toy(), ckpt_path=checkpoint)
+
+    before, after = Recorder(killed_after), Recorder()
+    with pytest.raises(InterruptedError):
+        start(before)
+    start(after, "last")
+    assert min(after.steps) == killed_after // 3 * 3  # the last checkpoint
+    assert max(after.steps) == 17
+    assert {*before.steps, *after.steps} == set(whole_run)
+    for steps in (before.steps, after.steps):
+        for number, (loss, rate, rows) in steps.items():
+            assert rows == whole_run[number][2]
+            assert rate == whole_run[number][1]
+            assert loss == pytest.approx(whole_run[number][0], abs=1e-6)
+
+
+def test_dropout_and_draws_differ_from_step_to_step(whole_run):
+    assert len({loss for loss, _, _ in whole_run.values()}) == len(whole_run)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = trainer(last(folder, every=2), enable_checkpointing=True, max_epochs=1)
+    run.fit(module(lora=LoRA(rank=4)), datamodule=Toy())
+    return folder / "last.ckpt"
+
+
+def test_a_checkpoint_holds_the_trained_weights_only(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["state_dict"]
+    assert all("lora_" in name for name in content["state_dict"])
+    assert content["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "data", "message"),
+    [
+        (
+            tiny_llama,
+            {"lora": LoRA(rank=4)},
+            {"letter": "a"},
+            "training examples: '.*' in the checkpoint, '.*' in this",
+        ),
+        (tiny_llama, {"lora": LoRA(rank=4)}, {"batch_size": 2}, "batch_size: 4 in the checkpoint, 2 in this run"),
+        (tiny_gpt2, {"lora": LoRA(rank=4)}, {}, r"model: 'llama \(3 layers.*' in the checkpoint, 'gpt2 \(3 layers"),
+        (tiny_llama, {"lora": LoRA(rank=8)}, {}, "lora: .*rank=4.* in the checkpoint, .*rank=8"),
+        (tiny_llama, {"lora": LoRA(rank=4), "learning_rate": 0.1}, {}, "learning_rate: 0.01 in the checkpoint, 0.1"),
+    ],
+    ids=["data", "batch-size", "architecture", "lora", "learning-rate"],
+)
+def test_a_run_that_does_not_fit_its_checkpoint_is_refused(checkpoint, model, options, data, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(max_epochs=2).fit(module(model(), **options), datamodule=Toy(**data), ckpt_path=checkpoint)
+
+
+def test_validation_of_a_checkpoint_minds_the_model_only(checkpoint):
+    run = trainer()
+    (fresh,) = run.validate(module(lora=LoRA(rank=4)), datamodule=Toy(batch_size=2), verbose=False)
+    (trained,) = run.validate(
+        module(lora=LoRA(rank=4), learning_rate=1.0), datamodule=Toy(batch_size=2), ckpt_path=checkpoint, verbose=False
+    )
+    assert trained["val/loss"] < fresh["val/loss"]
+    with pytest.raises(ValueError, match="lora: "):
+        run.validate(module(), datamodule=Toy(batch_size=2), ckpt_path=checkpoint)
+
+
+def test_a_foreign_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="not one of hsdlab's fine-tuning"):
+        module().on_load_checkpoint({"state_dict": {}})
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(4, 20)[None]).logits
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+def test_the_export_loads_everywhere(tmp_path, make, lora):
+    base = save(make(), tmp_path / "base")
+    model, tokenizer = load_model(base, device="cpu")
+    before = logits(model)
+    tested = FinetuneModule(model, tokenizer, max_new_tokens=6, learning_rate=1e-2, lora=lora)
+    trainer(max_epochs=1).fit(tested, datamodule=Toy())
+    tested.export(tmp_path / "out")
+    trained = logits(tested.model)
+    assert not torch.allclose(trained, before, atol=1e-2)
+    loaded, its_tokenizer = load_model(tmp_path / "out", device="cpu")
+    torch.testing.assert_close(logits(loaded), trained, atol=1e-5, rtol=0)
+    assert its_tokenizer("hello").input_ids == tokenizer("hello").input_ids
+    plain = AutoModelForCausalLM.from_pretrained(base if lora else tmp_path / "out", dtype=torch.float32)
+    if lora:
+        plain = PeftModel.from_pretrained(plain, tmp_path / "out")
+    torch.testing.assert_close(logits(plain), trained, atol=1e-5, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token_id == tokenizer.eos_token_id
+
+
+def test_generation_in_validation_is_under_the_trainers_strategy():
+    strategy, seen = HSD(1, 0, 1), []
+
+    class Note(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            logged = trainer.callback_metrics
+            seen.append((logged.pop("val/rougeL", None), logged.pop("val/average_layers", None)))
+
+    tested = module(lora=LoRA(rank=4), generate_every=2, generate_batches=1)
+    trainer(strategy, Note(), max_epochs=4, num_sanity_val_steps=1).fit(tested, datamodule=Toy())
+    assert [scores is not None for scores, _ in seen] == [False, False, True, False, True]  # the first is the check
+    assert seen[4][1] == pytest.approx(2.0)  # layers 0 and 2 of 3
+    assert tested.text_metrics[0].examples == 3
+    (logged,) = trainer().validate(tested, datamodule=Toy(), verbose=False)
+    assert {"val/loss", "val/rouge1", "val/bleu4"} <= logged.keys()
+    assert "val/average_layers" not in logged
+
+
+def test_bfloat16_autocast_works_with_skipping():
+    run = trainer(HSD(1, 0, 1), precision="bf16-mixed", max_epochs=1, accumulate_grad_batches=2)
+    run.fit(module(lora=LoRA(rank=4), generate_every=1, **MIXED), datamodule=Toy())
+    assert run.global_step == 3
+    assert math.isfinite(run.callback_metrics["val/loss"])
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [learning_rate_factor(step, 100, 0.1, "cosine") for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert learning_rate_factor(0, 100, 0.0, "linear") == 1.0
+    assert learning_rate_factor(50, 100, 0.0, "linear") == 0.5
+    with pytest.raises(ValueError, match=r"give its length \(trainer\.max_epochs\)"):
+        trainer(max_epochs=-1, max_steps=-1).fit(module(), datamodule=Toy())
+
+
+def test_norms_and_biases_are_not_decayed():
+    tested = module(tiny_gpt2(), weight_decay=0.3)
+    run = trainer(max_epochs=1, limit_train_batches=1)
+    run.fit(tested, datamodule=Toy())
+    matrices, vectors = run.optimizers[0].param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
+    assert {parameter.dim() for parameter in vectors["params"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0: expected more than 0"),
+        ({"learning_rate": -1e-5}, "learning_rate=-1e-05: expected more than 0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1: expected 0 or more"),
+        ({"warmup": 1.5}, "warmup=1.5: expected a share of the steps"),
+        ({"decay": "step"}, "decay='step': expected linear or cosine"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1 or more"),
+        ({"generate_every": -1}, "generate_every=-1: expected 0"),
+        ({"generate_batches": 0}, "generate_batches=0: expected 1 or more"),
+        ({"skip_weights": [1.0]}, "there are no skip_strategies"),
+    ],
+)
+def test_parameters_are_checked_in_the_users_words(options, message):
+    with pytest.raises(ValueError, match=message):
+        module(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, r"lora\.rank=0: expected 1 or more"),
+        ({"alpha": 0}, r"lora\.alpha=0: expected more than 0"),
+        ({"dropout": 1.0}, r"lora\.dropout=1.0: expected 0 or more, and less"),
+        ({"targets": []}, r"lora\.targets is empty"),
+        (
+            {"targets": ["q_proj", "proj"]},
+            r"'proj' matches no linear layer of LlamaForCausalLM; it has down_proj, .*q_proj",
+        ),
+    ],
+)
+def test_lora_is_checked_in_the_users_words(options, message):
+    with pytest.raises(ValueError, match=message):
+        module(lora=LoRA(**options))
+
+
+def test_lora_targets_choose_layers():
+    names = [name for name, p in module(lora=LoRA(targets=["self_attn.q_proj"])).named_parameters() if p.requires_grad]
+    assert names
+    assert all("q_proj.lora_" in name for name in names)
+
+
+def test_a_model_that_stops_at_another_token_is_refused():
+    model = tiny_llama()
+    model.generation_config.eos_token_id = 5
+    with pytest.raises(ValueError, match=r"end-of-sequence token is 1, but model\.generate stops at 5"):
+        module(model)

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+
+from hsdlab.modules.losses import perplexity, reference_loss
+
+VOCABULARY = 7
+
+
+@pytest.fixture
+def batch():
+    """Two rows, left-padded; the references are the last 3 and the last 1 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, VOCABULARY, generator=generator, dtype=torch.float64)
+    input_ids = torch.randint(VOCABULARY, (2, 6), generator=generator)
+    target_mask = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]]).bool()
+    return logits, input_ids, target_mask
+
+
+def test_it_is_the_mean_over_the_references_tokens(batch):
+    logits, input_ids, _ = batch
+    tokens = [(0, 3), (0, 4), (0, 5), (1, 5)]  # each weighs the same, whatever its row
+    slow = [-math.log(logits[row, at - 1].softmax(-1)[input_ids[row, at]].item()) for row, at in tokens]
+    assert reference_loss(*batch).item() == pytest.approx(sum(slow) / 4, rel=1e-12)
+
+
+def test_prompt_and_padding_count_nothing(batch):
+    logits, input_ids, target_mask = batch
+    others = logits.clone()
+    others[:, :2] = 50.0
+    others[1, :4] = -3.0
+    ids = input_ids.clone()
+    ids[:, :3] = (ids[:, :3] + 1) % VOCABULARY
+    assert reference_loss(others, ids, target_mask) == reference_loss(logits, input_ids, target_mask)
+
+
+def test_the_last_token_is_learned(batch):
+    logits, input_ids, target_mask = batch
+    sure = logits.clone()
+    sure[0, 4, input_ids[0, 5]] += 100
+    assert reference_loss(sure, input_ids, target_mask) < reference_loss(*batch)
+
+
+def test_low_precision_is_summed_in_float32(batch):
+    logits, input_ids, target_mask = batch
+    loss = reference_loss(logits.bfloat16(), input_ids, target_mask)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(reference_loss(*batch).item(), rel=1e-2)
+
+
+def test_perplexity_of_a_uniform_guess_is_the_vocabulary(batch):
+    _, input_ids, target_mask = batch
+    loss = reference_loss(torch.zeros(2, 6, VOCABULARY), input_ids, target_mask)
+    assert perplexity(loss).item() == pytest.approx(VOCABULARY)
+
+
+def test_what_does_not_fit_is_an_error(batch):
+    logits, input_ids, target_mask = batch
+    with pytest.raises(ValueError, match="expected rows × length × vocabulary"):
+        reference_loss(logits, input_ids[:, :4], target_mask)
+    with pytest.raises(ValueError, match=r"torch\.int64"):
+        reference_loss(logits, input_ids, target_mask.long())
+    with pytest.raises(ValueError, match="marks no token"):
+        reference_loss(logits, input_ids, torch.zeros_like(target_mask))

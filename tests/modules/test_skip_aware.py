@@ -1,0 +1,139 @@
+"""Training computes what decoding does: the logits of a forced decode, for every scheduled strategy and family."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+import hsdlab.strategies
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode
+from hsdlab.data.batches import Pair, collate_pairs
+from hsdlab.modules import FinetuneModule
+from hsdlab.modules.skip_aware import SkipMixture
+from hsdlab.testing import VOCABULARY, tiny_model, watched
+from tests.strategies_for_tests import Changing, RandomPlan
+from tests.tiny_checkpoints import tiny_tokenizer
+
+MAX_NEW_TOKENS = 6
+STRATEGIES = [
+    FullDepth(),
+    HSD(1, 0, 4),
+    HSD(2, 1, 3, decay="cosine"),
+    SkipDecode(1, 4),
+    SkipDecode(0, 2, warmup=2),
+    Changing(),  # skips the first and the last layer too, and needs late fills
+]
+
+
+class Force(LogitsProcessor):
+    """Makes each row go on with its own text."""
+
+    def __init__(self, texts, prompt_length):
+        self.texts = texts  # (rows, T)
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids, scores):
+        step = input_ids.shape[1] - self.prompt_length
+        return torch.full_like(scores, -math.inf).scatter(1, self.texts[:, step, None], 0.0)
+
+
+def pairs():
+    """Prompts and references of different lengths, the longest reference of T tokens: all kinds of padding."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [(5, 3), (2, MAX_NEW_TOKENS), (7, 1), (3, 4)]
+    text = [torch.randint(7, VOCABULARY, (a + b,), generator=generator).tolist() for a, b in lengths]
+    return [Pair(tokens[:a], tokens[a:]) for tokens, (a, _) in zip(text, lengths, strict=True)]
+
+
+def decode_logits(model, strategy, rows):
+    """Decode a left-padded batch along the references; the logits of each new token, [rows, T, vocabulary]."""
+    prompts = collate_pairs([Pair(row.prompt_ids, []) for row in rows], pad_token_id=0)
+    texts = torch.full((len(rows), MAX_NEW_TOKENS), 7)
+    for row, pair in enumerate(rows):
+        texts[row, : len(pair.target_ids)] = torch.tensor(pair.target_ids)
+    with watched(model) as (logits, _), strategy.applied_to(model):
+        model.generate(
+            input_ids=prompts["input_ids"],
+            attention_mask=prompts["attention_mask"],
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=None,
+            logits_processor=LogitsProcessorList([Force(texts, prompts["input_ids"].shape[1])]),
+        )
+    return torch.stack(logits, dim=1)
+
+
+def test_every_scheduled_strategy_is_tested():
+    scheduled = {cls for cls in vars(hsdlab.strategies).values() if isinstance(cls, type)}
+    scheduled = {cls for cls in scheduled if issubclass(cls, ScheduledStrategy) and cls is not ScheduledStrategy}
+    assert scheduled <= {type(strategy) for strategy in STRATEGIES}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_training_logits_equal_decode_logits(family_model, strategy):
+    rows = pairs()
+    batch = collate_pairs(rows, pad_token_id=0)
+    family_model.generation_config.eos_token_id = 1
+    module = FinetuneModule(family_model, tiny_tokenizer(), MAX_NEW_TOKENS, skip_strategies=[FullDepth(), strategy])
+    family_model.eval()
+    try:
+        with torch.no_grad():
+            trained = module.training_logits(batch, strategy=1)
+            decoded = decode_logits(family_model, strategy, rows)
+            full = module.training_logits(batch)
+    finally:
+        family_model.generation_config.eos_token_id = None
+    assert trained.dtype == torch.float64
+    for row, pair in enumerate(rows):
+        new = len(pair.target_ids)
+        torch.testing.assert_close(trained[row, -new - 1 : -1], decoded[row, :new], atol=1e-9, rtol=0)
+    skips = sum(len(set(layers)) for layers in strategy.scheduled_layers(6, MAX_NEW_TOKENS)) < 6 * (MAX_NEW_TOKENS - 1)
+    assert skips == (not torch.allclose(trained[1], full[1]))
+
+
+def test_the_mask_follows_each_rows_reference(tiny):
+    model = tiny("llama")
+    mixture = SkipMixture(model, [SkipDecode(0, 1)], None, MAX_NEW_TOKENS, seed=0)
+    executed = mixture.executed(0, collate_pairs(pairs(), 0)["target_mask"])
+    assert executed.shape == (4, 8, 6)
+    assert executed[:, :, 0].all()
+    assert not executed[1, -2].all()  # a token of the reference
+    assert executed[1, -1].all()  # its T-th is the input of no step
+    assert executed[0, :-3].all()  # the prompt and the padding
+
+
+def test_draws_follow_the_weights_and_depend_on_seed_and_batch_only(tiny):
+    def draws(seed):
+        mixture = SkipMixture(tiny("llama"), [FullDepth(), HSD(), SkipDecode(0, 3)], [0.2, 0.8, 0.0], 6, seed)
+        return [mixture.draw(batch) for batch in range(500)]
+
+    assert draws(0) == draws(0)
+    assert draws(0) != draws(1)
+    counts = Counter(draws(0))
+    assert counts[0] == pytest.approx(100, abs=30)
+    assert counts[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("strategies", "weights", "message"),
+    [
+        ([CALM()], None, "CALM.* decides while it decodes; .* as those of FullDepth"),
+        ([RandomPlan()], None, "decides while it decodes"),
+        ([FullDepth()], [1.0, 2.0], "skip_weights has 2 numbers for 1 skip_strategies"),
+        ([FullDepth(), HSD()], [1.0, -1.0], "expected numbers of 0 or more"),
+        ([FullDepth()], [0.0], "not all 0"),
+        ([HSD(1, 0, 7)], None, "max_exit=7 is beyond this model's 6 layers"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_refused(tiny, strategies, weights, message):
+    with pytest.raises(ValueError, match=message):
+        SkipMixture(tiny("llama"), strategies, weights, MAX_NEW_TOKENS, seed=0)
+
+
+def test_gradient_checkpointing_is_refused_with_the_way_out():
+    model = tiny_model(eos_token_id=1)
+    module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, skip_strategies=[HSD(1, 0, 3)])
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+        module.training_logits(collate_pairs(pairs(), 0), strategy=0)
