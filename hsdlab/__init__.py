@@ -1,20 +1,27 @@
 """hsdlab: decoding with fewer layers per token, on PyTorch Lightning.
 
 Hierarchical Skip Decoding (arXiv 2403.14919), SkipDecode (arXiv 2307.02628) and CALM (arXiv 2207.07061).
+
+The public names are imported when first used, so that ``import hsdlab`` costs nothing.
 """
 
-from hsdlab.decoding import generate, replay
-from hsdlab.models import load_model
-from hsdlab.strategies import (
-    CALM,
-    HSD,
-    ConfidenceStrategy,
-    FullDepth,
-    ScheduledStrategy,
-    SkipDecode,
-    SkipStrategy,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from hsdlab.version import __version__
+
+if TYPE_CHECKING:
+    from hsdlab.decoding import generate, replay
+    from hsdlab.models import load_model
+    from hsdlab.strategies import (
+        CALM,
+        HSD,
+        ConfidenceStrategy,
+        FullDepth,
+        ScheduledStrategy,
+        SkipDecode,
+        SkipStrategy,
+    )
 
 __all__ = [
     "CALM",
@@ -29,3 +36,15 @@ __all__ = [
     "load_model",
     "replay",
 ]
+
+_MODULES = {"generate": "decoding", "replay": "decoding", "load_model": "models"}  # the others are strategies
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'hsdlab' has no attribute {name!r}")
+    return getattr(import_module(f"hsdlab.{_MODULES.get(name, 'strategies')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

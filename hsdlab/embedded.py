@@ -6,13 +6,14 @@ and keeps a plain Hugging Face folder in the cache: $HSDLAB_CACHE, or else hsdla
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from hsdlab.paths import cache_folder
 
 PREFIX = "embedded:"
 
@@ -99,13 +100,6 @@ def embedded_folder(name: str) -> Path:
                     content = _convert_gguf(content, Path(temporary) / "converted")
                 content.rename(folder)
     return folder
-
-
-def cache_folder() -> Path:
-    """Give the folder that keeps the embedded models: $HSDLAB_CACHE, or hsdlab in the user's cache folder."""
-    if os.environ.get("HSDLAB_CACHE"):
-        return Path(os.environ["HSDLAB_CACHE"]).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsdlab"
 
 
 def _fetch(model: EmbeddedModel, folder: Path) -> Path:

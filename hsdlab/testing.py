@@ -309,7 +309,7 @@ def law_8_config(strategy: SkipStrategy) -> None:
     parser.add_subclass_arguments(SkipStrategy, "skip", required=True)
     config = Namespace(skip=Namespace(class_path=path, init_args=Namespace(**strategy.parameters())))
     text = yaml.safe_load(parser.dump(config))
-    from_yaml = parser.instantiate_classes(parser.parse_object(text)).skip
+    from_yaml = parser.instantiate(parser.parse_object(text)).skip
     for other, way in ((from_yaml, "YAML"), (pickle.loads(pickle.dumps(strategy)), "pickling")):
         _expect_equal((type(other), other.parameters()), (type(strategy), strategy.parameters()), f"after {way},")
 

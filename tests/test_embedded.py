@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from hsdlab import embedded
-from hsdlab.embedded import EMBEDDED_MODELS, EmbeddedModel, cache_folder, embedded_folder
+from hsdlab.embedded import EMBEDDED_MODELS, EmbeddedModel, embedded_folder
 from hsdlab.models import load_model
+from hsdlab.paths import cache_folder
 from tests.tiny_checkpoints import save_gguf, tiny_llama
 
 NAME = "embedded:tiny"

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import os
 import platform
 import re
 import shutil
@@ -24,6 +23,7 @@ from rich.progress import track
 
 from hsdlab.data.base import SPLITS, Example, GenerationDataModule
 from hsdlab.data.jsonl import read_examples
+from hsdlab.paths import cache_folder
 
 PACKAGES = ("numpy", "torch", "transformers")
 FORMAT = 1  # raise it whenever the examples change, so that cached ones are not used
@@ -65,7 +65,7 @@ def cached_folder() -> Path:
     """Return the folder with the three JSON Lines files of the installed versions, made on first use."""
     versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
     key = _digest("; ".join([f"format {FORMAT}", f"python {platform.python_version()}", *versions]))[:16]
-    cache = Path(os.environ.get("HSDLAB_CACHE") or Path.home() / ".cache" / "hsdlab")
+    cache = cache_folder()
     folder = cache / f"docstrings-{key}"
     if folder.is_dir():
         return folder

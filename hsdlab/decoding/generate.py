@@ -94,9 +94,10 @@ class _Generate:
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> Any:
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        config, _ = self.parts.model._prepare_generation_config(generation_config, **_options(kwargs))
         output = _decode(self.parts, self.run, input_ids, generation_config, kwargs)
-        return output if config.return_dict_in_generate else output.sequences
+        sources = (kwargs, vars(generation_config or GenerationConfig()), vars(self.parts.model.generation_config))
+        answers = (source.get("return_dict_in_generate") for source in sources)
+        return output if next((answer for answer in answers if answer is not None), False) else output.sequences
 
 
 @contextmanager
@@ -179,7 +180,7 @@ def generate(
     with applied(model, strategy) as run:
         parts = decoder_parts(model)
         generation_config = kwargs.pop("generation_config", None)
-        config, _ = parts.model._prepare_generation_config(generation_config, **_options(kwargs))
+        config = _config(parts.model, generation_config, kwargs)
         if config.num_beams > 1 and not config.output_scores:
             # transformers gives sequences_scores only along with the scores of every step
             if generation_config is None:
@@ -203,7 +204,7 @@ def _decode(
 ) -> Any:
     """Run transformers' ``generate`` on a :class:`SkipCache`; returns its output and leaves ours in ``run.output``."""
     model = parts.model
-    config, _ = model._prepare_generation_config(generation_config, **_options(kwargs))
+    config = _config(model, generation_config, kwargs)
     _check_call(model, config, input_ids, kwargs)
     prompt_length = input_ids.shape[1]
     max_steps = _max_new_tokens(model, run, generation_config, kwargs, prompt_length)
@@ -253,9 +254,16 @@ def _decode(
     return raw
 
 
-def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that may be generation options (``None`` stands for an option that is switched off)."""
-    return {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
+def _config(
+    model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> GenerationConfig:
+    """All generation options of a call, with transformers' precedence; our output is always a whole record."""
+    options = {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
+    generation_config = copy.deepcopy(generation_config) or GenerationConfig()
+    generation_config.update(**{**options, "return_dict_in_generate": True})
+    merged = model._prepare_generation_config(generation_config)[0]
+    merged.update(**options)  # None switches an option off
+    return merged
 
 
 def _check_call(model: PreTrainedModel, config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, generate
@@ -285,3 +286,22 @@ def test_a_peft_model_is_decoded_through_its_adapter(call):
         wrapped = generate(model, strategy=Changing(), **call, output_scores=True)
         merged = generate(model.merge_and_unload(), strategy=Changing(), **call, output_scores=True)
     torch.testing.assert_close(torch.stack(wrapped.scores), torch.stack(merged.scores), rtol=1e-4, atol=1e-4)
+
+
+def test_an_option_set_to_none_is_switched_off(tiny, call):
+    model = tiny_model(eos_token_id=3)
+    model.generation_config.eos_token_id = list(range(1, 64))  # any token ends
+    assert generate(model, strategy=FullDepth(), **call).sequences.shape == (3, 11)  # eos_token_id=None
+    del call["eos_token_id"]
+    assert generate(model, strategy=FullDepth(), **call).sequences.shape == (3, 6)
+
+
+def test_says_nothing_about_its_own_options(tiny, call, caplog):
+    transformers.logging.set_verbosity_warning()
+    try:
+        with caplog.at_level("WARNING", logger="transformers"), HSD().applied_to(tiny()):
+            tiny().generate(**call, num_beams=2, output_scores=True, return_dict_in_generate=True)
+        generate(tiny(), strategy=HSD(), **call, num_beams=2)
+    finally:
+        transformers.logging.set_verbosity_error()
+    assert [record.message for record in caplog.records if "flags" in record.message] == []
