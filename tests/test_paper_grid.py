@@ -72,7 +72,9 @@ class UpToTheRun(EvaluateCLI):
         self.arguments = kwargs
 
 
-def test_there_is_a_data_layer_for_each_hub_set():
+def test_there_is_a_layer_for_each_model_and_hub_set():
+    names = [yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"] for path in MODELS.values()]
+    assert sorted(names) == sorted(ARCHITECTURES)
     assert set(DATA) == set(HUB_SETS)
 
 
