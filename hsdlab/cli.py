@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,7 +159,7 @@ class EvaluateCLI(LightningCLI):
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run."""
-        self.comparison = self.trainer.compare(**kwargs, run=self.run_info)
+        self.trainer.compare(**kwargs, run=self.run_info)
 
     def bench(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.bench` with the provenance of this run."""
@@ -184,6 +185,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
+    # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
     try:
         EvaluateCLI(args)
     except Exception as error:

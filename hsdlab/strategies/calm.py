@@ -1,6 +1,6 @@
 """CALM, Confident Adaptive Language Modeling (Schuster et al. 2022, arXiv 2207.07061)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,6 +77,15 @@ class CALM(ConfidenceStrategy):
         if threshold >= 1:
             return torch.zeros(len(state.output), dtype=torch.bool)
         return softmax_response(state.logits()) >= threshold
+
+    def named_parameters(self) -> dict[str, Any]:
+        """The parameters that its schedule uses."""
+        names = {
+            "constant": ("threshold",),
+            "time": ("threshold", "schedule", "temperature", "form"),
+            "depth": ("schedule", "slope"),
+        }
+        return {name: getattr(self, name) for name in names[self.schedule]}
 
     def never_skip(self) -> "CALM":
         """A threshold of 1."""
