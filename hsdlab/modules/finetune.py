@@ -1,28 +1,25 @@
 """FinetuneModule: train a model on prompts and references, at full depth or as it will be decoded."""
 
-import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike, fspath
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import Strategy, replay
-from hsdlab.decoding.families import plain_model, position_ids
+from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.modules.lora import LoRA, add_lora
 from hsdlab.modules.losses import perplexity, reference_loss
+from hsdlab.modules.optimizer import Decay, adamw
 from hsdlab.modules.skip_aware import SkipMixture
-
-Decay = Literal["linear", "cosine"]
 
 
 class FinetuneModule(LightningModule):
@@ -123,9 +120,15 @@ class FinetuneModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Compute the loss of a batch of `collate_pairs` under the strategy that it draws."""
         strategy = None if self.mixture is None else self.mixture.draw(self._batch_number)
-        loss = reference_loss(self.training_logits(batch, strategy), batch["input_ids"], batch["target_mask"])
+        loss = self.loss(batch, strategy)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def loss(self, batch: dict[str, Tensor], strategy: int | None = None) -> Tensor:
+        """Compute the loss of a batch of `collate_pairs`, under one of the skip strategies or at full depth (None)."""
+        logits = self.training_logits(batch, strategy)
+        scored = logits.shape[1]
+        return reference_loss(logits, batch["input_ids"][:, -scored:], batch["target_mask"][:, -scored:])
 
     def training_logits(self, batch: dict[str, Tensor], strategy: int | None = None) -> Tensor:
         """Compute the logits of a teacher-forced batch.
@@ -135,8 +138,13 @@ class FinetuneModule(LightningModule):
             strategy: Index of the skip strategy to compute it under; None for full depth.
 
         Returns:
-            Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
+            Logits [rows, scored, vocabulary] of the last `max_new_tokens` + 1 positions (of all, if there are fewer),
+            which hold every reference; those at one position are for the token at the next.
         """
+        with _head_at_the_last(self.max_new_tokens + 1, self.model):
+            return self._logits(batch, strategy)
+
+    def _logits(self, batch: dict[str, Tensor], strategy: int | None) -> Tensor:
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if strategy is None or self.mixture is None:
             positions = position_ids(batch["attention_mask"])
@@ -159,18 +167,14 @@ class FinetuneModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over the trained weights, and its learning rate's rise and fall over all steps."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in trained if parameter.dim() > 1]},
-            {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
-        steps = self.trainer.estimated_stepping_batches
-        _check(
-            not math.isinf(steps), "The learning rate falls over the whole run: give its length (trainer.max_epochs)."
+        return adamw(
+            (parameter for parameter in self.parameters() if parameter.requires_grad),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            steps=self.trainer.estimated_stepping_batches,
+            warmup=self.warmup,
+            decay=self.decay,
         )
-        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, int(steps), self.warmup, self.decay))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Validation ----------------------------------------------------------------------------------------------
 
@@ -188,8 +192,7 @@ class FinetuneModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Compute the loss of a batch at full depth; decode it, if it is one of those to decode."""
         pairs = batch["pairs"]
-        loss = reference_loss(self.training_logits(pairs), pairs["input_ids"], pairs["target_mask"])
-        self.validation_loss.update(loss, weight=pairs["target_mask"].sum())
+        self.validation_loss.update(self.loss(pairs), weight=pairs["target_mask"].sum())
         if self._decodes and batch_index < self.generate_batches:
             sequences = plain_model(self.model).generate(
                 input_ids=batch["input_ids"],
@@ -276,20 +279,18 @@ class FinetuneModule(LightningModule):
         self.tokenizer.save_pretrained(fspath(folder))
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float, decay: Decay) -> float:
-    """The learning rate of a step as a share of its peak.
+@contextmanager
+def _head_at_the_last(positions: int, model: nn.Module) -> Iterator[None]:
+    """Apply the head to the last positions only: over a whole prompt it costs as much as many layers."""
 
-    It rises in equal steps over the first `warmup` of all, then falls to 0 after the last.
+    def cut(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][:, -positions:], *arguments[1:])  # (rows, length, d) to (rows, scored, d)
 
-    Example:
-        >>> [round(learning_rate_factor(step, 10, 0.2, "linear"), 3) for step in (0, 1, 2, 6, 10)]
-        [0.333, 0.667, 1.0, 0.5, 0.0]
-    """
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    progress = min(1.0, (step - rising) / max(1, steps - rising))
-    return 1 - progress if decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    handle = decoder_parts(model).head.register_forward_pre_hook(cut)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_end_of_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,7 +17,7 @@ class LoRA:
         rank: Of the added matrices; 16 as in the HSD paper (arXiv 2403.14919, section 4.1).
         alpha: The added product is scaled by alpha / rank; 32 as there.
         dropout: Share of its inputs that is dropped in training; 0 is peft's default.
-        targets: Names of the layers that get them, such as [q_proj, v_proj], or "all-linear": every linear layer but
+        targets: Names of the layers that get them, such as [c_attn], or "all-linear": every linear layer but
             the head, which the HSD paper leaves open and QLoRA (arXiv 2305.14314) found needed to match full
             fine-tuning.
 

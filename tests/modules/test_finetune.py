@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hsdlab import HSD, FullDepth, SkipDecode, load_model
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.modules import FinetuneModule, LoRA
-from hsdlab.modules.finetune import learning_rate_factor
+from hsdlab.modules.optimizer import learning_rate_factor
 from tests.tiny_checkpoints import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -91,7 +91,7 @@ def test_only_loras_matrices_are_trained():
     changed = {name for name, weight in tested.named_parameters() if not torch.equal(weight, before[name])}
     assert changed
     assert all("lora_" in name for name in changed)
-    assert tested.model.training
+    assert all(part.training for part in tested.model.modules())  # from_pretrained gives them in eval mode
 
 
 def last(folder, every=3):
