@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -184,7 +183,7 @@ def run_bench(
             ),
         ],
     }
-    print_table(report, Console())
+    print_table(report)
     output.mkdir(parents=True, exist_ok=True)
     _replace(output / "bench.json", json.dumps(report, indent=1))
     _replace(output / "bench.md", markdown(report))

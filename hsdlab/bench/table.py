@@ -26,20 +26,23 @@ NOTE = (
     "layers are chosen during the step."
 )
 MISSING = "–"
-WIDTH = 110  # characters that the table needs; more than rich assumes where the output is a file
+WIDTH = 120  # characters that the table needs; more than rich assumes where the output is a file
 
 
-def print_table(report: dict[str, Any], console: Console) -> None:
+def print_table(report: dict[str, Any]) -> None:
     """Print the report of :func:`~hsdlab.bench.run_bench` on the terminal."""
+    console = Console()
+    console.width = max(console.width, WIDTH)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("Side", min_width=16, overflow="fold")
-    for name in HEADER:
-        table.add_column(name, justify="right", overflow="fold")
-    for side in report["sides"]:
-        cells = [cell.replace(" ", "\n") for cell in _cells(side)]  # quartiles below the median
+    table.add_column("Side", width=16, overflow="fold")
+    rows = [[cell.replace(" [", "\n").rstrip("]") for cell in _cells(side)] for side in report["sides"]]
+    for name, column in zip(HEADER, zip(*rows, strict=True), strict=True):
+        parts = name.split() + [line for cell in column for line in cell.split("\n")]
+        table.add_column(name, justify="right", width=max(map(len, parts)))
+    for side, cells in zip(report["sides"], rows, strict=True):
         table.add_row(*map(Text, [side["name"], *cells]))
     console.print(_conditions(report), highlight=False, markup=False)
-    console.print(table, width=max(console.width, WIDTH))
+    console.print(table)
     console.print(NOTE, style="dim", highlight=False)
 
 
@@ -83,7 +86,7 @@ def _cells(side: dict[str, Any]) -> list[str]:
         _number(side["reached"] and 100 * side["reached"], 1),
         _spread(over_plain, 1),
         _spread(side["prompt_ms"], 1),
-        _number(side["flops_per_token"] and side["flops_per_token"] / 1e9, 3),
+        MISSING if side["flops_per_token"] is None else f"{side['flops_per_token'] / 1e9:.3g}",
         _number(side["cache_mib"], 2),
     ]
 

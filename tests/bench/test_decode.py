@@ -1,4 +1,4 @@
-"""The bench on a tiny model under a clock that advances one second whenever a layer runs."""
+"""The bench on a tiny model under a clock that advances a fixed time whenever a layer runs."""
 
 import json
 from types import SimpleNamespace
@@ -15,8 +15,16 @@ from hsdlab.strategies import CALM, HSD, FullDepth, SkipDecode
 LAYERS = 4
 NEW_TOKENS = 6
 STEPS = NEW_TOKENS - 1
+LAYER_S = 1 / 64  # seconds that a layer takes; a power of two, so that sums are exact
 HALF = HSD(num_skipped=1, min_exit=0, max_exit=2)
 HALF_DEPTHS = [3, 3, 3, 3, 3]  # {0, 2} and the top max(1, round(2 - 2t/6)) = 2, 2, 1, 1, 1 layers
+
+
+class HalfThenExit(HSD):
+    """A schedule that a row may leave early."""
+
+    def should_exit(self, state):
+        return torch.ones(len(state.rows), dtype=torch.bool)
 
 
 @pytest.fixture
@@ -44,15 +52,15 @@ def prompts():
 
 @pytest.fixture
 def layer_clock(model, monkeypatch):
-    """Advance the clock by one second for each layer whose MLP runs; counts them all."""
-    clock = SimpleNamespace(now=0)
+    """A clock that each layer whose MLP runs moves on by LAYER_S; ``layers`` counts them."""
+    clock = SimpleNamespace(layers=0)
 
     def tick(module, args, output):
-        clock.now += 1
+        clock.layers += 1
 
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(tick)
-    fake = SimpleNamespace(perf_counter=lambda: float(clock.now))
+    fake = SimpleNamespace(perf_counter=lambda: clock.layers * LAYER_S)
     monkeypatch.setattr(hsdlab.decoding.timing, "time", fake)
     return clock
 
@@ -81,33 +89,34 @@ def test_times_are_those_of_the_layers_that_ran(model, prompts, layer_clock, tmp
     }
     assert [side["name"] for side in report["sides"]] == list(depths)
     for name, side in by_name(report).items():
-        seconds = sum(depths[name])
-        assert side["prompt_s"] == [[LAYERS, LAYERS]] * 3
+        seconds = sum(depths[name]) * LAYER_S
+        full_s = LAYERS * STEPS * LAYER_S
+        assert side["prompt_s"] == [[LAYERS * LAYER_S] * 2] * 3
         assert side["decode_s"] == [[seconds, seconds]] * 3
         assert side["decode_passes"] == [[STEPS, STEPS]] * 3
         assert side["decode_step_ms"] == same(1000 * seconds / STEPS)
         assert side["tokens_per_second"] == same(STEPS / seconds)
-        assert side["speed_up"] == same(LAYERS * STEPS / seconds)
-        assert side["time_over_plain"] == same(seconds / (LAYERS * STEPS))
-        assert side["prompt_ms"] == same(1000 * LAYERS)
+        assert side["speed_up"] == same(full_s / seconds)
+        assert side["time_over_plain"] == same(seconds / full_s)
+        assert side["prompt_ms"] == same(1000 * LAYERS * LAYER_S)
         if name != "plain generate":
-            assert side["average_layers"] == pytest.approx(seconds / STEPS)
+            assert side["average_layers"] == pytest.approx(sum(depths[name]) / STEPS)
 
 
 def test_each_side_decodes_each_prompt_once_a_round_after_one_round_of_warm_up(model, prompts, layer_clock, tmp_path):
     bench(model, prompts, [], tmp_path, repeats=3)
-    assert layer_clock.now == (1 + 3) * 2 * len(prompts) * LAYERS * (1 + STEPS)
+    assert layer_clock.layers == (1 + 3) * 2 * len(prompts) * LAYERS * (1 + STEPS)
 
 
 def test_the_ideal_is_that_of_the_schedule_and_missing_without_one(model, prompts, layer_clock, tmp_path):
-    report = bench(model, prompts, [HALF, CALM(threshold=0.5)], tmp_path)
-    plain, full, half, calm = report["sides"]
+    report = bench(model, prompts, [HALF, CALM(threshold=0.5), HalfThenExit()], tmp_path)
+    plain, full, half, *exits = report["sides"]
     expected = ideal_speedup(model, HALF.scheduled_layers(LAYERS, NEW_TOKENS))
     assert 1 < expected < LAYERS / 3
     assert half["ideal_speed_up"] == expected
     assert half["reached"] == pytest.approx(LAYERS / 3 / expected)
     assert full["ideal_speed_up"] == full["reached"] == 1.0
-    for side in (plain, calm):
+    for side in (plain, *exits):
         assert side["ideal_speed_up"] is None
         assert side["reached"] is None
 
@@ -175,15 +184,19 @@ def test_files(model, prompts, tmp_path, capsys):
     assert "FullDepth" in capsys.readouterr().out
 
 
-def test_table_cells(model, prompts, layer_clock, tmp_path):
+def test_table_cells(model, prompts, layer_clock, tmp_path, capsys):
     bench(model, prompts, [HALF], tmp_path)
     lines = (tmp_path / "bench.md").read_text().splitlines()
     plain, half = (next(line for line in lines if line.startswith(f"| `{name}")) for name in ("plain", "HSD"))
     assert half.startswith(
-        f"| `{HALF!r}` | 3.00 | 3000.0 [3000.0…3000.0] | 0.3 | 1.33 [1.33…1.33] | 1.31 | 101.8 "
-        "| -25.0 [-25.0…-25.0] | 4000.0 [4000.0…4000.0] | "
+        f"| `{HALF!r}` | 3.00 | 46.9 [46.9…46.9] | 21.3 | 1.33 [1.33…1.33] | 1.31 | 101.8 "
+        "| -25.0 [-25.0…-25.0] | 62.5 [62.5…62.5] | "
     )
-    assert plain.endswith("| 4000.0 [4000.0…4000.0] | – | – |")
+    assert half.endswith(" | 6.3e-05 | 0.00 |")
+    printed = capsys.readouterr().out
+    for figure in ("46.9…46.9", "6.3e-05", "-25.0…-25.0", "62.5…62.5", "1.33…1.33"):
+        assert figure in printed  # whole: no cell is folded, though pytest's output has 80 columns
+    assert plain.endswith("| 62.5 [62.5…62.5] | – | – |")
 
 
 @pytest.mark.parametrize(
