@@ -77,7 +77,7 @@ class SkipStrategy(Callback, ABC):
         names = inspect.signature(type(self)).parameters
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def named_parameters(self) -> dict[str, Any]:
+    def shown_parameters(self) -> dict[str, Any]:
         """The parameters that tell this setting from others, in its name: all but text and None at their default."""
         defaults = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
         return {
@@ -87,7 +87,7 @@ class SkipStrategy(Callback, ABC):
         }
 
     def __repr__(self) -> str:
-        named = ", ".join(f"{name}={value!r}" for name, value in self.named_parameters().items())
+        named = ", ".join(f"{name}={value!r}" for name, value in self.shown_parameters().items())
         return f"{type(self).__name__}({named})"
 
     # Lightning -----------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class CALM(ConfidenceStrategy):
             return torch.zeros(len(state.output), dtype=torch.bool)
         return softmax_response(state.logits()) >= threshold
 
-    def named_parameters(self) -> dict[str, Any]:
+    def shown_parameters(self) -> dict[str, Any]:
         """The parameters that its schedule uses."""
         names = {
             "constant": ("threshold",),
