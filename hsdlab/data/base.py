@@ -167,6 +167,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         )
         if self._place is not None:
             self._training.load_state_dict(self._place)
+            self._place = None
         return self._training
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,7 +239,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         prompts, cut = [], 0
         for example in self.examples(split):
             input_ids, was_cut = self.template.encode(example.source, tokenizer, self.prompt_limit_tokens)
-            prompts.append(Prompt(example, input_ids))
+            prompts.append(Prompt(example, array("i", input_ids)))  # a large split fits in memory
             cut += was_cut
         self.cut[split] = cut
         _report_cut(cut, len(prompts), f"{split} prompts", self.prompt_limit_tokens)
@@ -252,10 +253,9 @@ class GenerationDataModule(LightningDataModule, ABC):
         tokenizer = self._connected_tokenizer()
         pairs, cut = [], 0
         for prompt in self._prompts_of(split).rows:
-            prompt_ids = array("i", prompt.input_ids)  # a large split fits in memory
             for reference in prompt.example.references[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
-                pairs.append(Pair(prompt_ids, array("i", target_ids)))
+                pairs.append(Pair(prompt.input_ids, array("i", target_ids)))
                 cut += was_cut
         self.cut_references[split] = cut
         _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens)

@@ -31,7 +31,7 @@ class Prompt:
     """An example with its prompt as token ids, not padded."""
 
     example: Example
-    input_ids: list[int]
+    input_ids: Sequence[int]
 
 
 @dataclass(frozen=True)

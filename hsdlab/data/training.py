@@ -57,23 +57,24 @@ class TrainingLoader(DataLoader[Pair]):
             collate_fn=partial(collate_pairs, pad_token_id=pad_token_id),
         )
         self._place = {"epoch": 0, "batches": 0}
+        self._resumed: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of the sampler's epoch, those before the loaded place left out."""
         # Nothing runs before the first batch is asked for: until then Lightning may still set the epoch.
         epoch = self.sampler.epoch
-        done = self._place["batches"] if self._place["epoch"] == epoch else 0
+        resumed, self._resumed = self._resumed, None
+        done = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
         self._place = {"epoch": epoch, "batches": done}
         self.sampler.start = done * (self.batch_size or 1)
         for batch in super().__iter__():
             self._place["batches"] += 1
             yield batch
-        self._place = {"epoch": epoch + 1, "batches": 0}
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its batches were given out."""
         return dict(self._place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place that `state_dict` gave."""
-        self._place = dict(state)
+        """Begin the next iteration at a place that `state_dict` gave, if it is of the same epoch."""
+        self._resumed = dict(state)

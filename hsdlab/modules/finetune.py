@@ -229,6 +229,8 @@ class FinetuneModule(LightningModule):
                 "skip_strategies": repr(self.mixture and self.mixture.strategies),
                 "skip_weights": repr(self.mixture and self.mixture.weights),
                 "seed": self.seed,
+                "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+                "processes": self.trainer.world_size,
             }
             datamodule: Any = getattr(self.trainer, "datamodule", None)
             if hasattr(datamodule, "training_identity"):

@@ -122,6 +122,11 @@ def test_a_resumed_run_goes_on_in_the_middle_of_an_epoch(tokenizer, workers):
     assert epoch(after, 4, loader) == epoch(connected(tokenizer), 4)
 
 
+def test_a_loader_that_was_not_resumed_begins_at_the_beginning(tokenizer):
+    loader = connected(tokenizer).train_dataloader()
+    assert rows_of([next(iter(loader))]) == rows_of([next(iter(loader))])
+
+
 def test_processes_share_the_pairs(tokenizer):
     shares = [rows_of(connected(tokenizer, rank=rank, world_size=2).train_dataloader()) for rank in range(2)]
     assert [len(share) for share in shares] == [5, 5]
