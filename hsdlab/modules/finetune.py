@@ -194,6 +194,12 @@ class FinetuneModule(LightningModule):
         pairs = batch["pairs"]
         self.validation_loss.update(self.loss(pairs), weight=pairs["target_mask"].sum())
         if self._decodes and batch_index < self.generate_batches:
+            texts = self._generate(batch)
+            for metric in self.text_metrics:
+                metric.update(texts, batch["references"])  # type: ignore[operator]
+
+    def _generate(self, batch: dict[str, Any]) -> list[str]:
+        with torch.autocast(self.device.type, enabled=False):  # it would cast all weights anew in every step
             sequences = plain_model(self.model).generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -201,10 +207,8 @@ class FinetuneModule(LightningModule):
                 num_beams=1,
                 do_sample=False,
             )  # (rows, prompt + new)
-            new_tokens = sequences[:, batch["input_ids"].shape[1] :]
-            texts = [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
-            for metric in self.text_metrics:
-                metric.update(texts, batch["references"])  # type: ignore[operator]
+        new_tokens = sequences[:, batch["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all processes."""
