@@ -72,7 +72,7 @@ def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None
             f"executed is a {executed.dtype} tensor of shape {tuple(executed.shape)}; expected a BoolTensor of shape "
             f"{expected}: rows × length × layers."
         )
-    if model.training and model.is_gradient_checkpointing:
+    if model.training and model.is_activation_checkpointing:
         raise ValueError(
             "Gradient checkpointing drops what replay passes to the layers while training; call "
             "model.gradient_checkpointing_disable() first."

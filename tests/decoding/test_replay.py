@@ -1,0 +1,41 @@
+"""``replay`` on its own: what it refuses, and that it can be trained through."""
+
+import pytest
+import torch
+
+from hsdlab import replay
+from hsdlab.testing import prompts, tiny_model
+from tests.reference import slow
+
+
+def test_equals_plain_hooks_for_any_mask(family_model):
+    input_ids, mask = prompts(3)
+    executed = torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        here = replay(family_model, input_ids=input_ids, attention_mask=mask, executed=executed)
+    there = slow.masked_logits(family_model, input_ids, mask, executed)
+    real = mask.bool()
+    torch.testing.assert_close(here[real], there[real], rtol=0, atol=1e-9)
+
+
+def test_gradients_reach_the_layers_that_ran_and_no_other(tiny):
+    model = tiny_model()
+    input_ids, _ = prompts(1)
+    executed = torch.ones(1, 5, 6, dtype=torch.bool)
+    executed[:, :, [1, 4]] = False
+    replay(model, input_ids=input_ids, executed=executed).square().sum().backward()
+    touched = [layer.mlp.down_proj.weight.grad is not None for layer in model.model.layers]
+    assert touched == [True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("executed", [torch.ones(3, 5, 5, dtype=torch.bool), torch.ones(3, 5, 6)])
+def test_a_mask_of_another_shape_or_type_is_refused(tiny, executed):
+    with pytest.raises(ValueError, match=r"expected a BoolTensor of shape \(3, 5, 6\)"):
+        replay(tiny(), input_ids=prompts(3)[0], executed=executed)
+
+
+def test_gradient_checkpointing_is_refused_while_training():
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+        replay(model, input_ids=prompts(1)[0], executed=torch.ones(1, 5, 6, dtype=torch.bool))
