@@ -62,7 +62,7 @@ def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None
         Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
 
     Raises:
-        ValueError: If a shape does not fit, or the model would drop the mask (gradient checkpointing).
+        ValueError: If a shape does not fit, or the model would drop the mask (activation checkpointing).
     """
     parts = decoder_parts(model)
     model = parts.model
@@ -74,8 +74,8 @@ def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None
         )
     if model.training and model.is_activation_checkpointing:
         raise ValueError(
-            "Gradient checkpointing drops what replay passes to the layers while training; call "
-            "model.gradient_checkpointing_disable() first."
+            "Activation checkpointing drops what replay passes to the layers while training; call "
+            "model.activation_checkpointing_disable() first."
         )
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)

@@ -34,8 +34,8 @@ def test_a_mask_of_another_shape_or_type_is_refused(tiny, executed):
         replay(tiny(), input_ids=prompts(3)[0], executed=executed)
 
 
-def test_gradient_checkpointing_is_refused_while_training():
+def test_activation_checkpointing_is_refused_while_training():
     model = tiny_model().train()
-    model.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="activation_checkpointing_disable"):
         replay(model, input_ids=prompts(1)[0], executed=torch.ones(1, 5, 6, dtype=torch.bool))
