@@ -119,7 +119,7 @@ class EvaluateCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a class that is named later takes no arguments over from the one named before."""
-        with _dropping_arguments_of_other_classes():
+        with dropping_arguments_of_other_classes():
             super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
@@ -145,7 +145,7 @@ class EvaluateCLI(LightningCLI):
 
     def open_output(self) -> None:
         """Make the folder, remove an earlier run's results, write config.yaml and run.json."""
-        config = _resolved(self._parser(self.subcommand), self.config[self.subcommand])
+        config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
         self.run_info = run_provenance(config["seed_everything"], config)
         if rank_zero_only.rank != 0:
             return
@@ -190,12 +190,12 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         EvaluateCLI(args)
     except Exception as error:
-        if not _is_for_the_user(error):
+        if not is_for_the_user(error):
             raise
         sys.exit(f"error: {error}")
 
 
-def _is_for_the_user(error: Exception) -> bool:
+def is_for_the_user(error: Exception) -> bool:
     """Tell files, network and Trainer options, and what hsdlab itself refuses, from everything unforeseen."""
     if isinstance(error, OSError | MisconfigurationException):
         return True
@@ -207,7 +207,7 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 @contextmanager
-def _dropping_arguments_of_other_classes() -> Iterator[None]:
+def dropping_arguments_of_other_classes() -> Iterator[None]:
     """Have jsonargparse drop all arguments of a class when a later layer names another class.
 
     It has no option for it: by itself it keeps those that the new class has too, so that HSD would silently
@@ -249,7 +249,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     )
 
 
-def _resolved(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
     resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
     return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from hsdlab.cli import EvaluateParser, _dropping_arguments_of_other_classes, _is_for_the_user, _resolved
+from hsdlab.cli import EvaluateParser, dropping_arguments_of_other_classes, is_for_the_user, resolved_config
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import load_model
 from hsdlab.modules import FinetuneModule
@@ -112,7 +112,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a class that is named later takes no arguments over from the one named before."""
-        with _dropping_arguments_of_other_classes():
+        with dropping_arguments_of_other_classes():
             super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
@@ -136,7 +136,7 @@ class TrainCLI(LightningCLI):
             pass
         if self.subcommand != "fit" or rank_zero_only.rank != 0:
             return
-        config = _resolved(self._parser("fit"), self.config.fit)
+        config = resolved_config(self._parser("fit"), self.config.fit)
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
         self.output.mkdir(parents=True, exist_ok=True)
         header = f"# python train.py fit --config {self.output / 'config.yaml'}\n"
@@ -164,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         TrainCLI(args)
     except Exception as error:
-        if not _is_for_the_user(error):
+        if not is_for_the_user(error):
             raise
         sys.exit(f"error: {error}")
 

@@ -116,6 +116,14 @@ class Row:
         """Whether fewer layers ran and the decode step still took longer than the baseline's."""
         return self.average_layers < self.result.num_layers and self.speed_up < 1
 
+    @property
+    def faster_than_its_layers(self) -> bool:
+        """Whether the measured speed-up is beyond what the layers that ran allow, 10 % apart: a sign of a busy machine.
+
+        A step has costs outside the layers, so it cannot gain more than layers of the model / layers computed.
+        """
+        return self.speed_up > 1.1 * self.result.num_layers / self.cost("compute_layers")
+
     def cost(self, name: str) -> float:
         """Return a figure of the result's efficiency, not a number where it was not measured."""
         return self.result.efficiency.get(name, math.nan)
@@ -174,6 +182,7 @@ class Comparison:
                     "cost": row.result.efficiency | {"percent_of_layers": row.percent_of_layers},
                     "speed_up": row.speed_up,
                     "saves_layers_but_no_time": row.saves_layers_but_no_time,
+                    "faster_than_its_layers": row.faster_than_its_layers,
                 }
                 for row in self.rows
             ],

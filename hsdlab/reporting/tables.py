@@ -41,7 +41,7 @@ COST_HEADER = (
     "Cache peak MiB",
 )
 MISSING = "–"
-SLOW = "†"
+SLOW, TOO_FAST = "†", "‡"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -59,6 +59,11 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if any(row.saves_layers_but_no_time for row in comparison.rows):
         lines.append(f"{SLOW} Layers were saved, but a decode step took longer than the baseline's.")
+    if any(row.faster_than_its_layers for row in comparison.rows):
+        lines.append(
+            f"{TOO_FAST} More than the layers allow: the machine did other work while one of the two was measured. "
+            "Do not trust it; in `evaluate.py bench` the strategies take turns."
+        )
     return lines
 
 
@@ -120,11 +125,12 @@ def _pipe_table(rows: Sequence[Row], header: Sequence[str], cells: Sequence[Sequ
 def _costs(row: Row) -> list[str]:
     """Return the cells under `COST_HEADER`."""
     speed_up = _number(row.speed_up, 2)
+    mark = SLOW if row.saves_layers_but_no_time else TOO_FAST if row.faster_than_its_layers else ""
     return [
         _layers(row),
         _number(row.percent_of_layers, 1),
         _number(row.cost("compute_layers"), 2),
-        f"{speed_up}× {SLOW}" if row.saves_layers_but_no_time else speed_up + "×" * (speed_up != MISSING),
+        speed_up if speed_up == MISSING else f"{speed_up}× {mark}".strip(),
         _significant(row.cost("decode_step_ms")),
         _significant(row.cost("tokens_per_second")),
         _significant(row.cost("prompt_ms")),

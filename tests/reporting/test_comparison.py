@@ -74,6 +74,13 @@ def test_slower_at_full_depth_saved_nothing(full_depth, calm):
     assert not rows_of(full_depth, all_layers)[1].saves_layers_but_no_time
 
 
+@pytest.mark.parametrize(("step_ms", "too_fast"), [(6.0, False), (5.0, True)])
+def test_more_than_the_layers_allow(full_depth, hsd, step_ms, too_fast):
+    """2.6 of 4 layers allow a factor of 1.54: 10 / 6 ms is within 10 % of it, 10 / 5 ms is not."""
+    row = rows_of(full_depth, replace(hsd, efficiency=hsd.efficiency | {"decode_step_ms": step_ms}))[1]
+    assert row.faster_than_its_layers is too_fast
+
+
 def test_short_label(full_depth, hsd, calm):
     own = replace(calm, name="my_package.every.EveryOther(offset=1)")
     labels = [row.label for row in rows_of(full_depth, hsd, calm, own)]
@@ -176,6 +183,7 @@ def test_json_holds_the_figures_without_examples(full_depth, hsd, calm):
     assert entry["output_tokens"] == {"value": 4, "low": 2, "high": 6}
     assert entry["cost"] == hsd.efficiency | {"percent_of_layers": 62.5}
     assert (entry["speed_up"], entry["saves_layers_but_no_time"]) == (1.25, False)
+    assert entry["faster_than_its_layers"] is False
     assert document["strategies"][2]["quality"]["bleu1"]["value"] is None
     assert document["strategies"][2]["cost"]["prompt_ms"] is None
     assert document["strategies"][2]["saves_layers_but_no_time"] is True

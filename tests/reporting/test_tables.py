@@ -131,3 +131,10 @@ def test_terminal_shows_value_share_and_interval(full_depth, hsd):
 )
 def test_three_significant_digits(value, text):
     assert tables._significant(value) == text
+
+
+def test_a_speed_up_beyond_the_layers_is_marked(full_depth, hsd):
+    busy = replace(hsd, efficiency=hsd.efficiency | {"decode_step_ms": 4.0})
+    text = Comparison([full_depth, busy], run={}).to_markdown()
+    assert "2.50× ‡" in text
+    assert "- ‡ More than the layers allow" in text
