@@ -18,6 +18,7 @@ from hsdlab import HSD, FullDepth, SkipStrategy
 from hsdlab.bench import run_bench
 from hsdlab.reporting import Comparison, StrategyResult
 from hsdlab.testing import prompts, tiny_model
+from hsdlab.train_cli import TrainCLI
 from tests.tiny_runs import ParseOnly, run
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,15 @@ def test_python_examples_run(page, as_a_user):
         exec(compile(block, f"{page.name}: {block[:40]!r}", "exec"), {"__name__": "__main__"})
 
 
+class ParseOnlyTraining(TrainCLI):
+    """Parses the command line of train.py and stops."""
+
+    before_instantiate_classes = ParseOnly.before_instantiate_classes
+    instantiate_classes = ParseOnly.instantiate_classes
+    after_instantiate_classes = ParseOnly.after_instantiate_classes
+    _run_subcommand = ParseOnly._run_subcommand
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command, as_a_user, monkeypatch):
     program, *arguments = shlex.split(command)
@@ -73,9 +83,9 @@ def test_commands_parse(command, as_a_user, monkeypatch):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:
         assert program == "python"
-        assert arguments[0] == "evaluate.py"
         folder_of_the_project(as_a_user)
-        config = run(monkeypatch, *arguments[1:], cli=ParseOnly)
+        cli = {"evaluate.py": ParseOnly, "train.py": ParseOnlyTraining}[arguments[0]]
+        config = run(monkeypatch, *arguments[1:], cli=cli)
         made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]
         strategies = made.get("strategies") or [made.skip]
         assert all(isinstance(strategy, SkipStrategy) for strategy in strategies)
