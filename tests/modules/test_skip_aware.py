@@ -131,9 +131,9 @@ def test_what_cannot_be_trained_with_is_refused(tiny, strategies, weights, messa
         SkipMixture(tiny("llama"), strategies, weights, MAX_NEW_TOKENS, seed=0)
 
 
-def test_gradient_checkpointing_is_refused_with_the_way_out():
+def test_activation_checkpointing_is_refused_with_the_way_out():
     model = tiny_model(eos_token_id=1)
     module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, skip_strategies=[HSD(1, 0, 3)])
-    model.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="activation_checkpointing_disable"):
         module.training_logits(collate_pairs(pairs(), 0), strategy=0)
