@@ -137,7 +137,8 @@ STRATEGIES = [
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.__name__)
 def test_the_catalogue_has_every_strategy_with_all_of_its_parameters(strategy):
-    (row,) = re.findall(rf"^\| `{strategy.__name__}` \|.*$", README, re.MULTILINE)
+    (catalogue,) = re.findall(r"^## Strategies\n(.*?)^### ", README, re.DOTALL | re.MULTILINE)
+    (row,) = re.findall(rf"^\| `{strategy.__name__}` \|.*$", catalogue, re.MULTILINE)
     parameters = row.rpartition("|")[0].rpartition("|")[2]
     assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", parameters)) == list(inspect.signature(strategy).parameters)
 
