@@ -7,17 +7,16 @@ by the layer's own code, stopped where it hands its keys and values over: norm a
 do not. A strategy whose sets of layers only shrink never needs that, and what no later step runs is freed at once.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from hsdlab.decoding.decisions import Decisions, Rows
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.history import History, select_rows
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.timing import now_s
 
@@ -50,7 +49,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._prompt_length = 0
         self._rows: Rows = None  # the rows that the layer now running was called with
         self._filling = False
-        self._history = _History(decisions)
+        self._history = History(decisions)
         self.executed: list[Tensor] = []
         self.filled = 0
         self.peak_bytes = 0
@@ -190,87 +189,6 @@ class SkipCache(LayerRunner, DynamicCache):
             storage.values = nn.functional.pad(storage.values, (0, 0, 0, lacking))
 
 
-class _History:
-    """What skipped tokens leave behind: with what they arrived where, and at which layers they lack an entry.
-
-    Beams change places after each step. Nothing kept here is moved then: ``_origin`` maps the rows of now to the
-    rows of each earlier step.
-    """
-
-    def __init__(self, decisions: Decisions) -> None:
-        self._decisions = decisions
-        self._arrived: list[dict[int, Tensor]] = []  # per step: layer -> hidden state [rows, 1, d]
-        self._positions: list[dict[str, Any]] = []  # per step: the layers' arguments that depend on the position
-        self._lacks = torch.zeros(0)  # [layers, steps, rows or 1], on the CPU; empty until a layer is passed by
-        self._lacking_layers: set[int] = set()
-        self._origin: Tensor | None = None  # [steps, rows], on the device; None while no beam has moved
-
-    def begin_step(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
-        if not self._decisions.may_fill:
-            return
-        self._arrived.append({})
-        self._positions.append(_position_arguments(call, hidden, args, kwargs))
-        if self._origin is not None:
-            now = torch.arange(hidden.shape[0], device=hidden.device)[None]
-            self._origin = torch.cat([self._origin, now])
-
-    def reorder(self, beam_idx: Tensor) -> None:
-        if not self._arrived:
-            return
-        if self._origin is None:
-            self._origin = torch.arange(len(beam_idx), device=beam_idx.device).repeat(len(self._arrived), 1)
-        self._origin = self._origin[:, beam_idx]
-        if self._lacking_layers and not self._decisions.same_for_all_rows:
-            self._lacks = self._lacks[:, :, beam_idx.cpu()]
-
-    def passed_by(self, layer: int, rows: Rows, hidden: Tensor) -> None:
-        """All but ``rows`` pass ``layer`` by in the step that now runs."""
-        step = len(self._arrived) - 1
-        if not self._decisions.may_fill or not self._decisions.needed_after(layer, step):
-            return
-        if self._lacks.numel() == 0:
-            width = 1 if self._decisions.same_for_all_rows else hidden.shape[0]
-            shape = (self._decisions.num_layers, self._decisions.max_steps, width)
-            self._lacks = torch.zeros(shape, dtype=torch.bool)
-        self._arrived[step][layer] = hidden
-        self._lacks[layer, step] = True
-        self._lacks[layer, step, rows] = False
-        self._lacking_layers.add(layer)
-
-    def take_waiting(self, layer: int, rows: Rows) -> tuple[Tensor, dict[str, Any], Tensor, Tensor] | None:
-        """The tokens before this step that lack an entry at ``layer`` for ``rows``, no longer waiting afterwards.
-
-        Returns:
-            Their hidden states [tokens, 1, d], the layer's other arguments for them, their rows [tokens] and their
-            steps [tokens]; None if there are none.
-        """
-        if layer not in self._lacking_layers:
-            return None
-        now = len(self._arrived) - 1
-        lacks = self._lacks[layer, :now]  # (steps, rows or 1)
-        if rows is not None:
-            asked = torch.zeros_like(lacks)
-            asked[:, rows] = True
-            lacks = lacks & asked
-        hidden, positions, token_rows, token_steps = [], [], [], []
-        for step in lacks.any(dim=1).nonzero().squeeze(1).tolist():
-            state = self._arrived[step][layer]
-            count = state.shape[0]
-            here = torch.arange(count) if self._decisions.same_for_all_rows else lacks[step].nonzero().squeeze(1)
-            here = here.to(state.device)
-            then = here if self._origin is None else self._origin[step, here]
-            hidden.append(state.index_select(0, then))
-            positions.append(select_rows(self._positions[step], then, count, expand=True))
-            token_rows.append(here)
-            token_steps.append(torch.full_like(here, step))
-        if not hidden:
-            return None
-        self._lacks[layer, :now] &= ~lacks
-        if not self._lacks[layer].any():
-            self._lacking_layers.discard(layer)
-        return torch.cat(hidden), _concatenated(positions), torch.cat(token_rows), torch.cat(token_steps)
-
-
 @contextmanager
 def _no_queries(projection: nn.Module | None) -> Iterator[None]:
     """Have a layer's query projection, if it is a module of its own, give zeros without computing anything."""
@@ -283,48 +201,3 @@ def _no_queries(projection: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         del vars(projection)["forward"]
-
-
-def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
-    """Take ``rows`` of every tensor in ``value`` (nested tuples, lists and dicts) that has one entry for each row.
-
-    Args:
-        value: A layer's arguments.
-        rows: Indices [n], on the device.
-        count: The number of rows there are.
-        expand: Also repeat for each row the tensors that all rows share (first dimension 1).
-    """
-    if isinstance(value, Tensor) and value.dim() > 0:
-        if value.shape[0] == count and (count > 1 or expand):
-            return value.index_select(0, rows)
-        if expand and value.shape[0] == 1:
-            return value.expand(len(rows), *value.shape[1:])
-        return value
-    if isinstance(value, dict):
-        return {name: select_rows(item, rows, count, expand) for name, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(select_rows(item, rows, count, expand) for item in value)
-    return value
-
-
-def _concatenated(values: list[Any]) -> Any:
-    """Join the equally nested values of several tokens along the first dimension of their tensors."""
-    first = values[0]
-    if isinstance(first, Tensor) and first.dim() > 0:
-        return torch.cat(values)
-    if isinstance(first, dict):
-        return {name: _concatenated([value[name] for value in values]) for name in first}
-    if type(first) in (tuple, list):
-        return type(first)(_concatenated(list(items)) for items in zip(*values, strict=True))
-    return first
-
-
-def _position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """A layer's arguments by name, without the hidden state, with no mask (it is used after keys and values)."""
-    parameters = call.signature.parameters
-    bound = call.signature.bind(hidden, *args, **kwargs).arguments
-    for name, parameter in parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.update(bound.pop(name, {}))
-    bound.pop(next(iter(parameters)))
-    return {name: None if name == "attention_mask" else value for name, value in bound.items()}

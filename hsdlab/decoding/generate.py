@@ -13,23 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
 from hsdlab.decoding.decisions import Decisions, Strategy
-from hsdlab.decoding.families import DecoderParts, context_length, decoder_parts, plain_model
+from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.probe import check_model
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
-
-_REFUSED = {
-    "assistant_model": "assisted decoding",
-    "prompt_lookup_num_tokens": "assisted decoding (prompt lookup)",
-    "assistant_early_exit": "assisted decoding (early exit)",
-    "custom_generate": "a custom decoding loop",
-    "prefill_chunk_size": "a prompt pass in chunks",
-}
 
 
 @dataclass(frozen=True)
@@ -180,7 +173,7 @@ def generate(
     with applied(model, strategy) as run:
         parts = decoder_parts(model)
         generation_config = kwargs.pop("generation_config", None)
-        config = _config(parts.model, generation_config, kwargs)
+        config = merged_config(parts.model, generation_config, kwargs)
         if config.num_beams > 1 and not config.output_scores:
             # transformers gives sequences_scores only along with the scores of every step
             if generation_config is None:
@@ -204,11 +197,11 @@ def _decode(
 ) -> Any:
     """Run transformers' ``generate`` on a :class:`SkipCache`; returns its output and leaves ours in ``run.output``."""
     model = parts.model
-    config = _config(model, generation_config, kwargs)
-    _check_call(model, config, input_ids, kwargs)
+    config = merged_config(model, generation_config, kwargs)
+    check_call(config, input_ids, kwargs)
     prompt_length = input_ids.shape[1]
-    max_steps = _max_new_tokens(model, run, generation_config, kwargs, prompt_length)
-    _check_context(model, prompt_length, max_steps)
+    max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
+    check_context(model, prompt_length, max_steps)
 
     forced = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
     if generation_config is None:
@@ -252,93 +245,6 @@ def _decode(
     if run.on_decode is not None:
         run.on_decode(run.output)
     return raw
-
-
-def _config(
-    model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
-) -> GenerationConfig:
-    """All generation options of a call, with transformers' precedence; our output is always a whole record."""
-    options = {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
-    generation_config = copy.deepcopy(generation_config) or GenerationConfig()
-    generation_config.update(**{**options, "return_dict_in_generate": True})
-    merged = model._prepare_generation_config(generation_config)[0]
-    merged.update(**options)  # None switches an option off
-    return merged
-
-
-def _check_call(model: PreTrainedModel, config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse bad input and what cannot be combined with skipped layers."""
-    for name, meaning in _REFUSED.items():
-        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
-            raise ValueError(f"{name}: {meaning} cannot be combined with skipped layers.")
-    if kwargs.get("past_key_values") is not None:
-        raise ValueError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
-    if kwargs.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds: give the prompt as input_ids.")
-    if config.use_cache is False:
-        raise ValueError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
-    if config.cache_implementation not in (None, "dynamic"):
-        raise ValueError(
-            f"cache_implementation={config.cache_implementation!r}: skipped layers need the dynamic one; leave it out."
-        )
-    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
-        got = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise ValueError(f"input_ids: got {got}; expected a LongTensor of shape (rows, prompt length), not empty.")
-    if len(input_ids) > 1 and (config.stop_strings is not None or kwargs.get("stopping_criteria")):
-        raise ValueError(
-            "stop_strings and stopping_criteria: where a row of a batch stopped cannot be seen afterwards; "
-            "decode one row at a time or stop at eos_token_id."
-        )
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        return
-    if tuple(mask.shape) != tuple(input_ids.shape):
-        raise ValueError(
-            f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
-        )
-    if bool((mask[:, -1] == 0).any()):
-        raise ValueError(
-            "attention_mask: some rows end in padding; decoding needs left padding (tokenizer.padding_side = 'left')."
-        )
-
-
-def _max_new_tokens(
-    model: PreTrainedModel,
-    run: AppliedRun,
-    generation_config: GenerationConfig | None,
-    kwargs: dict[str, Any],
-    prompt_length: int,
-) -> int:
-    """T: what the call asks for, else what the strategy was applied with, else the model's own default."""
-    for source in (
-        kwargs,
-        vars(generation_config) if generation_config else {},
-        vars(run),
-        vars(model.generation_config),
-    ):
-        if source.get("max_new_tokens") is not None:
-            name, length = "max_new_tokens", source["max_new_tokens"]
-            break
-        if source.get("max_length") is not None:
-            name, length = (
-                f"max_length minus the prompt's {prompt_length} tokens",
-                source["max_length"] - prompt_length,
-            )
-            break
-    else:
-        raise ValueError("max_new_tokens: not given; the schedules need to know the most new tokens (T).")
-    if length < 1:
-        raise ValueError(f"{name} is {length}; expected at least 1.")
-    return length
-
-
-def _check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> None:
-    context = context_length(model)
-    if context is not None and prompt_length + max_new_tokens > context:
-        raise ValueError(
-            f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
-            f"{context} tokens; shorten one of them."
-        )
 
 
 def _real_tokens(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:

@@ -1,0 +1,118 @@
+"""What a call of ``generate`` asks for, and what is refused of it before anything is decoded."""
+
+import copy
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from hsdlab.decoding.families import context_length
+
+_REFUSED = {
+    "assistant_model": "assisted decoding",
+    "prompt_lookup_num_tokens": "assisted decoding (prompt lookup)",
+    "assistant_early_exit": "assisted decoding (early exit)",
+    "custom_generate": "a custom decoding loop",
+    "prefill_chunk_size": "a prompt pass in chunks",
+}
+
+
+def merged_config(
+    model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> GenerationConfig:
+    """All generation options of a call, with transformers' precedence; our output is always a whole record."""
+    options = {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
+    generation_config = copy.deepcopy(generation_config) or GenerationConfig()
+    generation_config.update(**{**options, "return_dict_in_generate": True})
+    merged = model._prepare_generation_config(generation_config)[0]
+    merged.update(**options)  # None switches an option off
+    return merged
+
+
+def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse bad input and what cannot be combined with skipped layers.
+
+    Raises:
+        ValueError: In the words of ``generate``'s keywords.
+    """
+    for name, meaning in _REFUSED.items():
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ValueError(f"{name}: {meaning} cannot be combined with skipped layers.")
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
+    if kwargs.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds: give the prompt as input_ids.")
+    if config.use_cache is False:
+        raise ValueError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
+    if config.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"cache_implementation={config.cache_implementation!r}: skipped layers need the dynamic one; leave it out."
+        )
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
+        got = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise ValueError(f"input_ids: got {got}; expected a LongTensor of shape (rows, prompt length), not empty.")
+    if len(input_ids) > 1 and (config.stop_strings is not None or kwargs.get("stopping_criteria")):
+        raise ValueError(
+            "stop_strings and stopping_criteria: where a row of a batch stopped cannot be seen afterwards; "
+            "decode one row at a time or stop at eos_token_id."
+        )
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return
+    if tuple(mask.shape) != tuple(input_ids.shape):
+        raise ValueError(
+            f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
+        )
+    if bool((mask[:, -1] == 0).any()):
+        raise ValueError(
+            "attention_mask: some rows end in padding; decoding needs left padding (tokenizer.padding_side = 'left')."
+        )
+
+
+def max_new_tokens_of(
+    model: PreTrainedModel,
+    applied_default: int | None,
+    generation_config: GenerationConfig | None,
+    kwargs: dict[str, Any],
+    prompt_length: int,
+) -> int:
+    """T: what the call asks for, else what the strategy was applied with, else the model's own default.
+
+    Raises:
+        ValueError: If nothing gives it, or it is below 1.
+    """
+    sources: list[dict[str, Any]] = [
+        kwargs,
+        vars(generation_config) if generation_config else {},
+        {"max_new_tokens": applied_default},
+        vars(model.generation_config),
+    ]
+    for source in sources:
+        if source.get("max_new_tokens") is not None:
+            name, length = "max_new_tokens", source["max_new_tokens"]
+            break
+        if source.get("max_length") is not None:
+            name, length = (
+                f"max_length minus the prompt's {prompt_length} tokens",
+                source["max_length"] - prompt_length,
+            )
+            break
+    else:
+        raise ValueError("max_new_tokens: not given; the schedules need to know the most new tokens (T).")
+    if length < 1:
+        raise ValueError(f"{name} is {length}; expected at least 1.")
+    return length
+
+
+def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> None:
+    """Refuse a prompt that, with its new tokens, exceeds the model's context.
+
+    Raises:
+        ValueError: With both lengths and the context.
+    """
+    context = context_length(model)
+    if context is not None and prompt_length + max_new_tokens > context:
+        raise ValueError(
+            f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
+            f"{context} tokens; shorten one of them."
+        )
