@@ -53,8 +53,8 @@ class AppliedRun:
 
     Attributes:
         strategy: The strategy.
-        max_new_tokens: The default of ``model.generate`` while the strategy is applied, and T; None leaves both to
-            each call.
+        max_new_tokens: The default of ``model.generate`` while the strategy is applied. T is that of each call: what
+            it asks for itself, else this.
         on_decode: Called after each decode.
         output: What the last decode gave; None before the first.
     """
@@ -106,7 +106,7 @@ def applied(
     Args:
         model: A decoder-only transformers model, or a peft model around one.
         strategy: The strategy; only one at a time.
-        max_new_tokens: Default of ``model.generate`` inside the block, and T of the schedules.
+        max_new_tokens: Default of ``model.generate`` inside the block; T of the schedules where a call gives none.
         on_decode: Called with what each decode gave.
 
     Raises:

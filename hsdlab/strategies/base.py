@@ -61,7 +61,7 @@ class SkipStrategy(Callback, ABC):
 
         Args:
             model: A decoder-only transformers model.
-            max_new_tokens: Default of ``model.generate`` inside the block (T of the schedules).
+            max_new_tokens: Default of ``model.generate`` inside the block; T of the schedules where a call gives none.
 
         Yields:
             The run: ``run.trace`` is the trace of the last ``generate`` call.
