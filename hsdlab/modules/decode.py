@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import DecodeOutput, active_run
+from hsdlab.decoding.layer_ranges import layer_ranges
 from hsdlab.embedded import PREFIX, embedded_folder
 from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
@@ -37,7 +38,9 @@ class DecodeModule(LightningModule):
 
     - "id", "source", "references": of the example; "prediction": the new text, without special tokens;
     - "new_tokens": the tokens of the prediction, its end-of-sequence token included;
+    - "tokens": those tokens as texts; the first comes from the prompt pass, token k+1 from decode step k;
     - "decode_steps" and "average_layers": the steps that it took and their mean depth (null without a step);
+    - "layers": for each of those steps, the layers that ran, such as "0,2,4,15-29";
     - "scores": ROUGE and BERTScore of the example; "bleu_statistics": what corpus BLEU sums up.
 
     Args:
@@ -161,11 +164,13 @@ class DecodeModule(LightningModule):
         """Make the records of a batch, without scores."""
         steps = output.trace.live.sum(dim=0).tolist()  # (rows)
         depths = output.trace.depths.sum(dim=0).tolist()  # (rows), layers over all steps
+        executed = output.trace.executed  # (steps, rows, layers)
         new_tokens = output.sequences[:, batch["input_ids"].shape[1] :]  # (rows, new)
         records = []
         for row, example_id in enumerate(batch["ids"]):
             real_tokens = steps[row] + 1  # the first comes from the prompt pass
-            text = self.tokenizer.decode(new_tokens[row, :real_tokens], skip_special_tokens=True)
+            token_ids = new_tokens[row, :real_tokens]
+            text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
             records.append(
                 {
                     "id": example_id,
@@ -173,8 +178,10 @@ class DecodeModule(LightningModule):
                     "prediction": text.strip(),
                     "references": batch["references"][row],
                     "new_tokens": real_tokens,
+                    "tokens": self.tokenizer.batch_decode(token_ids[:, None]),
                     "decode_steps": steps[row],
                     "average_layers": depths[row] / steps[row] if steps[row] else None,
+                    "layers": [layer_ranges(step.nonzero().flatten().tolist()) for step in executed[: steps[row], row]],
                     "scores": {},
                 }
             )

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from hsdlab import HSD, FullDepth, generate
 from hsdlab.data import JSONLines
+from hsdlab.decoding.layer_ranges import layer_ranges
 from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
 from hsdlab.modules import DecodeModule
 from hsdlab.modules import decode as decode_file
@@ -67,8 +68,10 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
             "prediction": text,
             "references": references,
             "new_tokens": steps + 1,
+            "tokens": [decoder.tokenizer.decode(token) for token in new[: steps + 1].tolist()],
             "decode_steps": steps,
             "average_layers": pytest.approx(output.trace.average_layers) if steps else None,
+            "layers": [layer_ranges(STRATEGY.layers_at(step, 3, max_steps=8)) for step in range(steps)],
             "scores": rouge_scores(text, references),
             "bleu_statistics": bleu_statistics(text, references),
         }
