@@ -17,6 +17,7 @@ ALLOWED = {
     "embedded": {"models", "paths"},
     "models": {"embedded"},
     "data": {"paths"},
+    "calibration": set(),
     "strategies": {"decoding", "metrics.efficiency"},
     "testing": {"decoding", "strategies"},
     "modules": {"decoding", "metrics", "models", "embedded"},
