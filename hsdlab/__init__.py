@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ScheduledStrategy,
         SkipDecode,
         SkipStrategy,
+        StaticDepth,
     )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ScheduledStrategy",
     "SkipDecode",
     "SkipStrategy",
+    "StaticDepth",
     "__version__",
     "generate",
     "load_model",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hsdlab.strategies
-from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, replay
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, StaticDepth, replay
 from hsdlab import testing as laws
 from tests.reference import slow
 from tests.strategies_for_tests import Changing, RandomPlan
@@ -17,6 +17,7 @@ SETTINGS = {
     FullDepth: [FullDepth()],
     SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
     HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
+    StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
     CALM: [
         CALM(threshold=0.5),
         CALM(schedule="depth", slope=0.2),

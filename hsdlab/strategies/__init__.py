@@ -7,6 +7,7 @@ from hsdlab.strategies.full_depth import FullDepth
 from hsdlab.strategies.hsd import HSD
 from hsdlab.strategies.schedule import ScheduledStrategy
 from hsdlab.strategies.skipdecode import SkipDecode
+from hsdlab.strategies.static import StaticDepth
 
 __all__ = [
     "CALM",
@@ -16,4 +17,5 @@ __all__ = [
     "ScheduledStrategy",
     "SkipDecode",
     "SkipStrategy",
+    "StaticDepth",
 ]

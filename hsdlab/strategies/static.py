@@ -1,0 +1,49 @@
+"""StaticDepth: the same layers in every decode step, the baselines that a schedule has to beat."""
+
+from typing import Literal, get_args
+
+from hsdlab.strategies.schedule import ScheduledStrategy
+
+Keep = Literal["unified", "bottom", "top"]
+
+
+class StaticDepth(ScheduledStrategy):
+    """Run the same layers in every decode step; the prompt runs at full depth.
+
+    ``unified`` is Unified Layer Skipping (Liu et al. 2024, arXiv 2404.06954): the first layer, the last, and every
+    ⌊L / (number - 1)⌋-th between them, from the bottom, until there are ``number``. ``bottom`` leaves after the first
+    ``number`` layers, a static early exit; ``top`` runs the last ones. Every k-th layer is ``HSD(k - 1, 0, 0)``.
+
+    Args:
+        number: How many layers run; None for all of the model's.
+        keep: Which ones: ``unified``, ``bottom`` or ``top``.
+
+    Example:
+        >>> StaticDepth(8).layers_at(step=0, num_layers=24, max_steps=10)
+        (0, 3, 6, 9, 12, 15, 18, 23)
+    """
+
+    def __init__(self, number: int | None = 15, keep: Keep = "unified") -> None:
+        if keep not in get_args(Keep):
+            raise ValueError(f"StaticDepth: keep={keep!r}; expected one of {', '.join(get_args(Keep))}.")
+        least = 2 if keep == "unified" else 1
+        if number is not None and number < least:
+            raise ValueError(f"StaticDepth: number={number}; expected {least} or more with keep={keep}.")
+        self.number = number
+        self.keep = keep
+
+    def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
+        """The kept layers, sorted."""
+        number = num_layers if self.number is None else self.number
+        if number > num_layers:
+            raise ValueError(f"StaticDepth: number={number} is more than the model's {num_layers} layers.")
+        if self.keep == "bottom" or number == num_layers:
+            return tuple(range(number))
+        if self.keep == "top":
+            return tuple(range(num_layers - number, num_layers))
+        between = range(num_layers // (number - 1), num_layers - 1, num_layers // (number - 1))
+        return (0, *between[: number - 2], num_layers - 1)
+
+    def never_skip(self) -> "StaticDepth":
+        """All layers."""
+        return StaticDepth(number=None, keep=self.keep)
