@@ -24,8 +24,10 @@ install: .venv/installed  ## make .venv with the pinned versions
 models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)
 	$(BIN)/python -m hsdlab.embedded
 
-demo: models  ## decode real text with every strategy; print the table, write the picture
-	$(BIN)/python evaluate.py compare --config configs/experiment/quickstart_compare.yaml
+demo: models  ## fine-tune the embedded model so that it can skip, then compare the strategies; table and pictures
+	test -d runs/demo_model/model || { rm -rf runs/demo_model && \
+		$(BIN)/python train.py fit --config configs/experiment/finetune_docstrings.yaml --output runs/demo_model; }
+	$(BIN)/python evaluate.py compare --config configs/experiment/demo.yaml
 
 test: models  ## linters, type checker and all tests, offline
 	$(BIN)/ruff check

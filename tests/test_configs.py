@@ -19,6 +19,7 @@ CONFIGS = sorted(  # those of train.py are in test_train_cli.py
 )
 ARCHITECTURES = {  # name in the configs -> family and layers
     "embedded:smollm2-135m": ("llama", 30),
+    "runs/demo_model/model": ("llama", 30),
     "openai-community/gpt2-large": ("gpt2", 36),
     "microsoft/phi-2": ("phi", 32),
     "facebook/opt-1.3b": ("opt", 24),

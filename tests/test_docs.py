@@ -187,7 +187,7 @@ def result(strategy, layers):
         num_layers=4,
         scores=scores,
         efficiency=cost,
-        examples=[example],
+        examples=[example, example | {"id": "b"}],
     )
 
 
@@ -196,18 +196,20 @@ def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
     (tmp_path / "docs").mkdir()
     for file in ("README.md", "docs/update_readme.py", "docs/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
-    Comparison([result(FullDepth(), 4.0), result(HSD(), 2.5)], RUN).write(tmp_path / "runs/quickstart_compare")
+    Comparison([result(FullDepth(), 4.0), result(HSD(), 2.5)], RUN).write(tmp_path / "runs/demo")
+    Comparison([result(FullDepth(), 3.0), result(HSD(), 1.2)], RUN).write(tmp_path / "runs/demo_plain")
     run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, output=tmp_path / "runs/bench", run=RUN)
-    subprocess.run([sys.executable, "docs/update_readme.py"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([sys.executable, "docs/update_readme.py"], cwd=tmp_path, check=True)
 
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     before, demo, between, bench, after = re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", text)
     assert [before, between, after] == re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", README)[::2]
     assert demo.splitlines()[1:5] == [
-        "| Strategy | Avg. layers | ROUGE-L | BERTScore F1 | Output tokens | ms per decode step | Measured speed-up |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| `FullDepth()` | 4.00 | 0.500 | 0.400 | 4.0 | 20.0 | 1.00× |",
-        f"| `{HSD()}` | 2.50 | 0.312 | 0.250 | 4.0 | 12.5 | 1.60× |",
+        "| Strategy | Avg. layers | ROUGE-L, trained to skip | % of full depth | ROUGE-L, trained plainly | "
+        "% of full depth | ms per decode step | Measured speed-up |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| `FullDepth()` | 4.0 | 0.500 [0.500, 0.500] | 100 | 0.375 [0.375, 0.375] | 100 | 20.0 | 1.00× |",
+        f"| `{HSD()}` | 2.5 | 0.312 [0.312, 0.312] | 62 | 0.150 [0.150, 0.150] | 40 | 12.5 | 1.60× |",
     ]
     assert "![Quality against layers and against time](docs/demo_pareto.png)" in demo
     assert "on 2031-01-02, commit 0123456789 with uncommitted changes, A CPU, 2 cores, torch 9.9." in demo
