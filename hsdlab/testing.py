@@ -361,7 +361,7 @@ def check_strategy(
 
     for mode in MODES:
         for law in (law_2_never_skip, law_3_replay, law_4_trace, law_5_restored, law_6_no_state, law_7_rows):
-            check(law, model, strategy, mode)
+            check(law, model, copy.deepcopy(strategy), mode)  # what an earlier law left in it would hide a memory
     check(law_8_config, strategy)
     if settings:
         check(law_9_knob, model, settings)

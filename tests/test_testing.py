@@ -24,6 +24,7 @@ def test_accepts_good_strategies(strategy):
         (broken.Leaks(), "law_5_restored"),
         (broken.LeaksOnException(), "law_5_restored"),
         (broken.KeepsState(), "law_6_no_state"),
+        (broken.CountsItsSteps(), "law_6_no_state"),
         (broken.LiesInItsTrace(), "law_4_trace"),
         (broken.IgnoresItsKnob(), "law_9_knob"),
         (broken.ChangesAtNeverSkip(), "law_2_never_skip"),
