@@ -19,23 +19,29 @@ from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 class _ReplayCache(LayerRunner, DynamicCache):
     """Stands where the model passes its cache; stores nothing and masks each layer's output."""
 
-    def __init__(self, parts: DecoderParts, executed: Tensor) -> None:
+    def __init__(self, parts: DecoderParts, executed: Tensor, past: DynamicCache | None) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        self._past = past
+        self._past_length = 0 if past is None else past.get_seq_length()
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._executed = executed.to(parts.model.device)  # (rows, length, layers)
         flat = executed.flatten(0, 1)
         self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
+        return self._past_length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return query_length, 0
+        return self._past_length + query_length, 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
+        if self._past is None:
+            return key_states, value_states
+        past = self._past.layers[layer_idx]
+        # (rows, heads, past + length, head dim)
+        return torch.cat([past.keys, key_states], dim=-2), torch.cat([past.values, value_states], dim=-2)
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         index = self._index[call.layer]
@@ -47,7 +53,14 @@ class _ReplayCache(LayerRunner, DynamicCache):
         return torch.where(self._executed[:, :, index, None], output, hidden)
 
 
-def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None = None, executed: Tensor) -> Tensor:
+def replay(
+    model: nn.Module,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    executed: Tensor,
+    past: DynamicCache | None = None,
+) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
     Gradients flow as in any forward pass; wrap it in ``torch.no_grad()`` for scoring.
@@ -57,6 +70,9 @@ def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None
         input_ids: [rows, length], left-padded.
         attention_mask: [rows, length], 1 for tokens and 0 for padding; all ones if not given.
         executed: BoolTensor [rows, length, layers]: layer i runs for the token (``trace.mask(prompt_length)``).
+        past: Keys and values of the text before ``input_ids``, made by the model itself, so at full depth: what is
+            replayed many times over one prompt needs the prompt's pass once. Left as it is. ``attention_mask`` is then
+            [rows, past + length].
 
     Returns:
         Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
@@ -77,14 +93,21 @@ def replay(model: nn.Module, *, input_ids: Tensor, attention_mask: Tensor | None
             "Activation checkpointing drops what replay passes to the layers while training; call "
             "model.activation_checkpointing_disable() first."
         )
+    rows, length = input_ids.shape
+    past_length = 0 if past is None else past.get_seq_length()
     if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones_like(input_ids[:, :1]).expand(rows, past_length + length)
+    if tuple(attention_mask.shape) != (rows, past_length + length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(rows, past_length + length)}: rows × "
+            "length, the length of past included."
+        )
     with skippable(parts):
         output = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
-            past_key_values=_ReplayCache(parts, executed),
+            position_ids=position_ids(attention_mask)[:, past_length:],
+            past_key_values=_ReplayCache(parts, executed, past),
             use_cache=True,
         )
     return output.logits

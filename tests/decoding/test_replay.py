@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hsdlab import replay
+from hsdlab.decoding.families import position_ids
 from hsdlab.testing import prompts, tiny_model
 from tests.reference import slow
 
@@ -16,6 +17,36 @@ def test_equals_plain_hooks_for_any_mask(family_model):
     there = slow.masked_logits(family_model, input_ids, mask, executed)
     real = mask.bool()
     torch.testing.assert_close(here[real], there[real], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", [1, 2, 4])  # of three rows, one or two are all padding in a past of 1
+def test_past_continues_a_text(family_model, start):
+    input_ids, mask = prompts(3)
+    executed = torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    executed[:, :start] = True
+    text = {"input_ids": input_ids[:, start:], "attention_mask": mask, "executed": executed[:, start:]}
+    with torch.no_grad():
+        past = family_model(
+            input_ids[:, :start], attention_mask=mask[:, :start], position_ids=position_ids(mask)[:, :start]
+        ).past_key_values
+        whole = replay(family_model, input_ids=input_ids, attention_mask=mask, executed=executed)
+        for _ in range(2):  # past is left as it is
+            rest = replay(family_model, **text, past=past)
+            real = mask[:, start:].bool()
+            torch.testing.assert_close(rest[real], whole[:, start:][real], rtol=0, atol=1e-9)
+
+
+def test_a_mask_that_leaves_out_the_past_is_refused(tiny):
+    input_ids, mask = prompts(3)
+    past = tiny()(input_ids[:, :2]).past_key_values
+    with pytest.raises(ValueError, match=r"shape \(3, 3\); expected \(3, 5\)"):
+        replay(
+            tiny(),
+            input_ids=input_ids[:, 2:],
+            attention_mask=mask[:, 2:],
+            executed=torch.ones(3, 3, 6, dtype=torch.bool),
+            past=past,
+        )
 
 
 def test_gradients_reach_the_layers_that_ran_and_no_other(tiny):
