@@ -24,6 +24,7 @@ from hsdlab.decoding import DecodeOutput, Timing, generate
 from hsdlab.decoding.cost import decode_flops, ideal_speedup
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.timing import now_s
+from hsdlab.reporting.files import replace_file
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.full_depth import FullDepth
 
@@ -161,7 +162,7 @@ def run_bench(
 
     report = {
         "version": SCHEMA_VERSION,
-        "model": _describe_model(model),
+        "model": describe_model(model),
         "prompt_tokens": [prompt.shape[1] for prompt in prompts],
         "new_tokens": new_tokens,
         "repeats": repeats,
@@ -185,8 +186,8 @@ def run_bench(
     }
     print_table(report)
     output.mkdir(parents=True, exist_ok=True)
-    _replace(output / "bench.json", json.dumps(report, indent=1))
-    _replace(output / "bench.md", markdown(report))
+    replace_file(output / "bench.json", json.dumps(report, indent=1))
+    replace_file(output / "bench.md", markdown(report))
     return report
 
 
@@ -250,7 +251,8 @@ def _check_same_tokens(plain: _PlainSide, full_depth: _StrategySide) -> None:
             )
 
 
-def _describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Return the model's name, class, dtype, device, layers and parameters, for a report."""
     parts = decoder_parts(model)
     return {
         "name": parts.model.name_or_path,
@@ -265,10 +267,3 @@ def _describe_model(model: nn.Module) -> dict[str, Any]:
 def _load_average() -> list[float] | None:
     """Mean number of running processes over 1, 5 and 15 minutes; None where the system does not tell."""
     return list(os.getloadavg()) if hasattr(os, "getloadavg") else None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from hsdlab.data.batches import Example as Example  # the seam of every data set
-from hsdlab.data.batches import Pair, Prompt, Rows, collate_prompts, collate_with_pairs
+from hsdlab.data.batches import Pair, Prompt, Rows, collate_prompts, collate_with_pairs, pad_token_id_of
 from hsdlab.data.prompt import PromptTemplate
 from hsdlab.data.training import TrainingLoader
 
@@ -120,8 +120,15 @@ class GenerationDataModule(LightningDataModule, ABC):
             ValueError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
-        if module is None or not hasattr(module, "tokenizer"):
-            return
+        if module is not None and hasattr(module, "tokenizer"):
+            self.connect_to(module)
+
+    def connect_to(self, module: Any) -> None:
+        """Take the tokenizer and the longest texts from a LightningModule, as in a Trainer's run.
+
+        Raises:
+            ValueError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
+        """
         room = None
         context = getattr(module.model.config, "max_position_embeddings", None)
         if context is not None:
@@ -138,8 +145,12 @@ class GenerationDataModule(LightningDataModule, ABC):
             validate_loss=getattr(module, "validates_loss", False),
         )
 
-    def examples(self, split: str) -> list[Example]:
+    def examples(self, split: str, at_most: int | None = None) -> list[Example]:
         """Return the examples of `split` in use, in file order: all, or the `limit` drawn by `seed`.
+
+        Args:
+            split: Its name.
+            at_most: A smaller limit for this call: some of those that `limit` draws.
 
         Raises:
             ValueError: There is no such split, or it holds no example.
@@ -151,15 +162,15 @@ class GenerationDataModule(LightningDataModule, ABC):
             raise ValueError(f"The {split} split of {type(self).__name__} holds no example: expected at least one")
         positions = list(range(len(examples)))
         random.Random(self.seed).shuffle(positions)
-        return [examples[position] for position in sorted(positions[: self.limit])]
+        return [examples[position] for position in sorted(positions[: self.limit][:at_most])]
 
     def train_dataloader(self) -> TrainingLoader:
         """Return batches of training pairs (see `collate_pairs`), shuffled anew in each epoch."""
-        tokenizer = self._connected_tokenizer()
+        tokenizer = self.connected_tokenizer()
         self._training = TrainingLoader(
             self._pairs_of("train"),
             batch_size=self.batch_size,
-            pad_token_id=_pad_token_id(tokenizer),
+            pad_token_id=pad_token_id_of(tokenizer),
             seed=self.seed,
             world_size=1 if self.trainer is None else self.trainer.world_size,
             rank=0 if self.trainer is None else self.trainer.global_rank,
@@ -200,7 +211,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             batch_size=self.batch_size,
             sampler=loader.sampler if isinstance(loader.sampler, UnrepeatedDistributedSampler) else None,
             num_workers=self.num_workers,
-            collate_fn=partial(collate_with_pairs, pad_token_id=_pad_token_id(self._connected_tokenizer())),
+            collate_fn=partial(collate_with_pairs, pad_token_id=pad_token_id_of(self.connected_tokenizer())),
         )
 
     def test_dataloader(self) -> DataLoader[Prompt]:
@@ -213,17 +224,18 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     def _decoding_loader(self, split: str) -> DataLoader[Prompt]:
         """Return the batches of a split for decoding, in file order (see `collate_prompts`)."""
-        tokenizer = self._connected_tokenizer()
+        tokenizer = self.connected_tokenizer()
         prompts = self._prompts_of(split)
         return DataLoader(
             prompts,
             batch_size=self.batch_size,
             sampler=self._sampler(split, prompts),
             num_workers=self.num_workers,
-            collate_fn=partial(collate_prompts, pad_token_id=_pad_token_id(tokenizer)),
+            collate_fn=partial(collate_prompts, pad_token_id=pad_token_id_of(tokenizer)),
         )
 
-    def _connected_tokenizer(self) -> PreTrainedTokenizerBase:
+    def connected_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer, or say that there is none (RuntimeError)."""
         if self.tokenizer is None:
             raise RuntimeError(
                 f"{type(self).__name__} has no tokenizer: run it in a Trainer whose LightningModule has one, "
@@ -235,7 +247,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         """Encode the prompts of a split once; count and report the ones that had to be cut."""
         if split in self._prompts:
             return self._prompts[split]
-        tokenizer = self._connected_tokenizer()
+        tokenizer = self.connected_tokenizer()
         prompts, cut = [], 0
         for example in self.examples(split):
             input_ids, was_cut = self.template.encode(example.source, tokenizer, self.prompt_limit_tokens)
@@ -250,7 +262,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         """Make the pairs of a split once: all references for training, the first one of each example else."""
         if split in self._pairs:
             return self._pairs[split]
-        tokenizer = self._connected_tokenizer()
+        tokenizer = self.connected_tokenizer()
         pairs, cut = [], 0
         for prompt in self._prompts_of(split).rows:
             for reference in prompt.example.references[: None if split == "train" else 1]:
@@ -282,15 +294,6 @@ class GenerationDataModule(LightningDataModule, ABC):
 def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> None:
     if cut:
         rank_zero_warn(f"{cut} of {total} {what} were cut to {limit_tokens} tokens", category=UserWarning)
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: the tokenizer's own, else its end of sequence."""
-    if tokenizer.pad_token_id is not None:
-        return tokenizer.pad_token_id
-    if tokenizer.eos_token_id is not None:
-        return tokenizer.eos_token_id
-    raise ValueError("The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token")
 
 
 def _check_at_least(name: str, value: int | None, smallest: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 Row = TypeVar("Row")
 
@@ -114,3 +115,12 @@ def collate_with_pairs(rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int) -
     """Make a batch for decoding, with the pairs of the same rows under "pairs"."""
     prompts, pairs = zip(*rows, strict=True)
     return {**collate_prompts(prompts, pad_token_id), "pairs": collate_pairs(pairs, pad_token_id)}
+
+
+def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: the tokenizer's own, else its end of sequence."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    if tokenizer.eos_token_id is not None:
+        return tokenizer.eos_token_id
+    raise ValueError("The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from rich.console import Console
 from hsdlab.metrics import bleu_from_statistics
 from hsdlab.reporting import bootstrap, tables
 from hsdlab.reporting.bootstrap import CorpusFigure, FloatArray, bootstrap_interval, paired_interval
+from hsdlab.reporting.files import plain, replace_file
 from hsdlab.reporting.pareto import pareto_figure
 
 SCHEMA_VERSION = 1
@@ -60,7 +60,7 @@ class StrategyResult:
 
     def to_json(self) -> str:
         """Return the result as JSON; what is not a number becomes null."""
-        return json.dumps(_plain(asdict(self)), ensure_ascii=False)
+        return json.dumps(plain(asdict(self)), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> StrategyResult:
@@ -156,7 +156,7 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the tables, the notes and the run as Markdown; the plot is linked as pareto.png."""
-        run = json.dumps(_plain(self.run), indent=2, ensure_ascii=False, default=str)
+        run = json.dumps(plain(self.run), indent=2, ensure_ascii=False, default=str)
         return tables.markdown(self, run)
 
     def to_json(self) -> str:
@@ -187,7 +187,7 @@ class Comparison:
                 for row in self.rows
             ],
         }
-        return json.dumps(_plain(document), indent=2, ensure_ascii=False, default=str) + "\n"
+        return json.dumps(plain(document), indent=2, ensure_ascii=False, default=str) + "\n"
 
     def print(self, console: Console) -> None:
         """Print quality above cost on a terminal of at least 120 columns."""
@@ -203,9 +203,9 @@ class Comparison:
         metric = HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
         picture = BytesIO()
         pareto_figure(self, metric).savefig(picture, format="png", dpi=200)
-        _replace(folder / "comparison.json", self.to_json().encode())
-        _replace(folder / "pareto.png", picture.getvalue())
-        _replace(folder / "comparison.md", self.to_markdown().encode())
+        replace_file(folder / "comparison.json", self.to_json())
+        replace_file(folder / "pareto.png", picture.getvalue())
+        replace_file(folder / "comparison.md", self.to_markdown())
 
     def _check_same_examples(self, results: Sequence[StrategyResult]) -> None:
         """Refuse results that no paired interval can compare."""
@@ -272,21 +272,3 @@ def _bleu(sums: tuple[int, ...]) -> dict[str, float]:
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """Return nested data with null for every float that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: an interrupted write leaves the earlier file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)

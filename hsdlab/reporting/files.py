@@ -1,0 +1,25 @@
+"""Result files: written whole or not at all, without floats that JSON cannot hold."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8; an interrupted write leaves the earlier one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(unfinished, path)
+
+
+def plain(value: Any) -> Any:
+    """Return nested data with null for every float that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
