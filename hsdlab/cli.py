@@ -1,4 +1,4 @@
-"""The command line of `evaluate.py`: decode, compare the strategies, measure their speed."""
+"""The command line of `evaluate.py`: decode, compare the strategies, measure speed and layers."""
 
 import inspect
 import json
@@ -27,6 +27,7 @@ from hsdlab.trainer import DecodingTrainer, baseline_first
 WRITTEN = (
     *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
     *("comparison.md", "comparison.json", "pareto.png", "bench.json", "bench.md"),
+    *("inspect.json", "inspect.md", "inspect.png"),
 )
 """What a run writes into its output folder, and `--overwrite` removes from it."""
 
@@ -59,7 +60,7 @@ class EvaluateParser(LightningArgumentParser):
 
 
 class EvaluateCLI(LightningCLI):
-    """LightningCLI for decoding: validate, test, predict, compare, bench.
+    """LightningCLI for decoding: validate, test, predict, compare, bench, inspect.
 
     Args:
         args: The command line; by default that of the process.
@@ -99,11 +100,12 @@ class EvaluateCLI(LightningCLI):
             "predict": {"model", "dataloaders", "datamodule", "return_predictions", *checkpoint},
             "compare": {"model", "datamodule", "run"},
             "bench": {"model", "datamodule", "run"},
+            "inspect": {"model", "datamodule", "run"},
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if "strategies" not in self._subcommand_method_arguments[subcommand]:
+        if "strategies" not in self._subcommand_method_arguments[subcommand] and subcommand != "inspect":
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
@@ -132,12 +134,12 @@ class EvaluateCLI(LightningCLI):
         if "strategies" in made:
             baseline_first(made.strategies)
         made.data.prepare_data()
-        made.data.examples("validation" if self.subcommand == "validate" else "test")
+        made.data.examples("validation" if self.subcommand in ("validate", "inspect") else "test")
 
     def after_instantiate_classes(self) -> None:
         """Refuse a strategy that does not fit the model; only then begin to write."""
         made = self.config_init[self.subcommand]
-        for strategy in made.get("strategies") or [made.skip]:
+        for strategy in made.get("strategies") or ([made.skip] if "skip" in made else []):
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
             with strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
@@ -164,6 +166,10 @@ class EvaluateCLI(LightningCLI):
     def bench(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.bench` with the provenance of this run."""
         self.trainer.bench(**kwargs, run=self.run_info)
+
+    def inspect(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.inspect` with the provenance of this run."""
+        self.trainer.inspect(**kwargs, run=self.run_info)
 
     def after_test(self) -> None:
         """Write the logged figures."""

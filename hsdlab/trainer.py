@@ -4,17 +4,19 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
-from hsdlab.bench import run_bench
+from hsdlab.bench import own_text, run_bench, run_inspection
 from hsdlab.data import GenerationDataModule
+from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.families import context_length, decoder_parts
 from hsdlab.modules import DecodeModule
 from hsdlab.reporting import Comparison, StrategyResult
@@ -22,7 +24,7 @@ from hsdlab.strategies import FullDepth, SkipStrategy
 
 
 class DecodingTrainer(Trainer):
-    """A Trainer with two more entry points, `compare` and `bench`; both write into `default_root_dir`."""
+    """A Trainer with more entry points, `compare`, `bench` and `inspect`, that write into `default_root_dir`."""
 
     limit_test_batches: int | float | None
 
@@ -104,6 +106,42 @@ class DecodingTrainer(Trainer):
             strategies,
             new_tokens=new_tokens,
             repeats=repeats,
+            output=Path(self.default_root_dir),
+            run=run,
+        )
+
+    def inspect(
+        self,
+        model: DecodeModule,
+        datamodule: GenerationDataModule,
+        examples: PositiveInt = 32,
+        text: Literal["references", "generated"] = "references",
+        run: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Measure what each layer is worth: how often it predicts what the last one does, what dropping it costs.
+
+        Args:
+            model: Holds the loaded model.
+            datamodule: The data; examples of its validation split are drawn by its seed.
+            examples: How many examples at most.
+            text: What is read after the prompts: each example's first reference, or the model's own greedy text.
+            run: Provenance for the report.
+
+        Returns:
+            What inspect.json holds.
+        """
+        net = model.model.to(self.strategy.root_device)
+        datamodule.prepare_data()
+        datamodule.connect_to(model)
+        batches = sample_batches(datamodule, "validation", examples)
+        if text == "generated":
+            texts = [own_text(net, batch, model.max_new_tokens) for batch in track(batches, "decoding")]
+        else:
+            texts = [batch["pairs"] for batch in batches]
+        return run_inspection(
+            net,
+            texts,
+            text=f"{text} of at most {model.max_new_tokens} tokens",
             output=Path(self.default_root_dir),
             run=run,
         )

@@ -22,7 +22,7 @@ ALLOWED = {
     "testing": {"decoding", "strategies"},
     "modules": {"decoding", "metrics", "models", "embedded"},
     "reporting": {"metrics", "version"},
-    "bench": {"decoding", "strategies.base", "strategies.full_depth"},
+    "bench": {"decoding", "reporting", "strategies.base", "strategies.confidence", "strategies.full_depth"},
     "trainer": {"bench", "data", "decoding.families", "modules", "reporting", "strategies"},
     "cli": {
         "bench",
