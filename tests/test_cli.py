@@ -266,6 +266,26 @@ def test_bench_hands_on_prompts_and_strategies(evaluate, tmp_path, monkeypatch):
     assert kwargs["run"]["config"]["repeats"] == 1
 
 
+@pytest.mark.parametrize("text", ["references", "generated"])
+def test_inspect(text, evaluate, tmp_path, capsys):
+    evaluate("inspect", "--examples=3", f"--text={text}")
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.yaml",
+        "inspect.json",
+        "inspect.md",
+        "inspect.png",
+        "run.json",
+    ]
+    report = json.loads((out / "inspect.json").read_text(encoding="utf-8"))
+    assert [row["layer"] for row in report["layers"]] == [0, 1, 2]
+    assert report["examples"] == 3
+    assert report["text"] == f"{text} of at most 6 tokens"
+    assert report["run"]["config"]["examples"] == 3
+    assert "skip" not in report["run"]["config"]
+    assert "An oracle exit would run" in capsys.readouterr().out
+
+
 def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
     evaluate("compare", "--strategies=[HSD]")
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
@@ -317,6 +337,15 @@ def test_bad_data_is_refused_with_file_and_line(refused, tmp_path):
     with (folder / "test.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"id": "x", "source": "y", "references": []}')
     assert f"test.jsonl, line {EXAMPLES + 1}" in refused("test", f"--data.folder={folder}")
+
+
+def test_inspect_is_refused_without_a_validation_split_or_examples(refused, tmp_path):
+    folder = write_examples(tmp_path / "bad")
+    (folder / "validation.jsonl").unlink()
+    assert "validation" in refused("inspect", f"--data.folder={folder}")
+    assert "examples" in refused("inspect", "--examples=0")
+    assert "text" in refused("inspect", "--text=novels")
+    assert "skip" in refused("inspect", "--skip=HSD")
 
 
 def test_an_output_folder_with_something_in_it_is_refused(refused, tmp_path):
@@ -371,5 +400,5 @@ def test_the_script_prints_its_subcommands():
     done = subprocess.run(
         [sys.executable, str(ROOT / "evaluate.py"), "--help"], capture_output=True, text=True, check=True
     )
-    for subcommand in ("validate", "test", "predict", "compare", "bench"):
+    for subcommand in ("validate", "test", "predict", "compare", "bench", "inspect"):
         assert subcommand in done.stdout

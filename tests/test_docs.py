@@ -87,7 +87,7 @@ def test_commands_parse(command, as_a_user, monkeypatch):
         cli = {"evaluate.py": ParseOnly, "train.py": ParseOnlyTraining}[arguments[0]]
         config = run(monkeypatch, *arguments[1:], cli=cli)
         made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]
-        strategies = made.get("strategies") or [made.skip]
+        strategies = made.get("strategies") or ([made.skip] if "skip" in made else [])
         assert all(isinstance(strategy, SkipStrategy) for strategy in strategies)
 
 

@@ -91,7 +91,7 @@ def figures(measured: Inspection) -> dict[str, Any]:
         "dropped_loss": measured.dropped_loss - measured.loss[:, None],
         "dropped_agreement": measured.dropped_agreement,
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"layer": layer, **{name: _mean(sums[:, layer], steps) for name, sums in of_layers.items()}}
         for layer in range(layers)
     ]

@@ -8,6 +8,7 @@ import torch
 
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.data.batches import Pair, collate_pairs
+from hsdlab.data.sample import sample_batches
 
 from .conftest import build_tokenizer
 
@@ -152,3 +153,19 @@ def test_the_identity_changes_with_examples_prompt_batch_and_seed(tokenizer):
         assert other.training_identity()["training examples"] != identity["training examples"]
     assert connected(tokenizer, seed=2).training_identity()["data seed"] == 2
     assert identity["batch_size"] == 2
+
+
+def test_sample_batches_have_the_prompts_and_first_references_of_a_draw():
+    tokenizer = build_tokenizer()
+    data = connected(tokenizer, max_target_tokens=3)
+    batches = sample_batches(data, "train", 3)
+    drawn = data.examples("train", at_most=3)
+    assert [example_id for batch in batches for example_id in batch["ids"]] == [example.id for example in drawn]
+    assert {example.id for example in drawn} < {example.id for example in data.examples("train", at_most=4)}
+    assert [len(batch["ids"]) for batch in batches] == [2, 1]
+    expected = [
+        (*data.template.encode(e.source, tokenizer)[0], *data.template.encode_target(e.references[0], tokenizer, 3)[0])
+        for e in drawn
+    ]
+    assert rows_of(batch["pairs"] for batch in batches) == expected
+    assert [len(batch["ids"]) for batch in sample_batches(data, "train", 99)] == [2, 2, 1]
