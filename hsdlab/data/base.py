@@ -148,9 +148,7 @@ class GenerationDataModule(LightningDataModule, ABC):
     def examples(self, split: str, at_most: int | None = None) -> list[Example]:
         """Return the examples of `split` in use, in file order: all, or the `limit` drawn by `seed`.
 
-        Args:
-            split: Its name.
-            at_most: A smaller limit for this call: some of those that `limit` draws.
+        `at_most` is a smaller limit for this call: it takes some of those that `limit` draws.
 
         Raises:
             ValueError: There is no such split, or it holds no example.
