@@ -1,7 +1,6 @@
 """The command line of `evaluate.py`: decode, compare the strategies, measure speed and layers."""
 
 import inspect
-import json
 import re
 import sys
 import warnings
@@ -10,26 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace, _typehints
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
-from hsdlab.data import GenerationDataModule
+from hsdlab.data import Example, GenerationDataModule
+from hsdlab.models import weights_fingerprint
 from hsdlab.modules import DecodeModule, load_decode_module
+from hsdlab.modules.predictions import PredictionFile, check_same_examples
 from hsdlab.reporting import run_provenance
+from hsdlab.run_folder import RunFolder, fingerprint, write_json
 from hsdlab.strategies import SkipStrategy
-from hsdlab.trainer import DecodingTrainer, baseline_first
+from hsdlab.trainer import DecodingTrainer, baseline_first, prediction_files
 
-WRITTEN = (
-    *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
-    *("comparison.md", "comparison.json", "pareto.png", "bench.json", "bench.md"),
-    *("inspect.json", "inspect.md", "inspect.png"),
-)
-"""What a run writes into its output folder, and `--overwrite` removes from it."""
+RESUMABLE = ("validate", "test", "predict", "compare")
 
 
 class EvaluateParser(LightningArgumentParser):
@@ -113,7 +113,7 @@ class EvaluateCLI(LightningCLI):
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Replace the results of an earlier run in the output folder.",
+            help="Start anew and replace the results in the output folder; else an unfinished run there goes on.",
         )
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("output", "model.predictions", compute_fn=_predictions_file)
@@ -128,36 +128,60 @@ class EvaluateCLI(LightningCLI):
         """Refuse what can be refused before the model is loaded: folder, strategies, data."""
         config = self.config[self.subcommand]
         self.output = Path(config.output)
-        if rank_zero_only.rank == 0:
-            _check_free(self.output, config.overwrite)
+        resolved = resolved_config(self._parser(self.subcommand), config)
         made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        if rank_zero_only.rank == 0:
+            self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite)
+            self.resumes = self.folder.check(can_resume=self.subcommand in RESUMABLE)
+        self.run_info = run_provenance(config.seed_everything, resolved) | {"subcommand": self.subcommand}
         if "strategies" in made:
             baseline_first(made.strategies)
         made.data.prepare_data()
-        made.data.examples("validation" if self.subcommand in ("validate", "inspect") else "test")
+        examples = made.data.examples("validation" if self.subcommand in ("validate", "inspect") else "test")
+        self.run_info["examples"] = fingerprint(repr(example) for example in examples)
+        if rank_zero_only.rank == 0 and self.resumes:
+            self._go_on(examples, prediction_files(self.output, made.get("strategies")))
+
+    def _go_on(self, examples: Sequence[Example], files: Sequence[Path]) -> None:
+        """Refuse predictions for other data; say how much is done."""
+        current = {example.id: example for example in examples}
+        done = 0
+        for file in files:
+            records = PredictionFile(file).records()
+            known = [current[record["id"]] for record in records if record["id"] in current]
+            check_same_examples(records, ((each.id, each.source, each.references) for each in known))
+            done += len(records)
+        self.folder.check_unchanged("examples", self.run_info)  # those without a prediction
+        total = len(examples) * len(files)
+        console = Console()
+        if done < total:
+            text = f"Going on with the run in {self.output}: {done} of {total} predictions are done."
+        else:
+            text = (
+                f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "
+                "To decode anew give --overwrite."
+            )
+        console.print(text, highlight=False, soft_wrap=True)
+        self.folder.warn_of_changes(self.run_info, console)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a strategy that does not fit the model; only then begin to write."""
+        """Refuse what does not fit the model or the device; only then begin to write."""
         made = self.config_init[self.subcommand]
-        for strategy in made.get("strategies") or ([made.skip] if "skip" in made else []):
+        check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
+        for strategy in made.strategies if "strategies" in made else [made.skip] if "skip" in made else []:
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
             with strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
         self.open_output()
 
     def open_output(self) -> None:
-        """Make the folder, remove an earlier run's results, write config.yaml and run.json."""
-        config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
-        self.run_info = run_provenance(config["seed_everything"], config)
-        if rank_zero_only.rank != 0:
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        for file in (file for pattern in WRITTEN for file in self.output.glob(pattern)):
-            file.unlink()
-        header = f"# python evaluate.py {self.subcommand} --config {self.output / 'config.yaml'}\n"
-        text = header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        (self.output / "config.yaml").write_text(text, encoding="utf-8")
-        _write_json(self.output / "run.json", self.run_info)
+        """Refuse to go on with another model; make the folder and write config.yaml and run.json."""
+        self.run_info["weights"] = weights_fingerprint(self.model.model)
+        self.model.resume = True  # a new run's folder is empty
+        if rank_zero_only.rank == 0:
+            if self.resumes:
+                self.folder.check_unchanged("weights", self.run_info)
+            self.folder.open(self.run_info)
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run."""
@@ -175,7 +199,7 @@ class EvaluateCLI(LightningCLI):
         """Write the logged figures."""
         if rank_zero_only.rank == 0:
             figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-            _write_json(self.output / "metrics.json", figures)
+            write_json(self.output / "metrics.json", figures)
         self.after_predict()
 
     after_validate = after_test
@@ -240,19 +264,7 @@ def _names_of_subclasses(base: Any) -> Iterator[str]:
 
 
 def _predictions_file(output: str) -> str:
-    return str(Path(output) / "predictions.jsonl")
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless the results in it may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--output={folder} is a file; expected a folder.")
-    if overwrite or not folder.exists() or not any(folder.iterdir()):
-        return
-    raise FileExistsError(
-        f"The output folder {folder} is not empty. Give another one with --output, or --overwrite to replace "
-        "the results in it."
-    )
+    return str(prediction_files(Path(output))[0])
 
 
 def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
@@ -261,5 +273,21 @@ def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[
     return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+def check_precision(trainer: Trainer, precision: str | int | None) -> None:
+    """Refuse a precision that the device does not have, where Lightning would take or simulate another one.
+
+    Raises:
+        ValueError: Naming the precisions to take.
+    """
+    device = trainer.strategy.root_device.type
+    if device == "cpu" and str(precision) in ("16", "16-mixed"):
+        raise ValueError(
+            f"--trainer.precision={precision} is not available on the CPU: give bf16-mixed, or 32-true for full "
+            "precision."
+        )
+    wants_bfloat16 = str(precision).startswith("bf16")
+    if device == "cuda" and wants_bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"--trainer.precision={precision} is not available on {torch.cuda.get_device_name()}: give 16-mixed, or "
+            "32-true for full precision."
+        )

@@ -1,5 +1,6 @@
 """Load a decoder-only language model and its tokenizer, ready for decoding."""
 
+import hashlib
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -152,6 +154,16 @@ def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
             f"hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...); "
             f"{name} is a {config.model_type} model with {config.architectures or 'no language-model head'}"
         )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return 16 hex digits that tell models of other weights apart, from 64 numbers of each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        numbers = weight.detach().flatten()
+        numbers = numbers[:: max(1, len(numbers) // 64)].double().cpu()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) -> PreTrainedModel:

@@ -1,25 +1,30 @@
 """The command line of `train.py`: fine-tune a model, or compute its validation loss."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from hsdlab.cli import EvaluateParser, dropping_arguments_of_other_classes, is_for_the_user, resolved_config
+from hsdlab.cli import (
+    EvaluateParser,
+    check_precision,
+    dropping_arguments_of_other_classes,
+    is_for_the_user,
+    resolved_config,
+)
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import load_model
 from hsdlab.modules import FinetuneModule
 from hsdlab.modules.decode import Dtype
 from hsdlab.reporting import run_provenance
+from hsdlab.run_folder import write_config, write_json
 from hsdlab.strategies import SkipStrategy
 
 
@@ -130,7 +135,8 @@ class TrainCLI(LightningCLI):
             data.examples(split)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a strategy that does not fit the model; only then begin to write."""
+        """Refuse what does not fit the model or the device; only then begin to write."""
+        check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
         skip = self.config_init[self.subcommand].skip
         with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
             pass
@@ -139,11 +145,8 @@ class TrainCLI(LightningCLI):
         config = resolved_config(self._parser("fit"), self.config.fit)
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
         self.output.mkdir(parents=True, exist_ok=True)
-        header = f"# python train.py fit --config {self.output / 'config.yaml'}\n"
-        text = header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        (self.output / "config.yaml").write_text(text, encoding="utf-8")
-        provenance = json.dumps(run_provenance(config["seed_everything"], config), indent=2, ensure_ascii=False)
-        (self.output / "run.json").write_text(provenance + "\n", encoding="utf-8")
+        write_config(self.output, config, "python train.py fit")
+        write_json(self.output / "run.json", run_provenance(config["seed_everything"], config))
 
     def after_fit(self) -> None:
         """Export the best weights (the last ones, if there was no validation)."""

@@ -1,6 +1,5 @@
 """DecodingTrainer: a Trainer that also compares strategies and measures their speed."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from hsdlab.bench import own_text, run_bench, run_inspection
 from hsdlab.data import GenerationDataModule
 from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.families import context_length, decoder_parts
+from hsdlab.metrics import Efficiency
 from hsdlab.modules import DecodeModule
+from hsdlab.modules.predictions import PredictionFile, batch_costs
 from hsdlab.reporting import Comparison, StrategyResult
 from hsdlab.strategies import FullDepth, SkipStrategy
 
@@ -39,7 +40,8 @@ class DecodingTrainer(Trainer):
 
         The baseline, FullDepth, is run first, and added if it is not listed. The report (comparison.md,
         comparison.json, pareto.png) is written anew after each strategy, predictions after each batch: when a
-        run is cut short, by Ctrl-C or an error, what has finished stays and its table is printed.
+        run is cut short, by Ctrl-C or an error, what has finished stays and its table is printed. If `model.resume`
+        is set, what the prediction files hold is not decoded again.
 
         Args:
             model: Holds the loaded model.
@@ -51,23 +53,23 @@ class DecodingTrainer(Trainer):
             The comparison of all strategies.
 
         Raises:
-            ValueError: A strategy is listed twice, or the Trainer has several processes.
+            ValueError: A strategy is listed twice.
         """
-        if self.world_size > 1:
-            raise ValueError(f"compare runs in one process, got {self.world_size}: give --trainer.devices=1.")
         ordered = baseline_first(strategies)
         folder = Path(self.default_root_dir)
+        files = prediction_files(folder, ordered)
         results: list[StrategyResult] = []
-        console = _console()
+        console = _console(quiet=not self.is_global_zero)
         try:
-            self._warm_up(model, datamodule, ordered[0])
-            for number, strategy in enumerate(ordered, start=1):
+            if self.world_size > 1 or not model.resume or not _finished(files, datamodule):
+                self._warm_up(model, datamodule, ordered[0])
+            for number, (strategy, predictions) in enumerate(zip(ordered, files, strict=True), start=1):
                 console.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
-                predictions = folder / "predictions" / f"{number:02}_{_file_name(repr(strategy))}.jsonl"
                 results.append(self._result(model, datamodule, strategy, predictions))
-                Comparison(results, run or {}).write(folder)
+                if self.is_global_zero:
+                    Comparison(results, run or {}).write(folder)
         finally:
-            if results:
+            if results and self.is_global_zero:
                 Comparison(results, run or {}).print(console)
                 console.print(
                     f"{len(results)} of {len(ordered)} strategies finished. In {folder}: the tables in "
@@ -158,10 +160,11 @@ class DecodingTrainer(Trainer):
     def _result(
         self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy, predictions: Path
     ) -> StrategyResult:
-        """Decode the test split under one strategy; its predictions are read back from their file."""
+        """Decode the test split under one strategy; its predictions and their cost are read back from their file."""
         model.predictions = str(predictions)
         logged = self._test_under(strategy, model, datamodule)
-        efficiency = strategy.efficiency
+        records = PredictionFile(predictions).records()
+        efficiency = _efficiency(records)
         scores = {name.removeprefix("test/"): value for name, value in logged.items()}
         return StrategyResult(
             name=repr(strategy),
@@ -172,7 +175,7 @@ class DecodingTrainer(Trainer):
             num_layers=decoder_parts(model.model).num_layers,
             scores={name: value for name, value in scores.items() if name not in efficiency},
             efficiency=efficiency,
-            examples=[json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()],
+            examples=records,
         )
 
     def _test_under(
@@ -202,6 +205,19 @@ def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
     return [FullDepth(), *others]
 
 
+def prediction_files(folder: Path, strategies: Sequence[SkipStrategy] | None = None) -> list[Path]:
+    """Return the files of predictions that a run writes into its folder.
+
+    Args:
+        folder: Of the run.
+        strategies: Those of a comparison, each with a file of its own; None for any other run.
+    """
+    if strategies is None:
+        return [folder / "predictions.jsonl"]
+    names = [_file_name(repr(strategy)) for strategy in baseline_first(strategies)]
+    return [folder / "predictions" / f"{number:02}_{name}.jsonl" for number, name in enumerate(names, start=1)]
+
+
 def first_prompts(model: DecodeModule, datamodule: GenerationDataModule, number: int, new_tokens: int) -> list[Tensor]:
     """Return the first prompts of the test split, each a LongTensor [1, length], not padded.
 
@@ -224,7 +240,22 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", text).strip("_")
 
 
-def _console() -> Console:
+def _finished(files: Sequence[Path], datamodule: GenerationDataModule) -> bool:
+    """Tell whether there is a prediction for every example in every file."""
+    datamodule.prepare_data()
+    examples = len(datamodule.examples("test"))
+    return all(len(PredictionFile(file).records()) >= examples for file in files)
+
+
+def _efficiency(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Compute depth and speed from prediction records: of all processes, here in one."""
+    efficiency = Efficiency()
+    for cost in batch_costs(records):
+        efficiency.update(**cost)
+    return {name: float(value) for name, value in efficiency.compute().items()}
+
+
+def _console(quiet: bool) -> Console:
     """Return a console on which the tables fit: of 120 columns where the output is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=120, quiet=quiet)

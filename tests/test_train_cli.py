@@ -154,8 +154,9 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
         ),
         (["--skip=HSD", "--skip.max_exit=9"], "max_exit=9 is beyond this model's 3 layers"),
         (["--data.folder=nowhere"], "No folder nowhere"),
+        (["--trainer.precision=16-mixed"], "precision=16-mixed is not available on the CPU: give bf16-mixed"),
     ],
-    ids=["learning-rate", "lora-target", "not-scheduled", "too-deep", "skip-too-deep", "no-data"],
+    ids=["learning-rate", "lora-target", "not-scheduled", "too-deep", "skip-too-deep", "no-data", "precision"],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(monkeypatch, options, tmp_path, more, message):
     monkeypatch.setattr(sys, "argv", ["train.py"])

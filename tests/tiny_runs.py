@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hsdlab.cli import EvaluateCLI
 from tests.tiny_checkpoints import save, tiny_llama
@@ -39,7 +41,7 @@ def options(folder: Path) -> list[str]:
     ]
 
 
-def run(monkeypatch, *args: str, cli: type[EvaluateCLI] = EvaluateCLI) -> EvaluateCLI:
+def run(monkeypatch, *args: str, cli: type[Any] = EvaluateCLI) -> Any:
     """Run the command line in this process, as `python evaluate.py` would."""
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     return cli(args)
@@ -60,3 +62,8 @@ class ParseOnly(EvaluateCLI):
 def read_records(file: Path) -> list[dict]:
     """Read a predictions file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def without_costs(records: Iterable[dict]) -> list[dict]:
+    """Return the records without what decoding cost: times differ from run to run."""
+    return [{name: value for name, value in record.items() if name != "batch"} for record in records]

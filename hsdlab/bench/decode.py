@@ -24,7 +24,7 @@ from hsdlab.decoding import DecodeOutput, Timing, generate
 from hsdlab.decoding.cost import decode_flops, ideal_speedup
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.timing import now_s
-from hsdlab.reporting.files import replace_file
+from hsdlab.files import replace_file
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.full_depth import FullDepth
 

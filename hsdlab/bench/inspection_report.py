@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hsdlab.bench.decode import describe_model
 from hsdlab.bench.inspection import FloatArray, Inspection, inspect_layers
 from hsdlab.bench.inspection_figure import CHEAPEST, inspection_figure
+from hsdlab.files import plain, replace_file
 from hsdlab.reporting.bootstrap import LEVEL, bootstrap_interval
-from hsdlab.reporting.files import plain, replace_file
 
 SCHEMA_VERSION = 1
 HEADER = (

@@ -4,17 +4,26 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from hsdlab.data.batches import (
+    BatchesInTurn,
+    Pair,
+    Prompt,
+    Rows,
+    collate_nothing,
+    collate_prompts,
+    collate_with_pairs,
+    pad_token_id_of,
+)
 from hsdlab.data.batches import Example as Example  # the seam of every data set
-from hsdlab.data.batches import Pair, Prompt, Rows, collate_prompts, collate_with_pairs, pad_token_id_of
 from hsdlab.data.prompt import PromptTemplate
 from hsdlab.data.training import TrainingLoader
 
@@ -26,9 +35,10 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     The tokenizer and the longest prompt come from the LightningModule of the Trainer that runs it (its
     `tokenizer`, `max_new_tokens` and `model.config.max_position_embeddings`), or by hand from `connect`.
-    Batches for decoding keep the order of the examples. With several processes each example is read once, by one
-    of them. For training, each reference of an example makes a pair with its prompt; their order depends on
-    `seed` and the epoch. References are cut to `max_new_tokens`, what decoding could write.
+    Batches for decoding keep the order of the examples. Several processes take them in turn, each batch as a single
+    process has it; one for which there is none gets a batch without a row. For training, each reference of an
+    example makes a pair with its prompt; their order depends on `seed` and the epoch. References are cut to
+    `max_new_tokens`, what decoding could write.
 
     Args:
         prompt: Template of the prompt; `{source}` stands for the source text. What follows it is never cut.
@@ -199,18 +209,10 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the batches of the validation split, with pairs for the loss if the module wants them."""
-        loader = self._decoding_loader("validation")
         if not self.validate_loss:
-            return loader
-        prompts = self._prompts["validation"].rows
-        rows = list(zip(prompts, self._pairs_of("validation").rows, strict=True))
-        return DataLoader(
-            Rows(rows),
-            batch_size=self.batch_size,
-            sampler=loader.sampler if isinstance(loader.sampler, UnrepeatedDistributedSampler) else None,
-            num_workers=self.num_workers,
-            collate_fn=partial(collate_with_pairs, pad_token_id=pad_token_id_of(self.connected_tokenizer())),
-        )
+            return self._decoding_loader("validation")
+        rows = zip(self._prompts_of("validation").rows, self._pairs_of("validation").rows, strict=True)
+        return self._loader(Rows(list(rows)), collate_with_pairs)
 
     def test_dataloader(self) -> DataLoader[Prompt]:
         """Return the batches of the test split."""
@@ -222,14 +224,25 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     def _decoding_loader(self, split: str) -> DataLoader[Prompt]:
         """Return the batches of a split for decoding, in file order (see `collate_prompts`)."""
-        tokenizer = self.connected_tokenizer()
-        prompts = self._prompts_of(split)
+        return self._loader(self._prompts_of(split), collate_prompts)
+
+    def _loader(self, rows: Rows[Any], collate: Callable[..., Any]) -> DataLoader[Any]:
+        """Return the batches of this process: together the processes have the batches of a single one.
+
+        A process for which there is none gets a batch without a row, so that all run the same hooks: Lightning stops a
+        process that has no batch, while the others wait for it.
+        """
+        collate = partial(collate, pad_token_id=pad_token_id_of(self.connected_tokenizer()))
+        world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        if rank * self.batch_size >= len(rows):
+            rows, world_size, rank = Rows(rows.rows[:1]), 1, 0
+            collate = partial(collate_nothing, collate=collate)
         return DataLoader(
-            prompts,
+            rows,
             batch_size=self.batch_size,
-            sampler=self._sampler(split, prompts),
+            sampler=BatchesInTurn(rows, self.batch_size, world_size, rank),
             num_workers=self.num_workers,
-            collate_fn=partial(collate_prompts, pad_token_id=pad_token_id_of(tokenizer)),
+            collate_fn=collate,
         )
 
     def connected_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -271,22 +284,6 @@ class GenerationDataModule(LightningDataModule, ABC):
         _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens)
         self._pairs[split] = Rows(pairs)
         return self._pairs[split]
-
-    def _sampler(self, split: str, prompts: Rows[Prompt]) -> UnrepeatedDistributedSampler | None:
-        """Return a sampler that reads each example once over all processes; Lightning's own repeats some.
-
-        Lightning leaves a loader alone if its sampler is a DistributedSampler (pytorch-lightning#12862).
-        """
-        if self.trainer is None or self.trainer.world_size == 1:
-            return None
-        if len(prompts) < self.trainer.world_size:
-            raise ValueError(
-                f"The {split} split has {len(prompts)} examples for {self.trainer.world_size} processes: "
-                "use fewer devices or a larger limit"
-            )
-        return UnrepeatedDistributedSampler(
-            prompts, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
-        )
 
 
 def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> None:

@@ -1,12 +1,13 @@
 """From examples to padded batches: prompts for decoding, pairs of prompt and reference for the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 Row = TypeVar("Row")
@@ -61,6 +62,34 @@ class Rows(Dataset[Row]):
         return self.rows[index]
 
 
+class BatchesInTurn(DistributedSampler[int]):
+    """The rows of every so many-th batch, so that several processes have the batches that one would have.
+
+    Lightning would put a sampler that repeats rows in place of any other than a DistributedSampler
+    (pytorch-lightning#12862); torch's own and Lightning's unrepeated one deal out rows, which makes other batches.
+
+    Args:
+        rows: The rows.
+        batch_size: Rows per batch.
+        world_size: Number of processes.
+        rank: Of this process: its first batch is the one of this number.
+    """
+
+    def __init__(self, rows: Rows[Any], batch_size: int, world_size: int, rank: int) -> None:
+        super().__init__(rows, num_replicas=world_size, rank=rank, shuffle=False)
+        self.positions = [
+            position
+            for start in range(rank * batch_size, len(rows), world_size * batch_size)
+            for position in range(start, min(start + batch_size, len(rows)))
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
 def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, Any]:
     """Make a batch for decoding, padded on the left.
 
@@ -72,7 +101,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, A
         "input_ids" and "attention_mask": LongTensor [rows, length], "ids" and "sources": a string a row,
         "references": a list of strings a row.
     """
-    length = max(len(prompt.input_ids) for prompt in prompts)
+    length = max((len(prompt.input_ids) for prompt in prompts), default=0)
     input_ids = torch.full((len(prompts), length), pad_token_id)  # (rows, length)
     attention_mask = torch.zeros_like(input_ids)  # (rows, length)
     for row, prompt in enumerate(prompts):
@@ -99,7 +128,7 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Tensor]
         "input_ids" and "attention_mask": LongTensor [rows, length]; "target_mask": BoolTensor [rows, length],
         true at the tokens of the reference.
     """
-    length = max(len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs)
+    length = max((len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs), default=0)
     input_ids = torch.full((len(pairs), length), pad_token_id)  # (rows, length)
     attention_mask = torch.zeros_like(input_ids)  # (rows, length)
     target_mask = torch.zeros_like(input_ids, dtype=torch.bool)  # (rows, length)
@@ -113,8 +142,13 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Tensor]
 
 def collate_with_pairs(rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int) -> dict[str, Any]:
     """Make a batch for decoding, with the pairs of the same rows under "pairs"."""
-    prompts, pairs = zip(*rows, strict=True)
+    prompts, pairs = [prompt for prompt, _ in rows], [pair for _, pair in rows]
     return {**collate_prompts(prompts, pad_token_id), "pairs": collate_pairs(pairs, pad_token_id)}
+
+
+def collate_nothing(rows: Sequence[Row], collate: Callable[[Sequence[Row]], Any]) -> Any:
+    """Make a batch without a row, whatever the rows are."""
+    return collate(rows[:0])
 
 
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

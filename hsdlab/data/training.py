@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from hsdlab.data.batches import Pair, collate_pairs
+from hsdlab.data.batches import Pair, Rows, collate_pairs
 
 
 class _Shuffled(DistributedSampler[int]):
@@ -34,13 +34,16 @@ class TrainingLoader(DataLoader[Pair]):
         world_size: Number of processes.
         rank: Of this process.
         num_workers: Worker processes that load batches.
+
+    Raises:
+        ValueError: There are fewer pairs than processes.
     """
 
     sampler: _Shuffled
 
     def __init__(
         self,
-        pairs: Dataset[Pair],
+        pairs: Rows[Pair],
         *,
         batch_size: int,
         pad_token_id: int,
@@ -49,6 +52,11 @@ class TrainingLoader(DataLoader[Pair]):
         rank: int = 0,
         num_workers: int = 0,
     ) -> None:
+        if len(pairs) < world_size:
+            raise ValueError(
+                f"The train split makes {len(pairs)} training pairs for {world_size} processes: give fewer devices or "
+                "more examples"
+            )
         super().__init__(
             pairs,
             batch_size=batch_size,

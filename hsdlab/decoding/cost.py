@@ -5,12 +5,37 @@ text. All of it is counted here. Times are measured elsewhere (:class:`Timing`, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from hsdlab.decoding.families import decoder_parts, key_value_size
+from hsdlab.decoding.generate import DecodeOutput
 from hsdlab.decoding.trace import Trace
+
+
+def decode_cost(model: nn.Module, output: DecodeOutput) -> dict[str, Any]:
+    """What one decode cost, as plain numbers: what `hsdlab.metrics.Efficiency.update` takes.
+
+    Args:
+        model: The model that decoded.
+        output: What it gave.
+    """
+    trace = output.trace
+    return {
+        "depth_sum": int(trace.executed.sum()),
+        "live_steps": int(trace.live.sum()),
+        "compute_depth_sum": trace.compute_depth_sum,
+        "compute_steps": trace.compute_steps,
+        "num_layers": trace.num_layers,
+        "decode_seconds": output.timing.decode_s,
+        "decode_passes": output.timing.decode_passes,
+        "prompt_seconds": output.timing.prompt_s,
+        "prompts": 1,
+        "flops": decode_flops(model, trace),
+        "cache_bytes": output.cache_bytes,
+    }
 
 
 def decode_flops(model: nn.Module, trace: Trace) -> float:

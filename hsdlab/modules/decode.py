@@ -1,21 +1,24 @@
 """DecodeModule: decode a data set, score every example, write each prediction down."""
 
-import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hsdlab.decoding import DecodeOutput, active_run
+from hsdlab.decoding import AppliedRun, DecodeOutput, active_run
+from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.layer_ranges import layer_ranges
 from hsdlab.embedded import PREFIX, embedded_folder
 from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
 from hsdlab.models import load_model
+from hsdlab.modules.predictions import Batches, PredictionFile, Record, batch_costs, check_same_examples
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 MetricName = Literal["rouge", "bleu", "bertscore"]
@@ -34,14 +37,19 @@ class DecodeModule(LightningModule):
 
     `validate` and `test` log the corpus figures of the metrics (`val/rougeL`, `test/bleu4`, ...); `predict`
     returns the records. All three score each example and, if `predictions` names a file, write its record
-    there as soon as it is decoded, one JSON object a line:
+    there as soon as its batch is decoded, one JSON object a line (see `PredictionFile`):
 
     - "id", "source", "references": of the example; "prediction": the new text, without special tokens;
     - "new_tokens": the tokens of the prediction, its end-of-sequence token included;
     - "tokens": those tokens as texts; the first comes from the prompt pass, token k+1 from decode step k;
     - "decode_steps" and "average_layers": the steps that it took and their mean depth (null without a step);
     - "layers": for each of those steps, the layers that ran, such as "0,2,4,15-29";
-    - "scores": ROUGE and BERTScore of the example; "bleu_statistics": what corpus BLEU sums up.
+    - "scores": ROUGE and BERTScore of the example; "bleu_statistics": what corpus BLEU sums up;
+    - "batch": the "number" of the example's batch, its "rows", and what decoding it cost (see `decode_cost`).
+
+    All figures can be computed again from the records. Where the attribute `resume` is set, a run goes on with what
+    the file holds: batches that are there are not decoded again and count as if they had been. When samples are
+    drawn, each batch has a random state of its own, so that they do not depend on where a run was cut short.
 
     Args:
         model: A decoder-only transformers model.
@@ -52,8 +60,7 @@ class DecodeModule(LightningModule):
         generate_kwargs: More options of transformers' `generate`: `{"do_sample": true, "top_p": 0.9}`.
         metrics: Which of "rouge", "bleu" and "bertscore" to compute.
         bertscore_encoder: Encoder of BERTScore: a local folder, or an embedded model.
-        predictions: The file to write, made anew in each run; by default none. Under several processes each
-            writes one of its own, with its rank in the name.
+        predictions: The file to write, made anew in each run unless it is resumed; by default none.
 
     Raises:
         ValueError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a
@@ -90,37 +97,50 @@ class DecodeModule(LightningModule):
         self.generate_kwargs = generate_kwargs
         self.metrics = nn.ModuleDict({name: _metric(name, bertscore_encoder) for name in metrics})
         self.predictions = predictions
-
-    @property
-    def predictions_file(self) -> Path | None:
-        """The file that this process writes; None if it writes none."""
-        if self.predictions is None:
-            return None
-        path = Path(self.predictions)
-        rank = "" if self.trainer.world_size == 1 else f".rank{self.global_rank}"
-        return path.with_suffix(f"{rank}{path.suffix}")
+        self.resume = False
+        self._file: PredictionFile | None = None
+        self._done: Batches = {}
+        self._seed = 0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Decode, score and write a batch of `hsdlab.data`."""
-        self._decode(batch)
+        self._step(batch, batch_index)
 
     def test_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Decode, score and write a batch of `hsdlab.data`."""
-        self._decode(batch)
+        self._step(batch, batch_index)
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[Record]:
         """Decode, score and write a batch of `hsdlab.data`; return a record for each of its examples."""
-        return self._decode(batch)
+        return self._step(batch, batch_index)
 
     def _start(self) -> None:
-        """Forget what an earlier run scored and wrote."""
+        """Forget what an earlier run scored; forget what it wrote, or go on with it."""
+        self._seed = torch.initial_seed()
         for metric in self._text_metrics().values():
             metric.reset()  # under ddp_spawn it also ends the sharing of states between processes
-        if self.predictions_file is not None:
-            self.predictions_file.parent.mkdir(parents=True, exist_ok=True)
-            self.predictions_file.write_text("", encoding="utf-8")
+        self._file, self._done = None, {}
+        if self.predictions is None:
+            return
+        self._file = PredictionFile(Path(self.predictions), self.global_rank, self.trainer.world_size)
+        if self.trainer.is_global_zero and not self.resume:
+            self._file.clear()
+        self.trainer.strategy.barrier("cleared")
+        self._done = self._file.read()
 
     on_validation_start = on_test_start = on_predict_start = _start
+
+    def _finish(self) -> None:
+        """Make one file of those of all processes."""
+        self._done = {}
+        if self._file is None:
+            return
+        self.trainer.strategy.barrier("all have finished")
+        if self.trainer.is_global_zero:
+            self._file.merge()
+        self.trainer.strategy.barrier("merged")
+
+    on_validation_end = on_test_end = on_predict_end = _finish
 
     def on_validation_epoch_end(self) -> None:
         """Log the corpus figures."""
@@ -138,13 +158,22 @@ class DecodeModule(LightningModule):
     def _text_metrics(self) -> dict[str, TextMetric]:
         return dict(self.metrics.items())  # type: ignore[arg-type]
 
-    def _decode(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        run = active_run(self.model)
-        if run is None:
-            raise RuntimeError(
-                "No skip strategy is applied to the model: add one to the Trainer, "
-                "Trainer(callbacks=[FullDepth()]) for plain decoding."
-            )
+    def _step(self, batch: dict[str, Any], batch_index: int) -> list[Record]:
+        """Give the records of a batch: of an earlier run, or decoded and written now."""
+        if not batch["ids"]:
+            return []  # there are more processes than examples
+        number = batch_index * self.trainer.world_size + self.global_rank
+        if number in self._done:
+            return self._restored(self._done[number], batch)
+        records = self._decode(batch, number)
+        if self._file is not None:
+            self._file.append(records)
+        return records
+
+    def _decode(self, batch: dict[str, Any], number: int) -> list[Record]:
+        run = self._run()
+        if self.generate_kwargs.get("do_sample", self.model.generation_config.do_sample):
+            torch.manual_seed(random.Random(f"{self._seed} {number}").getrandbits(63))
         self.model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -155,12 +184,32 @@ class DecodeModule(LightningModule):
         assert run.output is not None
         records = self._records(batch, run.output)
         self._score(records)
-        if self.predictions_file is not None:
-            with self.predictions_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        cost = {"number": number, "rows": len(records), **decode_cost(self.model, run.output)}
+        for record in records:
+            record["batch"] = cost
         return records
 
-    def _records(self, batch: dict[str, Any], output: DecodeOutput) -> list[dict[str, Any]]:
+    def _run(self) -> AppliedRun:
+        """Return the strategy at work."""
+        run = active_run(self.model)
+        if run is None:
+            raise RuntimeError(
+                "No skip strategy is applied to the model: add one to the Trainer, "
+                "Trainer(callbacks=[FullDepth()]) for plain decoding."
+            )
+        return run
+
+    def _restored(self, records: list[Record], batch: dict[str, Any]) -> list[Record]:
+        """Count a batch of an earlier run in the corpus figures, and in the strategy's depth and speed."""
+        check_same_examples(records, zip(batch["ids"], batch["sources"], batch["references"], strict=True))
+        for name, metric in self._text_metrics().items():
+            metric.update_from_scores([record["bleu_statistics" if name == "bleu" else "scores"] for record in records])
+        strategy: Any = self._run().strategy
+        for cost in batch_costs(records):
+            strategy.add_cost(cost)
+        return records
+
+    def _records(self, batch: dict[str, Any], output: DecodeOutput) -> list[Record]:
         """Make the records of a batch, without scores."""
         steps = output.trace.live.sum(dim=0).tolist()  # (rows)
         depths = output.trace.depths.sum(dim=0).tolist()  # (rows), layers over all steps
@@ -187,7 +236,7 @@ class DecodeModule(LightningModule):
             )
         return records
 
-    def _score(self, records: list[dict[str, Any]]) -> None:
+    def _score(self, records: list[Record]) -> None:
         """Score each example once: for its record and for the corpus."""
         predictions = [record["prediction"] for record in records]
         references = [record["references"] for record in records]

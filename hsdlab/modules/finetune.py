@@ -191,6 +191,8 @@ class FinetuneModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Compute the loss of a batch at full depth; decode it, if it is one of those to decode."""
+        if not batch["ids"]:
+            return  # there are more processes than examples
         pairs = batch["pairs"]
         self.validation_loss.update(self.loss(pairs), weight=pairs["target_mask"].sum())
         if self._decodes and batch_index < self.generate_batches:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from hsdlab.files import plain, replace_file
 from hsdlab.metrics import bleu_from_statistics
 from hsdlab.reporting import bootstrap, tables
 from hsdlab.reporting.bootstrap import CorpusFigure, FloatArray, bootstrap_interval, paired_interval
-from hsdlab.reporting.files import plain, replace_file
 from hsdlab.reporting.pareto import pareto_figure
 
 SCHEMA_VERSION = 1

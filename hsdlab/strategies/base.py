@@ -7,7 +7,7 @@ Outside Lightning, ``with strategy.applied_to(model):`` does the same.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
-from hsdlab.decoding.cost import decode_flops
+from hsdlab.decoding.cost import decode_cost
 from hsdlab.metrics.efficiency import Efficiency
 
 
@@ -106,6 +106,11 @@ class SkipStrategy(Callback, ABC):
             raise RuntimeError(f"{type(self).__name__} has not decoded anything in a Trainer yet.")
         return {name: float(value) for name, value in self._efficiency.compute().items()}
 
+    def add_cost(self, cost: Mapping[str, Any]) -> None:
+        """Count what a decode of an earlier run cost (:func:`~hsdlab.decoding.cost.decode_cost`) as if done in this."""
+        if self._efficiency is not None:
+            self._efficiency.update(**cost)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second strategy."""
         names = [type(c).__name__ for c in trainer.callbacks if isinstance(c, SkipStrategy)]
@@ -125,20 +130,7 @@ class SkipStrategy(Callback, ABC):
         efficiency = Efficiency().to(pl_module.device)
 
         def record(output: DecodeOutput) -> None:
-            trace = output.trace
-            efficiency.update(
-                depth_sum=int(trace.executed.sum()),
-                live_steps=int(trace.live.sum()),
-                compute_depth_sum=trace.compute_depth_sum,
-                compute_steps=trace.compute_steps,
-                num_layers=trace.num_layers,
-                decode_seconds=output.timing.decode_s,
-                decode_passes=output.timing.decode_passes,
-                prompt_seconds=output.timing.prompt_s,
-                prompts=1,
-                flops=decode_flops(model, trace),
-                cache_bytes=output.cache_bytes,
-            )
+            efficiency.update(**decode_cost(model, output))
 
         self._remove()
         self._efficiency = efficiency
@@ -150,20 +142,21 @@ class SkipStrategy(Callback, ABC):
         if stack is not None:
             stack.close()
 
-    def _log(self, stage: str) -> None:
-        if self._efficiency is None or not self._efficiency.update_called:
-            return  # the module did not decode
+    def _log(self, stage: str, trainer: Trainer) -> None:
+        decoded = self._efficiency is not None and self._efficiency.update_called
+        if self._efficiency is None or not trainer.strategy.reduce_boolean_decision(decoded, all=False):
+            return  # the module did not decode, in any process
         with torch.no_grad():
             values = self._efficiency.compute()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, rank_zero_only=False)
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, sync_dist=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log depth and speed."""
-        self._log("val")
+        self._log("val", trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log depth and speed."""
-        self._log("test")
+        self._log("test", trainer)
 
     on_validation_start = on_test_start = on_predict_start = _install
     on_validation_end = on_test_end = on_predict_end = _remove

@@ -153,23 +153,42 @@ def test_prompts_longer_than_the_context_are_an_error(tokenizer, max_prompt_toke
         run(Module(tokenizer, max_new_tokens=max_new_tokens), data, "test")
 
 
-def test_processes_share_the_examples_exactly(tokenizer):
-    read = []
-    for rank in range(2):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_processes_have_the_batches_of_a_single_one_in_turn(tokenizer, world_size):
+    def batches(rank, world_size):
         data = Toy(batch_size=2)
         data.connect(tokenizer)
-        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
-        read.append(ids_of(data.test_dataloader()))
-    assert [len(ids) for ids in read] == [6, 5]
-    assert sorted(read[0] + read[1]) == sorted(example.id for example in EXAMPLES)
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
+        loader = data.test_dataloader()
+        assert len(loader) == len(list(loader))
+        return list(loader)
+
+    alone = batches(0, 1)
+    shares = [batches(rank, world_size) for rank in range(world_size)]
+    assert all(shares)  # Lightning stops a process without a batch
+    for rank, share in enumerate(shares):
+        expected = [batch["ids"] for batch in alone][rank::world_size]
+        assert [batch["ids"] for batch in share] == (expected or [[]])
+        for batch, other in zip(share, alone[rank::world_size], strict=False):
+            assert torch.equal(batch["input_ids"], other["input_ids"])  # padded alike
 
 
-def test_more_processes_than_examples_are_an_error(tokenizer):
+def test_a_validation_batch_without_a_row_has_no_pairs(tokenizer):
+    data = Toy(batch_size=2)
+    data.connect(tokenizer, validate_loss=True)
+    data.trainer = SimpleNamespace(world_size=3, global_rank=2)
+    (batch,) = data.val_dataloader()
+    assert batch["ids"] == []
+    assert batch["input_ids"].shape == batch["pairs"]["input_ids"].shape == (0, 0)
+
+
+def test_training_with_more_processes_than_pairs_is_an_error(tokenizer):
     data = Toy(limit=1)
+    data.load_examples = lambda split: EXAMPLES
     data.connect(tokenizer)
-    data.trainer = SimpleNamespace(world_size=2, global_rank=0)
-    with pytest.raises(ValueError, match="The test split has 1 examples for 2 processes"):
-        data.test_dataloader()
+    data.trainer = SimpleNamespace(world_size=3, global_rank=0)
+    with pytest.raises(ValueError, match="makes 2 training pairs for 3 processes: give fewer devices"):
+        data.train_dataloader()
 
 
 def test_loaders_can_be_sent_to_worker_processes(tokenizer):

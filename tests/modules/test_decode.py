@@ -8,12 +8,13 @@ from lightning.pytorch import Trainer
 
 from hsdlab import HSD, FullDepth, generate
 from hsdlab.data import JSONLines
+from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.layer_ranges import layer_ranges
 from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
 from hsdlab.modules import DecodeModule
 from hsdlab.modules import decode as decode_file
 from tests.tiny_checkpoints import tiny_llama, tiny_tokenizer
-from tests.tiny_runs import EXAMPLES, read_records, write_examples
+from tests.tiny_runs import EXAMPLES, read_records, without_costs, write_examples
 
 STRATEGY = HSD(num_skipped=1, min_exit=0, max_exit=2)
 
@@ -62,19 +63,23 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
         steps = int(output.trace.live.sum())
         text = decoder.tokenizer.decode(new, skip_special_tokens=True).strip()
         references = list(example.references)
-        assert record == {
-            "id": example.id,
-            "source": example.source,
-            "prediction": text,
-            "references": references,
-            "new_tokens": steps + 1,
-            "tokens": [decoder.tokenizer.decode(token) for token in new[: steps + 1].tolist()],
-            "decode_steps": steps,
-            "average_layers": pytest.approx(output.trace.average_layers) if steps else None,
-            "layers": [layer_ranges(STRATEGY.layers_at(step, 3, max_steps=8)) for step in range(steps)],
-            "scores": rouge_scores(text, references),
-            "bleu_statistics": bleu_statistics(text, references),
-        }
+        cost = decode_cost(decoder.model, output)
+        assert set(record["batch"]) == {"number", "rows", *cost}
+        assert without_costs([record]) == [
+            {
+                "id": example.id,
+                "source": example.source,
+                "prediction": text,
+                "references": references,
+                "new_tokens": steps + 1,
+                "tokens": [decoder.tokenizer.decode(token) for token in new[: steps + 1].tolist()],
+                "decode_steps": steps,
+                "average_layers": pytest.approx(output.trace.average_layers) if steps else None,
+                "layers": [layer_ranges(STRATEGY.layers_at(step, 3, max_steps=8)) for step in range(steps)],
+                "scores": rouge_scores(text, references),
+                "bleu_statistics": bleu_statistics(text, references),
+            }
+        ]
 
 
 @pytest.mark.parametrize(("stage", "prefix"), [("test", "test"), ("validate", "val")])
@@ -104,10 +109,66 @@ def test_a_second_run_starts_anew(data, tmp_path):
         runs.append(
             (
                 {name: logged[name] for name in logged if "rouge" in name or "bleu" in name},
-                read_records(tmp_path / "predictions.jsonl"),
+                without_costs(read_records(tmp_path / "predictions.jsonl")),
             )
         )
     assert runs[0] == runs[1]
+
+
+def decoded(decoder, monkeypatch):
+    """Note the numbers of the batches that are decoded from now on."""
+    numbers = []
+    decode = type(decoder)._decode
+    monkeypatch.setattr(
+        decoder, "_decode", lambda batch, number: numbers.append(number) or decode(decoder, batch, number)
+    )
+    return numbers
+
+
+@pytest.mark.parametrize("generate_kwargs", [{}, {"do_sample": True, "temperature": 3.0}])
+@pytest.mark.parametrize("kept", [0, 2, 3, 4, 5], ids="{} lines kept".format)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(kept, generate_kwargs, data, tmp_path, monkeypatch):
+    file = tmp_path / "predictions.jsonl"
+    options = {"num_beams": 1, "generate_kwargs": generate_kwargs, "predictions": str(file)}
+    torch.manual_seed(3)
+    (whole,) = trainer(STRATEGY).test(module(**options), datamodule=data, verbose=False)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:kept]) + (lines[kept][:40] if kept < 5 else b""))
+
+    torch.manual_seed(3)
+    decoder = module(**options)
+    decoder.resume = True
+    numbers = decoded(decoder, monkeypatch)
+    (resumed,) = trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
+    assert numbers == {0: [0, 1, 2], 2: [1, 2], 3: [1, 2], 4: [2], 5: []}[kept]
+    assert without_costs(read_records(file)) == without_costs(map(json.loads, lines))
+    times = ("step_ms", "prompt_ms", "per_second")
+    assert {name: resumed[name] for name in resumed if not name.endswith(times)} == pytest.approx(
+        {name: whole[name] for name in whole if not name.endswith(times)}
+    )
+    if kept == 5:
+        assert resumed == whole  # the times too
+
+
+def test_a_resumed_predict_returns_all_records(data, tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    decoder = module(predictions=str(file))
+    decoder.resume = True
+    trainer(STRATEGY).predict(decoder, datamodule=data)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]))
+    batches = trainer(STRATEGY).predict(decoder, datamodule=data)
+    records = [record for batch in batches for record in batch]
+    assert without_costs(records) == without_costs(map(json.loads, lines))
+
+
+def test_predictions_for_other_examples_are_refused(data, tmp_path):
+    decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
+    trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
+    decoder.resume = True
+    other = JSONLines(folder=data.folder, batch_size=3)
+    with pytest.raises(ValueError, match="example 'test-2' has other texts, another place"):
+        trainer(STRATEGY).test(decoder, datamodule=other, verbose=False)
 
 
 def test_predict_returns_the_records_that_it_writes(data, tmp_path):
@@ -120,22 +181,16 @@ def test_predictions_of_finished_batches_are_on_disk_when_a_later_one_fails(data
     decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
     step, calls = decoder._decode, []
 
-    def fail_at_third(batch):
+    def fail_at_third(batch, number):
         calls.append(batch)
         if len(calls) == 3:
             raise OSError("the disk is full")
-        return step(batch)
+        return step(batch, number)
 
     monkeypatch.setattr(decoder, "_decode", fail_at_third)
     with pytest.raises(OSError, match="the disk is full"):
         trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
     assert len(read_records(tmp_path / "predictions.jsonl")) == 4
-
-
-def test_each_process_writes_a_file_of_its_own(monkeypatch):
-    decoder = module(predictions="runs/predictions.jsonl")
-    decoder._trainer = type("TwoProcesses", (), {"world_size": 2, "global_rank": 1})()
-    assert str(decoder.predictions_file) == "runs/predictions.rank1.jsonl"
 
 
 def test_without_a_file_nothing_is_written(data, tmp_path, monkeypatch):

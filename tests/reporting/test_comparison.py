@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from hsdlab import files
 from hsdlab.metrics import bleu_from_statistics
-from hsdlab.reporting import Comparison, StrategyResult, bootstrap_interval, comparison
+from hsdlab.reporting import Comparison, StrategyResult, bootstrap_interval
 from hsdlab.reporting.comparison import Estimate
 
 
@@ -208,12 +209,10 @@ def test_an_interrupted_write_keeps_the_earlier_file(full_depth, hsd, tmp_path, 
     Comparison([full_depth], run={}).write(tmp_path)
     earlier = (tmp_path / "comparison.json").read_text()
 
-    def interrupt(path, content):
-        with open(path, "wb") as stream:
-            stream.write(content[:10])
+    def interrupt(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison.Path, "write_bytes", interrupt)
+    monkeypatch.setattr(files.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Comparison([full_depth, hsd], run={}).write(tmp_path)
     assert (tmp_path / "comparison.json").read_text() == earlier

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8; an interrupted write leaves the earlier one."""
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all: an interrupted write leaves the earlier file.
+
+    Args:
+        path: Its folder is there.
+        content: Text is encoded as UTF-8.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    with unfinished.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
 
 

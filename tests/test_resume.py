@@ -1,0 +1,245 @@
+"""Runs that were killed go on and end as uninterrupted ones; what cannot go on is refused with the reason."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import hsdlab.modules.decode
+from hsdlab import ScheduledStrategy
+from hsdlab.cli import main
+from hsdlab.models import load_model
+from tests.tiny_checkpoints import save
+from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs, write_examples
+
+HSD = "{class_path: HSD, init_args: {max_exit: 2}}"
+SKIPDECODE = "{class_path: SkipDecode, init_args: {min_exit: 1, max_exit: 2}}"
+TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms", "speed_up", "saves_layers_but_no_time")
+
+
+class Slow(ScheduledStrategy):
+    """Gives a test the time to kill the run.
+
+    Args:
+        layers: How many run.
+    """
+
+    def __init__(self, layers: int = 2) -> None:
+        self.layers = layers
+
+    def layers_at(self, step, num_layers, max_steps):
+        if step == 0:
+            time.sleep(0.05)
+        return tuple(range(self.layers))
+
+
+def evaluate_alone(args):
+    """Run `python evaluate.py` with these arguments, in a process of its own."""
+    torch.set_num_threads(1)
+    sys.argv = ["evaluate.py", *args]
+    main(args)
+
+
+def interrupt(args, folder, predictions, by):
+    """Start a run in a new process and end it by a signal as soon as it has made that many predictions."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hsdlab.cli"])
+    process = context.Process(target=evaluate_alone, args=(args,))
+    process.start()
+    deadline = time.monotonic() + 100
+    while lines(folder) < predictions and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, by)
+    process.join(timeout=30)
+    assert process.exitcode not in (0, None)
+    assert lines(folder) >= predictions
+
+
+def lines(folder):
+    return sum(file.read_bytes().count(b"\n") for file in folder.rglob("*.jsonl"))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_times(node):
+    """Return a report without times and without the run that made it."""
+    if isinstance(node, dict):
+        return {name: without_times(item) for name, item in node.items() if name not in (*TIMES, "run")}
+    return [without_times(item) for item in node] if isinstance(node, list) else node
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The options of a tiny run; the model and the data are this test's own."""
+    return [*options(tmp_path / "tiny"), f"--output={tmp_path / 'out'}"]
+
+
+@pytest.fixture
+def evaluate(tiny, monkeypatch):
+    return lambda subcommand, *args: run(monkeypatch, subcommand, *tiny, *args)
+
+
+@pytest.fixture
+def refused(tiny, monkeypatch):
+    """Run `main`, expect that it refuses before anything is decoded or written, and return what it says."""
+
+    def call(subcommand, *args):
+        folder = next(arg for arg in reversed((*tiny, *args)) if arg.startswith("--output=")).partition("=")[2]
+        before = contents(Path(folder))
+        monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+        with pytest.raises(SystemExit) as end:
+            main([subcommand, *tiny, *args])
+        assert contents(Path(folder)) == before
+        return str(end.value.code)
+
+    return call
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The numbers of the batches that are decoded."""
+    numbers = []
+    decode = hsdlab.modules.decode.DecodeModule._decode
+    monkeypatch.setattr(
+        hsdlab.modules.decode.DecodeModule,
+        "_decode",
+        lambda self, batch, number: numbers.append(number) or decode(self, batch, number),
+    )
+    return numbers
+
+
+def test_compare_killed_twice_and_interrupted_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, capsys):
+    args = ["compare", *options(tmp_path), "--data.batch_size=1", "--model.num_beams=1"]
+    args += ["--model.generate_kwargs={do_sample: true, temperature: 3.0}"]
+    slow = "{class_path: tests.test_resume.Slow, init_args: {layers: %d}}"
+    args.append(f"--strategies=[{slow % 2}, {slow % 1}]")
+    number = 12
+    write_examples(tmp_path / "data", number)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    run(monkeypatch, *args, f"--output={whole}")
+    interrupt([*args, f"--output={killed}"], killed, number + 3, by=signal.SIGKILL)
+    last = next(iter(killed.rglob("02_*.jsonl")))
+    last.write_bytes(last.read_bytes()[:-7])  # as a power cut would
+    interrupt([*args, f"--output={killed}"], killed, number + 7, by=signal.SIGKILL)
+    interrupt([*args, f"--output={killed}"], killed, 2 * number + 2, by=signal.SIGINT)
+    done = lines(killed)
+    assert done < 3 * number
+    capsys.readouterr()
+    run(monkeypatch, *args, f"--output={killed}")
+    assert f"{done} of {3 * number} predictions are done" in capsys.readouterr().out
+    for file in (whole / "predictions").iterdir():
+        assert without_costs(read_records(killed / "predictions" / file.name)) == without_costs(read_records(file))
+    reports = [json.loads((folder / "comparison.json").read_text(encoding="utf-8")) for folder in (killed, whole)]
+    for row in [row for report in reports for row in report["strategies"]]:
+        del row["faster_than_its_layers"]  # a matter of time
+    assert without_times(reports[0]) == without_times(reports[1])
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_a_finished_run_gives_its_figures_again_without_decoding(evaluate, decoded, tmp_path, capsys):
+    evaluate("test", "--skip=HSD", "--skip.max_exit=2")
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("metrics.json", "predictions.jsonl")}
+    decoded.clear()
+    capsys.readouterr()
+    evaluate("test", "--skip=HSD", "--skip.max_exit=2", "--trainer.logger=false", "--data.num_workers=0")
+    assert decoded == []
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+    printed = capsys.readouterr().out
+    assert f"finished, all {EXAMPLES} predictions are done" in printed
+    assert "test/rougeL" in printed
+
+    evaluate("test", "--skip=HSD", "--skip.max_exit=2", "--overwrite")
+    assert decoded == [0, 1, 2]
+
+
+def test_a_finished_comparison_is_printed_again_and_takes_new_strategies(evaluate, decoded, refused, tmp_path, capsys):
+    evaluate("compare", f"--strategies=[{HSD}]")
+    report = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    decoded.clear()
+    capsys.readouterr()
+    evaluate("compare", f"--strategies=[{HSD}]")
+    again = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert decoded == []
+    assert again["strategies"] == report["strategies"]
+    assert "2 of 2 strategies finished" in capsys.readouterr().out
+
+    evaluate("compare", f"--strategies=[{HSD}, {SKIPDECODE}]")
+    assert decoded == [0, 0, 1, 2]  # the first warms up
+    more = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert more["strategies"][:2] == report["strategies"]
+    assert len(more["strategies"]) == len(more["run"]["config"]["strategies"]) + 1 == 3
+
+    message = refused("compare", f"--strategies=[{SKIPDECODE}]")
+    assert re.search(r"\n  strategies: .*HSD.*SkipDecode.* then, .*SkipDecode.* now\n", message)
+
+
+def test_another_configuration_is_refused_with_each_difference(evaluate, refused, tmp_path):
+    evaluate("test", "--skip=HSD", "--skip.max_exit=2")
+    message = refused("test", "--skip=HSD", "--skip.max_exit=1", "--model.num_beams=1")
+    assert message.splitlines()[1:3] == [
+        "  model.num_beams: 2 then, 1 now",
+        "  skip.init_args.max_exit: 2 then, 1 now",
+    ]
+    assert "--overwrite" in message
+    assert f"--config {tmp_path / 'out' / 'config.yaml'} --output {tmp_path / 'out'}" in message
+    assert "skip.class_path: hsdlab.HSD then, hsdlab.FullDepth now" in refused("test")
+    assert "subcommand: test then, predict now" in refused("predict", "--skip=HSD", "--skip.max_exit=2")
+
+
+def test_bench_never_goes_on(evaluate, refused):
+    evaluate("test")
+    assert "is not empty" in refused("bench", "--strategies=[HSD]")
+
+
+@pytest.mark.parametrize("subcommand", ["test", "compare"])
+def test_changed_data_is_refused(subcommand, evaluate, refused, tmp_path):
+    args = ["--strategies=[]"] if subcommand == "compare" else []
+    evaluate(subcommand, *args)
+    file = tmp_path / "tiny" / "data" / "test.jsonl"
+    text = file.read_text(encoding="utf-8")
+    for old, new, named in (
+        ('"hello hello "', '"hello hell "', "test-1"),
+        ('"test-3"', '"test-33"', "test-3"),
+    ):
+        file.write_text(text.replace(old, new), encoding="utf-8")
+        assert f"example '{named}' has other texts, another place or is missing" in refused(subcommand, *args)
+    write_examples(file.parent, EXAMPLES + 1)  # another one at the end
+    assert "The examples are not those that the run" in refused(subcommand, *args)
+
+
+def test_other_weights_under_the_same_name_are_refused(evaluate, refused, tmp_path):
+    evaluate("test")
+    model, _ = load_model(tmp_path / "tiny" / "model", device="cpu")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    save(model, tmp_path / "tiny" / "model")
+    assert "The weights are not those that the run" in refused("test")
+
+
+def test_other_versions_are_warned_of_and_noted(evaluate, tmp_path, capsys):
+    evaluate("test")
+    file = tmp_path / "out" / "run.json"
+    before = json.loads(file.read_text(encoding="utf-8"))
+    assert "earlier" not in before
+    before["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(before), encoding="utf-8")
+    capsys.readouterr()
+    for _ in range(2):
+        evaluate("test")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
+    now = json.loads(file.read_text(encoding="utf-8"))
+    assert warnings == [f"Warning: the run was made with torch 1.0 so far; it is {now['versions']['torch']} now."]
+    assert [session["versions"]["torch"] for session in now["earlier"]] == ["1.0"]
+
+
+def test_a_precision_that_the_device_lacks_is_refused(refused):
+    assert "--trainer.precision=16-mixed is not available on the CPU" in refused("test", "--trainer.precision=16-mixed")

@@ -1,0 +1,50 @@
+"""Every subcommand in one launch of two processes: `python -m tests.two_processes FOLDER OPTION...`.
+
+Lightning starts this script a second time for the second process; starting it once per subcommand would take minutes.
+"""
+
+import sys
+from pathlib import Path
+
+from hsdlab.cli import main
+from hsdlab.train_cli import main as train
+
+HSD = ("--skip=HSD", "--skip.max_exit=2")
+STRATEGIES = "--strategies=[{class_path: HSD, init_args: {max_exit: 2}}]"
+RUNS = {  # folder: subcommand and options
+    "test": ("test", *HSD),
+    "sampled": ("test", "--model.num_beams=1", "--model.generate_kwargs={do_sample: true, temperature: 3.0}"),
+    "validate": ("validate", *HSD),
+    "predict": ("predict", *HSD),
+    "compare": ("compare", STRATEGIES),
+    "one_example": ("test", *HSD, "--data.limit=1"),
+}
+
+
+SKIP_AWARE = (
+    "--model.skip_strategies=[{class_path: SkipDecode, init_args: {min_exit: 1, max_exit: 1}}, "
+    "{class_path: HSD, init_args: {max_exit: 1}}]"
+)
+FITS = {  # a layer that the drawn strategy skips in the whole text must not be without gradient in any process
+    "fit_whole": (SKIP_AWARE, "--data.limit=1", "--model.generate_every=1"),  # one process validates nothing
+    "fit_lora": (SKIP_AWARE, "--model.lora.rank=4"),
+}
+
+
+def fit_all(folder: Path, options: list[str]) -> None:
+    """Train whole and with LoRA, each into a folder of its own."""
+    options = [option for option in options if not option.startswith(("--model.num_beams", "--model.metrics"))]
+    for name, args in FITS.items():
+        train(["fit", *options, *args, "--trainer.max_epochs=2", f"--output={folder / name}"])
+
+
+def run_all(folder: Path, options: list[str]) -> None:
+    """Run every subcommand into a folder of its own."""
+    for name, args in RUNS.items():
+        main([args[0], *options, *args[1:], f"--output={folder / name}"])
+
+
+if __name__ == "__main__":
+    folder, options = Path(sys.argv[1]), [*sys.argv[2:], "--trainer.devices=2", "--trainer.strategy=ddp"]
+    run_all(folder, options)
+    fit_all(folder, options)
