@@ -20,13 +20,14 @@ import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
 from hsdlab.data import GenerationDataModule
 from hsdlab.modules import DecodeModule, load_decode_module
-from hsdlab.reporting import run_provenance
+from hsdlab.reporting import Comparison, run_provenance, tensorboard
 from hsdlab.strategies import SkipStrategy
 from hsdlab.trainer import DecodingTrainer, baseline_first
 
 WRITTEN = (
     *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
-    *("comparison.md", "comparison.json", "pareto.png", "bench.json", "bench.md"),
+    *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
+    f"{tensorboard.FOLDER}/*/{tensorboard.EVENT_FILES}",
 )
 """What a run writes into its output folder, and `--overwrite` removes from it."""
 
@@ -170,9 +171,20 @@ class EvaluateCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             _write_json(self.output / "metrics.json", figures)
+        if self.subcommand == "test" and self.trainer.world_size == 1:
+            self._write_events(figures)
         self.after_predict()
 
     after_validate = after_test
+
+    def _write_events(self, figures: dict[str, float]) -> None:
+        """Write the run of TensorBoard that `compare` would write for the strategy."""
+        strategy, predictions = self.config_init["test"].skip, self.output / "predictions.jsonl"
+        result = self.trainer.test_result(self.model, strategy, figures, predictions)
+        comparison = Comparison([result], self.run_info)
+        folder = self.output / tensorboard.FOLDER
+        tensorboard.write_strategy(comparison, comparison.rows[0], folder / result.class_name)
+        rank_zero_info(f"In TensorBoard: {tensorboard.command(folder)}")
 
     def after_predict(self) -> None:
         """Say where the results are."""

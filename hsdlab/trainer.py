@@ -17,7 +17,7 @@ from hsdlab.bench import run_bench
 from hsdlab.data import GenerationDataModule
 from hsdlab.decoding.families import context_length, decoder_parts
 from hsdlab.modules import DecodeModule
-from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.reporting import Comparison, StrategyResult, tensorboard
 from hsdlab.strategies import FullDepth, SkipStrategy
 
 
@@ -36,8 +36,9 @@ class DecodingTrainer(Trainer):
         """Decode the test split under each strategy; write and print quality against cost.
 
         The baseline, FullDepth, is run first, and added if it is not listed. The report (comparison.md,
-        comparison.json, pareto.png) is written anew after each strategy, predictions after each batch: when a
-        run is cut short, by Ctrl-C or an error, what has finished stays and its table is printed.
+        comparison.json, pareto.png, depth.png, TensorBoard's runs) is written anew after each strategy,
+        predictions after each batch: when a run is cut short, by Ctrl-C or an error, what has finished stays and
+        its table is printed.
 
         Args:
             model: Holds the loaded model.
@@ -55,6 +56,8 @@ class DecodingTrainer(Trainer):
             raise ValueError(f"compare runs in one process, got {self.world_size}: give --trainer.devices=1.")
         ordered = baseline_first(strategies)
         folder = Path(self.default_root_dir)
+        events = folder / tensorboard.FOLDER
+        tensorboard.remove_events(events)
         results: list[StrategyResult] = []
         console = _console()
         try:
@@ -63,16 +66,22 @@ class DecodingTrainer(Trainer):
                 console.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
                 predictions = folder / "predictions" / f"{number:02}_{_file_name(repr(strategy))}.jsonl"
                 results.append(self._result(model, datamodule, strategy, predictions))
-                Comparison(results, run or {}).write(folder)
+                comparison = Comparison(results, run or {})
+                comparison.write(folder)
+                tensorboard.write_strategy(comparison, comparison.rows[-1], events / predictions.stem)
         finally:
             if results:
-                Comparison(results, run or {}).print(console)
+                comparison.print(console)
+                tensorboard.write_comparison(comparison, events / tensorboard.COMPARISON_RUN)
                 console.print(
                     f"{len(results)} of {len(ordered)} strategies finished. In {folder}: the tables in "
-                    "comparison.md and .json, the picture in pareto.png, the texts in predictions/.",
+                    "comparison.md and .json, the pictures in pareto.png and depth.png, the texts in predictions/.",
                     highlight=False,
                 )
-        return Comparison(results, run or {})
+                console.print(
+                    f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True
+                )
+        return comparison
 
     def bench(
         self,
@@ -120,9 +129,21 @@ class DecodingTrainer(Trainer):
     def _result(
         self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy, predictions: Path
     ) -> StrategyResult:
-        """Decode the test split under one strategy; its predictions are read back from their file."""
+        """Decode the test split under one strategy."""
         model.predictions = str(predictions)
-        logged = self._test_under(strategy, model, datamodule)
+        return self.test_result(model, strategy, self._test_under(strategy, model, datamodule), predictions)
+
+    def test_result(
+        self, model: DecodeModule, strategy: SkipStrategy, logged: dict[str, float], predictions: Path
+    ) -> StrategyResult:
+        """Return what a finished `test` gave.
+
+        Args:
+            model: Which decoded.
+            strategy: Under which it did.
+            logged: The figures that it logged.
+            predictions: The file that it wrote.
+        """
         efficiency = strategy.efficiency
         scores = {name.removeprefix("test/"): value for name, value in logged.items()}
         return StrategyResult(

@@ -21,7 +21,7 @@ ALLOWED = {
     "strategies": {"decoding", "metrics.efficiency"},
     "testing": {"decoding", "strategies"},
     "modules": {"decoding", "metrics", "models", "embedded"},
-    "reporting": {"metrics", "version"},
+    "reporting": {"decoding.layer_ranges", "metrics", "version"},
     "bench": {"decoding", "strategies.base", "strategies.full_depth"},
     "trainer": {"bench", "data", "decoding.families", "modules", "reporting", "strategies"},
     "cli": {
