@@ -24,7 +24,7 @@ from hsdlab.data import Example, GenerationDataModule
 from hsdlab.models import weights_fingerprint
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.predictions import PredictionFile, check_same_examples
-from hsdlab.reporting import run_provenance
+from hsdlab.reporting import Comparison, run_provenance, tensorboard
 from hsdlab.run_folder import RunFolder, fingerprint, write_json
 from hsdlab.strategies import SkipStrategy
 from hsdlab.trainer import DecodingTrainer, baseline_first, prediction_files
@@ -200,9 +200,20 @@ class EvaluateCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             write_json(self.output / "metrics.json", figures)
+            if self.subcommand == "test":
+                self._write_events(figures)
         self.after_predict()
 
     after_validate = after_test
+
+    def _write_events(self, figures: dict[str, float]) -> None:
+        """Write the run of TensorBoard that `compare` would write for the strategy."""
+        strategy, predictions = self.config_init["test"].skip, self.output / "predictions.jsonl"
+        result = self.trainer.test_result(self.model, strategy, figures, predictions)
+        comparison = Comparison([result], self.run_info)
+        folder = self.output / tensorboard.FOLDER
+        tensorboard.write_strategy(comparison, comparison.rows[0], folder / result.class_name)
+        rank_zero_info(f"In TensorBoard: {tensorboard.command(folder)}")
 
     def after_predict(self) -> None:
         """Say where the results are."""

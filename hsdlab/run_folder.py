@@ -13,8 +13,8 @@ from hsdlab.files import replace_file
 
 WRITTEN = (
     *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
-    *("comparison.md", "comparison.json", "pareto.png", "bench.json", "bench.md"),
-    *("inspect.json", "inspect.md", "inspect.png"),
+    *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
+    *("inspect.json", "inspect.md", "inspect.png", "tensorboard/*/events.out.tfevents.*"),
 )
 """What a run writes into its output folder, and `--overwrite` removes from it."""
 

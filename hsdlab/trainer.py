@@ -20,7 +20,7 @@ from hsdlab.decoding.families import context_length, decoder_parts
 from hsdlab.metrics import Efficiency
 from hsdlab.modules import DecodeModule
 from hsdlab.modules.predictions import PredictionFile, batch_costs
-from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.reporting import Comparison, StrategyResult, tensorboard
 from hsdlab.strategies import FullDepth, SkipStrategy
 
 
@@ -39,9 +39,9 @@ class DecodingTrainer(Trainer):
         """Decode the test split under each strategy; write and print quality against cost.
 
         The baseline, FullDepth, is run first, and added if it is not listed. The report (comparison.md,
-        comparison.json, pareto.png) is written anew after each strategy, predictions after each batch: when a
-        run is cut short, by Ctrl-C or an error, what has finished stays and its table is printed. If `model.resume`
-        is set, what the prediction files hold is not decoded again.
+        comparison.json, pareto.png, depth.png, TensorBoard's runs) is written anew after each strategy,
+        predictions after each batch: when a run is cut short, by Ctrl-C or an error, what has finished stays and
+        its table is printed. If `model.resume` is set, what the prediction files hold is not decoded again.
 
         Args:
             model: Holds the loaded model.
@@ -58,6 +58,9 @@ class DecodingTrainer(Trainer):
         ordered = baseline_first(strategies)
         folder = Path(self.default_root_dir)
         files = prediction_files(folder, ordered)
+        events = folder / tensorboard.FOLDER
+        if self.is_global_zero:
+            tensorboard.remove_events(events)
         results: list[StrategyResult] = []
         console = _console(quiet=not self.is_global_zero)
         try:
@@ -66,17 +69,23 @@ class DecodingTrainer(Trainer):
             for number, (strategy, predictions) in enumerate(zip(ordered, files, strict=True), start=1):
                 console.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
                 results.append(self._result(model, datamodule, strategy, predictions))
+                comparison = Comparison(results, run or {})
                 if self.is_global_zero:
-                    Comparison(results, run or {}).write(folder)
+                    comparison.write(folder)
+                    tensorboard.write_strategy(comparison, comparison.rows[-1], events / predictions.stem)
         finally:
             if results and self.is_global_zero:
-                Comparison(results, run or {}).print(console)
+                comparison.print(console)
+                tensorboard.write_comparison(comparison, events / tensorboard.COMPARISON_RUN)
                 console.print(
                     f"{len(results)} of {len(ordered)} strategies finished. In {folder}: the tables in "
-                    "comparison.md and .json, the picture in pareto.png, the texts in predictions/.",
+                    "comparison.md and .json, the pictures in pareto.png and depth.png, the texts in predictions/.",
                     highlight=False,
                 )
-        return Comparison(results, run or {})
+                console.print(
+                    f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True
+                )
+        return comparison
 
     def bench(
         self,
@@ -160,9 +169,21 @@ class DecodingTrainer(Trainer):
     def _result(
         self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy, predictions: Path
     ) -> StrategyResult:
-        """Decode the test split under one strategy; its predictions and their cost are read back from their file."""
+        """Decode the test split under one strategy."""
         model.predictions = str(predictions)
-        logged = self._test_under(strategy, model, datamodule)
+        return self.test_result(model, strategy, self._test_under(strategy, model, datamodule), predictions)
+
+    def test_result(
+        self, model: DecodeModule, strategy: SkipStrategy, logged: dict[str, float], predictions: Path
+    ) -> StrategyResult:
+        """Return what a finished `test` gave; texts and their cost are read back from their file.
+
+        Args:
+            model: Which decoded.
+            strategy: Under which it did.
+            logged: The figures that it logged.
+            predictions: The file that it wrote.
+        """
         records = PredictionFile(predictions).records()
         efficiency = _efficiency(records)
         scores = {name.removeprefix("test/"): value for name, value in logged.items()}

@@ -1,6 +1,7 @@
 """The command line: layers of configuration, whole runs on a tiny model, bad input."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hsdlab.modules.decode
 import hsdlab.trainer
@@ -89,6 +91,12 @@ def refused(tiny_options, monkeypatch, tmp_path, capsys):
 # ---- layers of configuration
 
 
+def read_events(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
 def parsed_skip(monkeypatch, tmp_path, *layers):
     """Parse configs (YAML text) and flags in order; give the strategy's configuration."""
     args = ["test", "--model.name=x", "--data=Docstrings"]
@@ -158,6 +166,7 @@ def test_test_writes_predictions_metrics_and_a_config_that_runs_again(evaluate, 
         "metrics.json",
         "predictions.jsonl",
         "run.json",
+        "tensorboard",
     ]
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert 2 < figures["test/average_layers"] < 3
@@ -190,8 +199,8 @@ def test_compare(evaluate, tmp_path, monkeypatch, capsys):
     loads = []
     load = hsdlab.modules.decode.load_model
     monkeypatch.setattr(hsdlab.modules.decode, "load_model", lambda *a, **k: loads.append(a) or load(*a, **k))
-    evaluate("compare", f"--strategies=[{FITTING_HSD}, {FITTING_SKIPDECODE}]")
-    out = tmp_path / "out"
+    out = tmp_path / ("a folder whose name is longer than a line, " * 3).strip()
+    evaluate("compare", f"--strategies=[{FITTING_HSD}, {FITTING_SKIPDECODE}]", f"--output={out}")
     assert len(loads) == 1
     report = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert [row["strategy"]["class_path"].rpartition(".")[2] for row in report["strategies"]] == [
@@ -215,6 +224,17 @@ def test_compare(evaluate, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "3 of 3 strategies finished" in printed
     assert "max_exit=2" in printed
+    assert (out / "depth.png").read_bytes().startswith(b"\x89PNG")
+    assert "](depth.png)" in (out / "comparison.md").read_text(encoding="utf-8")
+    # TensorBoard: the printed command names the folder of the runs, one beside each file of predictions.
+    (command,) = [line.partition(": ")[2] for line in printed.splitlines() if "tensorboard" in line]
+    assert shlex.split(command) == ["tensorboard", "--logdir", str(out / "tensorboard")]
+    runs = sorted(path.name for path in (out / "tensorboard").iterdir())
+    assert runs == [*(name.removesuffix(".jsonl") for name in files), "comparison"]
+    board = read_events(out / "tensorboard" / runs[1])
+    quality = report["strategies"][1]["quality"]["rougeL"]["value"]
+    assert board.Scalars("quality/rougeL")[0].value == pytest.approx(quality)
+    assert [event.value for event in board.Scalars("depth/layers_in_step")] == [3, 3, 2, 2, 2]
 
     evaluate("test", "--skip=HSD", "--skip.max_exit=2", f"--output={tmp_path / 'alone'}")
     alone = without_costs(read_records(tmp_path / "alone" / "predictions.jsonl"))
@@ -235,6 +255,31 @@ def test_compare_keeps_what_finished_when_a_strategy_breaks(error, raised, evalu
     report = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert [row["strategy"]["class_path"].rpartition(".")[2] for row in report["strategies"]] == ["FullDepth", "HSD"]
     assert "2 of 4 strategies finished" in capsys.readouterr().out
+
+
+def test_compare_in_the_folder_of_another_leaves_none_of_its_runs(evaluate, tmp_path):
+    cli = evaluate("compare", "--strategies=[HSD]")
+    cli.trainer.compare(cli.model, cli.datamodule, [])
+    events = sorted(path.parent.name for path in (tmp_path / "out" / "tensorboard").glob("*/events*"))
+    assert events == ["01_FullDepth", "comparison"]
+
+
+def test_test_writes_the_run_that_compare_would(evaluate, tmp_path):
+    evaluate("test", f"--skip={FITTING_HSD}")
+    evaluate("compare", f"--strategies=[{FITTING_HSD}]", f"--output={tmp_path / 'both'}")
+    (alone,) = (read_events(path) for path in (tmp_path / "out" / "tensorboard").iterdir())
+    (among,) = (read_events(path) for path in (tmp_path / "both" / "tensorboard").glob("*HSD*"))
+    relative = {tag for tag in among.Tags()["scalars"] if tag.startswith("percent_of_baseline")} | {"cost/speed_up"}
+    assert set(alone.Tags()["scalars"]) == set(among.Tags()["scalars"]) - relative  # it has no baseline
+    assert alone.Tags()["images"] == among.Tags()["images"]
+    for tag in ("quality/rougeL", "quality/bleu4", "cost/average_layers"):
+        assert alone.Scalars(tag)[0].value == among.Scalars(tag)[0].value
+
+
+def test_lightnings_own_logger_works_beside(evaluate, tmp_path):
+    evaluate("test", "--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path / 'own'}")
+    logged = read_events(tmp_path / "own" / "lightning_logs" / "version_0")
+    assert logged.Scalars("test/average_layers")[0].value == 3
 
 
 def test_compare_samples_alike_for_each_strategy(evaluate, tmp_path):
@@ -293,8 +338,9 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
     evaluate("compare", "--strategies=[HSD]")
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
     evaluate("test", "--overwrite")
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
+    assert sorted(path.name.partition(".tfevents")[0] for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
         "config.yaml",
+        "events.out",
         "metrics.json",
         "notes.txt",
         "predictions.jsonl",

@@ -22,7 +22,7 @@ ALLOWED = {
     "strategies": {"decoding", "metrics.efficiency"},
     "testing": {"decoding", "strategies"},
     "modules": {"decoding", "files", "metrics", "models", "embedded"},
-    "reporting": {"files", "metrics", "version"},
+    "reporting": {"decoding.layer_ranges", "files", "metrics", "version"},
     "bench": {"decoding", "files", "reporting", "strategies.base", "strategies.confidence", "strategies.full_depth"},
     "run_folder": {"files"},
     "trainer": {"bench", "data", "decoding.families", "metrics", "modules", "reporting", "strategies"},

@@ -23,6 +23,7 @@ from hsdlab.files import plain, replace_file
 from hsdlab.metrics import bleu_from_statistics
 from hsdlab.reporting import bootstrap, tables
 from hsdlab.reporting.bootstrap import CorpusFigure, FloatArray, bootstrap_interval, paired_interval
+from hsdlab.reporting.depth import depth_figure
 from hsdlab.reporting.pareto import pareto_figure
 
 SCHEMA_VERSION = 1
@@ -42,8 +43,8 @@ class StrategyResult:
         scores: corpus figures from 0 to 1, by the names of `hsdlab.metrics`.
         efficiency: any of average_layers, share_skipped, compute_layers, decode_step_ms, tokens_per_second,
             prompt_ms, flops_per_token, cache_peak_mib; not a number where there was no decode step.
-        examples: the records of the prediction file: id, prediction, references, new_tokens, average_layers,
-            scores, bleu_statistics.
+        examples: the records of the prediction file: id, source, prediction, references, new_tokens, tokens,
+            average_layers, layers, scores, bleu_statistics. What lacks tokens or layers has no depth picture.
     """
 
     name: str
@@ -154,8 +155,13 @@ class Comparison:
         """Whether the baseline is the whole model."""
         return self.baseline.class_name == BASELINE_CLASS
 
+    @property
+    def headline_metric(self) -> str:
+        """The metric that pictures show: ROUGE-L, or the first one where it was not computed."""
+        return HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
+
     def to_markdown(self) -> str:
-        """Return the tables, the notes and the run as Markdown; the plot is linked as pareto.png."""
+        """Return the tables, the notes and the run as Markdown, with links to pareto.png and depth.png."""
         run = json.dumps(plain(self.run), indent=2, ensure_ascii=False, default=str)
         return tables.markdown(self, run)
 
@@ -194,17 +200,18 @@ class Comparison:
         tables.print_tables(self, console)
 
     def write(self, folder: Path) -> None:
-        """Write comparison.md, comparison.json and pareto.png, each whole or not at all.
+        """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
 
         Args:
             folder: made if missing; files of an earlier comparison are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        metric = HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
-        picture = BytesIO()
-        pareto_figure(self, metric).savefig(picture, format="png", dpi=200)
+        pictures = {"pareto.png": pareto_figure(self, self.headline_metric), "depth.png": depth_figure(self.rows)}
         replace_file(folder / "comparison.json", self.to_json())
-        replace_file(folder / "pareto.png", picture.getvalue())
+        for name, figure in pictures.items():
+            picture = BytesIO()
+            figure.savefig(picture, format="png", dpi=200)
+            replace_file(folder / name, picture.getvalue())
         replace_file(folder / "comparison.md", self.to_markdown())
 
     def _check_same_examples(self, results: Sequence[StrategyResult]) -> None:

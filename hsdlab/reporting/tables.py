@@ -69,6 +69,20 @@ def notes(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison, run: str) -> str:
     """Return the whole report in Markdown, with the run's provenance (JSON text) folded at its end."""
+    parts = [
+        "# Comparison of decoding strategies",
+        report_tables(comparison),
+        "![Quality against average layers and against time](pareto.png)",
+        "## Layers by position in the text",
+        "The darker, the more of the examples ran the layer in that decode step; grey where none was so long.",
+        "![Which layers ran in each decode step](depth.png)",
+        f"<details><summary>The run</summary>\n\n```json\n{run}\n```\n\n</details>",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def report_tables(comparison: Comparison) -> str:
+    """Return the notes and the tables of quality and cost in Markdown."""
     labels = [METRIC_LABELS[name] for name in comparison.metrics]
     rows = comparison.rows
     quality = [
@@ -76,7 +90,6 @@ def markdown(comparison: Comparison, run: str) -> str:
     ]
     percent = [[_layers(row), *(_percent(row, name) for name in comparison.metrics)] for row in rows]
     parts = [
-        "# Comparison of decoding strategies",
         "\n".join(f"- {note}" for note in notes(comparison)),
         "## Quality",
         _pipe_table(rows, ["Avg. layers", *labels, "Output tokens"], quality),
@@ -84,10 +97,8 @@ def markdown(comparison: Comparison, run: str) -> str:
         _pipe_table(rows, ["Avg. layers", *labels], percent),
         "## Cost",
         _pipe_table(rows, COST_HEADER, [_costs(row) for row in rows]),
-        "![Quality against average layers and against time](pareto.png)",
-        f"<details><summary>The run</summary>\n\n```json\n{run}\n```\n\n</details>",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def print_tables(comparison: Comparison, console: Console) -> None:

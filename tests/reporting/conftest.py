@@ -5,6 +5,7 @@ interval runs from the smallest to the largest of the three figures.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ def example(name, rouge1, correct, tokens):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # plain data: tests change copies
 def full_depth():
     """rouge1 .8 and .6; BLEU-1 4/4 and 2/4; 10 ms a step."""
     return StrategyResult(
@@ -45,7 +46,7 @@ def full_depth():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hsd():
     """rouge1 .6 and .3; BLEU-1 2/4 and 1/4; 8 ms a step; its examples in another order."""
     return StrategyResult(
@@ -66,7 +67,7 @@ def hsd():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def calm():
     """Saves a layer and loses time; no BLEU, most costs not measured."""
     return StrategyResult(
@@ -80,3 +81,22 @@ def calm():
         efficiency={"average_layers": 3.0, "decode_step_ms": 12.5, "prompt_ms": math.nan},
         examples=[example("a", 0.8, 4, 4), example("b", 0.6, 2, 4)],
     )
+
+
+@pytest.fixture(scope="session")
+def recorded(full_depth, hsd):
+    """Both with source, tokens and layers: three decode steps of a; of b three at full depth, one under HSD."""
+    layers = {
+        "FullDepth": {"a": ["0-3"] * 3, "b": ["0-3"] * 3},
+        "HSD": {"a": ["0,2-3", "0,3", "0,3"], "b": ["0,2,3"]},
+    }
+    results = []
+    for result in (full_depth, hsd):
+        examples = [
+            each
+            | {"source": f"What is {each['id']}|{each['id']}?", "layers": layers[result.class_name][each["id"]]}
+            | {"tokens": ["The", " *one*", "\n", " $2$"][: 1 + len(layers[result.class_name][each["id"]])]}
+            for each in result.examples
+        ]
+        results.append(replace(result, examples=examples))
+    return results

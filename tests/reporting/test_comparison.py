@@ -190,7 +190,7 @@ def test_json_holds_the_figures_without_examples(full_depth, hsd, calm):
     assert document["strategies"][2]["saves_layers_but_no_time"] is True
 
 
-def test_write_leaves_exactly_three_files_and_replaces_earlier_ones(full_depth, hsd, tmp_path):
+def test_write_leaves_exactly_four_files_and_replaces_earlier_ones(full_depth, hsd, tmp_path):
     folder = tmp_path / "new" / "folder"
     Comparison([full_depth], run={}).write(folder)
     report = Comparison([full_depth, hsd], run={})
@@ -198,6 +198,7 @@ def test_write_leaves_exactly_three_files_and_replaces_earlier_ones(full_depth, 
     assert sorted(path.name for path in folder.iterdir()) == [
         "comparison.json",
         "comparison.md",
+        "depth.png",
         "pareto.png",
     ]
     assert (folder / "comparison.md").read_text(encoding="utf-8") == report.to_markdown()

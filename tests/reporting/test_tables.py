@@ -49,6 +49,12 @@ Neither is a speed-up: that is measured, decode steps only, the prompt pass apar
 
 ![Quality against average layers and against time](pareto.png)
 
+## Layers by position in the text
+
+The darker, the more of the examples ran the layer in that decode step; grey where none was so long.
+
+![Which layers ran in each decode step](depth.png)
+
 <details><summary>The run</summary>
 
 ```json

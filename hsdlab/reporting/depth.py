@@ -1,0 +1,126 @@
+"""Which layers ran where in the text: from the records of a prediction file to arrays and a heat map."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from hsdlab.decoding.layer_ranges import layers_in
+from hsdlab.reporting.bootstrap import FloatArray
+from hsdlab.reporting.pareto import FAINT, INK
+
+if TYPE_CHECKING:
+    from hsdlab.reporting.comparison import Row
+
+DEPTH_COLOURS = "Blues"  # one hue from light to dark: the order survives colour blindness and grey printing
+NO_ROW = "#e4e4e4"
+COLUMNS = 3
+PANEL_INCHES = (3.7, 2.5)
+
+
+def shares_run(examples: Sequence[Mapping[str, Any]], num_layers: int) -> FloatArray:
+    """Return how often each layer ran in each decode step.
+
+    Args:
+        examples: records of a prediction file; of each, "layers" is read, none if it is missing.
+        num_layers: the model's decoder layers.
+
+    Returns:
+        [steps, layers]: of the examples that took the decode step, the share for which the layer ran. As many
+        steps as the longest example took.
+    """
+    columns = zip_longest(*(example.get("layers", []) for example in examples))
+    counters = [Counter(ranges for ranges in column if ranges is not None) for column in columns]
+    shares = np.zeros((len(counters), num_layers))
+    for step, counts in enumerate(counters):
+        for ranges, count in counts.items():
+            shares[step, layers_in(ranges)] += count
+        shares[step] /= counts.total()
+    return shares
+
+
+def token_depths(example: Mapping[str, Any], num_layers: int) -> list[tuple[str, int]]:
+    """Return each new token's text with the number of layers that made it.
+
+    Args:
+        example: a record of a prediction file; none of its tokens where it has no "tokens" or "layers".
+        num_layers: the model's decoder layers; the prompt pass, which makes the first token, runs them all.
+    """
+    if "tokens" not in example or "layers" not in example:
+        return []
+    depths = [num_layers, *(len(layers_in(ranges)) for ranges in example["layers"])]
+    return list(zip(example["tokens"], depths, strict=True))
+
+
+def depth_figure(rows: Sequence[Row]) -> Figure:
+    """Draw a heat map for each strategy: position in the text to the right, layer upwards.
+
+    The colour is the share of examples for which the layer ran, among those that took the decode step; all
+    panels share it and their axes. Grey: no example was so long.
+
+    Args:
+        rows: the strategies, at least one.
+
+    Returns:
+        A figure on the Agg canvas, apart from pyplot's global state.
+    """
+    shares = [shares_run(row.result.examples, row.result.num_layers) for row in rows]
+    columns = min(COLUMNS, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    width, height = PANEL_INCHES
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width * columns + 1.2, height * lines + 0.4), layout=layout)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    last_step = max(1, *(len(each) for each in shares)) - 0.5
+    images = [_draw_panel(axes, row, each, last_step) for axes, row, each in zip(grid.flat, rows, shares, strict=False)]
+    for axes in grid.flat[len(rows) :]:
+        axes.set_visible(False)
+    for axes in grid.flat[max(0, len(rows) - columns) : len(rows)]:  # the lowest panel of each column
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("Decode step", color=INK, fontsize=10)
+    figure.supylabel("Layer", color=INK, fontsize=10)
+    bar = figure.colorbar(images[0], ax=grid, aspect=12 * lines, pad=0.02)
+    bar.set_label("Share of examples for\nwhich the layer ran", color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=INK)
+    return figure
+
+
+def _draw_panel(axes: Axes, row: Row, shares: FloatArray, last_step: float) -> AxesImage:
+    """Draw one strategy's shares, [steps, layers]."""
+    layers = row.result.num_layers
+    image = axes.imshow(
+        shares.T if len(shares) else np.full((layers, 1), np.nan),
+        cmap=DEPTH_COLOURS,
+        vmin=0,
+        vmax=1,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set_facecolor(NO_ROW)
+    axes.set_xlim(-0.5, last_step)
+    axes.set_ylim(-0.5, layers - 0.5)
+    axes.spines[:].set_color(FAINT)
+    axes.tick_params(colors=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    average = f"{row.average_layers:.1f} of {layers} layers" if math.isfinite(row.average_layers) else "no decode step"
+    title = "\n".join([*wrap(f"{row.number}  {row.label}", 42), average])
+    axes.set_title(title, fontsize=9.5, color=INK, loc="left", parse_math=False)
+    if not len(shares):
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=INK)
+    return image

@@ -1,0 +1,214 @@
+"""A comparison for TensorBoard: a run for each strategy, all with the same tags, and one for them together.
+
+The figures that need a record of the layers are images, since TensorBoard's text plugin strips styles. The
+hparams table is filled without `SummaryWriter.add_hparams`, which makes a further run for each call, and
+without a list of columns: TensorBoard then finds the parameters and figures of all runs itself, where a list
+would hide the parameters that only other strategies have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from hsdlab.reporting import tables
+from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
+from hsdlab.reporting.comparison import Comparison, Row
+from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
+from hsdlab.reporting.pareto import pareto_figure
+
+FOLDER = "tensorboard"
+COMPARISON_RUN = "comparison"
+EVENT_FILES = "events.out.tfevents.*"
+SAMPLES, COLOURED_SAMPLES = 8, 3
+MOST_CHARACTERS = 2000  # of a source; a whole article would bury the texts below it
+LAYOUT = {
+    "Quality": {
+        "ROUGE": ["Multiline", ["^quality/rouge"]],
+        "BLEU": ["Multiline", ["^quality/bleu"]],
+        "BERTScore": ["Multiline", ["^quality/bertscore"]],
+        "% of the baseline": ["Multiline", ["^percent_of_baseline/"]],
+    },
+    "Cost": {
+        "Layers in each decode step": ["Multiline", ["^depth/layers_in_step$"]],
+        "Average and computed layers": ["Multiline", ["^cost/(average|compute)_layers$"]],
+        "Milliseconds per decode step": ["Multiline", ["^cost/decode_step_ms$"]],
+        "Measured speed-up": ["Multiline", ["^cost/speed_up$"]],
+        "FLOPs per token": ["Multiline", ["^cost/flops_per_token$"]],
+    },
+}
+"""Charts of the Custom Scalars tab: regular expressions of tags."""
+
+
+def command(folder: Path) -> str:
+    """Return the command line that shows the runs in a folder."""
+    return f"tensorboard --logdir {shlex.quote(str(folder))}"
+
+
+def remove_events(folder: Path) -> None:
+    """Remove the event files of an earlier comparison: TensorBoard would mix them with the new ones.
+
+    Args:
+        folder: of the runs. Files of other names stay.
+    """
+    for file in folder.glob(f"*/{EVENT_FILES}"):
+        file.unlink()
+
+
+def write_strategy(comparison: Comparison, row: Row, folder: Path) -> None:
+    """Write the run of one strategy anew: figures, hparams, samples, heat map, text coloured by depth.
+
+    Figures relative to a baseline are written only where that is the full depth; what is not a number is left
+    out.
+
+    Args:
+        comparison: the strategies.
+        row: one of them.
+        folder: of this run; its name is the run's.
+    """
+    result = row.result
+    with _new_run(folder) as writer:
+        for tag, value in scalars(comparison, row).items():
+            writer.add_scalar(tag, value, 0)
+        for step, shares in enumerate(shares_run(result.examples, result.num_layers)):
+            writer.add_scalar("depth/layers_in_step", shares.sum(), step)
+        _, start, end = hparams(hyperparameters(comparison, row), {})
+        for summary in (start, end):
+            writer._get_file_writer().add_summary(summary)
+        _add_figure(writer, "depth/heat_map", depth_figure([row]))
+        samples = result.examples[:COLOURED_SAMPLES]
+        blocks = [_block(str(each["id"]), each, result.num_layers, str(each.get("source", ""))) for each in samples]
+        if blocks:
+            _add_figure(writer, "depth/text", coloured_text_figure(blocks, result.num_layers))
+        for index, example in enumerate(result.examples[:SAMPLES], start=1):
+            writer.add_text(f"samples/{index}", sample_table(comparison, [(row, example)]), 0)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write the run of what shows all strategies anew: tables, Pareto figure, depths, texts side by side, layout.
+
+    Args:
+        comparison: the strategies.
+        folder: of this run.
+    """
+    baseline = comparison.baseline
+    by_id = [{example["id"]: example for example in row.result.examples} for row in comparison.rows]
+    with _new_run(folder) as writer:
+        writer.add_custom_scalars(LAYOUT)
+        writer.add_text("tables", tables.report_tables(comparison), 0)
+        _add_figure(writer, "pareto", pareto_figure(comparison, comparison.headline_metric))
+        _add_figure(writer, "depth", depth_figure(comparison.rows))
+        for index, sample in enumerate(baseline.examples[:SAMPLES], start=1):
+            texts = [(row, examples[sample["id"]]) for row, examples in zip(comparison.rows, by_id, strict=True)]
+            writer.add_text(f"side_by_side/{index}", sample_table(comparison, texts), 0)
+            if index <= COLOURED_SAMPLES:
+                blocks = [TextBlock(str(sample["id"]), str(sample.get("source", "")))]
+                blocks += [_block(f"{row.number} {row.label}", each, row.result.num_layers) for row, each in texts]
+                _add_figure(writer, f"side_by_side/{index}", coloured_text_figure(blocks, baseline.num_layers))
+
+
+def scalars(comparison: Comparison, row: Row) -> dict[str, float]:
+    """Return a strategy's figures by their tags, the keys of comparison.json; only those that are numbers."""
+    cost = row.result.efficiency | {
+        "percent_of_layers": row.percent_of_layers,
+        "output_tokens": row.output_tokens.value,
+    }
+    figures = {f"quality/{name}": figure.value for name, figure in row.quality.items()}
+    if comparison.has_full_depth:
+        figures |= {f"percent_of_baseline/{name}": share.value for name, share in row.percent_of_baseline.items()}
+        cost["speed_up"] = row.speed_up
+    figures |= {f"cost/{name}": value for name, value in cost.items()}
+    return {tag: value for tag, value in figures.items() if math.isfinite(value)}
+
+
+def hyperparameters(comparison: Comparison, row: Row) -> dict[str, str | int | float]:
+    """Return what the hparams table shows of a run: its strategy, and model and data as the command line names them.
+
+    Args:
+        comparison: the strategies; model and data come from the run's configuration, if it has one.
+        row: one of them.
+    """
+    config = comparison.run.get("config", {})
+    data = config.get("data") or {}
+    named = {
+        "strategy": row.result.class_name,
+        **{f"strategy.{name}": value for name, value in row.result.strategy["init_args"].items()},
+        **{f"model.{name}": value for name, value in (config.get("model") or {}).items()},
+        "data": str(data.get("class_path", "")).rpartition(".")[2] or None,
+        **{f"data.{name}": value for name, value in (data.get("init_args") or {}).items()},
+    }
+    return {name: _hyperparameter(value) for name, value in named.items() if value is not None}
+
+
+def sample_table(comparison: Comparison, texts: Sequence[tuple[Row, Mapping[str, Any]]]) -> str:
+    """Return a Markdown table of one example: source, references, and what the strategies made of it.
+
+    Args:
+        comparison: the strategies; its headline metric is shown beside each text.
+        texts: strategies, each with its record of the example; at least one.
+    """
+    metric = comparison.headline_metric
+    _, first = texts[0]
+    source = str(first.get("source", ""))
+    cut = source if len(source) <= MOST_CHARACTERS else source[:MOST_CHARACTERS] + " […]"
+    lines = [["", _escaped(str(first["id"])), "Avg. layers", "Tokens", tables.METRIC_LABELS[metric]], ["---"] * 5]
+    lines += [["source", _escaped(cut), "", "", ""]]
+    lines += [["reference", _escaped(reference), "", "", ""] for reference in first["references"]]
+    for row, example in texts:
+        figures = [_number(example["average_layers"], 1), str(example["new_tokens"])]
+        score = _number(example["scores"].get(metric), 3)
+        name = _escaped(f"{row.number} {row.label}")
+        lines.append([name, _escaped(example["prediction"]), *figures, score])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@contextmanager
+def _new_run(folder: Path) -> Iterator[SummaryWriter]:
+    """Give a writer for a folder without event files of before."""
+    for file in folder.glob(EVENT_FILES):
+        file.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        yield writer
+
+
+def _block(title: str, example: Mapping[str, Any], num_layers: int, plain: str = "") -> TextBlock:
+    depth = example["average_layers"]
+    average = "" if depth is None else f": {depth:.1f} layers"
+    return TextBlock(f"{title}{average}", plain, token_depths(example, num_layers))
+
+
+def _add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
+    """Add a figure at twice the dots of a plain screen; `SummaryWriter.add_figure` would load pyplot."""
+    figure.set_dpi(max(figure.dpi, 150))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
+
+
+def _hyperparameter(value: Any) -> str | int | float:
+    """Return a value that the hparams table takes."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _escaped(text: str) -> str:
+    """Return a text that Markdown leaves as it is, in a cell of a table: signs as character references."""
+    signs = re.sub(r"[!-/:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", text)
+    return signs.replace("\r\n", "\n").replace("\n", "<br>")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return tables.MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
