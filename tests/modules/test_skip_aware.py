@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import hsdlab.strategies
-from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth
 from hsdlab.data.batches import Pair, collate_pairs
 from hsdlab.modules import FinetuneModule
 from hsdlab.modules.skip_aware import SkipMixture
@@ -23,6 +23,7 @@ STRATEGIES = [
     HSD(2, 1, 3, decay="cosine"),
     SkipDecode(1, 4),
     SkipDecode(0, 2, warmup=2),
+    StaticDepth(3),
     Changing(),  # skips the first and the last layer too, and needs late fills
 ]
 
