@@ -119,7 +119,7 @@ class Decisions:
             return
         self.executed = torch.zeros(rows, self.num_layers, dtype=torch.bool)
         self._running = torch.ones(rows, dtype=torch.bool)
-        self._any_executed = False
+        self._layers_run = 0
         self._memory = StepMemory(rows)
         self._last_layer = self.num_layers - 1 if self._schedule is None else max(self._now)
         if self._schedule is not None:
@@ -148,12 +148,13 @@ class Decisions:
             arrived: What arrived at it, [rows, d]: the output of the last executed layer, if there was one.
             parts: The model's parts.
         """
-        first, self._any_executed = not self._any_executed, True
+        self._layers_run += 1
         if self._should_exit is None or layer == self._last_layer:
             return
         indices = torch.arange(self.rows) if rows is None else rows
         state = LayerState(
             layer=layer,
+            layers_run=self._layers_run,
             step=self.step,
             num_layers=self.num_layers,
             max_steps=self.max_steps,
@@ -161,7 +162,7 @@ class Decisions:
             rows_per_source=1 if self._sources is None else self.rows // self._sources,
             ended=None if self.ended is None else self.ended[indices],
             output=output,
-            previous_output=None if first else arrived,
+            previous_output=None if self._layers_run == 1 else arrived,
             probe=Probe(parts, output, self.probed),
             memory=self._memory,
         )

@@ -121,6 +121,7 @@ class LayerState:
 
     Attributes:
         layer: Index of the layer that has just run.
+        layers_run: Number of layers that have run in this step, this one included.
         step: t; the pass whose input is new token t.
         num_layers: L.
         max_steps: T, the most new tokens.
@@ -135,6 +136,7 @@ class LayerState:
     """
 
     layer: int
+    layers_run: int
     step: int
     num_layers: int
     max_steps: int

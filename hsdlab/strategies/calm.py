@@ -45,7 +45,7 @@ class CALM(ProbingStrategy):
         form: Form of ``time``: ``paper``, or ``t5x`` as the authors' public code has it.
         slope: λ of ``depth``: 0.02 and 0.005 in HSD's paper; 0 never exits.
         classifier: File of the measure ``classifier`` (:class:`~hsdlab.decoding.exit_classifier.ExitClassifier`).
-        probe_layers: k to probe after every k-th layer only, or the indices of the layers to probe after.
+        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
         shortlist: With ``softmax``, K: after its first probe in a step, a row's response is over the K tokens that were
             likeliest in that probe, and only their rows of the head are computed.
         gate: With ``softmax``, the saturation from which the head is applied at all.
@@ -108,7 +108,7 @@ class CALM(ProbingStrategy):
     def should_exit(self, state: LayerState) -> Tensor:
         """Rows whose confidence reaches the threshold; nothing is measured where the threshold is 1 or more."""
         threshold = self.threshold_at(state.layer, state.step, state.max_steps)
-        if threshold >= 1 or not self.probes(state.layer):
+        if threshold >= 1 or not self.probes(state):
             return nobody(state)
         return self.exits(state, self._confidence(state), threshold)
 

@@ -16,8 +16,8 @@ class Compose(SkipStrategy):
 
     HSD's paper (arXiv 2403.14919) says that it is compatible with methods based on a confidence score and shows no
     such run; this is our reading. The confidence is asked after each executed layer but the schedule's last. A layer
-    keeps the model's index, also in ``probe_layers`` and in a threshold that falls with depth; saturation compares
-    with the last layer that ran. After an exit no layer above it runs, though the schedule lists it.
+    keeps the model's index, in a threshold that falls with depth too; saturation compares with the last layer that ran.
+    After an exit no layer above it runs, though the schedule lists it.
 
     Args:
         schedule: Which layers may run: HSD, SkipDecode, another ScheduledStrategy.

@@ -19,7 +19,7 @@ class DeeBERT(ProbingStrategy):
 
     Args:
         threshold: From 0, which exits at the first probe, to 1, the full model. The default is ours.
-        probe_layers: k to probe after every k-th layer only, or the indices of the layers to probe after.
+        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
         shortlist: K: after its first probe in a step, a row's entropy is over the K tokens that were likeliest in that
             probe, relative to ln K, and only their rows of the head are computed.
         gate: The hidden-state saturation from which the head is applied at all.
@@ -40,7 +40,7 @@ class DeeBERT(ProbingStrategy):
 
     def should_exit(self, state: LayerState) -> Tensor:
         """Rows whose certainty reaches the threshold; nothing is measured where the threshold is 1 or more."""
-        if self.threshold >= 1 or not self.probes(state.layer):
+        if self.threshold >= 1 or not self.probes(state):
             return nobody(state)
         return self.exits(state, self.head_confidence(state, certainty), self.threshold)
 

@@ -19,7 +19,7 @@ class PABEE(ProbingStrategy):
 
     Args:
         patience: Equal predictions in a row, after the first, until a row exits; None never exits. The default is ours.
-        probe_layers: k to probe after every k-th layer only, or the indices of the layers to probe after.
+        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
         shortlist: K: after its first probe in a step, a row's prediction is among the K tokens that were likeliest in
             that probe, and only their rows of the head are computed.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM,
@@ -40,7 +40,7 @@ class PABEE(ProbingStrategy):
 
     def should_exit(self, state: LayerState) -> Tensor:
         """Rows whose prediction has not changed for ``patience`` probes."""
-        if self.patience is None or not self.probes(state.layer):
+        if self.patience is None or not self.probes(state):
             return nobody(state)
         logits, tokens = self.probed_logits(state)
         prediction = logits.argmax(dim=-1, keepdim=True)  # (rows, 1)

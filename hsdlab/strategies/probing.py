@@ -27,7 +27,7 @@ class ProbingStrategy(ConfidenceStrategy):
     """A confidence strategy that probes some layers and lets rows exit by themselves or together.
 
     Args:
-        probe_layers: k to probe after every k-th layer (k-1, 2k-1, …), or the indices of the layers to probe after.
+        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
         shortlist: K: within a step, the first probe of a row applies the whole head, later ones only its rows for the K
             tokens that were likeliest then. None for the whole head always.
         exit_rule: One of ``EXIT_RULES``.
@@ -74,11 +74,11 @@ class ProbingStrategy(ConfidenceStrategy):
             )
         parts.check_head_rows()
 
-    def probes(self, layer: int) -> bool:
-        """Whether it looks at the output of a layer at all."""
+    def probes(self, state: LayerState) -> bool:
+        """Whether it looks at the output of the layer at all."""
         if isinstance(self.probe_layers, list):
-            return layer in self.probe_layers
-        return (layer + 1) % self.probe_layers == 0
+            return state.layer in self.probe_layers
+        return state.layers_run % self.probe_layers == 0
 
     def probed_logits(self, state: LayerState) -> tuple[Tensor, Tensor | None]:
         """The head's answer for all rows, of the whole vocabulary or of the shortlist.

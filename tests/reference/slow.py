@@ -126,7 +126,7 @@ def leaves_of(strategy, parts, new_tokens):
 
     def leaves(layer, step, outputs):
         chosen = strategy.probe_layers
-        if not (layer in chosen if isinstance(chosen, list) else layer % chosen == chosen - 1):
+        if not (layer in chosen if isinstance(chosen, list) else len(outputs[0]) % chosen == 0):
             return [False] * len(outputs)
         if isinstance(strategy, CALM):
             threshold = strategy.threshold_at(layer, step, new_tokens)
