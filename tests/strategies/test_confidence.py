@@ -8,6 +8,7 @@ import torch
 
 from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, SkipDecode, generate
 from hsdlab.decoding import LayerState
+from hsdlab.decoding.exit_classifier import ExitClassifier
 from hsdlab.decoding.states import Probe, StepMemory
 from hsdlab.strategies.confidence import certainty, depth_threshold, saturation, softmax_response, time_threshold
 from hsdlab.strategies.probing import pooled
@@ -132,6 +133,12 @@ def test_the_gate_lets_through_what_is_nearly_saturated():
     assert strategy.should_exit(state([[9.0, 0.0]])).tolist() == [False]  # the first executed layer
     assert none.probe.cost.rows == 0
     assert CALM(0.5, gate=0.0).should_exit(state([[9.0, 0.0]], [far], [[1.0, 0.0]])).tolist() == [True]
+
+
+def test_a_module_of_the_strategys_own_is_counted():
+    here = state([[0.0, 0.0]] * 3)
+    assert here.probe.apply(ExitClassifier(4)).tolist() == [0.0] * 3
+    assert (here.probe.cost.rows, here.probe.cost.weights) == (0, 3 * 4)
 
 
 def test_patience_counts_equal_predictions_in_a_row():
