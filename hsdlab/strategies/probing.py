@@ -108,7 +108,7 @@ class ProbingStrategy(ConfidenceStrategy):
         if self.gate is None:
             return measure(self.probed_logits(state)[0])
         near = saturation(state.output, state.previous_output) >= self.gate
-        which = near.nonzero().squeeze(1) if state.previous_output is not None else _NONE
+        which = near.nonzero().squeeze(1)
         if len(which) == len(near):
             return measure(state.logits())
         if len(which) == 0:
@@ -134,7 +134,6 @@ class ProbingStrategy(ConfidenceStrategy):
 
 
 _EVERY_LAYER = ("probe_layers", 1)
-_NONE = torch.zeros(0, dtype=torch.long)
 
 
 def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> Tensor:
