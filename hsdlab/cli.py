@@ -26,10 +26,18 @@ from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.predictions import PredictionFile, check_same_examples
 from hsdlab.reporting import Comparison, run_provenance, tensorboard
 from hsdlab.run_folder import RunFolder, fingerprint, write_json
-from hsdlab.strategies import SkipStrategy
+from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 from hsdlab.trainer import DecodingTrainer, baseline_first, prediction_files
 
 RESUMABLE = ("validate", "test", "predict", "compare")
+
+
+_BASES: dict[str, type] = {
+    "data": GenerationDataModule,
+    "schedule": ScheduledStrategy,
+    "confidence": ConfidenceStrategy,
+}
+"""What the classes of an option derive from; of all others, SkipStrategy."""
 
 
 class EvaluateParser(LightningArgumentParser):
@@ -49,10 +57,11 @@ class EvaluateParser(LightningArgumentParser):
         """Say what is wrong and end with exit code 2."""
         unknown = re.search(r'key "([\w.]+)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
         if unknown:
-            base = GenerationDataModule if unknown[1].endswith("data") else SkipStrategy
-            known = ", ".join(sorted(_names_of_subclasses(base)))
+            option = unknown[1].rpartition(".")[2]
+            known = sorted(_names_of_subclasses(_BASES.get(option, SkipStrategy)))
+            word = "unfit" if unknown[2] in _names_of_subclasses(SkipStrategy) else "unknown"
             message = (
-                f"--{unknown[1].rpartition('.')[2]}: unknown class {unknown[2]!r}; expected one of {known}, "
+                f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
                 "or the dotted path of your own, such as my_package.MyClass"
             )
         sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")

@@ -189,14 +189,12 @@ class DecodingTrainer(Trainer):
         scores = {name.removeprefix("test/"): value for name, value in logged.items()}
         return StrategyResult(
             name=repr(strategy),
-            strategy={
-                "class_path": f"{type(strategy).__module__}.{type(strategy).__qualname__}",
-                "init_args": strategy.parameters(),
-            },
+            strategy=strategy.config(),
             num_layers=decoder_parts(model.model).num_layers,
             scores={name: value for name, value in scores.items() if name not in efficiency},
             efficiency=efficiency,
             examples=records,
+            is_oracle=strategy.is_oracle,
         )
 
     def _test_under(

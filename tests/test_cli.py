@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import hsdlab.modules.decode
 import hsdlab.trainer
-from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode
+from hsdlab import CALM, HSD, PABEE, FullDepth, ScheduledStrategy, SkipDecode
 from hsdlab.cli import main
 from hsdlab.trainer import baseline_first
 from tests.tiny_runs import EXAMPLES, ParseOnly, options, read_records, run, without_costs, write_examples
@@ -153,6 +153,58 @@ def test_another_data_set_drops_the_arguments_too(monkeypatch):
     args = ["--data=JSONLines", "--data.folder=x", "--data.prompt={source}!", "--data=Docstrings"]
     data = run(monkeypatch, "test", "--model.name=x", *args, cli=ParseOnly).config.test.data
     assert data.init_args.prompt.startswith("{source}\n\nSummarize")
+
+
+COMPOSE = """\
+skip:
+  class_path: Compose
+  init_args:
+    schedule: {class_path: SkipDecode, init_args: {min_exit: 1, max_exit: 2}}
+    confidence: {class_path: CALM, init_args: {threshold: 0.5}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("layers", "schedule", "confidence"),
+    [
+        ([COMPOSE], SkipDecode(1, 2), CALM(0.5)),
+        ([COMPOSE, "--skip.schedule=HSD", "--skip.schedule.max_exit=2"], HSD(max_exit=2), CALM(0.5)),
+        ([COMPOSE, "--skip.confidence.probe_layers=[1,3]"], SkipDecode(1, 2), CALM(0.5, probe_layers=[1, 3])),
+        (["--skip=Compose", "--skip.schedule=HSD", "--skip.confidence=PABEE"], HSD(), PABEE()),
+    ],
+)
+def test_a_composed_strategy_is_named_by_its_parts(layers, schedule, confidence, monkeypatch, tmp_path):
+    skip = parsed_skip(monkeypatch, tmp_path, *layers)
+    assert skip["class_path"] == "hsdlab.Compose"
+    parts = skip["init_args"]
+    assert parts["schedule"]["class_path"] == f"hsdlab.{type(schedule).__name__}"
+    assert parts["schedule"]["init_args"] == schedule.parameters()
+    assert parts["confidence"]["class_path"] == f"hsdlab.{type(confidence).__name__}"
+    assert parts["confidence"]["init_args"] == confidence.parameters()
+
+
+def test_parts_that_contradict_each_other_are_refused(refused):
+    message = refused("test", "--skip=Compose", "--skip.schedule=HSD", "--skip.confidence=SkipDecode")
+    assert "--confidence: unfit class 'SkipDecode'; expected one of CALM, DeeBERT, PABEE, or the dotted path" in message
+    message = refused("test", "--skip=Compose", "--skip.schedule=Compose", "--skip.confidence=CALM")
+    assert "--schedule: unfit class 'Compose'; expected one of" in message
+    assert "CALM" not in message
+
+
+def test_compare_marks_an_oracle_and_gives_it_no_time(evaluate, tmp_path):
+    composed = (
+        "{class_path: Compose, init_args: {schedule: {class_path: HSD, init_args: {max_exit: 2}}, confidence: CALM}}"
+    )
+    evaluate("compare", f"--strategies=[OracleExit, {composed}]", "--trainer.limit_test_batches=1")
+    report = json.loads((tmp_path / "out/comparison.json").read_text())
+    _, oracle, compose = report["strategies"]
+    assert oracle["is_oracle"]
+    assert oracle["speed_up"] is None
+    assert oracle["cost"]["decode_step_ms"] is None
+    assert not compose["is_oracle"]
+    assert compose["speed_up"] > 0
+    assert compose["strategy"]["init_args"]["schedule"]["init_args"]["max_exit"] == 2
+    assert "OracleExit(keys_and_values='law')` (oracle) |" in (tmp_path / "out/comparison.md").read_text()
 
 
 # ---- whole runs

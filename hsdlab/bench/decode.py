@@ -131,10 +131,10 @@ def run_bench(
         apply) and the raw ``prompt_s``, ``decode_s`` and ``decode_passes`` [rounds][prompts].
 
     Raises:
-        ValueError: For bad prompts, ``new_tokens`` or ``repeats``.
+        ValueError: For bad prompts, ``new_tokens`` or ``repeats``, and for an oracle.
         RuntimeError: If full depth makes other tokens than plain ``generate``.
     """
-    _check_arguments(prompts, new_tokens, repeats)
+    _check_arguments(prompts, strategies, new_tokens, repeats)
     device = next(model.parameters()).device
     prompts = [prompt.to(device) for prompt in prompts]
     plain = _PlainSide(model, prompts, new_tokens)
@@ -227,9 +227,17 @@ def _decode_s(rounds: list[list[Timing]]) -> list[float]:
     return [sum(timing.decode_s for timing in row) for row in rounds]
 
 
-def _check_arguments(prompts: Sequence[Tensor], new_tokens: int, repeats: int) -> None:
+def _check_arguments(
+    prompts: Sequence[Tensor], strategies: Sequence[SkipStrategy], new_tokens: int, repeats: int
+) -> None:
     if not prompts:
         raise ValueError("prompts: got none; expected at least one.")
+    for strategy in strategies:
+        if strategy.is_oracle:
+            raise ValueError(
+                f"strategies: {strategy!r} is an oracle, which runs layers that it claims not to have run; its time "
+                "means nothing. Compare its text and depth with 'evaluate.py compare'."
+            )
     for index, prompt in enumerate(prompts):
         if prompt.dim() != 2 or prompt.shape[0] != 1 or prompt.shape[1] == 0:
             raise ValueError(f"prompts[{index}]: got shape {tuple(prompt.shape)}; expected (1, length).")

@@ -1,15 +1,17 @@
 """Decoding with skipped layers: torch and transformers only; knows no Lightning and no strategy by name."""
 
-from hsdlab.decoding.decisions import LayerState, StepState, Strategy
+from hsdlab.decoding.decisions import Strategy
 from hsdlab.decoding.families import UnsupportedModelError
 from hsdlab.decoding.generate import AppliedRun, DecodeOutput, active_run, applied, generate
 from hsdlab.decoding.replay import replay
+from hsdlab.decoding.states import HindsightState, LayerState, StepState
 from hsdlab.decoding.timing import Timing
 from hsdlab.decoding.trace import Trace
 
 __all__ = [
     "AppliedRun",
     "DecodeOutput",
+    "HindsightState",
     "LayerState",
     "StepState",
     "Strategy",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -50,6 +51,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._rows: Rows = None  # the rows that the layer now running was called with
         self._filling = False
         self._history = History(decisions)
+        self._outputs: list[Tensor] = []  # of the layers of this step, for an oracle
         self.executed: list[Tensor] = []
         self.filled = 0
         self.peak_bytes = 0
@@ -96,6 +98,8 @@ class SkipCache(LayerRunner, DynamicCache):
             hidden = call(hidden, *args, **kwargs)
         else:
             hidden = self._run_decode_step(index, call, hidden, args, kwargs)
+            if self._decisions.looks_back:
+                hidden = self._look_back(index, hidden)
         if index == self._parts.num_layers - 1:
             self._end_pass(length)
         return hidden
@@ -152,10 +156,22 @@ class SkipCache(LayerRunner, DynamicCache):
         return hidden.index_copy(0, device_rows, output)
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
-        if not self._decisions.asks:
-            return
-        last = output[:, -1]
-        self._decisions.after(index, rows, last, arrived[:, -1], lambda: self._parts.logits(last))
+        if self._decisions.asks:
+            self._decisions.after(index, rows, output[:, -1], arrived[:, -1], self._parts)
+
+    def _look_back(self, index: int, output: Tensor) -> Tensor:
+        """After the last layer, put each row back to the layer at which an oracle says that it exited."""
+        self._outputs.append(output)
+        if index < self._parts.num_layers - 1:
+            return output
+        outputs = torch.stack(self._outputs)  # (layers, rows, 1, d)
+        self._outputs.clear()
+        exits = self._decisions.look_back(outputs[:, :, -1], self._parts)
+        hidden = outputs[exits.to(output.device), torch.arange(len(exits), device=output.device)]  # (rows, 1, d)
+        if not self._decisions.keeps_full_entries:
+            for layer in range(1, self._parts.num_layers):
+                self._history.passed_by(layer, (exits >= layer).nonzero().squeeze(1), hidden)
+        return hidden
 
     # Late keys and values ------------------------------------------------------------------------------------
 

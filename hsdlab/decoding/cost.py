@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsdlab.decoding.families import decoder_parts, key_value_size
+from hsdlab.decoding.families import decoder_parts, key_value_size, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
 from hsdlab.decoding.trace import Trace
 
@@ -41,21 +41,22 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> dict[str, Any]:
 def decode_flops(model: nn.Module, trace: Trace) -> float:
     """Floating-point operations of the decode steps of a trace, prompt pass apart.
 
-    Two per weight of each matrix that a token is multiplied with (layers, head, head of the probes, key and value
-    projections of late fills) and four per attended token and attention channel (scores, weighted sum). Norms,
-    biases, activations and embeddings are left out.
+    Two per weight of each matrix that a token is multiplied with (layers, head, the head's rows that probes used, exit
+    classifiers, key and value projections of late fills) and four per attended token and attention channel (scores,
+    weighted sum). Norms, biases, activations, embeddings and the cosines of hidden-state saturation are left out.
 
     Args:
         model: The model that decoded.
-        trace: Its trace; everything computed is counted, beams that were not returned too.
+        trace: Its trace; everything computed is counted, beams that were not returned too. That of an oracle counts
+            what the oracle claims to have run.
 
     Returns:
         The number of operations; depth along unreturned beams is taken at its average over the whole search.
     """
     parts = decoder_parts(model)
     config = parts.model.config.get_text_config(decoder=True)
-    per_layer = 2 * sum(_matrix_weights(layer) for layer in parts.layers) / parts.num_layers
-    per_head = 2 * _matrix_weights(parts.head)
+    per_layer = 2 * sum(matrix_weights(layer) for layer in parts.layers) / parts.num_layers
+    per_head = 2 * sum(matrix_weights(module) for module in (*parts.after_layers, parts.head))
     per_fill = 2 * config.hidden_size * key_value_size(parts.model)
     attention_size = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -66,7 +67,7 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     computed = trace.compute_depth_sum / max(float(depths.sum()), 1.0)  # beams computed per beam returned
     attention = 4 * attention_size * float((depths * context[:, None]).sum()) * computed
     layers = per_layer * trace.compute_depth_sum
-    heads = per_head * (trace.compute_steps + trace.probed_rows)
+    heads = per_head * trace.compute_steps + 2 * trace.probe_weights
     return layers + attention + heads + per_fill * trace.filled
 
 
@@ -88,10 +89,6 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Sequence[int]]) -> float:
     outside = _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
     full = (sum(layer_bytes) + outside) * len(schedule)
     return full / sum(sum(layer_bytes[i] for i in layers) + outside for layers in schedule)
-
-
-def _matrix_weights(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
 def _bytes(module: nn.Module) -> int:

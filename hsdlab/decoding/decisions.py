@@ -1,98 +1,43 @@
 """Which rows run which layer in a decode step, from what a strategy answers.
 
 A strategy answers in one of three ways (the rungs of ``hsdlab.strategies``): a schedule known beforehand and equal
-for all rows, a plan per row before each step, or an exit asked for after each executed layer. The engine sees only
-the result: for each layer, the rows that run it.
+for all rows, a plan per row before each step, or an exit asked for after each executed layer, within the schedule or
+plan. An oracle answers after the step, when all layers have run. The engine sees only the result: for each layer, the
+rows that run it.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.states import HindsightState, LayerState, Probe, ProbeCost, StepMemory, StepState
+
 Rows = Tensor | None
 """Indices of some rows on the CPU, in order; None stands for all rows."""
-
-
-@dataclass(frozen=True)
-class StepState:
-    """What a plan may look at.
-
-    Attributes:
-        step: t; the pass whose input is new token t.
-        rows: Number of rows in the batch (with beams: sources × beams).
-        num_layers: L.
-        max_steps: T, the most new tokens.
-    """
-
-    step: int
-    rows: int
-    num_layers: int
-    max_steps: int
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """What an exit may look at, after one executed layer. Rows are those that have not exited yet.
-
-    Attributes:
-        layer: Index of the layer that has just run, 0 … L-2.
-        step: t; the pass whose input is new token t.
-        num_layers: L.
-        max_steps: T, the most new tokens.
-        rows: Indices of these rows in the batch, LongTensor [rows] on the CPU.
-        output: Output of the layer, [rows, d].
-        previous_output: Output of the executed layer before it, [rows, d]; None if this is the first.
-        logits: Call it for the head applied to the final norm of ``output``, [rows, vocabulary]. Computed at the
-            first call only.
-    """
-
-    layer: int
-    step: int
-    num_layers: int
-    max_steps: int
-    rows: Tensor
-    output: Tensor
-    previous_output: Tensor | None
-    logits: Callable[[], Tensor]
 
 
 class Strategy(Protocol):
     """What the engine asks of a strategy. ``hsdlab.strategies.SkipStrategy`` is the class to subclass.
 
     A strategy that also has ``should_exit(state: LayerState) -> BoolTensor [rows]`` is asked after each executed
-    layer but the last.
+    layer but the last that may run. An oracle has ``exit_layers(state: HindsightState) -> LongTensor [rows]``: it runs
+    all layers and then says after which one each row had exited; its ``keys_and_values`` ("law" or "full") says
+    whether the entries of the layers above are made anew from the state it exited with.
     """
+
+    def check_model(self, parts: DecoderParts) -> None:
+        """Raise ValueError if the strategy does not fit a model; called before anything is decoded."""
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
         """The executed layers of steps 0 … max_steps - 2, the same for all rows, or None if not known before."""
 
     def plan(self, state: StepState) -> Tensor:
         """The layers each row may run in this step, [rows, layers]; asked if there is no schedule."""
-
-
-@dataclass
-class Probe:
-    """The head applied to one layer's output, computed when first asked for; counts the rows it was computed for."""
-
-    compute: Callable[[], Tensor]
-    rows: int
-    result: Tensor | None = field(default=None, init=False)
-
-    def __call__(self) -> Tensor:
-        """Logits [rows, vocabulary]."""
-        if self.result is None:
-            self.result = self.compute()
-        return self.result
-
-    @property
-    def computed_rows(self) -> int:
-        """Number of rows the head was applied to: all or none."""
-        return 0 if self.result is None else self.rows
 
 
 class Decisions:
@@ -102,17 +47,26 @@ class Decisions:
         strategy: Who decides.
         num_layers: L.
         max_steps: T, the most new tokens.
+        sources: Number of prompts; the rows of one are consecutive (beams, or several sampled sequences). None for as
+            many as rows.
+
+    Attributes:
+        executed: The layers of the step that now runs: BoolTensor [rows or 1, layers] on the CPU.
+        ended: BoolTensor [rows] on the CPU: the row's text has ended; None where that is not known.
+        probed: What deciding has cost so far.
 
     Raises:
         ValueError: If the strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
     """
 
-    def __init__(self, strategy: Strategy, num_layers: int, max_steps: int) -> None:
+    def __init__(self, strategy: Strategy, num_layers: int, max_steps: int, sources: int | None = None) -> None:
         self.strategy = strategy
         self.name = type(strategy).__name__
         self.num_layers = num_layers
         self.max_steps = max_steps
+        self._sources = sources
         self._should_exit = getattr(strategy, "should_exit", None)
+        self._exit_layers = getattr(strategy, "exit_layers", None)
         schedule = strategy.scheduled_layers(num_layers, max_steps)
         self._schedule = None if schedule is None else self._checked_schedule(schedule)
         # The last step that may run each layer: after it nothing of the layer is needed any more.
@@ -120,17 +74,23 @@ class Decisions:
         for step, layers in enumerate(self._schedule or ()):
             for layer in layers:
                 self._last_use[layer] = step
-        self.probed_rows = 0
+        self.ended: Tensor | None = None
+        self.probed = ProbeCost()
 
     @cached_property
     def same_for_all_rows(self) -> bool:
         """Whether no decision depends on the row, so that none needs the device."""
-        return self._schedule is not None and not self.asks
+        return self._schedule is not None and not self.asks and not self.looks_back
 
     @property
     def asks(self) -> bool:
         """Whether the strategy is asked after each executed layer."""
         return self._should_exit is not None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the strategy is an oracle, asked after each step."""
+        return self._exit_layers is not None
 
     @cached_property
     def may_fill(self) -> bool:
@@ -159,7 +119,9 @@ class Decisions:
             return
         self.executed = torch.zeros(rows, self.num_layers, dtype=torch.bool)
         self._running = torch.ones(rows, dtype=torch.bool)
-        self._any_executed = False
+        self._layers_run = 0
+        self._memory = StepMemory(rows)
+        self._last_layer = self.num_layers - 1 if self._schedule is None else max(self._now)
         if self._schedule is not None:
             return
         plan = self.strategy.plan(StepState(step, rows, self.num_layers, self.max_steps))
@@ -176,7 +138,7 @@ class Decisions:
         self.executed[:, layer] = run
         return None if bool(run.all()) else run.nonzero().squeeze(1)
 
-    def after(self, layer: int, rows: Rows, output: Tensor, arrived: Tensor, logits: Callable[[], Tensor]) -> None:
+    def after(self, layer: int, rows: Rows, output: Tensor, arrived: Tensor, parts: DecoderParts) -> None:
         """Ask who exits after ``layer``.
 
         Args:
@@ -184,22 +146,25 @@ class Decisions:
             rows: The rows that ran it.
             output: Its output for them, [rows, d].
             arrived: What arrived at it, [rows, d]: the output of the last executed layer, if there was one.
-            logits: The head applied to ``output``.
+            parts: The model's parts.
         """
-        first, self._any_executed = not self._any_executed, True
-        if self._should_exit is None or layer == self.num_layers - 1:
+        self._layers_run += 1
+        if self._should_exit is None or layer == self._last_layer:
             return
         indices = torch.arange(self.rows) if rows is None else rows
-        probe = Probe(logits, len(indices))
         state = LayerState(
-            layer,
-            self.step,
-            self.num_layers,
-            self.max_steps,
-            indices,
-            output,
-            None if first else arrived,
-            probe,
+            layer=layer,
+            layers_run=self._layers_run,
+            step=self.step,
+            num_layers=self.num_layers,
+            max_steps=self.max_steps,
+            rows=indices,
+            rows_per_source=1 if self._sources is None else self.rows // self._sources,
+            ended=None if self.ended is None else self.ended[indices],
+            output=output,
+            previous_output=None if self._layers_run == 1 else arrived,
+            probe=Probe(parts, output, self.probed),
+            memory=self._memory,
         )
         exits = self._should_exit(state)
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
@@ -207,8 +172,36 @@ class Decisions:
                 f"{self.name}.should_exit returned {_described(exits)}; expected a BoolTensor of shape "
                 f"({len(indices)},): one answer for each row that is still running."
             )
-        self.probed_rows += probe.computed_rows
         self._running[indices] = ~exits.cpu()
+
+    def look_back(self, outputs: Tensor, parts: DecoderParts) -> Tensor:
+        """Ask an oracle after which layer each row had exited; ``executed`` then says so.
+
+        Args:
+            outputs: Output of each layer, [layers, rows, d].
+            parts: The model's parts.
+
+        Returns:
+            LongTensor [rows] on the CPU.
+        """
+        if self._exit_layers is None:
+            raise RuntimeError(f"{self.name} is no oracle: it has no exit_layers.")
+        state = HindsightState(self.step, self.rows, self.num_layers, self.max_steps, outputs, parts)
+        exits = self._exit_layers(state)
+        whole = isinstance(exits, Tensor) and exits.dtype == torch.long and tuple(exits.shape) == (self.rows,)
+        if not whole or bool((exits < 0).any()) or bool((exits >= self.num_layers).any()):
+            raise ValueError(
+                f"{self.name}.exit_layers returned {_described(exits)}; expected a LongTensor of shape ({self.rows},) "
+                f"with layers from 0 to {self.num_layers - 1}."
+            )
+        exits = exits.cpu()
+        self.executed = torch.arange(self.num_layers) <= exits[:, None]  # (rows, layers)
+        return exits
+
+    @property
+    def keeps_full_entries(self) -> bool:
+        """Whether an oracle leaves the keys and values that the full pass made, against the law."""
+        return getattr(self.strategy, "keys_and_values", "law") == "full"
 
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
         if len(schedule) != self.max_steps - 1:

@@ -6,8 +6,10 @@ tests; any other decoder-only model is probed by structure and then has to agree
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -65,7 +67,7 @@ class DecoderParts:
     model: PreTrainedModel
     layers: tuple[nn.Module, ...]
     after_layers: tuple[nn.Module, ...]
-    head: nn.Module
+    head: Any
     queries: tuple[nn.Module | None, ...]
     proven: bool
 
@@ -74,11 +76,55 @@ class DecoderParts:
         """L, the number of decoder layers."""
         return len(self.layers)
 
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of the hidden state between the layers."""
+        return self.model.config.get_text_config(decoder=True).hidden_size
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Number of logits that the head gives."""
+        return self.head.weight.shape[0]
+
+    @cached_property
+    def head_weights(self) -> tuple[int, int]:
+        """Weights that a hidden state is multiplied with: between the last layer and the head, and for one logit."""
+        return sum(matrix_weights(module) for module in self.after_layers), self.head.weight.shape[1]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the final norm and the head to a layer's output: [..., d] to [..., vocabulary]."""
+        return self.head(self._before_head(hidden))
+
+    def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """``logits`` for some tokens only, computed from their rows of the head (:meth:`check_head_rows`).
+
+        Args:
+            hidden: [rows, d].
+            tokens: LongTensor [rows, K]: other tokens for each row.
+
+        Returns:
+            [rows, K].
+        """
+        hidden = self._before_head(hidden)
+        logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
+        return logits if self.head.bias is None else logits + self.head.bias[tokens]
+
+    def check_head_rows(self) -> None:
+        """Check that the head is a plain matrix, of which some rows can be taken.
+
+        Raises:
+            UnsupportedModelError: If it is not (an adapter on the head, quantised weights).
+        """
+        if type(self.head) is not nn.Linear:
+            raise UnsupportedModelError(
+                f"The head of {type(self.model).__name__} is a {type(self.head).__name__}; a shortlist of tokens needs "
+                "a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
+            )
+
+    def _before_head(self, hidden: Tensor) -> Tensor:
         for module in self.after_layers:
             hidden = module(hidden)
-        return self.head(hidden)
+        return hidden
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
@@ -111,6 +157,11 @@ def feed_forward(layer: nn.Module) -> nn.Module:
         if hasattr(layer, name):
             return getattr(layer, name)
     raise UnsupportedModelError(f"Found no mlp, fc1 or feed_forward in {type(layer).__name__}.")
+
+
+def matrix_weights(module: nn.Module) -> int:
+    """Number of weights in a module's matrices: each is multiplied and added once for a token."""
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
 def key_value_size(model: PreTrainedModel) -> int:

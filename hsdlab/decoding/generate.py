@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
@@ -122,6 +122,7 @@ def applied(
         )
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
+    strategy.check_model(parts)
     Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
     if not parts.proven:
         check_model(parts)
@@ -210,7 +211,10 @@ def _decode(
         generation_config = copy.deepcopy(generation_config)
         generation_config.update(**forced)
         kwargs = {name: value for name, value in kwargs.items() if name not in forced}
-    decisions = Decisions(run.strategy, parts.num_layers, max_steps)
+    decisions = Decisions(run.strategy, parts.num_layers, max_steps, sources=len(input_ids))
+    if decisions.asks and config.num_beams == 1 and len(input_ids) * config.num_return_sequences > 1:
+        criteria = [*(kwargs.get("stopping_criteria") or []), _EndsSeen(decisions, config.eos_token_id)]
+        kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
     cache = SkipCache(parts, decisions)
     readings = cache.readings_s
     readings.append(now_s(model.device))
@@ -232,7 +236,8 @@ def _decode(
         beam_rows=None if beams is None else beams[:, 1:].clamp(min=0),
         searched_rows=len(input_ids) * config.num_beams,
         filled=cache.filled,
-        probed_rows=decisions.probed_rows,
+        probed_rows=decisions.probed.rows,
+        probe_weights=decisions.probed.weights,
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,
@@ -250,7 +255,25 @@ def _decode(
 def _real_tokens(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
     """Real new tokens of each row, its end-of-sequence token included: [rows, new] to [rows]."""
     rows, width = new_tokens.shape
-    ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long).reshape(-1)
-    is_end = torch.isin(new_tokens, ends)
+    is_end = _is_end(new_tokens, eos_token_id)
     first = is_end.long().argmax(dim=1) + 1
     return torch.where(is_end.any(dim=1), first, torch.full((rows,), width))
+
+
+def _is_end(tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
+    ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long, device=tokens.device)
+    return torch.isin(tokens, ends.reshape(-1))
+
+
+class _EndsSeen(StoppingCriteria):
+    """Stops nothing; tells the decisions which rows of a batch have ended, since transformers goes on padding them."""
+
+    def __init__(self, decisions: Decisions, eos_token_id: int | list[int] | None) -> None:
+        self._decisions = decisions
+        self._eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ended = _is_end(input_ids[:, -1], self._eos_token_id).cpu()
+        before = self._decisions.ended
+        self._decisions.ended = ended if before is None else before | ended
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.decoding.cache import SkipCache
-from hsdlab.decoding.decisions import Decisions, StepState
+from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, position_ids
 from hsdlab.decoding.replay import replay
 from hsdlab.decoding.skipping import skippable
+from hsdlab.decoding.states import StepState
 
 _TOLERANCE = 1e-2  # of the largest logit; reduced precision reaches about half of it, a wrong model is far beyond
 
 
 class _Alternate:
     """Runs the even and the odd layers in turn, row by row, so that every cache entry is at some time filled late."""
+
+    def check_model(self, parts: DecoderParts) -> None:
+        return
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> None:
         return None

@@ -21,7 +21,9 @@ class Trace:
         compute_depth_sum: Executed layers summed over all live beams of all steps.
         compute_steps: Number of terms of that sum.
         filled: Number of (token, layer) pairs whose keys and values were made late, over all beams.
-        probed_rows: Number of hidden states that the head was applied to in order to decide about an exit.
+        probed_rows: Number of hidden states that the head, whole or in part, was applied to in order to decide about
+            an exit.
+        probe_weights: Weights that hidden states were multiplied with for that, of the head or of a classifier.
     """
 
     executed: Tensor
@@ -31,6 +33,7 @@ class Trace:
     compute_steps: int
     filled: int = 0
     probed_rows: int = 0
+    probe_weights: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -84,6 +87,7 @@ def trace_along(
     searched_rows: int = 0,
     filled: int = 0,
     probed_rows: int = 0,
+    probe_weights: int = 0,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
 
@@ -97,6 +101,7 @@ def trace_along(
         searched_rows: With beams, the number of rows in the search: sources × beams.
         filled: See :class:`Trace`.
         probed_rows: See :class:`Trace`.
+        probe_weights: See :class:`Trace`.
     """
     rows = len(real_tokens)
     steps = max(int(real_tokens.max()) - 1, 0)
@@ -118,4 +123,5 @@ def trace_along(
         compute_steps=compute_steps,
         filled=filled,
         probed_rows=probed_rows,
+        probe_weights=probe_weights,
     )

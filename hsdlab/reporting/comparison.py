@@ -29,6 +29,7 @@ from hsdlab.reporting.pareto import pareto_figure
 SCHEMA_VERSION = 1
 BASELINE_CLASS = "FullDepth"
 HEADLINE_METRIC = "rougeL"
+TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")  # of efficiency
 BLEU_STATISTICS = 10  # system and reference length, correct and total 1- to 4-grams
 
 
@@ -45,6 +46,7 @@ class StrategyResult:
             prompt_ms, flops_per_token, cache_peak_mib; not a number where there was no decode step.
         examples: the records of the prediction file: id, source, prediction, references, new_tokens, tokens,
             average_layers, layers, scores, bleu_statistics. What lacks tokens or layers has no depth picture.
+        is_oracle: whether it looked at layers that it claims not to have run; its times are then left out.
     """
 
     name: str
@@ -53,6 +55,7 @@ class StrategyResult:
     scores: dict[str, float]
     efficiency: dict[str, float]
     examples: list[dict[str, Any]]
+    is_oracle: bool = False
 
     @property
     def class_name(self) -> str:
@@ -126,7 +129,9 @@ class Row:
         return self.speed_up > 1.1 * self.result.num_layers / self.cost("compute_layers")
 
     def cost(self, name: str) -> float:
-        """Return a figure of the result's efficiency, not a number where it was not measured."""
+        """Return a figure of the result's efficiency, not a number where it was not measured or means nothing."""
+        if self.result.is_oracle and name in TIMES:
+            return math.nan
         return self.result.efficiency.get(name, math.nan)
 
 
@@ -181,11 +186,13 @@ class Comparison:
                     "name": row.result.name,
                     "strategy": row.result.strategy,
                     "num_layers": row.result.num_layers,
+                    "is_oracle": row.result.is_oracle,
                     "examples": len(row.result.examples),
                     "quality": {name: figure._asdict() for name, figure in row.quality.items()},
                     "percent_of_baseline": {name: figure._asdict() for name, figure in row.percent_of_baseline.items()},
                     "output_tokens": row.output_tokens._asdict(),
-                    "cost": row.result.efficiency | {"percent_of_layers": row.percent_of_layers},
+                    "cost": {name: row.cost(name) for name in row.result.efficiency}
+                    | {"percent_of_layers": row.percent_of_layers},
                     "speed_up": row.speed_up,
                     "saves_layers_but_no_time": row.saves_layers_but_no_time,
                     "faster_than_its_layers": row.faster_than_its_layers,
@@ -244,7 +251,7 @@ class Comparison:
             quality=quality,
             percent_of_baseline=percent,
             output_tokens=Estimate(mean_tokens, *bootstrap_interval(tokens)),
-            speed_up=_ratio(*steps_ms),
+            speed_up=math.nan if result.is_oracle else _ratio(*steps_ms),
         )
 
 

@@ -59,6 +59,11 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if any(row.saves_layers_but_no_time for row in comparison.rows):
         lines.append(f"{SLOW} Layers were saved, but a decode step took longer than the baseline's.")
+    if any(row.result.is_oracle for row in comparison.rows):
+        lines.append(
+            "An oracle looks at layers that it then claims not to have run: an upper bound, not a method, without a "
+            "time or a speed-up."
+        )
     if any(row.faster_than_its_layers for row in comparison.rows):
         lines.append(
             f"{TOO_FAST} More than the layers allow: the machine did other work while one of the two was measured. "
@@ -110,8 +115,8 @@ def print_tables(comparison: Comparison, console: Console) -> None:
     for row in comparison.rows:
         style = "bold" if row.is_baseline else ""
         cells = [_two_lines(row.quality[name], 3, row.percent_of_baseline[name].value) for name in metrics]
-        quality.add_row(Text(row.result.name), _layers(row), *cells, _two_lines(row.output_tokens, 1), style=style)
-        cost.add_row(Text(row.result.name), *_costs(row), style="yellow" if row.saves_layers_but_no_time else style)
+        quality.add_row(Text(_name(row)), _layers(row), *cells, _two_lines(row.output_tokens, 1), style=style)
+        cost.add_row(Text(_name(row)), *_costs(row), style="yellow" if row.saves_layers_but_no_time else style)
     console.print(quality)
     console.print(cost)
     for note in notes(comparison):
@@ -129,7 +134,7 @@ def _terminal_table(title: str, header: Sequence[str]) -> Table:
 def _pipe_table(rows: Sequence[Row], header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose first column names the strategies."""
     lines = [["Strategy", *header], ["---", *("---:" for _ in header)]]
-    lines += [[f"`{row.result.name}`", *line] for row, line in zip(rows, cells, strict=True)]
+    lines += [[_name(row, "`"), *line] for row, line in zip(rows, cells, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -148,6 +153,10 @@ def _costs(row: Row) -> list[str]:
         _significant(row.cost("flops_per_token") / 1e9),
         _significant(row.cost("cache_peak_mib")),
     ]
+
+
+def _name(row: Row, quote: str = "") -> str:
+    return f"{quote}{row.result.name}{quote}{' (oracle)' if row.result.is_oracle else ''}"
 
 
 def _layers(row: Row) -> str:

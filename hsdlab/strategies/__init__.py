@@ -2,9 +2,13 @@
 
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.calm import CALM
+from hsdlab.strategies.compose import Compose
 from hsdlab.strategies.confidence import ConfidenceStrategy
+from hsdlab.strategies.deebert import DeeBERT
 from hsdlab.strategies.full_depth import FullDepth
 from hsdlab.strategies.hsd import HSD
+from hsdlab.strategies.oracle_exit import OracleExit
+from hsdlab.strategies.pabee import PABEE
 from hsdlab.strategies.schedule import ScheduledStrategy
 from hsdlab.strategies.skipdecode import SkipDecode
 from hsdlab.strategies.static import StaticDepth
@@ -12,8 +16,12 @@ from hsdlab.strategies.static import StaticDepth
 __all__ = [
     "CALM",
     "HSD",
+    "PABEE",
+    "Compose",
     "ConfidenceStrategy",
+    "DeeBERT",
     "FullDepth",
+    "OracleExit",
     "ScheduledStrategy",
     "SkipDecode",
     "SkipStrategy",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
 from hsdlab.decoding.cost import decode_cost
+from hsdlab.decoding.families import DecoderParts
 from hsdlab.metrics.efficiency import Efficiency
 
 
@@ -36,6 +37,9 @@ class SkipStrategy(Callback, ABC):
     rows_depend: str | None = None
     """Why a row of a batch may decode otherwise than alone; None where it does not."""
 
+    is_oracle: bool = False
+    """Whether it looks at layers that it then claims not to have run: an upper bound, not a method."""
+
     @abstractmethod
     def plan(self, state: StepState) -> Tensor:
         """Choose the layers of a decode step for each row.
@@ -46,6 +50,10 @@ class SkipStrategy(Callback, ABC):
         Returns:
             BoolTensor [rows, layers]: the row runs the layer, at least one per row.
         """
+
+    def check_model(self, parts: DecoderParts) -> None:
+        """Raise ValueError if the strategy does not fit a model; asked before anything is decoded."""
+        return
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
         """The layers of steps 0 … max_steps - 2 if they are known beforehand, else None (then ``plan`` is asked)."""
@@ -76,6 +84,14 @@ class SkipStrategy(Callback, ABC):
         """The arguments of ``__init__`` by name, as they are now."""
         names = inspect.signature(type(self)).parameters
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def config(self) -> dict[str, Any]:
+        """The strategy as a config names it, ready for YAML and JSON: ``class_path`` and ``init_args``."""
+        arguments = {
+            name: value.config() if isinstance(value, SkipStrategy) else value
+            for name, value in self.parameters().items()
+        }
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
 
     def shown_parameters(self) -> dict[str, Any]:
         """The parameters that tell this setting from others, in its name: all but text and None at their default."""

@@ -2,66 +2,100 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from hsdlab.decoding import LayerState
-from hsdlab.strategies.confidence import ConfidenceStrategy, depth_threshold, softmax_response, time_threshold
+from hsdlab.decoding.exit_classifier import ExitClassifier
+from hsdlab.decoding.families import DecoderParts
+from hsdlab.strategies.confidence import depth_threshold, saturation, softmax_response, time_threshold
+from hsdlab.strategies.probing import ExitRule, ProbingStrategy, check_choice, check_not_negative, nobody
 
-_MEASURES = ("softmax",)
+_MEASURES = ("softmax", "saturation", "classifier")
 _SCHEDULES = ("constant", "time", "depth")
 _FORMS = ("paper", "t5x")
+_USED_BY = {
+    "constant": ("threshold",),
+    "time": ("threshold", "schedule", "temperature", "form"),
+    "depth": ("schedule", "slope"),
+}
 
 
-class CALM(ConfidenceStrategy):
+class CALM(ProbingStrategy):
     """Exit at the first layer whose confidence reaches the threshold.
 
-    Confidence is the softmax response of the head applied to the layer's output (section 3.5). A row that exits goes
-    through the final norm and the head; later tokens that run the skipped layers take its keys and values from the
-    state it exited with (state propagation, section 3.2).
+    Three measures of confidence (section 3.5): ``softmax``, the top-1 minus the top-2 probability of the head applied
+    to the layer's output; ``saturation``, the cosine of the layer's output and the last executed layer's;
+    ``classifier``, a trained linear layer. A row that exits goes through the final norm and the head; later tokens that
+    run the skipped layers take its keys and values from the state it exited with (state propagation, section 3.2).
 
-    A threshold of 1 or more means the full model: decided before any decay (the decayed form of 1 would fall below
-    it), and also where a confidence is exactly 1.0.
+    A threshold of 1 or more means the full model, for every measure: decided before any decay (the decayed form of 1
+    would fall below it), and also where a confidence is exactly 1.0.
 
-    Differs from the paper: decoder-only models, and each row of a batch or beam exits by itself (the paper decodes
-    single rows). Each probe applies the whole head: on a small model that costs several layers, so fewer layers may
-    well take longer (README, "Honest limits").
+    Differs from the paper: decoder-only models, and batches and beams, in which each row exits by itself unless
+    ``exit_rule`` says otherwise (the paper decodes single rows). ``probe_layers``, ``shortlist`` and ``gate`` make the
+    softmax response cheaper and are not the paper's (docs/calm.md): by default each probe applies the whole head, which
+    costs several layers on a small model, so that fewer layers may well take longer.
 
     Args:
         threshold: λ for the schedules ``constant`` and ``time``.
-        measure: ``softmax``.
+        measure: ``softmax``, ``saturation`` or ``classifier``.
         schedule: ``constant``; ``time``, falling over the new tokens (:func:`time_threshold`, equation 5); ``depth``,
             falling over the layers (:func:`depth_threshold`, as in HSD's paper).
         temperature: τ of ``time``.
         form: Form of ``time``: ``paper``, or ``t5x`` as the authors' public code has it.
         slope: λ of ``depth``: 0.02 and 0.005 in HSD's paper; 0 never exits.
+        classifier: File of the measure ``classifier`` (:class:`~hsdlab.decoding.exit_classifier.ExitClassifier`).
+        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
+        shortlist: With ``softmax``, K: after its first probe in a step, a row's response is over the K tokens that were
+            likeliest in that probe, and only their rows of the head are computed.
+        gate: With ``softmax``, the saturation from which the head is applied at all.
+        exit_rule: Who exits together: ``per_row``; ``min`` or ``mean``, all rows of the batch at the first layer where
+            their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the beams of one
+            prompt likewise.
     """
 
     def __init__(
         self,
         threshold: float = 0.9,
-        measure: Literal["softmax"] = "softmax",
+        measure: Literal["softmax", "saturation", "classifier"] = "softmax",
         schedule: Literal["constant", "time", "depth"] = "constant",
         temperature: float = 4.0,
         form: Literal["paper", "t5x"] = "paper",
         slope: float = 0.02,
+        classifier: str | None = None,
+        probe_layers: int | list[int] = 1,
+        shortlist: int | None = None,
+        gate: float | None = None,
+        exit_rule: ExitRule = "per_row",
     ) -> None:
-        for name, value, known in (
-            ("measure", measure, _MEASURES),
-            ("schedule", schedule, _SCHEDULES),
-            ("form", form, _FORMS),
-        ):
-            if value not in known:
-                raise ValueError(f"CALM: {name}={value!r}; expected one of {', '.join(known)}.")
-        for name, number in (("threshold", threshold), ("temperature", temperature), ("slope", slope)):
-            if not number >= 0:
-                raise ValueError(f"CALM: {name}={number!r}; expected 0 or more.")
+        check_choice("CALM", "measure", measure, _MEASURES)
+        check_choice("CALM", "schedule", schedule, _SCHEDULES)
+        check_choice("CALM", "form", form, _FORMS)
+        check_not_negative("CALM", threshold=threshold, temperature=temperature, slope=slope)
+        super().__init__(probe_layers, shortlist, exit_rule, gate)
+        if (measure == "classifier") != (classifier is not None):
+            raise ValueError(
+                f"CALM: measure={measure!r} and classifier={classifier!r}; expected a classifier's file with "
+                "measure='classifier', and only then."
+            )
+        if measure != "softmax" and (shortlist is not None or gate is not None):
+            raise ValueError(
+                f"CALM: measure={measure!r} does not use the head; expected shortlist and gate only with 'softmax'."
+            )
         self.threshold = threshold
         self.measure = measure
         self.schedule = schedule
         self.temperature = temperature
         self.form = form
         self.slope = slope
+        self.classifier = classifier
+        self._classifier: ExitClassifier | None = None
+
+    def check_model(self, parts: DecoderParts) -> None:
+        """Refuse what the model does not have; read the classifier."""
+        super().check_model(parts)
+        if self.classifier is not None:
+            self._classifier = ExitClassifier.load(self.classifier, parts.hidden_size).to(parts.model.device)
 
     def threshold_at(self, layer: int, step: int, max_steps: int) -> float:
         """λ_i(t): the confidence from which a row exits after a layer; 1 or more stands for never."""
@@ -72,28 +106,27 @@ class CALM(ConfidenceStrategy):
         return time_threshold(self.threshold, step, max_steps, self.temperature, self.form)
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Rows whose confidence reaches the threshold; the head is not applied where the threshold is 1 or more."""
+        """Rows whose confidence reaches the threshold; nothing is measured where the threshold is 1 or more."""
         threshold = self.threshold_at(state.layer, state.step, state.max_steps)
-        if threshold >= 1:
-            return torch.zeros(len(state.output), dtype=torch.bool)
-        return softmax_response(state.logits()) >= threshold
+        if threshold >= 1 or not self.probes(state):
+            return nobody(state)
+        return self.exits(state, self._confidence(state), threshold)
+
+    def _confidence(self, state: LayerState) -> Tensor:
+        if self.measure == "softmax":
+            return self.head_confidence(state, softmax_response)
+        if self.measure == "saturation":
+            return saturation(state.output, state.previous_output)
+        if self._classifier is None:
+            raise RuntimeError("CALM reads its classifier when it meets a model: use generate() or applied_to().")
+        return state.probe.apply(self._classifier).sigmoid()
 
     def shown_parameters(self) -> dict[str, Any]:
-        """The parameters that its schedule uses."""
-        names = {
-            "constant": ("threshold",),
-            "time": ("threshold", "schedule", "temperature", "form"),
-            "depth": ("schedule", "slope"),
-        }
-        return {name: getattr(self, name) for name in names[self.schedule]}
+        """As always, but of the parameters of the schedules those that its schedule uses."""
+        shown = super().shown_parameters()
+        for_others = {name for names in _USED_BY.values() for name in names} - set(_USED_BY[self.schedule])
+        return {name: value for name, value in shown.items() if name not in for_others}
 
     def never_skip(self) -> "CALM":
         """A threshold of 1."""
-        return CALM(
-            threshold=1.0,
-            measure=self.measure,
-            schedule="constant",
-            temperature=self.temperature,
-            form=self.form,
-            slope=self.slope,
-        )
+        return self.changed(threshold=1.0, schedule="constant")

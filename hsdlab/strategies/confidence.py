@@ -1,4 +1,4 @@
-"""ConfidenceStrategy: exit layer by layer, row by row; and CALM's measure and thresholds as plain functions."""
+"""ConfidenceStrategy: exit layer by layer; and the measures and thresholds as plain functions."""
 
 import math
 from abc import abstractmethod
@@ -13,18 +13,20 @@ from hsdlab.strategies.base import SkipStrategy
 class ConfidenceStrategy(SkipStrategy):
     """A strategy that is asked after each executed layer who exits. Write ``should_exit``.
 
-    Each row exits by itself: it is frozen, the others go on, and layers above the last exit do not run. A batch
-    decodes as its single rows do. Asking costs one device synchronisation per layer.
+    A row that exits is frozen, the others go on, and layers above the last exit do not run. Where each row is decided
+    by itself, a batch decodes as its single rows do. An answer on the device costs a synchronisation; one on the CPU
+    ("nobody") costs none.
     """
 
     @abstractmethod
     def should_exit(self, state: LayerState) -> Tensor:
-        """Decide who exits after a layer; not asked after the last one.
+        """Decide who exits after a layer; not asked after the last one that may run.
 
         Args:
             state: layer, step, num_layers, max_steps; for the rows still running, their indices ``rows``, the layer's
                 ``output`` [rows, d], ``previous_output`` of the executed layer before (None at the first) and
-                ``logits()`` [rows, vocabulary], computed only when called.
+                ``logits()`` [rows, vocabulary], computed only when called; ``keep`` and ``recall`` for values by row
+                that live until the step ends; more in :class:`~hsdlab.decoding.LayerState`.
 
         Returns:
             BoolTensor [rows]: the row exits here.
@@ -51,6 +53,50 @@ def softmax_response(logits: Tensor) -> Tensor:
     probabilities = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     top = probabilities.topk(2, dim=-1).values  # (rows, 2)
     return top[:, 0] - top[:, 1]
+
+
+def saturation(output: Tensor, previous_output: Tensor | None) -> Tensor:
+    """Cosine of a layer's output and the last executed layer's, before the final norm (CALM, section 3.5).
+
+    Args:
+        output: [rows, d].
+        previous_output: [rows, d]; None at the first executed layer, where there is nothing to compare with.
+
+    Returns:
+        [rows], -1 to 1, in float32 or better; -1 at the first executed layer, so that none exits there (the paper's
+        first exit is after its second layer).
+
+    Example:
+        >>> saturation(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
+        tensor([0.6000])
+    """
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    if previous_output is None:
+        return output.new_full((len(output),), -1.0, dtype=dtype)
+    return torch.cosine_similarity(output.to(dtype), previous_output.to(dtype), dim=-1)
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """One minus the entropy of the prediction over the largest it can have: 1 - H / ln V.
+
+    DeeBERT (arXiv 2004.12993) exits where H falls below a threshold S: here, where this rises above 1 - S / ln V.
+
+    Args:
+        logits: [rows, V].
+
+    Returns:
+        [rows], 0 (uniform) to 1 (all on one token), in float32 or better.
+
+    Example:
+        >>> certainty(torch.tensor([[0.0, 0.0], [0.0, 100.0]])).tolist()
+        [0.0, 1.0]
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    entropy = -(log_probabilities.exp() * log_probabilities.clamp(min=_SMALLEST_LOG)).sum(dim=-1)
+    return 1 - entropy / math.log(logits.shape[-1])
+
+
+_SMALLEST_LOG = -1e4  # stands for log 0 (a masked token): its share of the entropy is 0, not 0 · inf
 
 
 def time_threshold(threshold: float, step: int, max_steps: int, temperature: float = 4.0, form: str = "paper") -> float:

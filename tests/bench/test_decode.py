@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hsdlab.decoding.timing
 from hsdlab.bench import decode, run_bench
 from hsdlab.decoding.cost import ideal_speedup
-from hsdlab.strategies import CALM, HSD, FullDepth, SkipDecode
+from hsdlab.strategies import CALM, HSD, FullDepth, OracleExit, SkipDecode
 
 LAYERS = 4
 NEW_TOKENS = 6
@@ -206,6 +206,7 @@ def test_table_cells(model, prompts, layer_clock, tmp_path, capsys):
         ({"prompts": [torch.ones(2, 3, dtype=torch.long)]}, r"prompts\[0\]: got shape \(2, 3\)"),
         ({"new_tokens": 1}, "new_tokens is 1; expected at least 2"),
         ({"repeats": 0}, "repeats is 0; expected at least 1"),
+        ({"strategies": [OracleExit()]}, "OracleExit.* is an oracle"),
     ],
 )
 def test_bad_arguments(model, prompts, tmp_path, change, message):

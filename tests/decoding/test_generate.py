@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 
 from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, generate
 from hsdlab.decoding import UnsupportedModelError, active_run
+from hsdlab.decoding.families import decoder_parts
 from hsdlab.testing import prompts, tiny_model
 from tests.strategies_for_tests import Changing
 
@@ -305,3 +306,15 @@ def test_says_nothing_about_its_own_options(tiny, call, caplog):
     finally:
         transformers.logging.set_verbosity_error()
     assert [record.message for record in caplog.records if "flags" in record.message] == []
+
+
+def test_the_heads_rows_for_some_tokens_are_those_of_the_whole_head(family_model):
+    model = tiny_model(family_model.config.model_type)
+    parts = decoder_parts(model)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 32, dtype=torch.float64, generator=generator)
+    tokens = torch.tensor([[1, 5], [63, 0], [7, 7]])
+    with torch.no_grad():
+        if parts.head.bias is not None:  # as made, it is 0
+            parts.head.bias.copy_(torch.randn(64, dtype=torch.float64, generator=generator))
+        torch.testing.assert_close(parts.token_logits(hidden, tokens), parts.logits(hidden).gather(1, tokens))

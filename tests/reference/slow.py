@@ -1,7 +1,11 @@
 """Slow oracles: no cache, no class swap, everything recomputed for each token with plain forward hooks."""
 
-import torch
+import math
 
+import torch
+from safetensors.torch import load_file
+
+from hsdlab import CALM, PABEE, DeeBERT
 from hsdlab.decoding.families import decoder_parts, position_ids
 
 
@@ -26,30 +30,113 @@ def greedy_by_schedule(model, input_ids, attention_mask, layers_of_step, new_tok
     return input_ids, all_logits
 
 
-def greedy_by_softmax_response(model, input_ids, attention_mask, threshold_at, new_tokens):
-    """Greedy CALM: the newest token exits after the first layer whose top-2 probability gap reaches the threshold."""
+def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, layers_of_step=None):
+    """Greedy decoding with exits: after each executed layer, ``leaves`` says which of the running rows exit.
+
+    Args:
+        leaves: Called with the layer, the step and, for each running row, the outputs [d] of the layers that ran for it
+            in this step, oldest first; returns one answer a running row. Not asked after the last layer that may run.
+        layers_of_step: The layers that may run in each step; all if not given.
+    """
     parts = decoder_parts(model)
     executed = torch.ones(*input_ids.shape, parts.num_layers, dtype=torch.bool)
     all_logits = [masked_logits(model, input_ids, attention_mask, executed)[:, -1]]
     for step in range(new_tokens - 1):
         input_ids, attention_mask = _append(input_ids, attention_mask, all_logits[-1])
         rows = len(input_ids)
+        allowed = set(range(parts.num_layers) if layers_of_step is None else layers_of_step[step])
         newest = torch.zeros(rows, parts.num_layers, dtype=torch.bool)
-        running = [True] * rows
+        outputs = {row: [] for row in range(rows)}  # of the rows still running
 
-        def decide(i, out, arrived, step=step, newest=newest, running=running, before=executed, rows=rows):
-            newest[:, i] = torch.tensor(running)
-            if i < parts.num_layers - 1:
-                for row in range(rows):
-                    if running[row]:
-                        probabilities = sorted(parts.logits(out[row, -1]).softmax(-1).tolist())
-                        running[row] = not probabilities[-1] - probabilities[-2] >= threshold_at(i, step)
+        def decide(i, out, arrived, step=step, newest=newest, outputs=outputs, before=executed, allowed=allowed):
+            if i in allowed:
+                for row in outputs:
+                    newest[row, i] = True
+                    outputs[row].append(out[row, -1])
+                if outputs and i != max(allowed):
+                    for row, left in zip(list(outputs), leaves(i, step, list(outputs.values())), strict=True):
+                        if left:
+                            del outputs[row]
             return torch.cat([before[:, :, i], newest[:, i : i + 1]], dim=1)
 
         all_logits.append(_hooked_pass(model, input_ids, attention_mask, decide)[:, -1])
         executed = torch.cat([executed, newest[:, None]], dim=1)
     input_ids, _ = _append(input_ids, attention_mask, all_logits[-1])
     return input_ids, all_logits, executed
+
+
+def softmax_response(logits):
+    """Top-1 minus top-2 probability of one row's logits."""
+    probabilities = sorted(logits.softmax(-1).tolist())
+    return probabilities[-1] - probabilities[-2]
+
+
+def certainty(logits):
+    """One minus the entropy over its maximum."""
+    probabilities = logits.softmax(-1).tolist()
+    return 1 + sum(p * math.log(p) for p in probabilities if p > 0) / math.log(len(probabilities))
+
+
+def cosine(outputs):
+    """Of the two newest of a row's outputs; -1 if there is one only."""
+    if len(outputs) < 2:
+        return -1.0
+    a, b = outputs[-1].tolist(), outputs[-2].tolist()
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
+def unchanged(predictions):
+    """How many of the newest predictions equal the one before them."""
+    count = 0
+    while count + 1 < len(predictions) and predictions[-1 - count] == predictions[-2 - count]:
+        count += 1
+    return count
+
+
+def together(confidences, rule):
+    """The confidence that decides for each row: all rows are from different prompts."""
+    if rule == "min":
+        return [min(confidences)] * len(confidences)
+    if rule == "mean":
+        return [sum(confidences) / len(confidences)] * len(confidences)
+    return confidences
+
+
+def leaves_of(strategy, parts, new_tokens):
+    """CALM, DeeBERT and PABEE row by row, for ``greedy_by_confidence``; a shortlist only where all layers may run."""
+    every = 1 if isinstance(strategy.probe_layers, list) else strategy.probe_layers
+
+    def confidence(outputs):
+        if getattr(strategy, "measure", "") == "saturation":
+            return cosine(outputs)
+        if getattr(strategy, "measure", "") == "classifier":
+            tensors = load_file(strategy.classifier)
+            odds = (tensors["weight"][0].double() * outputs[-1]).sum() + tensors["bias"][0]
+            return 1 / (1 + math.exp(-odds))
+        if getattr(strategy, "gate", None) is not None and cosine(outputs) < strategy.gate:
+            return 0.0
+        probed = [parts.logits(output) for output in outputs[every - 1 :: every]]
+        if strategy.shortlist is not None:
+            kept = probed[0].topk(strategy.shortlist).indices
+            probed[1:] = [torch.full_like(each, -math.inf).index_copy(0, kept, each[kept]) for each in probed[1:]]
+        if isinstance(strategy, PABEE):
+            return unchanged([int(each.argmax()) for each in probed])
+        newest = probed[-1][probed[-1] > -math.inf]
+        return certainty(newest) if isinstance(strategy, DeeBERT) else softmax_response(newest)
+
+    def leaves(layer, step, outputs):
+        chosen = strategy.probe_layers
+        if not (layer in chosen if isinstance(chosen, list) else len(outputs[0]) % chosen == 0):
+            return [False] * len(outputs)
+        if isinstance(strategy, CALM):
+            threshold = strategy.threshold_at(layer, step, new_tokens)
+        else:
+            threshold = strategy.patience if isinstance(strategy, PABEE) else strategy.threshold
+        if threshold >= 1 and not isinstance(strategy, PABEE):
+            return [False] * len(outputs)
+        return [c >= threshold for c in together([confidence(each) for each in outputs], strategy.exit_rule)]
+
+    return leaves
 
 
 def _append(input_ids, attention_mask, logits):

@@ -144,3 +144,10 @@ def test_a_speed_up_beyond_the_layers_is_marked(full_depth, hsd):
     text = Comparison([full_depth, busy], run={}).to_markdown()
     assert "2.50× ‡" in text
     assert "- ‡ More than the layers allow" in text
+
+
+def test_an_oracle_is_marked_and_has_no_time(full_depth, hsd):
+    report = Comparison([full_depth, replace(hsd, is_oracle=True)], run={})
+    assert f"| `{HSD_NAME}` (oracle) | 2.50 | 62.5 | 2.60 | – | – | – | – | 1.75 | 1.25 |" in report.to_markdown()
+    assert "- An oracle looks at layers that it then claims not to have run" in report.to_markdown()
+    assert "oracle" not in Comparison([full_depth, hsd], run={}).to_markdown()

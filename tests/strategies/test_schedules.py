@@ -1,15 +1,12 @@
-"""What the schedules and thresholds are, on hand-computed values."""
+"""What the schedules are, on hand-computed values."""
 
 import itertools
-import math
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsdlab import CALM, HSD, FullDepth, SkipDecode
-from hsdlab.strategies.confidence import depth_threshold, softmax_response, time_threshold
+from hsdlab import HSD, FullDepth, SkipDecode
 from hsdlab.strategies.schedule import DECAYS, budget
 
 
@@ -67,11 +64,6 @@ def test_schedules_shrink_and_keep_the_last_layer(num_layers, steps, skipped, ex
         (lambda: HSD(max_exit=2.5), "max_exit=2.5"),
         (lambda: SkipDecode(20, 10), "min_exit=20 is larger than max_exit=10"),
         (lambda: SkipDecode(warmup=-1), "warmup=-1"),
-        (lambda: CALM(threshold=-0.1), "threshold=-0.1"),
-        (lambda: CALM(threshold=math.nan), "threshold=nan"),
-        (lambda: CALM(measure="entropy"), "measure='entropy'; expected one of softmax"),
-        (lambda: CALM(schedule="never"), "schedule='never'"),
-        (lambda: CALM(form="jax"), "form='jax'"),
     ],
 )
 def test_bad_parameters_are_refused_when_made(make, message):
@@ -83,43 +75,3 @@ def test_bad_parameters_are_refused_when_made(make, message):
 def test_a_setting_beyond_the_model_is_refused_with_the_models_layers(strategy):
     with pytest.raises(ValueError, match="30 layers"):
         strategy.layers_at(0, 30, 50)
-
-
-def test_softmax_response_by_hand():
-    logits = torch.tensor([[math.log(0.7), math.log(0.2), math.log(0.1)], [0.0, 0.0, -50.0]])
-    torch.testing.assert_close(softmax_response(logits), torch.tensor([0.5, 0.0]))
-    assert softmax_response(logits.bfloat16()).dtype == torch.float32
-
-
-def test_time_threshold_by_hand():
-    assert time_threshold(0.3, 0, 10, form="paper") == pytest.approx(0.37)
-    assert time_threshold(0.3, 0, 10, form="t5x") == pytest.approx(0.30)
-    assert time_threshold(0.5, 5, 10, temperature=4) == pytest.approx(0.45 + 0.1 * math.exp(-2))
-    assert time_threshold(2.0, 0, 10) == 1.0
-
-
-def test_depth_threshold_by_hand():
-    assert [depth_threshold(0.02, i) for i in (0, 1, 30)] == pytest.approx([1.0, 0.98, 0.4])
-    assert depth_threshold(0.5, 9) == 0.0
-
-
-def test_a_threshold_of_one_is_the_full_model_before_any_decay_and_at_full_confidence():
-    assert CALM(1.0, schedule="time").threshold_at(layer=0, step=9, max_steps=10) == 1.0
-
-    class State:
-        layer, step, max_steps = 3, 2, 10
-        output = torch.zeros(2, 4)
-
-        @staticmethod
-        def logits():
-            return torch.tensor([[1e4, 0.0], [0.0, 1e4]])  # confidence exactly 1.0
-
-    assert softmax_response(State.logits()).tolist() == [1.0, 1.0]
-    assert CALM(1.0).should_exit(State()).tolist() == [False, False]
-    assert CALM(1.0, schedule="time").should_exit(State()).tolist() == [False, False]
-    assert CALM(0.99).should_exit(State()).tolist() == [True, True]
-    assert CALM(schedule="depth", slope=0.0).should_exit(State()).tolist() == [False, False]
-
-
-def test_the_depth_series_never_exits_at_the_first_layer():
-    assert CALM(schedule="depth", slope=0.02).threshold_at(layer=0, step=0, max_steps=10) == 1.0

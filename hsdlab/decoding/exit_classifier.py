@@ -1,0 +1,84 @@
+"""The early-exit classifier of CALM (arXiv 2207.07061, section 3.5): one linear layer that all layers share."""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class ExitClassifier(nn.Module):
+    """Says from a layer's output whether the layer's prediction is already that of the full model; d + 1 parameters.
+
+    Its file is a safetensors file with two tensors, ``weight`` [1, d] and ``bias`` [1].
+
+    Args:
+        hidden_size: d.
+
+    Example:
+        >>> classifier = ExitClassifier(4)
+        >>> classifier.confidence(torch.zeros(2, 4)).tolist()  # made without opinion
+        [0.5, 0.5]
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of the hidden states that it takes."""
+        return self.weight.shape[1]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Log-odds that the full model predicts the same: [rows, d], before the final norm, to [rows]."""
+        return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).squeeze(-1)
+
+    def confidence(self, hidden: Tensor) -> Tensor:
+        """The sigmoid of ``forward``, [rows]: 0 to 1."""
+        return torch.sigmoid(self(hidden))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, path)
+
+    @classmethod
+    def load(cls, path: str | Path, hidden_size: int | None = None) -> Self:
+        """Read the file.
+
+        Args:
+            path: Where it is.
+            hidden_size: d of the model that it is to serve; not checked if not given.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not an exit classifier's, or was trained for another width.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"classifier={str(path)!r}: there is no such file; expected an exit classifier's.")
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"classifier={str(path)!r}: not a safetensors file ({error}).") from error
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if set(shapes) != {"weight", "bias"} or len(shapes["weight"]) != 2 or shapes != _shapes(shapes["weight"][1]):
+            raise ValueError(
+                f"classifier={str(path)!r}: holds {shapes}; expected an exit classifier's weight (1, d) and bias (1,)."
+            )
+        width = shapes["weight"][1]
+        if hidden_size not in (None, width):
+            raise ValueError(
+                f"classifier={str(path)!r}: made for hidden states of width {width}; this model's have {hidden_size}. "
+                "Give the classifier that was trained with this model."
+            )
+        classifier = cls(width)
+        classifier.load_state_dict(state)
+        return classifier.requires_grad_(False)
+
+
+def _shapes(hidden_size: int) -> dict[str, tuple[int, ...]]:
+    return {"weight": (1, hidden_size), "bias": (1,)}
