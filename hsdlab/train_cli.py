@@ -1,4 +1,4 @@
-"""The command line of `train.py`: fine-tune a model, or compute its validation loss."""
+"""The command line of `train.py`: fine-tune a model, compute its validation loss, train an exit classifier for it."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from rich.console import Console
 
 from hsdlab.cli import (
     EvaluateParser,
@@ -21,9 +23,10 @@ from hsdlab.cli import (
 )
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import load_model
-from hsdlab.modules import FinetuneModule
+from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
 from hsdlab.reporting import run_provenance
+from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
 from hsdlab.run_folder import write_config, write_json
 from hsdlab.strategies import SkipStrategy
 
@@ -53,19 +56,64 @@ def load_finetune_module(
     return FinetuneModule(model, tokenizer, skip_strategies=skip_strategies or (), **kwargs)
 
 
+def load_exit_classifier_module(
+    name: str, dtype: Dtype = "float32", adapter: str | None = None, revision: str | None = None, **kwargs: Any
+) -> ExitClassifierModule:
+    """Load a model and put it into an ExitClassifierModule: the `model` of `train.py fit_exit_classifier`.
+
+    Args:
+        name: An embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder with a
+            LoRA adapter (its base model is loaded too), or the id of a model on the hub.
+        dtype: Of the weights, as decoding will have them.
+        adapter: Folder of a LoRA adapter to merge into the model.
+        revision: Branch, tag or commit of a model on the hub.
+        **kwargs: See `ExitClassifierModule`.
+
+    Raises:
+        ValueError, OSError, RuntimeError: See `load_model` and `ExitClassifierModule`.
+    """
+    model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+    return ExitClassifierModule(model, tokenizer, **kwargs)
+
+
+class TrainingTrainer(Trainer):
+    """A Trainer with a second kind of training, so that each has a subcommand."""
+
+    def fit_exit_classifier(
+        self, model: ExitClassifierModule, datamodule: GenerationDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Train CALM's early-exit classifier on a model that stays as it is.
+
+        Args:
+            model: Holds the model and the classifier.
+            datamodule: The data.
+            ckpt_path: Checkpoint to go on from; "last" for the newest of the run in the output folder.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+
+MODULES: dict[str, Any] = {
+    "fit": load_finetune_module,
+    "validate": load_finetune_module,
+    "fit_exit_classifier": load_exit_classifier_module,
+}
+"""What each subcommand makes its `model` with."""
+
+
 class TrainCLI(LightningCLI):
-    """LightningCLI for fine-tuning: fit, validate.
+    """LightningCLI for training: fit, validate, fit_exit_classifier.
 
     `fit` writes into --output: config.yaml (runs again as it is), run.json (what it was made with), checkpoints/
     (best.ckpt by val/loss, last.ckpt to go on with), the logger's files, and model/, the best weights for
-    `load_model`, transformers or peft.
+    `load_model`, transformers or peft. `fit_exit_classifier` writes exit_classifier.safetensors in place of model/, and
+    how good it is as .json and .png.
 
     Args:
         args: The command line; by default that of the process.
     """
 
-    model: FinetuneModule
-    trainer: Trainer
+    model: FinetuneModule | ExitClassifierModule
+    trainer: TrainingTrainer
     trainer_defaults: dict[str, Any]
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
@@ -73,6 +121,7 @@ class TrainCLI(LightningCLI):
             load_finetune_module,
             GenerationDataModule,
             subclass_mode_data=True,
+            trainer_class=TrainingTrainer,
             trainer_defaults={
                 "max_epochs": 3,
                 "gradient_clip_val": 1.0,
@@ -81,7 +130,7 @@ class TrainCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             parser_class=EvaluateParser,
-            parser_kwargs={"description": "Fine-tune a model, at full depth or as it will be decoded."},
+            parser_kwargs={"description": "Fine-tune a model, or train an exit classifier for it."},
             save_config_callback=None,  # it wants a logger's folder; ours is written into --output
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -95,17 +144,20 @@ class TrainCLI(LightningCLI):
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+            "fit_exit_classifier": {"model", "datamodule"},
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        self._model_class = MODULES[subcommand]
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.callback_keys.append("skip")
-        parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
-        parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
+        if subcommand != "fit_exit_classifier":
+            parser.callback_keys.append("skip")
+            parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
+            parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
         if subcommand == "validate":
             parser.set_defaults({"trainer.logger": False})
             return parser
-        parser.add_argument("--output", type=str, default="runs/fit", help="Folder for all that is written.")
+        parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
         parser.add_argument(
             "--checkpoint_every",
             type=PositiveInt,
@@ -124,38 +176,64 @@ class TrainCLI(LightningCLI):
         """Refuse what can be refused before the model is loaded: folder, data; add the checkpoints."""
         config = self.config[self.subcommand]
         data = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand].data
-        if self.subcommand == "fit":
+        if self.subcommand != "validate":
             self.output = Path(config.output)
             if rank_zero_only.rank == 0:
                 _check_free(self.output, resumes=config.ckpt_path is not None)
             self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every)
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [self.best, last]}
         data.prepare_data()
-        for split in ("train", "validation") if self.subcommand == "fit" else ("validation",):
+        for split in ("validation",) if self.subcommand == "validate" else ("train", "validation"):
             data.examples(split)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
-        skip = self.config_init[self.subcommand].skip
-        with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
-            pass
-        if self.subcommand != "fit" or rank_zero_only.rank != 0:
+        if "skip" in self.config_init[self.subcommand]:
+            skip = self.config_init[self.subcommand].skip
+            with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
+                pass
+        if self.subcommand == "validate" or rank_zero_only.rank != 0:
             return
-        config = resolved_config(self._parser("fit"), self.config.fit)
+        config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
+        self.run_info = run_provenance(config["seed_everything"], config)
         self.output.mkdir(parents=True, exist_ok=True)
-        write_config(self.output, config, "python train.py fit")
-        write_json(self.output / "run.json", run_provenance(config["seed_everything"], config))
+        write_config(self.output, config, f"python train.py {self.subcommand}")
+        write_json(self.output / "run.json", self.run_info)
 
     def after_fit(self) -> None:
         """Export the best weights (the last ones, if there was no validation)."""
         if rank_zero_only.rank == 0:
-            if self.best.best_model_path:
-                weights = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-                self.model.load_state_dict(weights, strict=False)
+            assert isinstance(self.model, FinetuneModule)
+            self._load_best()
             self.model.export(self.output / "model")
         rank_zero_info(f"Decode with it: python evaluate.py test --model.name={self.output / 'model'} ...")
+
+    def after_fit_exit_classifier(self) -> None:
+        """Write the best classifier, and how good it is on the validation split, layer by layer."""
+        assert isinstance(self.model, ExitClassifierModule)
+        self._load_best()
+        self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)  # in all processes
+        file = self.output / "exit_classifier.safetensors"
+        if rank_zero_only.rank == 0:
+            self.model.folded().save(file)
+            write_exit_quality(self.model.quality, self.output, self.run_info)
+            print_exit_quality(self.model.quality, Console())
+            for logger in self.trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(self.model.quality))
+                    logger.experiment.flush()
+        rank_zero_info(
+            "Decode with it: python evaluate.py test --skip=CALM --skip.measure=classifier "
+            f"--skip.classifier={file} ..."
+        )
+
+    def _load_best(self) -> None:
+        """Take the weights with the least val/loss back, if there was a validation."""
+        if self.best.best_model_path:
+            weights = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+            self.model.load_state_dict(weights, strict=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hsdlab.train_cli
-from hsdlab import HSD, load_model
+from hsdlab import CALM, HSD, generate, load_model
 from hsdlab.testing import tiny_model
 from hsdlab.train_cli import TrainCLI, main
 from tests.tiny_checkpoints import save, tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("finetune*.yaml"))
+EXIT_CLASSIFIER = ROOT / "configs/experiment/exit_classifier.yaml"
 SPLITS = {"train": 11, "validation": 3}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -215,6 +217,41 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     if made.model.mixture:
         assert len(made.model.mixture.strategies) == len(made.model.mixture.weights) == 9
         assert sum(made.model.mixture.weights) == pytest.approx(1)
+
+
+def test_an_exit_classifier_is_trained_and_written(options, cli, tmp_path):
+    untrained = [option for option in options if not option.startswith("fit")]
+    cli("fit_exit_classifier", *untrained, "--trainer.max_epochs=1")
+    written = json.loads((tmp_path / "out/exit_classifier.json").read_text())
+    assert written["run"]["config"]["model"]["name"] == str(tmp_path / "base")
+    layers = written["layers"]
+    assert set(layers) == {"agreement", "f1", "auroc", "calibration_error"}
+    assert all(len(values) == 2 for values in layers.values())  # of the three layers all but the last
+    assert (tmp_path / "out/exit_classifier.png").read_bytes().startswith(b"\x89PNG")
+    (run,) = (tmp_path / "out/lightning_logs").iterdir()
+    assert EventAccumulator(str(run)).Reload().Tags()["images"] == ["exit_classifier"]
+    model, _ = load_model(str(tmp_path / "base"))
+    classifier = str(tmp_path / "out/exit_classifier.safetensors")
+    out = generate(
+        model,
+        input_ids=torch.tensor([[5, 6, 7]]),
+        strategy=CALM(threshold=0.0, measure="classifier", classifier=classifier),
+        max_new_tokens=4,
+    )
+    assert out.trace.average_layers == 1  # any confidence is 0 or more
+
+
+def test_the_exit_classifiers_config_instantiates(cli, monkeypatch):
+    monkeypatch.setattr(hsdlab.train_cli, "load_model", lambda name, **_: (tiny_model(num_layers=30), tiny_tokenizer()))
+    made = cli("fit_exit_classifier", f"--config={EXIT_CLASSIFIER}", cls=InstantiateOnly)
+    assert made.model.quality == {}
+    assert made.trainer.max_steps == 60
+
+
+def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
+    with pytest.raises(SystemExit):
+        cli("fit_exit_classifier", *[option for option in options if option != "fit"], "--skip=HSD")
+    assert "skip" in capsys.readouterr().err
 
 
 def test_there_are_configs():

@@ -1,6 +1,7 @@
 """How good an exit classifier is, layer by layer: a table, JSON and a picture."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from hsdlab.files import plain, replace_file
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
 
 COLUMNS = {
@@ -31,10 +33,11 @@ def write_exit_quality(quality: Mapping[str, Tensor], folder: Path, run: Mapping
         folder: Where to write.
         run: Provenance, as `run_provenance` gives it.
     """
-    layers = {name: [_plain(value) for value in quality[name].tolist()] for name in COLUMNS}
-    document = {"schema_version": 1, "run": dict(run), "layers": layers}
-    text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
-    (folder / "exit_classifier.json").write_text(text + "\n", encoding="utf-8")
+    layers = {name: quality[name].tolist() for name in COLUMNS}
+    document = plain({"schema_version": 1, "run": run, "layers": layers})
+    replace_file(
+        folder / "exit_classifier.json", json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
+    )
     exit_quality_figure(quality).savefig(folder / "exit_classifier.png", dpi=200)
 
 
@@ -44,7 +47,7 @@ def print_exit_quality(quality: Mapping[str, Tensor], console: Console) -> None:
     for name in ("Layer", *COLUMNS.values()):
         table.add_column(name, justify="right")
     for layer, values in enumerate(zip(*(quality[name].tolist() for name in COLUMNS), strict=True)):
-        table.add_row(str(layer), *("–" if value != value else f"{value:.3f}" for value in values))
+        table.add_row(str(layer), *("–" if math.isnan(value) else f"{value:.3f}" for value in values))
     console.print(table)
 
 
@@ -70,8 +73,3 @@ def exit_quality_figure(quality: Mapping[str, Tensor]) -> Figure:
         axes.grid(color="#ececec", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _plain(value: float) -> float | None:
-    """Return null where there is no number, which JSON cannot hold."""
-    return None if value != value else value
