@@ -19,7 +19,6 @@ CONFIGS = sorted(  # those of train.py are in test_train_cli.py
 )
 ARCHITECTURES = {  # name in the configs -> family and layers
     "embedded:smollm2-135m": ("llama", 30),
-    "runs/demo_model/model": ("llama", 30),
     "openai-community/gpt2-large": ("gpt2", 36),
     "microsoft/phi-2": ("phi", 32),
     "facebook/opt-1.3b": ("opt", 24),
@@ -42,7 +41,7 @@ def tiny_models(monkeypatch, tmp_path):
     """Give a tiny model of the same architecture and depth for each name, and any encoder."""
 
     def load_model(name, **options):
-        family, num_layers = ARCHITECTURES[name]
+        family, num_layers = ARCHITECTURES.get(name, ARCHITECTURES["embedded:smollm2-135m"])  # fine-tuned ones
         return tiny_model(family, num_layers=num_layers), tiny_tokenizer()
 
     monkeypatch.setattr(hsdlab.modules.decode, "load_model", load_model)
