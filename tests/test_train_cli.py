@@ -17,6 +17,7 @@ import hsdlab.train_cli
 from hsdlab import CALM, HSD, generate, load_model
 from hsdlab.testing import tiny_model
 from hsdlab.train_cli import TrainCLI, main
+from tests.test_configs import ARCHITECTURES
 from tests.tiny_checkpoints import save, tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +218,31 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     if made.model.mixture:
         assert len(made.model.mixture.strategies) == len(made.model.mixture.weights)
         assert sum(made.model.mixture.weights) == pytest.approx(1)
+
+
+TRAINING = sorted((ROOT / "configs/training").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", ["gpt2", "phi2", "opt_1.3b", "smollm2_135m"])
+def test_each_training_layer_fits_each_model(path, model, cli, monkeypatch):
+    family, num_layers = ARCHITECTURES[
+        yaml.safe_load((ROOT / f"configs/model/{model}.yaml").read_text())["model"]["name"]
+    ]
+    monkeypatch.setattr(
+        hsdlab.train_cli,
+        "load_model",
+        lambda name, **_: (tiny_model(family, num_layers=num_layers, eos_token_id=1), tiny_tokenizer()),
+    )
+    monkeypatch.chdir(ROOT)
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
+    assert str(path.relative_to(ROOT)) in command
+    arguments = [argument for argument in shlex.split(command)[3:] if argument != "--config"]
+    configs = [f"--config={file}" for file in arguments[1:] if "configs/model" not in file]
+    made = cli("fit", f"--config=configs/model/{model}.yaml", *configs, cls=InstantiateOnly)
+    assert made.model.learning_rate == 5e-5
+    assert (made.model.lora is not None) == (path.stem == "lora")
+    assert (made.model.mixture is not None) == (path.stem == "skip_aware")
 
 
 def test_an_exit_classifier_is_trained_and_written(options, cli, tmp_path):
