@@ -268,7 +268,8 @@ def _finished(files: Sequence[Path], datamodule: GenerationDataModule) -> bool:
 
 def _efficiency(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Compute depth and speed from prediction records: of all processes, here in one."""
-    efficiency = Efficiency()
+    # the records are those of all processes, and not every process may be here
+    efficiency = Efficiency(sync_on_compute=False)
     for cost in batch_costs(records):
         efficiency.update(**cost)
     return {name: float(value) for name, value in efficiency.compute().items()}

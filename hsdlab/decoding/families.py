@@ -77,6 +77,11 @@ class DecoderParts:
         return len(self.layers)
 
     @property
+    def body(self) -> nn.Module:
+        """The model without its head: a forward pass runs the layers and the final norm."""
+        return self.model.get_decoder()
+
+    @property
     def hidden_size(self) -> int:
         """d, the width of the hidden state between the layers."""
         return self.model.config.get_text_config(decoder=True).hidden_size

@@ -4,6 +4,8 @@
 is a new token; the prompt pass, which runs all layers over the prompt, is counted apart.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,9 @@ class Efficiency(SumMetric):
     ``prompt_ms`` and ``tokens_per_second`` are those of one process, averaged over the processes; together
     the processes yield about ``tokens_per_second`` times their number. ``cache_peak_mib`` is the largest of
     all calls on any process.
+
+    Args:
+        **kwargs: See torchmetrics' `Metric`.
 
     Example:
         >>> metric = Efficiency()
@@ -65,8 +70,8 @@ class Efficiency(SumMetric):
     num_layers: Tensor
     cache_bytes: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         for name in SUMS:
             self.add_state(name, zero(), dist_reduce_fx="sum")
         for name in MAXIMA:

@@ -95,7 +95,7 @@ class ExitClassifierModule(LightningModule):
         mask, targets = batch["attention_mask"], batch["target_mask"]
         inputs = targets[:, :-1] & targets[:, 1:]  # (rows, length - 1): new tokens but the last
         with layer_outputs(self.model) as outputs:
-            self.model.get_decoder()(
+            parts.body(
                 input_ids=batch["input_ids"], attention_mask=mask, position_ids=position_ids(mask), use_cache=False
             )
         states = torch.stack([output[:, :-1][inputs] for output in outputs], dim=1)  # (steps, layers, d)
