@@ -68,6 +68,18 @@ def test_smallest_sample(bound, number):
     assert BOUNDS[bound]([0.0] * number, 0.05) <= 0.05 < BOUNDS[bound]([0.0] * (number - 1), 0.05)
 
 
+@given(st.sampled_from(list(BOUNDS)), st.floats(0.02, 0.9), st.floats(0.01, 0.9))
+def test_smallest_sample_is_where_the_p_value_turns(bound, tolerance, error):
+    number = smallest_sample(bound, tolerance, error)
+    assert BOUNDS[bound]([0.0] * number, tolerance) <= error * (1 + 1e-6)
+    if number > 1:
+        assert BOUNDS[bound]([0.0] * (number - 1), tolerance) > error * (1 - 1e-6)
+
+
+def test_smallest_sample_of_a_tiny_tolerance_is_not_searched_for():
+    assert smallest_sample("hoeffding", 1e-9, 0.05) == pytest.approx(1.4978661e18)
+
+
 def test_one_example_is_enough_where_the_levels_are_lax():
     assert smallest_sample("binomial", 0.9, 0.5) == 1
 
