@@ -1,5 +1,6 @@
 """What `calibrate` refuses before anything is decoded, and the losses that it makes of decoded texts."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def check_calibration(
     bound: BoundName,
     metric: str,
     computed: Collection[str],
-    examples: int,
+    examples: Sequence[str],
     batch_size: int,
 ) -> None:
     """Refuse a calibration that could not end well; warn of one that can only end with full depth.
@@ -48,7 +49,7 @@ def check_calibration(
         bound: Name of the p-value.
         metric: A per-example metric.
         computed: Names of the metrics that DecodeModule computes.
-        examples: How many there are for calibration.
+        examples: Ids of those for calibration.
         batch_size: Prompts per batch.
 
     Raises:
@@ -75,10 +76,13 @@ def check_calibration(
                 "a batch depend on each other, and the test needs independent ones: give --data.batch_size=1 (it is "
                 f"{batch_size})."
             )
+    if len(set(examples)) < len(examples):
+        (twice, number), *_ = Counter(examples).most_common(1)
+        raise ValueError(f"{number} calibration examples have the id {twice!r}; expected each to have its own.")
     needed = smallest_sample(bound, tolerance, error)
-    if examples < needed:
+    if len(examples) < needed:
         rank_zero_warn(
-            f"The calibration can only end with full depth: with {examples} examples no setting can pass at "
+            f"The calibration can only end with full depth: with {len(examples)} examples no setting can pass at "
             f"tolerance={tolerance:g}, error={error:g} and bound={bound}, not even one that loses nothing. {needed} "
             "examples are needed, and more for settings that lose something (--data.limit)."
         )

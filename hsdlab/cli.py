@@ -117,7 +117,7 @@ class EvaluateCLI(LightningCLI):
                 made.strategies,
                 **{name: made[name] for name in ("tolerance", "error", "bound", "metric")},
                 computed=config.model.metrics,
-                examples=len(examples),
+                examples=[example.id for example in examples],
                 batch_size=made.data.batch_size,
             )
         self.run_info["examples"] = fingerprint(repr(example) for example in examples)

@@ -118,10 +118,11 @@ class DecodingTrainer(Trainer):
             The report; its `chosen` is the setting, or full depth where none passed.
 
         Raises:
-            ValueError: An option out of its range, a metric without a score for each example, or strategies that are
-                none, oracles, listed twice, or decode the rows of a batch in dependence on each other.
+            ValueError: An option out of its range; a metric without a score for each example; settings that are none,
+                oracles, listed twice, or decode a row of a batch otherwise than alone; two examples of one id.
         """
         reference, *settings = baseline_first(strategies)
+        datamodule.prepare_data()
         check_calibration(
             strategies,
             tolerance=tolerance,
@@ -129,7 +130,7 @@ class DecodingTrainer(Trainer):
             bound=bound,
             metric=metric,
             computed=list(model.text_metrics()),
-            examples=_number_of_examples(datamodule, "validation"),
+            examples=[example.id for example in datamodule.examples("validation")],
             batch_size=datamodule.batch_size,
         )
         folder = Path(self.default_root_dir)
@@ -138,7 +139,6 @@ class DecodingTrainer(Trainer):
         console = _console(quiet=not self.is_global_zero)
         console.print(f"Reference: {reference!r}", highlight=False)
         full = runs.result(reference, files[0])
-
         names = [repr(setting) for setting in settings]
         report: CalibrationReport | None = None
         decoded = decoded_losses(runs, settings, files[1:], full, loss, metric, console)
@@ -222,11 +222,6 @@ class DecodingTrainer(Trainer):
             output=Path(self.default_root_dir),
             run=run,
         )
-
-
-def _number_of_examples(datamodule: GenerationDataModule, split: str) -> int:
-    datamodule.prepare_data()
-    return len(datamodule.examples(split))
 
 
 def first_prompts(model: DecodeModule, datamodule: GenerationDataModule, number: int, new_tokens: int) -> list[Tensor]:

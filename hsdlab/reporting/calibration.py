@@ -35,7 +35,7 @@ class CalibrationReport:
 
     Args:
         calibration: The tests, each of a setting's result; at least one.
-        reference: Full depth's result, for the same examples in the same order.
+        reference: Full depth's result, for the same examples in the same order, each with an id of its own.
         settings: Names of all settings in the list, those that were not tested too.
         loss: "risk" or "textual".
         metric: The loss is made of it.
@@ -169,6 +169,7 @@ class CalibrationReport:
     def to_json(self) -> str:
         """Return all figures and the loss of each example as JSON; what is not a number becomes null."""
         calibration = self.calibration
+        ids = [example["id"] for example in self.reference.examples]
         document = {
             "schema_version": SCHEMA_VERSION,
             "run": self.run,
@@ -190,10 +191,7 @@ class CalibrationReport:
                     "risk_upper_bound": calibration.upper_bound(test),
                     "p_value": test.p_value,
                     "passed": test.passed,
-                    "losses": [
-                        {"id": example["id"], "loss": loss}
-                        for example, loss in zip(self.reference.examples, test.losses, strict=True)
-                    ],
+                    "losses": dict(zip(ids, test.losses, strict=True)),
                 }
                 for row, test in self.tested
             ],

@@ -85,7 +85,7 @@ def calibration_figure(report: CalibrationReport) -> Figure:
     _draw_choice(axes, report)
     handles = [
         Line2D([], [], color=BLUE, linewidth=2, label="mean loss of what is chosen"),
-        Patch(color=BLUE, alpha=0.15, linewidth=0, label=f"its risk: at most this, {report.level}"),
+        Patch(color=BLUE, alpha=0.15, linewidth=0, label=f"bound of its risk, {report.level}"),
         Line2D([], [], color=FAINT, linestyle="--", label="the tolerance itself"),
         Line2D([], [], color=BLACK, marker="o", linestyle="none", label=f"chosen at {tolerance:g}"),
         *([Patch(color="#f3f3f3", label="later settings not decoded")] if known < end else []),
@@ -104,11 +104,13 @@ def _draw_steps(axes: Axes, steps: list[Step], end: float) -> None:
     axes.fill_between(
         xs, means, [step.upper_bound for step in steps for _ in range(2)], color=BLUE, alpha=0.15, linewidth=0
     )
+    if steps[-1].start == end:  # the setting that ended the test would pass from here on, and perhaps a later one too
+        axes.plot(end, steps[-1].mean_loss, color=BLUE, marker="o", markerfacecolor="white", zorder=4)
     for step, stop in zip(steps, ends, strict=True):
         axes.annotate(
             str(step.number),
             ((step.start + stop) / 2, step.mean_loss),
-            xytext=(0, 7),
+            xytext=(0, 7) if step.start < stop else (-9, 0),
             textcoords="offset points",
             ha="center",
             va="center",
