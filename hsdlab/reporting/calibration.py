@@ -123,14 +123,18 @@ class CalibrationReport:
     def _cost(self, row: Row) -> str:
         """Say how deep and how fast a strategy is."""
         layers, step, speed_up = _costs(row)
-        text = f"{layers} of {row.result.num_layers} layers on average, {step} ms per decode step"
+        text = f"{layers} of {row.result.num_layers} layers on average"
+        if row.faster_than_its_layers:
+            return f"{text}; times of this run are not to be trusted"
+        text += f", {step} ms per decode step"
         return text if row.is_baseline else f"{text}, {speed_up.split()[0]} the speed of full depth"
 
     def notes(self) -> list[str]:
         """Return how to read the table and for whom the guarantee holds."""
         calibration, tested = self.calibration, len(self.calibration.tests)
         if not calibration.tests[-1].passed:
-            end = "the first that does not pass ends the test, and no later one was decoded"
+            end = "the first that does not pass ends the test"
+            end += ", and no later one was decoded" if tested < len(self.settings) else ""
         elif tested == len(self.settings):
             end = "all passed: a longer list might hold a faster one"
         else:

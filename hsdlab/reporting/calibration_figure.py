@@ -110,7 +110,7 @@ def _draw_steps(axes: Axes, steps: list[Step], end: float) -> None:
         axes.annotate(
             str(step.number),
             ((step.start + stop) / 2, step.mean_loss),
-            xytext=(0, 7) if step.start < stop else (-9, 0),
+            xytext=(0, 7) if step.start < stop else (9, 0),
             textcoords="offset points",
             ha="center",
             va="center",

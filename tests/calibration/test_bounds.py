@@ -1,7 +1,9 @@
 """P-values against figures worked out by hand and against exact rational arithmetic."""
 
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,3 +112,20 @@ def test_upper_bound_by_hand():
 def test_losses_that_are_none(bound, losses, message):
     with pytest.raises(ValueError, match=message if bound != "binomial" or not losses else "."):
         BOUNDS[bound](losses, 0.1)
+
+
+def rows(page, first):
+    """The rows of a table on the page after the one that begins with a cell, as numbers where they are."""
+    table = page[page.index(f"| {first} |") :].split("\n\n")[0]
+    return [re.findall(r"[\d.]+", row) for row in table.splitlines()]
+
+
+def test_the_numbers_of_examples_on_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
+    for tolerance, *numbers in rows(page, "δ")[2:]:
+        expected = [smallest_sample(bound, float(tolerance), 0.05) for bound in ("hoeffding", "hoeffding_bentkus")]
+        assert list(map(int, numbers)) == expected
+    examples, _, means = rows(page, "n")
+    for number, mean in zip(map(int, examples), map(float, means), strict=True):
+        assert hoeffding_bentkus([max(0, mean - 0.0005)] * number, 0.05) <= 0.05
+        assert hoeffding_bentkus([mean + 0.0005] * number, 0.05) > 0.05

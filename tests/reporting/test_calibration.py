@@ -17,7 +17,7 @@ NUMBER, ERROR = 100, 0.05
 def with_examples(result, **changes):
     """The result over 100 examples."""
     examples = [result.examples[0] | {"id": f"e{number}"} for number in range(NUMBER)]
-    return replace(result, examples=examples, **changes)
+    return replace(result, examples=examples, efficiency=dict(result.efficiency), **changes)
 
 
 @pytest.fixture
@@ -47,6 +47,13 @@ def test_the_guarantee_names_the_last_setting_that_passed(make):
     assert "writes texts that are on average at most 0.1 (1 − ROUGE-L) away" in make(0, loss="textual").guarantee()
 
 
+def test_a_speed_beyond_what_the_layers_allow_is_not_promised(make):
+    report = make(0)
+    fast = report.calibration.tests[0].setting
+    fast.efficiency["decode_step_ms"] = 1.0
+    assert report.guarantee().endswith("2.50 of 4 layers on average; times of this run are not to be trusted.")
+
+
 def test_where_nothing_passes_full_depth_is_chosen(make):
     report = make(40, 0)
     assert report.chosen is report.reference
@@ -63,7 +70,8 @@ def test_where_nothing_passes_full_depth_is_chosen(make):
 @pytest.mark.parametrize(
     ("lost", "listed", "end"),
     [
-        ((0, 40), 4, "2 of 4 settings were tested: the first that does not pass"),
+        ((0, 40), 4, "2 of 4 settings were tested: the first that does not pass ends the test, and no later one"),
+        ((0, 40), 2, "2 of 2 settings were tested: the first that does not pass ends the test."),
         ((0, 1), 2, "2 of 2 settings were tested: all passed"),
         ((0, 1), 3, "2 of 3 settings were tested: the run was cut short"),
     ],
