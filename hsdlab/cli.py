@@ -1,75 +1,39 @@
-"""The command line of `evaluate.py`: decode, compare the strategies, measure speed and layers."""
+"""The command line of `evaluate.py`: decode, compare and calibrate strategies, measure speed and layers."""
 
-import inspect
-import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-import hsdlab.data
-import hsdlab.strategies  # noqa: F401  their names are short names on the command line
+from hsdlab.calibration_run import check_calibration
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.models import weights_fingerprint
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.predictions import PredictionFile, check_same_examples
+from hsdlab.parser import EvaluateParser, dropping_arguments_of_other_classes
 from hsdlab.reporting import Comparison, run_provenance, tensorboard
-from hsdlab.run_folder import RunFolder, fingerprint, write_json
-from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
-from hsdlab.trainer import DecodingTrainer, baseline_first, prediction_files
+from hsdlab.run_folder import RunFolder, fingerprint, write_json, write_yaml
+from hsdlab.strategies import SkipStrategy
+from hsdlab.strategy_runs import baseline_first, prediction_files, strategy_result
+from hsdlab.trainer import DecodingTrainer
 
-RESUMABLE = ("validate", "test", "predict", "compare")
-
-
-_BASES: dict[str, type] = {
-    "data": GenerationDataModule,
-    "schedule": ScheduledStrategy,
-    "confidence": ConfidenceStrategy,
-}
-"""What the classes of an option derive from; of all others, SkipStrategy."""
-
-
-class EvaluateParser(LightningArgumentParser):
-    """Names classes instead of unions, and says what is wrong without the usage text of 100 lines."""
-
-    def add_lightning_class_args(
-        self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
-    ) -> list[str]:
-        """Add a class; in subclass mode as a plain class type (Lightning's `Optional` would accept null)."""
-        if not subclass_mode:
-            return super().add_lightning_class_args(lightning_class, nested_key)
-        summary = lightning_class.__doc__.splitlines()[0]
-        self.add_argument(f"--{nested_key}", type=lightning_class, required=required, help=summary)
-        return [nested_key]
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and end with exit code 2."""
-        unknown = re.search(r'key "([\w.]+)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
-        if unknown:
-            option = unknown[1].rpartition(".")[2]
-            known = sorted(_names_of_subclasses(_BASES.get(option, SkipStrategy)))
-            word = "unfit" if unknown[2] in _names_of_subclasses(SkipStrategy) else "unknown"
-            message = (
-                f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
-                "or the dotted path of your own, such as my_package.MyClass"
-            )
-        sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
-        sys.exit(2)
+RESUMABLE = ("validate", "test", "predict", "compare", "calibrate")
+ON_VALIDATION = ("validate", "calibrate", "inspect")
+"""The subcommands that decode or read the validation split; the others take the test split."""
 
 
 class EvaluateCLI(LightningCLI):
-    """LightningCLI for decoding: validate, test, predict, compare, bench, inspect.
+    """LightningCLI for decoding: validate, test, predict, compare, calibrate, bench, inspect.
 
     Args:
         args: The command line; by default that of the process.
@@ -108,6 +72,7 @@ class EvaluateCLI(LightningCLI):
             "test": {"model", "dataloaders", "datamodule", *checkpoint},
             "predict": {"model", "dataloaders", "datamodule", "return_predictions", *checkpoint},
             "compare": {"model", "datamodule", "run"},
+            "calibrate": {"model", "datamodule", "run"},
             "bench": {"model", "datamodule", "run"},
             "inspect": {"model", "datamodule", "run"},
         }
@@ -146,7 +111,15 @@ class EvaluateCLI(LightningCLI):
         if "strategies" in made:
             baseline_first(made.strategies)
         made.data.prepare_data()
-        examples = made.data.examples("validation" if self.subcommand in ("validate", "inspect") else "test")
+        examples = made.data.examples("validation" if self.subcommand in ON_VALIDATION else "test")
+        if self.subcommand == "calibrate":
+            check_calibration(
+                made.strategies,
+                **{name: made[name] for name in ("tolerance", "error", "bound", "metric")},
+                computed=config.model.metrics,
+                examples=[example.id for example in examples],
+                batch_size=made.data.batch_size,
+            )
         self.run_info["examples"] = fingerprint(repr(example) for example in examples)
         if rank_zero_only.rank == 0 and self.resumes:
             self._go_on(examples, prediction_files(self.output, made.get("strategies")))
@@ -164,7 +137,8 @@ class EvaluateCLI(LightningCLI):
         total = len(examples) * len(files)
         console = Console()
         if done < total:
-            text = f"Going on with the run in {self.output}: {done} of {total} predictions are done."
+            most = "at most " if self.subcommand == "calibrate" else ""  # it may end before its last setting
+            text = f"Going on with the run in {self.output}: {done} of {most}{total} predictions are done."
         else:
             text = (
                 f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "
@@ -196,6 +170,18 @@ class EvaluateCLI(LightningCLI):
         """Run `DecodingTrainer.compare` with the provenance of this run."""
         self.trainer.compare(**kwargs, run=self.run_info)
 
+    def calibrate(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.calibrate` with the provenance of this run; write the config of what it chose."""
+        report = self.trainer.calibrate(**kwargs, run=self.run_info)
+        if rank_zero_only.rank != 0:
+            return
+        path = self.output / "calibrated.yaml"
+        config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
+        command = f"python evaluate.py test --config {path} --output runs/calibrated"
+        write_yaml(path, config | {"skip": report.chosen.strategy}, report.guarantee(), command)
+        text = f"In {self.output}: the report in calibration.md, .json and .png, the texts in predictions/. Decode so: "
+        Console().print(text + command, highlight=False, soft_wrap=True)
+
     def bench(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.bench` with the provenance of this run."""
         self.trainer.bench(**kwargs, run=self.run_info)
@@ -218,7 +204,7 @@ class EvaluateCLI(LightningCLI):
     def _write_events(self, figures: dict[str, float]) -> None:
         """Write the run of TensorBoard that `compare` would write for the strategy."""
         strategy, predictions = self.config_init["test"].skip, self.output / "predictions.jsonl"
-        result = self.trainer.test_result(self.model, strategy, figures, predictions)
+        result = strategy_result(self.model, strategy, figures, predictions)
         comparison = Comparison([result], self.run_info)
         folder = self.output / tensorboard.FOLDER
         tensorboard.write_strategy(comparison, comparison.rows[0], folder / result.class_name)
@@ -254,33 +240,6 @@ def is_for_the_user(error: Exception) -> bool:
         traceback = traceback.tb_next
     raised_in = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
     return isinstance(error, ValueError | RuntimeError) and raised_in.startswith("hsdlab.")
-
-
-@contextmanager
-def dropping_arguments_of_other_classes() -> Iterator[None]:
-    """Have jsonargparse drop all arguments of a class when a later layer names another class.
-
-    It has no option for it: by itself it keeps those that the new class has too, so that HSD would silently
-    take SkipDecode's min_exit.
-    """
-
-    def drop(parser_or_action: Any, previous: Namespace | None, value: Namespace) -> None:
-        if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
-            previous["init_args"] = Namespace()
-
-    keeping = _typehints.discard_init_args_on_class_path_change
-    _typehints.discard_init_args_on_class_path_change = drop
-    try:
-        yield
-    finally:
-        _typehints.discard_init_args_on_class_path_change = keeping
-
-
-def _names_of_subclasses(base: Any) -> Iterator[str]:
-    for subclass in base.__subclasses__():
-        if not inspect.isabstract(subclass):
-            yield subclass.__name__
-        yield from _names_of_subclasses(subclass)
 
 
 def _predictions_file(output: str) -> str:

@@ -14,6 +14,7 @@ from hsdlab.files import replace_file
 WRITTEN = (
     *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
     *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
+    *("calibration.md", "calibration.json", "calibration.png", "calibrated.yaml"),
     *("inspect.json", "inspect.md", "inspect.png", "tensorboard/*/events.out.tfevents.*"),
 )
 """What a run writes into its output folder, and `--overwrite` removes from it."""
@@ -127,7 +128,8 @@ class RunFolder:
             return [f"subcommand: {before.get('subcommand', 'unknown')} then, {self.subcommand} now"]
         old, new = _flat(before["config"]), _flat(json.loads(json.dumps(self.config, default=str)))
         begun, wanted = old.get("strategies"), new.get("strategies")
-        if begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
+        longer = self.subcommand == "compare"  # the order of a calibration is fixed before its losses are seen
+        if longer and begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
             del old["strategies"], new["strategies"]
         return [
             f"{name}: {old.get(name, ABSENT)} then, {new.get(name, ABSENT)} now"
@@ -139,8 +141,13 @@ class RunFolder:
 def write_config(folder: Path, config: Mapping[str, Any], command: str) -> None:
     """Write config.yaml: with `command`, it runs again as it is."""
     path = folder / "config.yaml"
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    replace_file(path, f"# {command} --config {path}\n{text}")
+    write_yaml(path, config, f"{command} --config {path}")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any], *comments: str) -> None:
+    """Write a YAML file, with lines of comment above, whole or not at all."""
+    lines = "".join(f"# {comment}\n" for comment in comments)
+    replace_file(path, lines + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,17 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
-from hsdlab.cli import (
-    EvaluateParser,
-    check_precision,
-    dropping_arguments_of_other_classes,
-    is_for_the_user,
-    resolved_config,
-)
+from hsdlab.cli import check_precision, is_for_the_user, resolved_config
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
+from hsdlab.parser import EvaluateParser, dropping_arguments_of_other_classes
 from hsdlab.reporting import run_provenance
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
 from hsdlab.run_folder import write_config, write_json

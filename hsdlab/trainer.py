@@ -1,33 +1,29 @@
-"""DecodingTrainer: a Trainer that also compares strategies and measures their speed."""
+"""DecodingTrainer: a Trainer that also compares strategies, calibrates them and measures their speed."""
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from hsdlab.bench import own_text, run_bench, run_inspection
+from hsdlab.calibration import BoundName, LossName, fixed_sequence
+from hsdlab.calibration_run import check_calibration, decoded_losses
 from hsdlab.data import GenerationDataModule
 from hsdlab.data.sample import sample_batches
-from hsdlab.decoding.families import context_length, decoder_parts
-from hsdlab.metrics import Efficiency
+from hsdlab.decoding.families import context_length
 from hsdlab.modules import DecodeModule
-from hsdlab.modules.predictions import PredictionFile, batch_costs
-from hsdlab.reporting import Comparison, StrategyResult, tensorboard
-from hsdlab.strategies import FullDepth, SkipStrategy
+from hsdlab.reporting import CalibrationReport, Comparison, StrategyResult, tensorboard
+from hsdlab.strategies import SkipStrategy
+from hsdlab.strategy_runs import StrategyRuns, baseline_first, prediction_files
 
 
 class DecodingTrainer(Trainer):
-    """A Trainer with more entry points, `compare`, `bench` and `inspect`, that write into `default_root_dir`."""
-
-    limit_test_batches: int | float | None
+    """A Trainer with more entry points, `compare`, `calibrate`, `bench`, `inspect`: they fill `default_root_dir`."""
 
     def compare(
         self,
@@ -58,17 +54,16 @@ class DecodingTrainer(Trainer):
         ordered = baseline_first(strategies)
         folder = Path(self.default_root_dir)
         files = prediction_files(folder, ordered)
+        runs = StrategyRuns(self, model, datamodule, "test")
         events = folder / tensorboard.FOLDER
         if self.is_global_zero:
             tensorboard.remove_events(events)
         results: list[StrategyResult] = []
         console = _console(quiet=not self.is_global_zero)
         try:
-            if self.world_size > 1 or not model.resume or not _finished(files, datamodule):
-                self._warm_up(model, datamodule, ordered[0])
             for number, (strategy, predictions) in enumerate(zip(ordered, files, strict=True), start=1):
                 console.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
-                results.append(self._result(model, datamodule, strategy, predictions))
+                results.append(runs.result(strategy, predictions))
                 comparison = Comparison(results, run or {})
                 if self.is_global_zero:
                     comparison.write(folder)
@@ -86,6 +81,77 @@ class DecodingTrainer(Trainer):
                     f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True
                 )
         return comparison
+
+    def calibrate(
+        self,
+        model: DecodeModule,
+        datamodule: GenerationDataModule,
+        strategies: list[SkipStrategy],
+        tolerance: float = 0.05,
+        error: float = 0.05,
+        loss: LossName = "risk",
+        metric: str = "rougeL",
+        bound: BoundName = "hoeffding_bentkus",
+        run: dict[str, Any] | None = None,
+    ) -> CalibrationReport:
+        """Find the last setting in a list whose loss against full depth stays within a tolerance, with a guarantee.
+
+        Decodes the validation split at full depth and then under one setting after the other; the first that is not
+        shown to be within the tolerance ends it, and later ones are not decoded. The report (calibration.md,
+        calibration.json, calibration.png) is written anew after each setting, predictions after each batch: a run
+        that is cut short leaves what it has, and goes on with it if `model.resume` is set.
+
+        Args:
+            model: Holds the loaded model.
+            datamodule: The data.
+            strategies: The settings in order, the safest first: class names, or class_path and init_args, of any
+                classes. FullDepth, the reference, is run in any case.
+            tolerance: Mean loss against full depth that is accepted, between 0 and 1.
+            error: Chance that the guarantee fails, between 0 and 1.
+            loss: "risk", how much worse an example scores against its references; "textual", 1 - the score of its
+                text with full depth's as the reference.
+            metric: rouge1, rouge2, rougeL, bertscore_precision, bertscore_recall, bertscore_f1 or exact_match.
+            bound: The p-value: "hoeffding_bentkus", "hoeffding", or "binomial" for exact_match.
+            run: Provenance for the report.
+
+        Returns:
+            The report; its `chosen` is the setting, or full depth where none passed.
+
+        Raises:
+            ValueError: An option out of its range; a metric without a score for each example; settings that are none,
+                oracles, listed twice, or decode a row of a batch otherwise than alone; two examples of one id.
+        """
+        reference, *settings = baseline_first(strategies)
+        datamodule.prepare_data()
+        check_calibration(
+            strategies,
+            tolerance=tolerance,
+            error=error,
+            bound=bound,
+            metric=metric,
+            computed=list(model.text_metrics()),
+            examples=[example.id for example in datamodule.examples("validation")],
+            batch_size=datamodule.batch_size,
+        )
+        folder = Path(self.default_root_dir)
+        files = prediction_files(folder, strategies)
+        runs = StrategyRuns(self, model, datamodule, "validation")
+        console = _console(quiet=not self.is_global_zero)
+        console.print(f"Reference: {reference!r}", highlight=False)
+        full = runs.result(reference, files[0])
+        names = [repr(setting) for setting in settings]
+        report: CalibrationReport | None = None
+        decoded = decoded_losses(runs, settings, files[1:], full, loss, metric, console)
+        try:
+            for calibration in fixed_sequence(decoded, tolerance=tolerance, error=error, bound=bound):
+                report = CalibrationReport(calibration, full, names, loss, metric, run or {})
+                if self.is_global_zero:
+                    report.write(folder)
+        finally:
+            if report is not None and self.is_global_zero:
+                report.print(console)
+        assert report is not None  # there is a setting, and the first is always tested
+        return report
 
     def bench(
         self,
@@ -157,85 +223,6 @@ class DecodingTrainer(Trainer):
             run=run,
         )
 
-    def _warm_up(self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy) -> None:
-        """Decode one batch without a trace of it, so that the first strategy does not pay for cold caches."""
-        limit, file = self.limit_test_batches, model.predictions
-        self.limit_test_batches, model.predictions = 1, None
-        try:
-            self._test_under(strategy, model, datamodule)
-        finally:
-            self.limit_test_batches, model.predictions = limit, file
-
-    def _result(
-        self, model: DecodeModule, datamodule: GenerationDataModule, strategy: SkipStrategy, predictions: Path
-    ) -> StrategyResult:
-        """Decode the test split under one strategy."""
-        model.predictions = str(predictions)
-        return self.test_result(model, strategy, self._test_under(strategy, model, datamodule), predictions)
-
-    def test_result(
-        self, model: DecodeModule, strategy: SkipStrategy, logged: dict[str, float], predictions: Path
-    ) -> StrategyResult:
-        """Return what a finished `test` gave; texts and their cost are read back from their file.
-
-        Args:
-            model: Which decoded.
-            strategy: Under which it did.
-            logged: The figures that it logged.
-            predictions: The file that it wrote.
-        """
-        records = PredictionFile(predictions).records()
-        efficiency = _efficiency(records)
-        scores = {name.removeprefix("test/"): value for name, value in logged.items()}
-        return StrategyResult(
-            name=repr(strategy),
-            strategy=strategy.config(),
-            num_layers=decoder_parts(model.model).num_layers,
-            scores={name: value for name, value in scores.items() if name not in efficiency},
-            efficiency=efficiency,
-            examples=records,
-            is_oracle=strategy.is_oracle,
-        )
-
-    def _test_under(
-        self, strategy: SkipStrategy, model: DecodeModule, datamodule: GenerationDataModule
-    ) -> dict[str, float]:
-        """Run the test split under a strategy, from the same random state each time; return what it logs."""
-        self.callbacks.append(strategy)
-        try:
-            with isolate_rng():
-                (logged,) = self.test(model, datamodule=datamodule, verbose=False)
-        finally:
-            self.callbacks.remove(strategy)
-        return dict(logged)
-
-
-def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
-    """Return the strategies with FullDepth first, added where it is missing.
-
-    Raises:
-        ValueError: A strategy is listed twice.
-    """
-    names = [repr(strategy) for strategy in strategies]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"strategies lists {name} {names.count(name)} times: expected each once.")
-    others = [strategy for strategy in strategies if not isinstance(strategy, FullDepth)]
-    return [FullDepth(), *others]
-
-
-def prediction_files(folder: Path, strategies: Sequence[SkipStrategy] | None = None) -> list[Path]:
-    """Return the files of predictions that a run writes into its folder.
-
-    Args:
-        folder: Of the run.
-        strategies: Those of a comparison, each with a file of its own; None for any other run.
-    """
-    if strategies is None:
-        return [folder / "predictions.jsonl"]
-    names = [_file_name(repr(strategy)) for strategy in baseline_first(strategies)]
-    return [folder / "predictions" / f"{number:02}_{name}.jsonl" for number, name in enumerate(names, start=1)]
-
 
 def first_prompts(model: DecodeModule, datamodule: GenerationDataModule, number: int, new_tokens: int) -> list[Tensor]:
     """Return the first prompts of the test split, each a LongTensor [1, length], not padded.
@@ -252,27 +239,6 @@ def first_prompts(model: DecodeModule, datamodule: GenerationDataModule, number:
     limit = datamodule.max_prompt_tokens or room
     encoded = [datamodule.template.encode(example.source, model.tokenizer, limit) for example in examples]
     return [torch.tensor([token_ids]) for token_ids, _ in encoded]
-
-
-def _file_name(text: str) -> str:
-    """Return the text with an underscore for each run of characters that a file name should not have."""
-    return re.sub(r"[^\w.=-]+", "_", text).strip("_")
-
-
-def _finished(files: Sequence[Path], datamodule: GenerationDataModule) -> bool:
-    """Tell whether there is a prediction for every example in every file."""
-    datamodule.prepare_data()
-    examples = len(datamodule.examples("test"))
-    return all(len(PredictionFile(file).records()) >= examples for file in files)
-
-
-def _efficiency(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Compute depth and speed from prediction records: of all processes, here in one."""
-    # the records are those of all processes, and not every process may be here
-    efficiency = Efficiency(sync_on_compute=False)
-    for cost in batch_costs(records):
-        efficiency.update(**cost)
-    return {name: float(value) for name, value in efficiency.compute().items()}
 
 
 def _console(quiet: bool) -> Console:

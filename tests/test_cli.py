@@ -15,7 +15,7 @@ import hsdlab.modules.decode
 import hsdlab.trainer
 from hsdlab import CALM, HSD, PABEE, FullDepth, ScheduledStrategy, SkipDecode
 from hsdlab.cli import main
-from hsdlab.trainer import baseline_first
+from hsdlab.strategy_runs import baseline_first
 from tests.tiny_runs import EXAMPLES, ParseOnly, options, read_records, run, without_costs, write_examples
 
 ROOT = Path(__file__).parents[1]

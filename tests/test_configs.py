@@ -51,6 +51,12 @@ def tiny_models(monkeypatch, tmp_path):
     monkeypatch.setattr(hsdlab.modules.decode, "embedded_folder", lambda name: tmp_path)
 
 
+def command_of(path):
+    """The arguments of the command in a config's header."""
+    (command,) = re.findall(r"^# python evaluate\.py (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return command
+
+
 def test_there_are_configs_of_every_layer():
     assert {path.parent.name for path in CONFIGS} == {"model", "data", "strategy", "experiment"}
 
@@ -61,7 +67,7 @@ def test_it_instantiates(path, monkeypatch):
     missing = [flag for layer, flag in DEFAULTS.items() if layer not in content or layer == "model"]
     if "name" in content.get("model", {}):
         missing.remove(DEFAULTS["model"])
-    subcommand = "compare" if "strategies" in content else "test"
+    subcommand = shlex.split(command_of(path))[0]
     cli = run(monkeypatch, subcommand, f"--config={path}", *missing, cli=InstantiateOnly)
 
     made = cli.config_init[subcommand]
@@ -79,7 +85,7 @@ def test_it_instantiates(path, monkeypatch):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_command_in_its_header_uses_it_and_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^# python evaluate\.py (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    command = command_of(path)
     assert str(path.relative_to(ROOT)) in command
     run(monkeypatch, *shlex.split(command), cli=ParseOnly)
 

@@ -77,10 +77,20 @@ def test_the_comparison_is_that_of_one_process(folders):
         assert {name: row["cost"][name] for name in costs} == pytest.approx(costs)
 
 
+def test_the_calibration_is_that_of_one_process(folders):
+    one, two = (
+        json.loads((folder / "calibrate" / "calibration.json").read_text(encoding="utf-8")) for folder in folders[:2]
+    )
+    assert two["chosen"] == one["chosen"]
+    for name in ("losses", "mean_loss", "p_value", "passed"):
+        assert [test[name] for test in two["tests"]] == [test[name] for test in one["tests"]]
+
+
 def test_only_the_first_process_prints(folders):
     done = folders[2]
     assert done.stdout.count("2 of 2 strategies finished") == 1
     assert done.stdout.count("Strategy 1 of 2") == 1
+    assert done.stdout.count("Setting 1 of 1") == 1
     assert "sync_dist=True" not in done.stderr  # Lightning's advice where figures are not those of all processes
 
 

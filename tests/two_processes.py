@@ -17,6 +17,7 @@ RUNS = {  # folder: subcommand and options
     "validate": ("validate", *HSD),
     "predict": ("predict", *HSD),
     "compare": ("compare", STRATEGIES),
+    "calibrate": ("calibrate", STRATEGIES, "--tolerance=0.6", "--loss=textual"),
     "one_example": ("test", *HSD, "--data.limit=1"),
 }
 

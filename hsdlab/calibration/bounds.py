@@ -92,14 +92,11 @@ def smallest_sample(bound: BoundName, tolerance: float, error: float) -> int:
         >>> smallest_sample("hoeffding", 0.05, 0.05), smallest_sample("hoeffding_bentkus", 0.05, 0.05)
         (600, 59)
     """
-    p_value, number = BOUNDS[bound], 1
-    while p_value([0.0] * number, tolerance) > error:
-        number *= 2
-    passes, fails = number, number // 2
-    while passes - fails > 1:  # p-values fall as the sample grows
-        middle = (passes + fails) // 2
-        passes, fails = (middle, fails) if p_value([0.0] * middle, tolerance) <= error else (passes, middle)
-    return passes
+    if bound == "hoeffding":
+        number = math.log(1 / error) / (2 * tolerance**2)
+    else:  # without a loss both others are (1 - δ)^n
+        number = math.log(error) / math.log1p(-tolerance)
+    return max(1, math.ceil(round(number, 9)))
 
 
 def risk_upper_bound(bound: BoundName, losses: Sequence[float], error: float) -> float:

@@ -1,17 +1,25 @@
 """Fixed-sequence testing: go through settings, safest first, as long as each is proven within the tolerance."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from hsdlab.calibration.bounds import BOUNDS, BoundName
+from hsdlab.calibration.bounds import BOUNDS, BoundName, risk_upper_bound
 
 Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
 class SettingTest(Generic[Setting]):
-    """The test of one setting: its losses, and the p-value for "its risk is larger than the tolerance"."""
+    """The test of one setting.
+
+    Attributes:
+        setting: What was tested.
+        losses: One of each example, 0 to 1.
+        p_value: For "its risk is larger than the tolerance".
+        passed: Whether its p-value is at most the error level.
+    """
 
     setting: Setting
     losses: tuple[float, ...]
@@ -21,7 +29,7 @@ class SettingTest(Generic[Setting]):
     @property
     def mean_loss(self) -> float:
         """The sample's mean loss, the estimate of the risk."""
-        return sum(self.losses) / len(self.losses)
+        return math.fsum(self.losses) / len(self.losses)
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,67 @@ class Calibration(Generic[Setting]):
     With probability 1 - `error` over the draw of the sample, the risk of `chosen` is at most `tolerance`.
 
     Attributes:
-        chosen: The last setting that passed before the first that did not; None if the first one did not: then only
-            the full model is safe.
         tests: Of the settings in order, up to the first that did not pass.
+        tolerance: δ.
+        error: ε.
+        bound: Name of the p-value.
     """
 
-    chosen: Setting | None
     tests: tuple[SettingTest[Setting], ...]
     tolerance: float
     error: float
     bound: BoundName
+
+    @property
+    def chosen_test(self) -> SettingTest[Setting] | None:
+        """The last test that passed, all before it having passed too; None if the first one did not."""
+        passed = [test for test in self.tests if test.passed]
+        return passed[-1] if passed else None
+
+    @property
+    def chosen(self) -> Setting | None:
+        """The setting of `chosen_test`; None if the first one did not pass: then only the full model is safe."""
+        return None if self.chosen_test is None else self.chosen_test.setting
+
+    def upper_bound(self, test: SettingTest[Setting]) -> float:
+        """Return the least tolerance at which a setting would pass: a bound of its risk, at level 1 - `error`."""
+        return risk_upper_bound(self.bound, test.losses, self.error)
+
+
+def fixed_sequence(
+    settings: Iterable[tuple[Setting, Sequence[float]]],
+    *,
+    tolerance: float,
+    error: float,
+    bound: BoundName = "hoeffding_bentkus",
+) -> Iterator[Calibration[Setting]]:
+    """Test settings one after the other, each at the full level; end after the first that does not pass.
+
+    As the order is fixed before the losses are seen, the chance that any setting passes whose risk is larger than the
+    tolerance is at most `error`, without a correction for their number (Learn then Test, arXiv 2110.01052,
+    section 2.2; CALM, section 4.2). So who stops earlier may keep what has passed until then.
+
+    Args:
+        settings: Each with its losses, from 0 to 1; the safest first. A generator is asked for no setting after the
+            first that does not pass, so what it computes is not computed in vain.
+        tolerance: δ, the risk that is accepted, between 0 and 1.
+        error: ε, the chance that the guarantee fails, between 0 and 1.
+        bound: Name of the p-value.
+
+    Yields:
+        After each test, all tests until then.
+
+    Raises:
+        ValueError: A number out of its range, an unknown bound, or losses that the bound is not for.
+    """
+    check_levels(tolerance, error, bound)
+    tests: list[SettingTest[Setting]] = []
+    for setting, losses in settings:
+        p_value = BOUNDS[bound](losses, tolerance)
+        tests.append(SettingTest(setting, tuple(losses), p_value, passed=p_value <= error))
+        yield Calibration(tuple(tests), tolerance, error, bound)
+        if not tests[-1].passed:
+            return
 
 
 def fixed_sequence_test(
@@ -50,36 +109,15 @@ def fixed_sequence_test(
     error: float,
     bound: BoundName = "hoeffding_bentkus",
 ) -> Calibration[Setting]:
-    """Test settings one after the other, each at the full level; stop at the first that does not pass.
-
-    As the order is fixed before the losses are seen, the chance that any setting passes whose risk is larger than the
-    tolerance is at most `error`, without a correction for their number (Learn then Test, arXiv 2110.01052,
-    section 2.2; CALM, section 4.2).
-
-    Args:
-        settings: Each with its losses, from 0 to 1; the safest first. A generator is asked for no setting after the
-            first that does not pass, so what it computes is not computed in vain.
-        tolerance: δ, the risk that is accepted, between 0 and 1.
-        error: ε, the chance that the guarantee fails, between 0 and 1.
-        bound: Name of the p-value.
-
-    Raises:
-        ValueError: A number out of its range, an unknown bound, or losses that the bound is not for.
+    """Return the end of `fixed_sequence`, which has the same arguments and errors.
 
     Example:
         >>> safe, risky = ("safe", [0.0] * 100), ("risky", [0.0, 1.0] * 50)
         >>> fixed_sequence_test([safe, risky], tolerance=0.05, error=0.05).chosen
         'safe'
     """
-    check_levels(tolerance, error, bound)
-    tests: list[SettingTest[Setting]] = []
-    for setting, losses in settings:
-        p_value = BOUNDS[bound](losses, tolerance)
-        tests.append(SettingTest(setting, tuple(losses), p_value, passed=p_value <= error))
-        if not tests[-1].passed:
-            break
-    passed = [test.setting for test in tests if test.passed]
-    return Calibration(passed[-1] if passed else None, tuple(tests), tolerance, error, bound)
+    start: Calibration[Setting] = Calibration((), tolerance, error, bound)
+    return [start, *fixed_sequence(settings, tolerance=tolerance, error=error, bound=bound)][-1]
 
 
 def check_levels(tolerance: float, error: float, bound: str) -> None:

@@ -117,7 +117,7 @@ class DecodeModule(LightningModule):
     def _start(self) -> None:
         """Forget what an earlier run scored; forget what it wrote, or go on with it."""
         self._seed = torch.initial_seed()
-        for metric in self._text_metrics().values():
+        for metric in self.text_metrics().values():
             metric.reset()  # under ddp_spawn it also ends the sharing of states between processes
         self._file, self._done = None, {}
         if self.predictions is None:
@@ -151,11 +151,12 @@ class DecodeModule(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        for metric in self._text_metrics().values():
+        for metric in self.text_metrics().values():
             figures = metric.compute()  # of all processes
             self.log_dict({f"{stage}/{key}": value.float() for key, value in figures.items()}, sync_dist=True)
 
-    def _text_metrics(self) -> dict[str, TextMetric]:
+    def text_metrics(self) -> dict[str, TextMetric]:
+        """Return the metrics by name."""
         return dict(self.metrics.items())  # type: ignore[arg-type]
 
     def _step(self, batch: dict[str, Any], batch_index: int) -> list[Record]:
@@ -202,7 +203,7 @@ class DecodeModule(LightningModule):
     def _restored(self, records: list[Record], batch: dict[str, Any]) -> list[Record]:
         """Count a batch of an earlier run in the corpus figures, and in the strategy's depth and speed."""
         check_same_examples(records, zip(batch["ids"], batch["sources"], batch["references"], strict=True))
-        for name, metric in self._text_metrics().items():
+        for name, metric in self.text_metrics().items():
             metric.update_from_scores([record["bleu_statistics" if name == "bleu" else "scores"] for record in records])
         strategy: Any = self._run().strategy
         for cost in batch_costs(records):
@@ -240,7 +241,7 @@ class DecodeModule(LightningModule):
         """Score each example once: for its record and for the corpus."""
         predictions = [record["prediction"] for record in records]
         references = [record["references"] for record in records]
-        for name, metric in self._text_metrics().items():
+        for name, metric in self.text_metrics().items():
             scores = metric.score(predictions, references)
             metric.update_from_scores(scores)
             for record, score in zip(records, scores, strict=True):

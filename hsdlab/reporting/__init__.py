@@ -1,11 +1,13 @@
 """From the results of several strategies to tables, JSON and a picture."""
 
 from hsdlab.reporting.bootstrap import bootstrap_interval, paired_interval
+from hsdlab.reporting.calibration import CalibrationReport
 from hsdlab.reporting.comparison import Comparison, StrategyResult
 from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.provenance import run_provenance
 
 __all__ = [
+    "CalibrationReport",
     "Comparison",
     "StrategyResult",
     "bootstrap_interval",

@@ -97,11 +97,11 @@ def report_tables(comparison: Comparison) -> str:
     parts = [
         "\n".join(f"- {note}" for note in notes(comparison)),
         "## Quality",
-        _pipe_table(rows, ["Avg. layers", *labels, "Output tokens"], quality),
+        pipe_table(rows, ["Avg. layers", *labels, "Output tokens"], quality),
         "## Quality as % of the baseline",
-        _pipe_table(rows, ["Avg. layers", *labels], percent),
+        pipe_table(rows, ["Avg. layers", *labels], percent),
         "## Cost",
-        _pipe_table(rows, COST_HEADER, [_costs(row) for row in rows]),
+        pipe_table(rows, COST_HEADER, [costs(row) for row in rows]),
     ]
     return "\n\n".join(parts)
 
@@ -110,20 +110,21 @@ def print_tables(comparison: Comparison, console: Console) -> None:
     """Print quality above cost; value and % of baseline share a cell, the interval stands below them."""
     metrics = [name for name in TERMINAL_METRICS if name in comparison.metrics]
     header = ["Avg.\nlayers", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
-    quality = _terminal_table("Quality (value, % of the baseline, interval)", header)
-    cost = _terminal_table("Cost", COST_HEADER)
+    quality = terminal_table("Quality (value, % of the baseline, interval)", header)
+    cost = terminal_table("Cost", COST_HEADER)
     for row in comparison.rows:
         style = "bold" if row.is_baseline else ""
         cells = [_two_lines(row.quality[name], 3, row.percent_of_baseline[name].value) for name in metrics]
         quality.add_row(Text(_name(row)), _layers(row), *cells, _two_lines(row.output_tokens, 1), style=style)
-        cost.add_row(Text(_name(row)), *_costs(row), style="yellow" if row.saves_layers_but_no_time else style)
+        cost.add_row(Text(_name(row)), *costs(row), style="yellow" if row.saves_layers_but_no_time else style)
     console.print(quality)
     console.print(cost)
     for note in notes(comparison):
         console.print(Text(note, style="dim"))
 
 
-def _terminal_table(title: str, header: Sequence[str]) -> Table:
+def terminal_table(title: str, header: Sequence[str]) -> Table:
+    """Return a table for the terminal, without rows, whose first column names the strategies."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("Strategy", width=24, overflow="fold")
     for name in header:
@@ -131,14 +132,14 @@ def _terminal_table(title: str, header: Sequence[str]) -> Table:
     return table
 
 
-def _pipe_table(rows: Sequence[Row], header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def pipe_table(rows: Sequence[Row], header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose first column names the strategies."""
     lines = [["Strategy", *header], ["---", *("---:" for _ in header)]]
     lines += [[_name(row, "`"), *line] for row, line in zip(rows, cells, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _costs(row: Row) -> list[str]:
+def costs(row: Row) -> list[str]:
     """Return the cells under `COST_HEADER`."""
     speed_up = _number(row.speed_up, 2)
     mark = SLOW if row.saves_layers_but_no_time else TOO_FAST if row.faster_than_its_layers else ""

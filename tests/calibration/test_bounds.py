@@ -1,7 +1,9 @@
 """P-values against figures worked out by hand and against exact rational arithmetic."""
 
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -68,6 +70,18 @@ def test_smallest_sample(bound, number):
     assert BOUNDS[bound]([0.0] * number, 0.05) <= 0.05 < BOUNDS[bound]([0.0] * (number - 1), 0.05)
 
 
+@given(st.sampled_from(list(BOUNDS)), st.floats(0.02, 0.9), st.floats(0.01, 0.9))
+def test_smallest_sample_is_where_the_p_value_turns(bound, tolerance, error):
+    number = smallest_sample(bound, tolerance, error)
+    assert BOUNDS[bound]([0.0] * number, tolerance) <= error * (1 + 1e-6)
+    if number > 1:
+        assert BOUNDS[bound]([0.0] * (number - 1), tolerance) > error * (1 - 1e-6)
+
+
+def test_smallest_sample_of_a_tiny_tolerance_is_not_searched_for():
+    assert smallest_sample("hoeffding", 1e-9, 0.05) == pytest.approx(1.4978661e18)
+
+
 def test_one_example_is_enough_where_the_levels_are_lax():
     assert smallest_sample("binomial", 0.9, 0.5) == 1
 
@@ -98,3 +112,20 @@ def test_upper_bound_by_hand():
 def test_losses_that_are_none(bound, losses, message):
     with pytest.raises(ValueError, match=message if bound != "binomial" or not losses else "."):
         BOUNDS[bound](losses, 0.1)
+
+
+def rows(page, first):
+    """The rows of a table on the page after the one that begins with a cell, as numbers where they are."""
+    table = page[page.index(f"| {first} |") :].split("\n\n")[0]
+    return [re.findall(r"[\d.]+", row) for row in table.splitlines()]
+
+
+def test_the_numbers_of_examples_on_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
+    for tolerance, *numbers in rows(page, "δ")[2:]:
+        expected = [smallest_sample(bound, float(tolerance), 0.05) for bound in ("hoeffding", "hoeffding_bentkus")]
+        assert list(map(int, numbers)) == expected
+    examples, _, means = rows(page, "n")
+    for number, mean in zip(map(int, examples), map(float, means), strict=True):
+        assert hoeffding_bentkus([max(0, mean - 0.0005)] * number, 0.05) <= 0.05
+        assert hoeffding_bentkus([mean + 0.0005] * number, 0.05) > 0.05

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hsdlab.calibration import BOUNDS, fixed_sequence_test
-from hsdlab.calibration.losses import risk_loss, textual_loss
+from hsdlab.calibration import BOUNDS, fixed_sequence, fixed_sequence_test, risk_upper_bound
 
 TOLERANCE, ERROR, EXAMPLES, DRAWS = 0.1, 0.1, 150, 2000
 
@@ -44,13 +43,23 @@ def test_nothing_is_computed_after_the_first_failure():
     assert asked == ["a", "b"]
 
 
+def test_each_step_is_a_result_that_may_be_kept():
+    settings = [("a", losses_with(0)), ("b", losses_with(1)), ("c", losses_with(30)), ("d", losses_with(0))]
+    steps = list(fixed_sequence(settings, tolerance=0.1, error=0.05))
+    assert [(step.chosen, len(step.tests)) for step in steps] == [("a", 1), ("b", 2), ("b", 3)]
+    assert steps[-1] == fixed_sequence_test(settings, tolerance=0.1, error=0.05)
+    last = steps[-1].tests[-1]
+    assert steps[-1].upper_bound(last) == risk_upper_bound("hoeffding_bentkus", losses_with(30), 0.05) > 0.3
+    assert fixed_sequence_test([], tolerance=0.1, error=0.05).chosen is None
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"tolerance": 0.0}, "tolerance=0.0"), ({"error": 1.0}, "error=1.0"), ({"bound": "student"}, "bound='student'")],
 )
 def test_levels_out_of_range(changed, message):
     with pytest.raises(ValueError, match=message):
-        fixed_sequence_test([], **{"tolerance": 0.1, "error": 0.1} | changed)
+        fixed_sequence_test([("a", [0.0])], **{"tolerance": 0.1, "error": 0.1} | changed)
 
 
 # The guarantee: with risks that are known, the chosen one is larger than the tolerance in at most ε of the draws.
@@ -105,17 +114,3 @@ def test_the_simulation_catches_a_broken_choice():
 def test_the_simulation_is_not_idle():
     """The exact test uses the error that it is granted: a bound that never let anything pass would be safe too."""
     assert violations("binomial", True, lambda result: result.chosen) > 0.3 * ERROR * DRAWS
-
-
-# Losses
-
-
-def test_losses_by_hand():
-    assert risk_loss(0.2, 0.5) == pytest.approx(0.3)
-    assert risk_loss(0.9, 0.5) == 0
-
-    def share_of_words(prediction, references):
-        return max(len(set(prediction.split()) & set(r.split())) / len(r.split()) for r in references)
-
-    assert textual_loss("a b", "a b c d", share_of_words) == 0.5
-    assert textual_loss("", "", lambda prediction, references: 0.0) == 0

@@ -1,0 +1,78 @@
+"""The parser of `evaluate.py` and `train.py`: classes by their short names, and errors in one message."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace, _typehints
+from lightning.pytorch.cli import LightningArgumentParser
+
+import hsdlab.data
+import hsdlab.strategies  # noqa: F401  their names are short names on the command line
+from hsdlab.data import GenerationDataModule
+from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
+
+_BASES: dict[str, type] = {
+    "data": GenerationDataModule,
+    "schedule": ScheduledStrategy,
+    "confidence": ConfidenceStrategy,
+}
+"""What the classes of an option derive from; of all others, SkipStrategy."""
+
+
+class EvaluateParser(LightningArgumentParser):
+    """Names classes instead of unions, and says what is wrong without the usage text of 100 lines."""
+
+    def add_lightning_class_args(
+        self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
+    ) -> list[str]:
+        """Add a class; in subclass mode as a plain class type (Lightning's `Optional` would accept null)."""
+        if not subclass_mode:
+            return super().add_lightning_class_args(lightning_class, nested_key)
+        summary = lightning_class.__doc__.splitlines()[0]
+        self.add_argument(f"--{nested_key}", type=lightning_class, required=required, help=summary)
+        return [nested_key]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
+        unknown = re.search(r'key "([\w.]+)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
+        if unknown:
+            option = unknown[1].rpartition(".")[2]
+            known = sorted(_names_of_subclasses(_BASES.get(option, SkipStrategy)))
+            word = "unfit" if unknown[2] in _names_of_subclasses(SkipStrategy) else "unknown"
+            message = (
+                f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
+                "or the dotted path of your own, such as my_package.MyClass"
+            )
+        sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
+        sys.exit(2)
+
+
+@contextmanager
+def dropping_arguments_of_other_classes() -> Iterator[None]:
+    """Have jsonargparse drop all arguments of a class when a later layer names another class.
+
+    It has no option for it: by itself it keeps those that the new class has too, so that HSD would silently
+    take SkipDecode's min_exit.
+    """
+
+    def drop(parser_or_action: Any, previous: Namespace | None, value: Namespace) -> None:
+        if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+            previous["init_args"] = Namespace()
+
+    keeping = _typehints.discard_init_args_on_class_path_change
+    _typehints.discard_init_args_on_class_path_change = drop
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = keeping
+
+
+def _names_of_subclasses(base: Any) -> Iterator[str]:
+    for subclass in base.__subclasses__():
+        if not inspect.isabstract(subclass):
+            yield subclass.__name__
+        yield from _names_of_subclasses(subclass)
