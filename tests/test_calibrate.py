@@ -116,12 +116,21 @@ def test_the_list_is_gone_through_until_one_does_not_pass(calibrate, tmp_path, m
     assert read_records(tmp_path / "test" / "predictions.jsonl")[0]["id"] == "test-0"
 
 
-def test_risk_is_out_of_the_recorded_scores(calibrate, tmp_path):
-    report = calibrate("--loss=risk", "--bound=hoeffding", strategies=f"--strategies=[{ONE_LAYER}]")
+def test_risk_is_out_of_the_recorded_scores(tiny, calibrate, monkeypatch, tmp_path):
+    run(monkeypatch, "validate", *tiny, f"--output={tmp_path / 'full'}")
+    data = write_examples(tmp_path / "data", EXAMPLES)
+    examples = [  # full depth's texts as references: a setting has something to lose
+        {"id": record["id"], "source": record["source"], "references": [record["prediction"] or "nothing"]}
+        for record in read_records(tmp_path / "full" / "predictions.jsonl")
+    ]
+    (data / "validation.jsonl").write_text("\n".join(map(json.dumps, examples)), encoding="utf-8")
+    args = ("--loss=risk", "--bound=hoeffding", f"--data.folder={data}")
+    report = calibrate(*args, strategies=f"--strategies=[{ONE_LAYER}]")
     (file,) = (tmp_path / "out" / "predictions").glob("02_*")
     expected = by_hand(tmp_path / "out", file.name, "risk")
     assert report["tests"][0]["losses"] == pytest.approx(expected)
     assert report["tests"][0]["mean_loss"] == pytest.approx(sum(expected.values()) / EXAMPLES)
+    assert report["tests"][0]["mean_loss"] > 0.1
     assert report["bound"] == "hoeffding"
 
 
