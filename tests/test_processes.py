@@ -16,6 +16,7 @@ from tests.tiny_runs import options, read_records, run, without_costs
 from tests.two_processes import FITS, RUNS, run_all
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("processes")  # one worker runs the two processes once, for all tests here
 TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")
 
 
