@@ -1,4 +1,4 @@
-"""Fine-tune a model, at full depth or as it will be decoded: see `python train.py --help`."""
+"""Fine-tune a model, or train an exit classifier for it: see `python train.py --help`."""
 
 from hsdlab.train_cli import main
 
