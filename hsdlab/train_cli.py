@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hsdlab.cli import check_precision, is_for_the_user, resolved_config
 from hsdlab.data import GenerationDataModule
-from hsdlab.models import load_model
+from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
 from hsdlab.parser import EvaluateParser, dropping_arguments_of_other_classes
@@ -30,6 +30,7 @@ def load_finetune_module(
     name: str,
     dtype: Dtype = "float32",
     revision: str | None = None,
+    attention: Attention | None = None,
     skip_strategies: list[SkipStrategy] | None = None,
     **kwargs: Any,
 ) -> FinetuneModule:
@@ -40,6 +41,8 @@ def load_finetune_module(
             LoRA adapter (merged into its base model first), or the id of a model on the hub.
         dtype: Of the weights; for mixed precision leave float32 and give --trainer.precision=bf16-mixed.
         revision: Branch, tag or commit of a model on the hub.
+        attention: sdpa (torch's fused attention) or eager (plain matrix products, faster for short texts in bfloat16 on
+            a CPU); by default what transformers takes.
         skip_strategies: Strategies with layers known before a step (class names, or class_path and init_args), one
             drawn per batch: full depth among them if it is to stay good. By default every batch is at full depth.
         **kwargs: See `FinetuneModule`.
@@ -47,7 +50,7 @@ def load_finetune_module(
     Raises:
         ValueError, OSError, RuntimeError: See `load_model` and `FinetuneModule`.
     """
-    model, tokenizer = load_model(name, dtype=dtype, device="cpu", revision=revision)
+    model, tokenizer = load_model(name, dtype=dtype, device="cpu", revision=revision, attention=attention)
     return FinetuneModule(model, tokenizer, skip_strategies=skip_strategies or (), **kwargs)
 
 
@@ -99,9 +102,9 @@ class TrainCLI(LightningCLI):
     """LightningCLI for training: fit, validate, fit_exit_classifier.
 
     `fit` writes into --output: config.yaml (runs again as it is), run.json (what it was made with), checkpoints/
-    (best.ckpt by val/loss, last.ckpt to go on with), the logger's files, and model/, the best weights for
-    `load_model`, transformers or peft. `fit_exit_classifier` writes exit_classifier.safetensors in place of model/, and
-    how good it is as .json and .png.
+    (best.ckpt by val/loss, or by val/skip_loss if it trains skip-aware; last.ckpt to go on with), the logger's files,
+    and model/, the best weights for `load_model`, transformers or peft. `fit_exit_classifier` writes
+    exit_classifier.safetensors in place of model/, and how good it is as .json and .png.
 
     Args:
         args: The command line; by default that of the process.
@@ -175,7 +178,8 @@ class TrainCLI(LightningCLI):
             self.output = Path(config.output)
             if rank_zero_only.rank == 0:
                 _check_free(self.output, resumes=config.ckpt_path is not None)
-            self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every)
+            monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
+            self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every, monitor)
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [self.best, last]}
         data.prepare_data()
         for split in ("validation",) if self.subcommand == "validate" else ("train", "validation"):
@@ -245,10 +249,10 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def _checkpoints(folder: Path, every_steps: int) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """Return the callbacks that keep the best weights by val/loss, and the last state for going on."""
+def _checkpoints(folder: Path, every_steps: int, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Return the callbacks that keep the best weights by a validation loss, and the last state for going on."""
     options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val/loss", mode="min", **options)
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode="min", **options)
     return best, ModelCheckpoint(filename="last", every_n_train_steps=every_steps, **options)
 
 

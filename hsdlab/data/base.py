@@ -49,6 +49,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         seed: Seed of the draw, and of the order of training.
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
+        group_by_length: Train on batches of pairs of similar length: less padding to compute, an order less random.
         num_workers: Worker processes that load batches.
 
     Raises:
@@ -63,6 +64,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         limit: int | None = None,
         seed: int = 0,
         max_prompt_tokens: int | None = None,
+        group_by_length: bool = False,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         self.limit = limit
         self.seed = seed
         self.max_prompt_tokens = max_prompt_tokens
+        self.group_by_length = group_by_length
         self.num_workers = num_workers
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.prompt_limit_tokens: int | None = None
@@ -180,6 +183,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             batch_size=self.batch_size,
             pad_token_id=pad_token_id_of(tokenizer),
             seed=self.seed,
+            group_by_length=self.group_by_length,
             world_size=1 if self.trainer is None else self.trainer.world_size,
             rank=0 if self.trainer is None else self.trainer.global_rank,
             num_workers=self.num_workers,
@@ -205,7 +209,12 @@ class GenerationDataModule(LightningDataModule, ABC):
         digest = hashlib.sha256()
         for pair in self._pairs_of("train").rows:
             digest.update(array("q", [len(pair.prompt_ids), *pair.prompt_ids, *pair.target_ids]).tobytes())
-        return {"training examples": digest.hexdigest()[:16], "batch_size": self.batch_size, "data seed": self.seed}
+        return {
+            "training examples": digest.hexdigest()[:16],
+            "batch_size": self.batch_size,
+            "data seed": self.seed,
+            "group_by_length": self.group_by_length,
+        }
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the batches of the validation split, with pairs for the loss if the module wants them."""

@@ -1,6 +1,7 @@
 """The order of training: shuffled batches that a resumed run goes on with where it was cut short."""
 
 import itertools
+import random
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,14 +11,33 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hsdlab.data.batches import Pair, Rows, collate_pairs
 
+POOL_BATCHES = 50  # whose pairs are sorted by length together, as transformers' group_by_length does
+
 
 class _Shuffled(DistributedSampler[int]):
     """An order that depends on the seed and the epoch only, from any place on."""
 
     start = 0  # rows of this process to pass over
+    batch_size = 1
+    lengths: list[int] | None = None  # of the pairs in tokens, to make batches of pairs of similar length
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.islice(super().__iter__(), self.start, None)
+        order = list(super().__iter__())
+        if self.lengths is not None:
+            order = self._grouped(order, self.lengths)
+        return itertools.islice(order, self.start, None)
+
+    def _grouped(self, order: list[int], lengths: list[int]) -> list[int]:
+        """Sort pools of some batches by length, then shuffle the batches; one that is not full stays the last."""
+        pools = _cut(order, POOL_BATCHES * self.batch_size)
+        batches = [batch for pool in pools for batch in _cut(sorted(pool, key=lengths.__getitem__), self.batch_size)]
+        rest = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        random.Random(f"{self.seed} {self.epoch}").shuffle(batches)
+        return list(itertools.chain(*batches, *rest))
+
+
+def _cut(rows: list[int], size: int) -> Iterator[list[int]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 class TrainingLoader(DataLoader[Pair]):
@@ -31,6 +51,7 @@ class TrainingLoader(DataLoader[Pair]):
         batch_size: Pairs per batch and process.
         pad_token_id: See `collate_pairs`.
         seed: Of the order.
+        group_by_length: Make batches of pairs of similar length: less padding to compute, an order less random.
         world_size: Number of processes.
         rank: Of this process.
         num_workers: Worker processes that load batches.
@@ -48,6 +69,7 @@ class TrainingLoader(DataLoader[Pair]):
         batch_size: int,
         pad_token_id: int,
         seed: int,
+        group_by_length: bool = False,
         world_size: int = 1,
         rank: int = 0,
         num_workers: int = 0,
@@ -57,10 +79,14 @@ class TrainingLoader(DataLoader[Pair]):
                 f"The train split makes {len(pairs)} training pairs for {world_size} processes: give fewer devices or "
                 "more examples"
             )
+        sampler = _Shuffled(pairs, num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
+        if group_by_length:
+            sampler.batch_size = batch_size
+            sampler.lengths = [len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs.rows]
         super().__init__(
             pairs,
             batch_size=batch_size,
-            sampler=_Shuffled(pairs, num_replicas=world_size, rank=rank, shuffle=True, seed=seed),
+            sampler=sampler,
             num_workers=num_workers,
             collate_fn=partial(collate_pairs, pad_token_id=pad_token_id),
         )

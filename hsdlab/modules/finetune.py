@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,9 +17,11 @@ from hsdlab.decoding import Strategy, replay
 from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.modules.lora import LoRA, add_lora
-from hsdlab.modules.losses import perplexity, reference_loss
+from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
 from hsdlab.modules.optimizer import Decay, adamw
 from hsdlab.modules.skip_aware import SkipMixture
+
+Draws = Literal["batch", "example"]
 
 
 class FinetuneModule(LightningModule):
@@ -30,8 +32,9 @@ class FinetuneModule(LightningModule):
     that is resumed from it goes on as if it had not been cut short, dropout and draws included, and is refused if its
     model, settings or data are others. `export` writes what other programs load.
 
-    Skip-aware training: with `skip_strategies`, each batch draws one of them and computes its loss with the layers
-    that decoding under it would run (`replay`). decoding.md section 6 has what it is worth.
+    Skip-aware training: with `skip_strategies`, each batch, or each row, draws one of them and computes its loss with
+    the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies, drawn for
+    each row with their final weights, the same each time. docs/training.md tells when to use what.
 
     Args:
         model: A decoder-only transformers model.
@@ -44,6 +47,10 @@ class FinetuneModule(LightningModule):
         decay: How it falls to 0 after them.
         skip_strategies: Strategies with layers known before a step, full depth among them if it is to stay good.
         skip_weights: How often each is drawn, in proportion to their sum; by default all equally often.
+        final_skip_weights: Weights at the end: the draws move there in a straight line. By default they stay.
+        skip_draws: One draw for each "batch", the same in all processes, or for each "example".
+        distillation: Share of the loss of rows that skip layers that is not cross-entropy with the reference but the
+            divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.
         seed: Of the draws and of dropout.
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
             one, and log val/rouge1 … val/bleu4; 0 for never.
@@ -75,6 +82,9 @@ class FinetuneModule(LightningModule):
         decay: Decay = "linear",
         skip_strategies: Sequence[Strategy] = (),
         skip_weights: Sequence[float] | None = None,
+        final_skip_weights: Sequence[float] | None = None,
+        skip_draws: Draws = "batch",
+        distillation: float = 0.0,
         seed: int = 0,
         generate_every: int = 0,
         generate_batches: int = 2,
@@ -88,10 +98,15 @@ class FinetuneModule(LightningModule):
         _check(decay in ("linear", "cosine"), f"decay={decay!r}: expected linear or cosine.")
         _check(generate_every >= 0, f"generate_every={generate_every}: expected 0 (never) or more.")
         _check(generate_batches >= 1, f"generate_batches={generate_batches}: expected 1 or more.")
-        _check(bool(skip_strategies) or not skip_weights, "skip_weights: there are no skip_strategies to draw.")
+        _check(skip_draws in ("batch", "example"), f"skip_draws={skip_draws!r}: expected batch or example.")
+        _check(0 <= distillation <= 1, f"distillation={distillation}: expected a share of the loss, 0 to 1.")
         self.mixture = None
         if skip_strategies:
-            self.mixture = SkipMixture(model, skip_strategies, skip_weights, max_new_tokens, seed)
+            self.mixture = SkipMixture(model, skip_strategies, skip_weights, max_new_tokens, seed, final_skip_weights)
+        else:
+            _check(not skip_weights, "skip_weights: there are no skip_strategies to draw.")
+            _check(not final_skip_weights, "final_skip_weights: there are no skip_strategies to draw.")
+            _check(not distillation, "distillation: there are no skip_strategies that could learn from full depth.")
         self.model: nn.Module = model if lora is None else add_lora(model, lora)
         self.model.train()  # transformers loads in eval mode and Lightning keeps it
         self.tokenizer = tokenizer
@@ -101,11 +116,14 @@ class FinetuneModule(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.decay: Decay = decay
+        self.skip_draws: Draws = skip_draws
+        self.distillation = distillation
         self.seed = seed
         self.generate_every = generate_every
         self.generate_batches = generate_batches
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.validation_loss = MeanMetric()
+        self.skip_validation_loss = MeanMetric()
         self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
         self._validations = 0
         self._last_batch_end_s: float | None = None
@@ -118,38 +136,60 @@ class FinetuneModule(LightningModule):
         torch.manual_seed(random.Random(f"{self.seed} {self._batch_number} {self.global_rank}").getrandbits(63))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Compute the loss of a batch of `collate_pairs` under the strategy that it draws."""
-        strategy = None if self.mixture is None else self.mixture.draw(self._batch_number)
-        loss = self.loss(batch, strategy)
+        """Compute the loss of a batch of `collate_pairs` under the strategies that it draws."""
+        loss = self._loss_of(batch, self._draw(rows=len(batch["input_ids"])), self.distillation)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def loss(self, batch: dict[str, Tensor], strategy: int | None = None) -> Tensor:
-        """Compute the loss of a batch of `collate_pairs`, under one of the skip strategies or at full depth (None)."""
-        logits = self.training_logits(batch, strategy)
-        scored = logits.shape[1]
-        return reference_loss(logits, batch["input_ids"][:, -scored:], batch["target_mask"][:, -scored:])
+    def _draw(self, rows: int) -> list[int] | None:
+        """Draw the strategy of the batch, or of each of its rows."""
+        if self.mixture is None:
+            return None
+        progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
+        if self.skip_draws == "batch":
+            return self.mixture.draw(self._batch_number, progress)
+        return self.mixture.draw(self._batch_number, progress, rows, self.global_rank)
 
-    def training_logits(self, batch: dict[str, Tensor], strategy: int | None = None) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
+        """Compute the mean cross-entropy of the references' tokens in a batch, in nats.
+
+        Args:
+            batch: Of `collate_pairs`.
+            drawn: Index of the skip strategy of each row, or one for all; None for full depth.
+        """
+        return self._loss_of(batch, drawn, distillation=0.0)
+
+    def _loss_of(self, batch: dict[str, Tensor], drawn: Sequence[int] | None, distillation: float) -> Tensor:
+        logits = self.training_logits(batch, drawn)
+        scored = logits.shape[1]
+        texts = batch["input_ids"][:, -scored:], batch["target_mask"][:, -scored:]
+        if drawn is None or self.mixture is None or not distillation or not self.mixture.skips[drawn].any():
+            return reference_loss(logits, *texts)
+        with torch.no_grad():
+            teacher = self.training_logits(batch)
+        share = distillation * self.mixture.skips[drawn].float()  # (rows or 1,)
+        return distilled_loss(logits, teacher, share.expand(len(logits)).to(logits.device), *texts)
+
+    def training_logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
         """Compute the logits of a teacher-forced batch.
 
         Args:
             batch: Of `collate_pairs`.
-            strategy: Index of the skip strategy to compute it under; None for full depth.
+            drawn: Index of the skip strategy of each row, or one for all; None for full depth.
 
         Returns:
             Logits [rows, scored, vocabulary] of the last `max_new_tokens` + 1 positions (of all, if there are fewer),
             which hold every reference; those at one position are for the token at the next.
         """
         with _head_at_the_last(self.max_new_tokens + 1, self.model):
-            return self._logits(batch, strategy)
+            return self._logits(batch, drawn)
 
-    def _logits(self, batch: dict[str, Tensor], strategy: int | None) -> Tensor:
+    def _logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None) -> Tensor:
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        if strategy is None or self.mixture is None:
+        if drawn is None or self.mixture is None:
             positions = position_ids(batch["attention_mask"])
             return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
-        return replay(self.model, **text, executed=self.mixture.executed(strategy, batch["target_mask"]))
+        return replay(self.model, **text, executed=self.mixture.executed(drawn, batch["target_mask"]))
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_index: int) -> None:
         """Log the learning rate of the step, and the throughput since the batch before."""
@@ -181,7 +221,7 @@ class FinetuneModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier validation saw; decide whether this one decodes."""
         self._last_batch_end_s = None  # validation is no training time
-        for metric in (self.validation_loss, *self.text_metrics):
+        for metric in (self.validation_loss, self.skip_validation_loss, *self.text_metrics):
             metric.reset()
         self._decodes = False
         if not self.trainer.sanity_checking:
@@ -190,11 +230,15 @@ class FinetuneModule(LightningModule):
             self._decodes = self.generate_every > 0 and due
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Compute the loss of a batch at full depth; decode it, if it is one of those to decode."""
+        """Compute the loss of a batch, at full depth and under a fixed draw; decode it, if that is due."""
         if not batch["ids"]:
             return  # there are more processes than examples
         pairs = batch["pairs"]
-        self.validation_loss.update(self.loss(pairs), weight=pairs["target_mask"].sum())
+        tokens = pairs["target_mask"].sum()
+        self.validation_loss.update(self.loss(pairs), weight=tokens)
+        if self.mixture is not None:
+            drawn = self.mixture.draw(batch_index, progress=1.0, rows=len(pairs["input_ids"]), rank=self.global_rank)
+            self.skip_validation_loss.update(self.loss(pairs, drawn), weight=tokens)
         if self._decodes and batch_index < self.generate_batches:
             texts = self._generate(batch)
             for metric in self.text_metrics:
@@ -216,6 +260,8 @@ class FinetuneModule(LightningModule):
         """Log the figures of all processes."""
         loss = self.validation_loss.compute()
         self.log_dict({"val/loss": loss, "val/perplexity": perplexity(loss)}, prog_bar=True, sync_dist=True)
+        if self.mixture is not None:
+            self.log("val/skip_loss", self.skip_validation_loss.compute(), prog_bar=True, sync_dist=True)
         if self._decodes:
             for metric in self.text_metrics:
                 figures = metric.compute()  # type: ignore[operator]
@@ -234,6 +280,9 @@ class FinetuneModule(LightningModule):
                 "decay": self.decay,
                 "skip_strategies": repr(self.mixture and self.mixture.strategies),
                 "skip_weights": repr(self.mixture and self.mixture.weights),
+                "final_skip_weights": repr(self.mixture and self.mixture.final_weights),
+                "skip_draws": self.skip_draws,
+                "distillation": self.distillation,
                 "seed": self.seed,
                 "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
                 "processes": self.trainer.world_size,

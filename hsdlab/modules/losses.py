@@ -1,8 +1,8 @@
-"""The loss of fine-tuning: cross-entropy of the reference's tokens, and nothing else."""
+"""The losses of fine-tuning: cross-entropy of the reference's tokens, and what full depth would have said of them."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 
 def reference_loss(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
@@ -22,19 +22,49 @@ def reference_loss(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Te
     Raises:
         ValueError: A shape does not fit, or no token is marked.
     """
+    predicting = _predicting(logits, input_ids, target_mask)
+    return cross_entropy(predicting, input_ids[:, 1:][target_mask[:, 1:]])
+
+
+def distilled_loss(logits: Tensor, teacher: Tensor, share: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
+    """Compute the mean over the reference's tokens of (1 - share) · cross-entropy + share · KL(teacher ‖ model).
+
+    In nats. Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) at temperature 1.
+
+    Args:
+        logits: [rows, length, vocabulary]; those at position p are for the token at p + 1.
+        teacher: The teacher's logits, of the same shape; no gradient goes there.
+        share: [rows], 0 to 1: 0 for a row that learns from the reference alone.
+        input_ids: [rows, length].
+        target_mask: BoolTensor [rows, length], true at the tokens of the reference.
+
+    Returns:
+        A scalar, float32 or wider.
+
+    Raises:
+        ValueError: A shape does not fit, or no token is marked.
+    """
+    predicting = log_softmax(_predicting(logits, input_ids, target_mask), dim=-1)  # (tokens, vocabulary)
+    wanted = input_ids[:, 1:][target_mask[:, 1:]]  # (tokens,)
+    taught = log_softmax(_predicting(teacher.detach(), input_ids, target_mask), dim=-1)  # (tokens, vocabulary)
+    divergence = kl_div(predicting, taught, reduction="none", log_target=True).sum(dim=-1)  # (tokens,)
+    surprise = -predicting.gather(1, wanted[:, None])[:, 0]  # (tokens,)
+    share = share[:, None].expand_as(input_ids)[:, 1:][target_mask[:, 1:]]  # (tokens,)
+    return ((1 - share) * surprise + share * divergence).mean()
+
+
+def _predicting(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
+    """Return the logits that predict the reference's tokens, [tokens, vocabulary], in float32 or wider."""
     if target_mask.dtype != torch.bool or not logits.shape[:2] == input_ids.shape == target_mask.shape:
         raise ValueError(
             f"logits, input_ids and target_mask have shapes {tuple(logits.shape)}, {tuple(input_ids.shape)} and "
             f"{tuple(target_mask.shape)} ({target_mask.dtype}); expected rows × length × vocabulary, rows × length and "
             "a BoolTensor of rows × length."
         )
-    predicted = target_mask[:, 1:]  # (rows, length - 1)
-    wanted = logits[:, :-1][predicted]  # (tokens, vocabulary)
-    if not len(wanted):
+    predicting = logits[:, :-1][target_mask[:, 1:]]  # (tokens, vocabulary)
+    if not len(predicting):
         raise ValueError("target_mask marks no token: expected at least one token of a reference.")
-    if wanted.dtype in (torch.bfloat16, torch.float16):
-        wanted = wanted.float()
-    return cross_entropy(wanted, input_ids[:, 1:][predicted])
+    return predicting.float() if predicting.dtype in (torch.bfloat16, torch.float16) else predicting
 
 
 def perplexity(loss: Tensor) -> Tensor:

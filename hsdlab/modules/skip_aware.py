@@ -1,4 +1,4 @@
-"""Skip-aware training: each batch is computed as one of several strategies would decode it."""
+"""Skip-aware training: each batch, or each row of it, is computed as one of several strategies would decode it."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from hsdlab.decoding.families import decoder_parts
 
 
 class SkipMixture:
-    """Strategies with weights, one drawn per batch; and the mask with which `replay` computes what it decodes.
+    """Strategies with weights, drawn per batch or row; and the mask with which `replay` computes what they decode.
 
     With teacher forcing, the reference's token t is the input of decode step t, so it runs the layers of that step.
     The prompt runs all of them, and so does the last token of T = `max_new_tokens`: no step has it as its input.
@@ -23,6 +23,8 @@ class SkipMixture:
         weights: How often each is drawn, in proportion to their sum; by default all equally often.
         max_new_tokens: T of the schedules.
         seed: Of the draws.
+        final_weights: Weights at the end of the training: a strategy's share of the draws moves there in a straight
+            line. By default it stays.
 
     Raises:
         ValueError: No strategy, one without a schedule or beyond the model, or weights that do not fit.
@@ -35,43 +37,64 @@ class SkipMixture:
         weights: Sequence[float] | None,
         max_new_tokens: int,
         seed: int,
+        final_weights: Sequence[float] | None = None,
     ) -> None:
-        weights = [1.0] * len(strategies) if weights is None else list(weights)
-        if len(weights) != len(strategies):
-            raise ValueError(
-                f"skip_weights has {len(weights)} numbers for {len(strategies)} skip_strategies: give one for each."
-            )
-        if not strategies or min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(
-                f"skip_weights={weights}: expected numbers of 0 or more for one strategy or more, not all 0."
-            )
         self.strategies = tuple(strategies)
-        self.weights = weights
+        self.weights = _checked("skip_weights", weights, len(strategies))
+        self.final_weights = self.weights
+        if final_weights is not None:
+            self.final_weights = _checked("final_skip_weights", final_weights, len(strategies))
         self.seed = seed
         num_layers = decoder_parts(model).num_layers
-        self._schedules = [_schedule(strategy, num_layers, max_new_tokens) for strategy in strategies]
+        schedules = [_schedule(strategy, num_layers, max_new_tokens) for strategy in strategies]
+        self.skips = torch.tensor([not bool(schedule.all()) for schedule in schedules])  # (strategies,)
+        self._schedules = torch.stack(schedules)  # (strategies, T, layers)
 
-    def draw(self, batch: int) -> int:
-        """Draw the index of the strategy for a batch, by seed and number: the same in every process and after a resume.
+    def draw(self, batch: int, progress: float = 0.0, rows: int | None = None, rank: int = 0) -> list[int]:
+        """Draw strategies, by seed and batch: the same after a resume, and one for a batch is that of every process.
 
         Args:
             batch: Number of the batch, counted from the start of the training.
-        """
-        return random.Random(f"{self.seed} {batch}").choices(range(len(self.strategies)), self.weights)[0]
+            progress: Share of the training that is done, 0 to 1: where the weights are between the first and the final.
+            rows: Draw one for each of so many rows; by default a single one for the whole batch.
+            rank: Of the process, whose rows are not those of the others.
 
-    def executed(self, index: int, target_mask: Tensor) -> Tensor:
-        """Say which layers run for each token of a teacher-forced batch under one of the strategies.
+        Returns:
+            Indices of the strategies, `rows` of them or one.
+        """
+        pairs = zip(_shares(self.weights), _shares(self.final_weights), strict=True)
+        weights = [(1 - progress) * first + progress * final for first, final in pairs]
+        draws = random.Random(f"{self.seed} {batch}" if rows is None else f"{self.seed} {batch} {rank}")
+        return draws.choices(range(len(self.strategies)), weights, k=rows or 1)
+
+    def executed(self, drawn: Sequence[int], target_mask: Tensor) -> Tensor:
+        """Say which layers run for each token of a teacher-forced batch.
 
         Args:
-            index: Of the strategy.
+            drawn: Index of the strategy of each row, or one for all.
             target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in a row.
 
         Returns:
             BoolTensor [rows, length, layers], ready for `replay`.
         """
-        schedule = self._schedules[index].to(target_mask.device)  # (T, layers)
+        schedules = self._schedules[list(drawn)].to(target_mask.device)  # (rows or 1, T, layers)
         step = (target_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # (rows, length)
-        return schedule[step] | ~target_mask[..., None]  # (rows, length, layers)
+        row = torch.arange(len(drawn), device=step.device)[:, None]  # (rows or 1, 1)
+        return schedules[row, step] | ~target_mask[..., None]  # (rows, length, layers)
+
+
+def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[float]:
+    """Return the weights of so many strategies, all alike by default."""
+    weights = [1.0] * number if weights is None else list(weights)
+    if len(weights) != number:
+        raise ValueError(f"{name} has {len(weights)} numbers for {number} skip_strategies: give one for each.")
+    if not weights or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"{name}={weights}: expected numbers of 0 or more for one strategy or more, not all 0.")
+    return weights
+
+
+def _shares(weights: Sequence[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
 
 
 def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> Tensor:
