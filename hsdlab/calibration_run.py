@@ -76,9 +76,7 @@ def check_calibration(
                 "a batch depend on each other, and the test needs independent ones: give --data.batch_size=1 (it is "
                 f"{batch_size})."
             )
-    if len(set(examples)) < len(examples):
-        (twice, number), *_ = Counter(examples).most_common(1)
-        raise ValueError(f"{number} calibration examples have the id {twice!r}; expected each to have its own.")
+    check_ids(examples, "calibration")
     needed = smallest_sample(bound, tolerance, error)
     if len(examples) < needed:
         rank_zero_warn(
@@ -97,11 +95,21 @@ def _check_metric(metric: str, computed: Collection[str]) -> None:
         )
     if metric != EXACT_MATCH and metric not in COMPUTED_BY:
         raise ValueError(f"metric={metric}; expected one of {known}.")
-    if metric != EXACT_MATCH and COMPUTED_BY[metric] not in computed:
-        raise ValueError(
-            f"metric={metric} is computed by {COMPUTED_BY[metric]}, which is not in "
-            f"model.metrics=[{', '.join(computed)}]."
-        )
+    if metric != EXACT_MATCH:
+        check_computed(metric, COMPUTED_BY[metric], computed)
+
+
+def check_computed(metric: str, by: str, computed: Collection[str]) -> None:
+    """Refuse a metric that the run does not compute."""
+    if by not in computed:
+        raise ValueError(f"metric={metric} is computed by {by}, which is not in model.metrics=[{', '.join(computed)}].")
+
+
+def check_ids(examples: Sequence[str], what: str) -> None:
+    """Refuse examples of one id."""
+    if len(set(examples)) < len(examples):
+        (twice, number), *_ = Counter(examples).most_common(1)
+        raise ValueError(f"{number} {what} examples have the id {twice!r}; expected each to have its own.")
 
 
 def decoded_losses(

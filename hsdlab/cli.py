@@ -1,4 +1,4 @@
-"""The command line of `evaluate.py`: decode, compare and calibrate strategies, measure speed and layers."""
+"""The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers."""
 
 import sys
 import warnings
@@ -21,19 +21,20 @@ from hsdlab.models import weights_fingerprint
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.predictions import PredictionFile, check_same_examples
 from hsdlab.parser import EvaluateParser, dropping_arguments_of_other_classes
-from hsdlab.reporting import Comparison, run_provenance, tensorboard
+from hsdlab.reporting import Comparison, StrategyResult, run_provenance, tensorboard
 from hsdlab.run_folder import RunFolder, fingerprint, write_json, write_yaml
 from hsdlab.strategies import SkipStrategy
 from hsdlab.strategy_runs import baseline_first, prediction_files, strategy_result
 from hsdlab.trainer import DecodingTrainer
+from hsdlab.tuning_run import check_tuning
 
-RESUMABLE = ("validate", "test", "predict", "compare", "calibrate")
-ON_VALIDATION = ("validate", "calibrate", "inspect")
+RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
+ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
 """The subcommands that decode or read the validation split; the others take the test split."""
 
 
 class EvaluateCLI(LightningCLI):
-    """LightningCLI for decoding: validate, test, predict, compare, calibrate, bench, inspect.
+    """LightningCLI for decoding: validate, test, predict, compare, calibrate, tune, bench, inspect.
 
     Args:
         args: The command line; by default that of the process.
@@ -73,6 +74,7 @@ class EvaluateCLI(LightningCLI):
             "predict": {"model", "dataloaders", "datamodule", "return_predictions", *checkpoint},
             "compare": {"model", "datamodule", "run"},
             "calibrate": {"model", "datamodule", "run"},
+            "tune": {"model", "datamodule", "run"},
             "bench": {"model", "datamodule", "run"},
             "inspect": {"model", "datamodule", "run"},
         }
@@ -108,8 +110,9 @@ class EvaluateCLI(LightningCLI):
             self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite)
             self.resumes = self.folder.check(can_resume=self.subcommand in RESUMABLE)
         self.run_info = run_provenance(config.seed_everything, resolved) | {"subcommand": self.subcommand}
-        if "strategies" in made:
-            baseline_first(made.strategies)
+        strategies = self._listed(made)
+        if strategies is not None:
+            baseline_first(strategies)
         made.data.prepare_data()
         examples = made.data.examples("validation" if self.subcommand in ON_VALIDATION else "test")
         if self.subcommand == "calibrate":
@@ -120,12 +123,27 @@ class EvaluateCLI(LightningCLI):
                 examples=[example.id for example in examples],
                 batch_size=made.data.batch_size,
             )
+        if self.subcommand == "tune":
+            check_tuning(
+                **{name: made[name] for name in ("strategies", "max_loss", "speedup", "metric")},
+                computed=config.model.metrics,
+                max_new_tokens=config.model.max_new_tokens,
+                examples=[example.id for example in examples],
+            )
         self.run_info["examples"] = fingerprint(repr(example) for example in examples)
         if rank_zero_only.rank == 0 and self.resumes:
-            self._go_on(examples, prediction_files(self.output, made.get("strategies")))
+            if self.subcommand == "tune":
+                self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")), most=1 + made.decodes)
+            else:
+                files = prediction_files(self.output, strategies)
+                self._go_on(examples, files, most=len(files))
 
-    def _go_on(self, examples: Sequence[Example], files: Sequence[Path]) -> None:
-        """Refuse predictions for other data; say how much is done."""
+    def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
+        """Return the strategies of a subcommand that takes a list of them; `tune` takes classes."""
+        return None if self.subcommand == "tune" else made.get("strategies")
+
+    def _go_on(self, examples: Sequence[Example], files: Sequence[Path], most: int) -> None:
+        """Refuse predictions for other data; say how much is done, of so many files at most."""
         current = {example.id: example for example in examples}
         done = 0
         for file in files:
@@ -134,11 +152,13 @@ class EvaluateCLI(LightningCLI):
             check_same_examples(records, ((each.id, each.source, each.references) for each in known))
             done += len(records)
         self.folder.check_unchanged("examples", self.run_info)  # those without a prediction
-        total = len(examples) * len(files)
+        total = len(examples) * most
         console = Console()
         if done < total:
-            most = "at most " if self.subcommand == "calibrate" else ""  # it may end before its last setting
-            text = f"Going on with the run in {self.output}: {done} of {most}{total} predictions are done."
+            maybe = (
+                "at most " if self.subcommand in ("calibrate", "tune") else ""
+            )  # they may end before the last setting
+            text = f"Going on with the run in {self.output}: {done} of {maybe}{total} predictions are done."
         else:
             text = (
                 f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "
@@ -151,7 +171,7 @@ class EvaluateCLI(LightningCLI):
         """Refuse what does not fit the model or the device; only then begin to write."""
         made = self.config_init[self.subcommand]
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
-        for strategy in made.strategies if "strategies" in made else [made.skip] if "skip" in made else []:
+        for strategy in self._listed(made) or ([made.skip] if "skip" in made else []):
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
             with strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
@@ -175,12 +195,28 @@ class EvaluateCLI(LightningCLI):
         report = self.trainer.calibrate(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
-        path = self.output / "calibrated.yaml"
-        config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
-        command = f"python evaluate.py test --config {path} --output runs/calibrated"
-        write_yaml(path, config | {"skip": report.chosen.strategy}, report.guarantee(), command)
+        command = self._write_choice("calibrated.yaml", report.chosen, report.guarantee(), "runs/calibrated")
         text = f"In {self.output}: the report in calibration.md, .json and .png, the texts in predictions/. Decode so: "
         Console().print(text + command, highlight=False, soft_wrap=True)
+
+    def tune(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.tune` with the provenance of this run; write the config of what it chose."""
+        report = self.trainer.tune(**kwargs, run=self.run_info)
+        if rank_zero_only.rank != 0:
+            return
+        command = self._write_choice("strategy.yaml", report.chosen, report.summary(), "runs/tuned")
+        text = (
+            f"In {self.output}: the report in tuning.md and .json, frontier.png, the texts in predictions/. Decode so: "
+        )
+        Console().print(text + command, highlight=False, soft_wrap=True)
+
+    def _write_choice(self, name: str, chosen: StrategyResult, why: str, output: str) -> str:
+        """Write a config that decodes the test split as this run would with what it chose; return the command."""
+        path = self.output / name
+        config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
+        command = f"python evaluate.py test --config {path} --output {output}"
+        write_yaml(path, config | {"skip": chosen.strategy}, why, command)
+        return command
 
     def bench(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.bench` with the provenance of this run."""

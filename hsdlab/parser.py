@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -35,6 +35,11 @@ class EvaluateParser(LightningArgumentParser):
         summary = lightning_class.__doc__.splitlines()[0]
         self.add_argument(f"--{nested_key}", type=lightning_class, required=required, help=summary)
         return [nested_key]
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
+        """Parse; the name of an option may be written with hyphens: ``--max-loss`` is ``--max_loss``."""
+        args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
+        return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and end with exit code 2."""
@@ -69,6 +74,11 @@ def dropping_arguments_of_other_classes() -> Iterator[None]:
         yield
     finally:
         _typehints.discard_init_args_on_class_path_change = keeping
+
+
+def _with_underscores(arg: str) -> str:
+    """Return an argument with underscores in the name of its option; values stay."""
+    return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg)
 
 
 def _names_of_subclasses(base: Any) -> Iterator[str]:

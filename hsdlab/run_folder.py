@@ -15,6 +15,7 @@ WRITTEN = (
     *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
     *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
     *("calibration.md", "calibration.json", "calibration.png", "calibrated.yaml"),
+    *("tuning.md", "tuning.json", "frontier.png", "scores.jsonl", "strategy.yaml"),
     *("inspect.json", "inspect.md", "inspect.png", "tensorboard/*/events.out.tfevents.*"),
 )
 """What a run writes into its output folder, and `--overwrite` removes from it."""
@@ -25,6 +26,9 @@ WITHOUT_EFFECT = (
     *("trainer.devices.", "trainer.num_nodes.", "trainer.strategy."),  # several processes have the batches of one
 )
 """Options that change no result: a run goes on with other ones."""
+
+OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "strategies.", "trials.", "decodes.")
+"""Options of `tune` that change what is scored and decoded, and nothing of what has been: a run goes on with others."""
 
 ABSENT = "nothing"
 
@@ -131,10 +135,11 @@ class RunFolder:
         longer = self.subcommand == "compare"  # the order of a calibration is fixed before its losses are seen
         if longer and begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
             del old["strategies"], new["strategies"]
+        free = WITHOUT_EFFECT + (OF_THE_SEARCH if self.subcommand == "tune" else ())
         return [
             f"{name}: {old.get(name, ABSENT)} then, {new.get(name, ABSENT)} now"
             for name in sorted({*old, *new})
-            if old.get(name) != new.get(name) and not f"{name}.".startswith(WITHOUT_EFFECT)
+            if old.get(name) != new.get(name) and not f"{name}.".startswith(free)
         ]
 
 

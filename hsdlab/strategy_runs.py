@@ -1,4 +1,4 @@
-"""One strategy after the other over the same split: what `compare` and `calibrate` share."""
+"""One strategy after the other over the same split: what `compare`, `calibrate` and `tune` share."""
 
 import re
 from collections.abc import Sequence
@@ -131,6 +131,11 @@ def prediction_files(folder: Path, strategies: Sequence[SkipStrategy] | None = N
         return [folder / "predictions.jsonl"]
     names = [_file_name(repr(strategy)) for strategy in baseline_first(strategies)]
     return [folder / "predictions" / f"{number:02}_{name}.jsonl" for number, name in enumerate(names, start=1)]
+
+
+def prediction_file(folder: Path, strategy: SkipStrategy) -> Path:
+    """Return the file of predictions of one of the strategies of a run whose order is not known beforehand."""
+    return folder / "predictions" / f"{_file_name(repr(strategy))}.jsonl"
 
 
 def _file_name(text: str) -> str:

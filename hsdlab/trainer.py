@@ -1,5 +1,6 @@
-"""DecodingTrainer: a Trainer that also compares strategies, calibrates them and measures their speed."""
+"""DecodingTrainer: a Trainer that also compares strategies, calibrates and tunes them and measures their speed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,15 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.families import context_length
 from hsdlab.modules import DecodeModule
-from hsdlab.reporting import CalibrationReport, Comparison, StrategyResult, tensorboard
+from hsdlab.reporting import CalibrationReport, Comparison, StrategyResult, TuningReport, tensorboard
 from hsdlab.strategies import SkipStrategy
 from hsdlab.strategy_runs import StrategyRuns, baseline_first, prediction_files
+from hsdlab.tuning import Goal
+from hsdlab.tuning_run import check_tuning, scheduled_classes, tuning_reports
 
 
 class DecodingTrainer(Trainer):
-    """A Trainer with more entry points, `compare`, `calibrate`, `bench`, `inspect`: they fill `default_root_dir`."""
+    """A Trainer with more entry points: `compare`, `calibrate`, `tune`, `bench`, `inspect` fill `default_root_dir`."""
 
     def compare(
         self,
@@ -151,6 +154,81 @@ class DecodingTrainer(Trainer):
             if report is not None and self.is_global_zero:
                 report.print(console)
         assert report is not None  # there is a setting, and the first is always tested
+        return report
+
+    def tune(
+        self,
+        model: DecodeModule,
+        datamodule: GenerationDataModule,
+        max_loss: float | None = None,
+        speedup: float | None = None,
+        strategies: Sequence[str] = ("HSD", "SkipDecode"),
+        metric: str = "rougeL",
+        trials: PositiveInt = 100,
+        examples: PositiveInt = 32,
+        decodes: PositiveInt = 8,
+        run: dict[str, Any] | None = None,
+    ) -> TuningReport:
+        """Search the settings of scheduled strategies: the fastest that keeps the quality, or the best at a speed-up.
+
+        Give one of max_loss and speedup. The validation split is decoded at full depth. Then Optuna proposes settings;
+        those whose schedule allows enough speed are scored on full depth's own texts by one masked pass each, without
+        decoding. Last, settings that none beats in speed and score are decoded, in an order that soon finds the border
+        between those that meet the goal and those that do not. The report (tuning.md, tuning.json, frontier.png) is
+        written anew after each setting; a run that is cut short goes on with its scores and predictions if
+        `model.resume` is set.
+
+        Args:
+            model: Holds the loaded model.
+            datamodule: The data.
+            max_loss: The largest share of full depth's quality that may be lost, such as 0.05.
+            speedup: The least measured speed-up of a decode step, such as 1.6.
+            strategies: Classes whose settings are searched: names, or dotted paths of your own with a `propose`.
+            metric: The quality: rouge1, rouge2, rougeL, bleu1 to bleu4, bertscore_precision, bertscore_recall or
+                bertscore_f1.
+            trials: How many settings are proposed.
+            examples: How many of full depth's texts a setting is scored on, at most.
+            decodes: The most settings to decode besides full depth.
+            run: Provenance for the report.
+
+        Returns:
+            The report; its `chosen` is the setting, or full depth where none meets the goal.
+
+        Raises:
+            ValueError: An option out of its range, both or neither of max_loss and speedup, a class without a schedule
+                or `propose`, a metric that is not computed, two examples of one id, or nothing to keep.
+        """
+        datamodule.prepare_data()
+        check_tuning(
+            strategies,
+            max_loss=max_loss,
+            speedup=speedup,
+            metric=metric,
+            computed=list(model.text_metrics()),
+            max_new_tokens=model.max_new_tokens,
+            examples=[example.id for example in datamodule.examples("validation")],
+        )
+        folder, console = Path(self.default_root_dir), _console(quiet=not self.is_global_zero)
+        report: TuningReport | None = None
+        try:
+            for report in tuning_reports(
+                StrategyRuns(self, model, datamodule, "validation"),
+                scheduled_classes(strategies),
+                Goal(max_loss, speedup),
+                metric=metric,
+                trials=trials,
+                examples=examples,
+                decodes=decodes,
+                folder=folder,
+                run=run or {},
+                console=console,
+            ):
+                if self.is_global_zero:
+                    report.write(folder)
+        finally:
+            if report is not None and self.is_global_zero:
+                report.print(console)
+        assert report is not None  # the search is always reported
         return report
 
     def bench(

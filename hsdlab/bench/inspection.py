@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
-from transformers import DynamicCache
+from torch.nn.functional import cosine_similarity
 
-from hsdlab.decoding import generate, replay
-from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
+from hsdlab.decoding import generate
+from hsdlab.decoding.families import DecoderParts, decoder_parts
+from hsdlab.decoding.forced import ForcedTexts, decode_steps
 from hsdlab.decoding.probe import check_model
 from hsdlab.strategies.confidence import softmax_response
 from hsdlab.strategies.full_depth import FullDepth
@@ -71,7 +71,7 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
     parts = decoder_parts(model)
     if not parts.proven:
         check_model(parts)
-    batches = [batch for batch in batches if _decode_steps(batch["target_mask"]).any()]
+    batches = [batch for batch in batches if decode_steps(batch["target_mask"]).any()]
     if not batches:
         raise ValueError("No text has two tokens or more after its prompt: there is no decode step to measure.")
     with torch.inference_mode(), Progress() as progress:
@@ -101,24 +101,22 @@ def own_text(model: nn.Module, prompts: Mapping[str, Tensor], max_new_tokens: in
     }
 
 
-def _decode_steps(target_mask: Tensor) -> Tensor:
-    """Inputs of decode steps among all tokens but the last: [rows, length] to [rows, length - 1]."""
-    return target_mask[:, :-1] & target_mask[:, 1:]
-
-
 def _sums_of_rows(
     parts: DecoderParts, batch: Mapping[str, Tensor], after_pass: Callable[[], None]
 ) -> dict[str, Tensor]:
     """The fields of :class:`Inspection` for the rows of one batch, on the CPU."""
-    replayed = _Replayed(parts, batch)
-    with _states(parts, replayed.decode) as states:
-        logits = replayed.logits()  # (steps, vocabulary)
+    texts = ForcedTexts(parts.model, batch)
+    executed = texts.decode.new_ones(*texts.decode.shape, parts.num_layers)
+    with _states(parts, texts.decode) as states:
+        logits = texts.logits(executed)  # (steps, vocabulary)
     after_pass()
-    full_loss, full_tokens = replayed.loss(logits), logits.argmax(dim=-1)
+    full_loss, full_tokens = texts.loss(logits), logits.argmax(dim=-1)
     losses, agrees = [], []
     for layer in range(parts.num_layers):
-        logits = replayed.logits(without=layer)
-        losses.append(replayed.loss(logits))
+        without = executed.clone()
+        without[:, :, layer] = ~texts.decode
+        logits = texts.logits(without)
+        losses.append(texts.loss(logits))
         agrees.append(logits.argmax(dim=-1) == full_tokens)
         after_pass()
     of_steps = {
@@ -128,64 +126,13 @@ def _sums_of_rows(
         "dropped_loss": torch.stack(losses, dim=1),  # (steps, layers)
         "dropped_agreement": torch.stack(agrees, dim=1),
     }
-    row = replayed.decode.nonzero()[:, 0].cpu()  # (steps)
-    return {name: _sums(values.cpu().double(), row, len(replayed.decode)) for name, values in of_steps.items()}
+    row = texts.decode.nonzero()[:, 0].cpu()  # (steps)
+    return {name: _sums(values.cpu().double(), row, len(texts.decode)) for name, values in of_steps.items()}
 
 
 def _sums(values: Tensor, row: Tensor, rows: int) -> Tensor:
     """Sums over the steps of each row: [steps, ...] to [rows, ...]."""
     return values.new_zeros(rows, *values.shape[1:]).index_add(0, row, values)
-
-
-class _Replayed:
-    """The texts of one batch behind the keys and values of their prompts, which are computed once.
-
-    Args:
-        parts: The model's parts.
-        batch: "input_ids", "attention_mask" and "target_mask" [rows, length].
-
-    Attributes:
-        decode: BoolTensor [rows, replayed], true at the inputs of decode steps. The replay begins with the first one
-            of any row; what stands before it is past.
-    """
-
-    def __init__(self, parts: DecoderParts, batch: Mapping[str, Tensor]) -> None:
-        input_ids, mask, targets = (
-            batch[name].to(parts.model.device) for name in ("input_ids", "attention_mask", "target_mask")
-        )
-        decode = _decode_steps(targets)
-        start = int(decode.any(dim=0).long().argmax())
-        self._parts = parts
-        self._past = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
-        parts.model(
-            input_ids=input_ids[:, :start],
-            attention_mask=mask[:, :start],
-            position_ids=position_ids(mask[:, :start]),
-            past_key_values=self._past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._input_ids, self._mask = input_ids[:, start:-1], mask[:, :-1]
-        self.decode = decode[:, start:]
-        self._next = input_ids[:, start + 1 :][self.decode]  # (steps)
-
-    def logits(self, without: int | None = None) -> Tensor:
-        """Logits of the decode steps, [steps, vocabulary], with all layers or without one."""
-        executed = self.decode.new_ones(*self.decode.shape, self._parts.num_layers)
-        if without is not None:
-            executed[:, :, without] = ~self.decode
-        logits = replay(
-            self._parts.model,
-            input_ids=self._input_ids,
-            attention_mask=self._mask,
-            executed=executed,
-            past=self._past,
-        )[self.decode]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def loss(self, logits: Tensor) -> Tensor:
-        """Negative log-likelihood of the text's next tokens, [steps]."""
-        return cross_entropy(logits, self._next, reduction="none")
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """A few examples of a split in batches, drawn by the data module's seed: for measuring, not for scoring."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hsdlab.data.base import GenerationDataModule
 from hsdlab.data.batches import Pair, Prompt, collate_with_pairs, pad_token_id_of
 
 
-def sample_batches(datamodule: GenerationDataModule, split: str, examples: int) -> list[dict[str, Any]]:
-    """Return batches of prompts and pairs (see `collate_with_pairs`), each with its first reference.
+def sample_batches(
+    datamodule: GenerationDataModule, split: str, examples: int, texts: Mapping[str, Sequence[int]] | None = None
+) -> list[dict[str, Any]]:
+    """Return batches of prompts and pairs (see `collate_with_pairs`): each prompt with a text that follows it.
 
     Args:
         datamodule: Connected to a tokenizer.
         split: One of train, validation and test.
         examples: How many at most, of those that the data module's `limit` leaves.
+        texts: Token ids of the text of each example, by its id; by default its first reference.
 
     Raises:
         ValueError: There is no such split, or it holds no example.
@@ -22,9 +26,12 @@ def sample_batches(datamodule: GenerationDataModule, split: str, examples: int) 
     rows = []
     for example in datamodule.examples(split, at_most=examples):
         prompt_ids, _ = datamodule.template.encode(example.source, tokenizer, datamodule.prompt_limit_tokens)
-        target_ids, _ = datamodule.template.encode_target(
-            example.references[0], tokenizer, datamodule.target_limit_tokens
-        )
+        if texts is not None:
+            target_ids = list(texts[example.id])
+        else:
+            target_ids, _ = datamodule.template.encode_target(
+                example.references[0], tokenizer, datamodule.target_limit_tokens
+            )
         rows.append((Prompt(example, prompt_ids), Pair(prompt_ids, target_ids)))
     pad_token_id, size = pad_token_id_of(tokenizer), datamodule.batch_size
     return [collate_with_pairs(rows[start : start + size], pad_token_id) for start in range(0, len(rows), size)]

@@ -4,7 +4,7 @@ Depth is not speed: a softmax probe applies the head, late keys and values are p
 text. All of it is counted here. Times are measured elsewhere (:class:`Timing`, ``evaluate.py bench``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     return layers + attention + heads + per_fill * trace.filled
 
 
-def ideal_speedup(model: nn.Module, schedule: Sequence[Sequence[int]]) -> float:
+def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Sequence[int] | None = None) -> float:
     """The most a schedule can gain for small batches, where reading the weights takes the time.
 
     (weights read at full depth, head included) / (weights read under the schedule), over all decode steps: batch 1,
@@ -80,6 +80,7 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Sequence[int]]) -> float:
     Args:
         model: The model.
         schedule: The executed layers of each decode step.
+        taken: How many texts take each step, at least one of them; by default all count once.
 
     Returns:
         A factor, 1 or more.
@@ -87,8 +88,11 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Sequence[int]]) -> float:
     parts = decoder_parts(model)
     layer_bytes = [_bytes(layer) for layer in parts.layers]
     outside = _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
-    full = (sum(layer_bytes) + outside) * len(schedule)
-    return full / sum(sum(layer_bytes[i] for i in layers) + outside for layers in schedule)
+    taken = [1] * len(schedule) if taken is None else taken
+    read = sum(
+        texts * (sum(layer_bytes[i] for i in layers) + outside) for texts, layers in zip(taken, schedule, strict=True)
+    )
+    return (sum(layer_bytes) + outside) * sum(taken) / read
 
 
 def _bytes(module: nn.Module) -> int:

@@ -41,7 +41,8 @@ class DecodeModule(LightningModule):
 
     - "id", "source", "references": of the example; "prediction": the new text, without special tokens;
     - "new_tokens": the tokens of the prediction, its end-of-sequence token included;
-    - "tokens": those tokens as texts; the first comes from the prompt pass, token k+1 from decode step k;
+    - "token_ids": those tokens, and "tokens": as texts; the first comes from the prompt pass, token k+1 from decode
+      step k;
     - "decode_steps" and "average_layers": the steps that it took and their mean depth (null without a step);
     - "layers": for each of those steps, the layers that ran, such as "0,2,4,15-29";
     - "scores": ROUGE and BERTScore of the example; "bleu_statistics": what corpus BLEU sums up;
@@ -228,6 +229,7 @@ class DecodeModule(LightningModule):
                     "prediction": text.strip(),
                     "references": batch["references"][row],
                     "new_tokens": real_tokens,
+                    "token_ids": token_ids.tolist(),
                     "tokens": self.tokenizer.batch_decode(token_ids[:, None]),
                     "decode_steps": steps[row],
                     "average_layers": depths[row] / steps[row] if steps[row] else None,

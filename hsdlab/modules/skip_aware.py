@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.decoding import Strategy
-from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
+from hsdlab.decoding.forced import forced_mask, schedule_mask
 
 
 class SkipMixture:
@@ -77,10 +77,7 @@ class SkipMixture:
         Returns:
             BoolTensor [rows, length, layers], ready for `replay`.
         """
-        schedules = self._schedules[list(drawn)].to(target_mask.device)  # (rows or 1, T, layers)
-        step = (target_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # (rows, length)
-        row = torch.arange(len(drawn), device=step.device)[:, None]  # (rows or 1, 1)
-        return schedules[row, step] | ~target_mask[..., None]  # (rows, length, layers)
+        return forced_mask(self._schedules[list(drawn)].to(target_mask.device), target_mask)
 
 
 def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[float]:
@@ -98,15 +95,11 @@ def _shares(weights: Sequence[float]) -> list[float]:
 
 
 def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> Tensor:
-    """Return the layers of steps 0 … T-2 as decoding runs them, and all of them for token T-1: [T, layers]."""
-    decisions = Decisions(strategy, num_layers, max_new_tokens)
-    if not decisions.same_for_all_rows:
+    """Return the layers of each step: [T, layers]."""
+    schedule = schedule_mask(strategy, num_layers, max_new_tokens)
+    if schedule is None:
         raise ValueError(
             f"skip_strategies: {strategy!r} decides while it decodes; training needs layers that are known before a "
             "step, as those of FullDepth, SkipDecode and HSD."
         )
-    schedule = torch.ones(max_new_tokens, num_layers, dtype=torch.bool)
-    for step in range(max_new_tokens - 1):
-        decisions.begin_step(step, rows=1)
-        schedule[step] = decisions.executed[0]
     return schedule

@@ -5,11 +5,13 @@ from hsdlab.reporting.calibration import CalibrationReport
 from hsdlab.reporting.comparison import Comparison, StrategyResult
 from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.provenance import run_provenance
+from hsdlab.reporting.tuning import TuningReport
 
 __all__ = [
     "CalibrationReport",
     "Comparison",
     "StrategyResult",
+    "TuningReport",
     "bootstrap_interval",
     "paired_interval",
     "pareto_figure",

@@ -19,9 +19,9 @@ from hsdlab.files import plain, replace_file
 from hsdlab.reporting import tables
 from hsdlab.reporting.calibration_figure import calibration_figure
 from hsdlab.reporting.comparison import Comparison, Row, StrategyResult
+from hsdlab.reporting.row_costs import COSTS, cost_cells, cost_document, cost_in_words
 
 SCHEMA_VERSION = 1
-COSTS = ("Avg. layers", "ms per decode step", "Measured speed-up")  # of tables.COST_HEADER
 BOUND_LABELS = {
     "hoeffding": "Hoeffding's p-value",
     "hoeffding_bentkus": "the Hoeffding-Bentkus p-value",
@@ -99,7 +99,7 @@ class CalibrationReport:
         row = next(row for row, each in self.tested if each is test)
         return (
             f"With probability at least {self.level} over the draw of the {self.examples} calibration examples, "
-            f"{row.result.name} {promise}. On these examples: {self._cost(row)}."
+            f"{row.result.name} {promise}. On these examples: {cost_in_words(row)}."
         )
 
     def _promise(self) -> str:
@@ -109,25 +109,16 @@ class CalibrationReport:
         return f"writes texts that are on average at most {tolerance} (1 − {self.metric_label}) away from full depth's"
 
     def _nothing_passed(self, promise: str) -> str:
-        first = self.calibration.tests[0]
+        first, full = self.calibration.tests[0], self.comparison.rows[0]
         upper = self.calibration.upper_bound(first)
         sentence = (
             f"No setting is shown to be one that {promise}: take full depth "
-            f"({self._cost(self.comparison.rows[0])}). The first in the list, {first.setting.name}, has a mean loss of "
+            f"({cost_in_words(full)}). The first in the list, {first.setting.name}, has a mean loss of "
             f"{first.mean_loss:.3f}, and a risk of at most {upper:.3f} with probability {self.level}."
         )
         if self.examples < self.needed:
             sentence += f" With {self.examples} examples none could pass: {self.needed} are needed, or more."
         return sentence
-
-    def _cost(self, row: Row) -> str:
-        """Say how deep and how fast a strategy is."""
-        layers, step, speed_up = _costs(row)
-        text = f"{layers} of {row.result.num_layers} layers on average"
-        if row.faster_than_its_layers:
-            return f"{text}; times of this run are not to be trusted"
-        text += f", {step} ms per decode step"
-        return text if row.is_baseline else f"{text}, {speed_up.split()[0]} the speed of full depth"
 
     def notes(self) -> list[str]:
         """Return how to read the table and for whom the guarantee holds."""
@@ -187,9 +178,9 @@ class CalibrationReport:
             "guarantee": self.guarantee(),
             "chosen": {"name": self.chosen.name, "strategy": self.chosen.strategy},
             "settings": list(self.settings),
-            "reference": _cost_document(self.comparison.rows[0]),
+            "reference": cost_document(self.comparison.rows[0]),
             "tests": [
-                _cost_document(row)
+                cost_document(row)
                 | {
                     "mean_loss": test.mean_loss,
                     "risk_upper_bound": calibration.upper_bound(test),
@@ -236,24 +227,7 @@ class CalibrationReport:
             upper = self.calibration.upper_bound(test)
             passed = "yes" if test.passed else "no"
             lines.append([f"{test.mean_loss:.4f}", f"{upper:.4f}", _p_value(test.p_value), passed])
-        return [line + _costs(row) for row, line in zip(self.comparison.rows, lines, strict=True)]
-
-
-def _costs(row: Row) -> list[str]:
-    """Return the cells under `COSTS`."""
-    cells = dict(zip(tables.COST_HEADER, tables.costs(row), strict=True))
-    return [cells[name] for name in COSTS]
-
-
-def _cost_document(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.result.name,
-        "strategy": row.result.strategy,
-        "num_layers": row.result.num_layers,
-        "scores": row.result.scores,
-        "cost": {name: row.cost(name) for name in row.result.efficiency},
-        "speed_up": row.speed_up,
-    }
+        return [line + cost_cells(row) for row, line in zip(self.comparison.rows, lines, strict=True)]
 
 
 def _p_value(value: float) -> str:

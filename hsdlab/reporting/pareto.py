@@ -60,7 +60,7 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
         (left, lambda row: row.average_layers),
         (right, lambda row: row.cost("decode_step_ms")),
     ]
-    styles = _styles([comparison.baseline.class_name, *(row.result.class_name for row in comparison.rows)])
+    styles = class_styles([comparison.baseline.class_name, *(row.result.class_name for row in comparison.rows)])
     for axes, cost in panels:
         _draw_panel(axes, comparison.rows, styles, metric, cost)
     left.set_xlabel(f"Average layers per decode step (of {comparison.baseline.num_layers})", color=INK)
@@ -93,7 +93,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def _styles(class_names: Sequence[str]) -> dict[str, Style]:
+def class_styles(class_names: Sequence[str]) -> dict[str, Style]:
     """Return colour and marker of each class, in order of first appearance."""
     return {
         name: {
@@ -107,6 +107,15 @@ def _styles(class_names: Sequence[str]) -> dict[str, Style]:
     }
 
 
+def prepare(axes: Axes) -> None:
+    """Give a panel its grid and margins, and whole numbers to its x-axis."""
+    axes.grid(color="#ececec", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    axes.margins(x=0.08, y=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
 def _drawn(rows: Sequence[Row], metric: str, cost: Callable[[Row], float]) -> list[tuple[Row, float, float]]:
     """Return (row, x, y) of the rows that have both."""
     points = [(row, cost(row), row.quality[metric].value) for row in rows if metric in row.quality]
@@ -116,11 +125,7 @@ def _drawn(rows: Sequence[Row], metric: str, cost: Callable[[Row], float]) -> li
 def _draw_panel(
     axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style], metric: str, cost: Callable[[Row], float]
 ) -> None:
-    axes.grid(color="#ececec", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK)
-    axes.margins(x=0.08, y=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    prepare(axes)
     points = _drawn(rows, metric, cost)
     if not points:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=FAINT)

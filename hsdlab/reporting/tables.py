@@ -93,7 +93,7 @@ def report_tables(comparison: Comparison) -> str:
     quality = [
         [_layers(row), *(_estimate(row.quality[name], 3) for name in comparison.metrics), _tokens(row)] for row in rows
     ]
-    percent = [[_layers(row), *(_percent(row, name) for name in comparison.metrics)] for row in rows]
+    percent = [[_layers(row), *(percent_of_baseline(row, name) for name in comparison.metrics)] for row in rows]
     parts = [
         "\n".join(f"- {note}" for note in notes(comparison)),
         "## Quality",
@@ -134,8 +134,13 @@ def terminal_table(title: str, header: Sequence[str]) -> Table:
 
 def pipe_table(rows: Sequence[Row], header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose first column names the strategies."""
+    return named_pipe_table([_name(row, "`") for row in rows], header, cells)
+
+
+def named_pipe_table(names: Sequence[str], header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column holds these names of strategies."""
     lines = [["Strategy", *header], ["---", *("---:" for _ in header)]]
-    lines += [[_name(row, "`"), *line] for row, line in zip(rows, cells, strict=True)]
+    lines += [[name, *line] for name, line in zip(names, cells, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -168,7 +173,8 @@ def _tokens(row: Row) -> str:
     return _estimate(row.output_tokens, 1)
 
 
-def _percent(row: Row, metric: str) -> str:
+def percent_of_baseline(row: Row, metric: str) -> str:
+    """Return a quality as % of the baseline's, with its interval."""
     figure = row.percent_of_baseline[metric]
     return _number(figure.value, 1) if row.is_baseline else _estimate(figure, 1)
 

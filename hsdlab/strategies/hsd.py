@@ -1,6 +1,8 @@
 """Hierarchical Skip Decoding (Zhu et al. 2024, arXiv 2403.14919)."""
 
-from hsdlab.strategies.schedule import ScheduledStrategy, budget, check_budget, check_fits
+from typing import Self
+
+from hsdlab.strategies.schedule import ScheduledStrategy, Trial, budget, check_budget, check_fits, propose_budget
 
 
 class HSD(ScheduledStrategy):
@@ -45,6 +47,12 @@ class HSD(ScheduledStrategy):
         scheduled = budget(step, max_steps, self.min_exit, max_exit, self.decay)
         kept = range(0, num_layers, self.num_skipped + 1)
         return tuple(sorted({*kept, *range(num_layers - scheduled, num_layers)}))
+
+    @classmethod
+    def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
+        """Any budget; a logarithmic scale for ``num_skipped``, as about L / (num_skipped + 1) layers are kept."""
+        num_skipped = trial.suggest_int("num_skipped", 1, max(1, num_layers - 1), log=True)
+        return cls(num_skipped, *propose_budget(trial, num_layers))
 
     def never_skip(self) -> "HSD":
         """No layer between two kept ones."""

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,24 @@ DECAYS: dict[str, Callable[[float], float]] = {
 ``linear`` is the papers'; the others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
 exponential with time constant T/4, four equal steps.
 """
+
+
+class Trial(Protocol):
+    """Where `evaluate.py tune` asks for settings to try: an `optuna.Trial` is one, and its documentation holds."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """Choose a whole number from `low` to `high`, both included; on a logarithmic scale if `log`."""
+        ...
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Choose a number from `low` to `high`."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
+        """Choose one of some names; they have to be the same in every trial."""
+        ...
 
 
 class ScheduledStrategy(SkipStrategy):
@@ -49,6 +68,26 @@ class ScheduledStrategy(SkipStrategy):
             Layer indices, at least one.
         """
 
+    @classmethod
+    def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
+        """Propose a setting for `evaluate.py tune` to try. Write it, and the class can be tuned.
+
+        Example: ``return cls(number=trial.suggest_int("number", 2, num_layers))``. A range may depend on what was
+        chosen before, so that every proposal is a valid setting.
+
+        Args:
+            trial: Chooses the values.
+            num_layers: L.
+            max_steps: T, the most new tokens.
+
+        Raises:
+            ValueError: The class does not say what there is to choose.
+        """
+        raise ValueError(
+            f"{cls.__name__} does not say which settings there are to try: write its classmethod propose(trial, "
+            'num_layers, max_steps), such as: return cls(number=trial.suggest_int("number", 2, num_layers)).'
+        )
+
     def scheduled_layers(self, num_layers: int, max_steps: int) -> list[Sequence[int]]:
         """``layers_at`` for steps 0 … max_steps - 2."""
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
@@ -58,6 +97,13 @@ class ScheduledStrategy(SkipStrategy):
         plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
         plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
         return plan
+
+
+def propose_budget(trial: Trial, num_layers: int) -> tuple[int, int, str]:
+    """Choose ``min_exit``, ``max_exit`` and ``decay`` of a budget that fits a model."""
+    max_exit = trial.suggest_int("max_exit", 1, num_layers)
+    min_exit = trial.suggest_int("min_exit", 0, max_exit)
+    return min_exit, max_exit, trial.suggest_categorical("decay", list(DECAYS))
 
 
 def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str = "linear") -> int:

@@ -1,6 +1,8 @@
 """SkipDecode (Del Corro et al. 2023, arXiv 2307.02628)."""
 
-from hsdlab.strategies.schedule import ScheduledStrategy, budget, check_budget, check_fits
+from typing import Self
+
+from hsdlab.strategies.schedule import ScheduledStrategy, Trial, budget, check_budget, check_fits, propose_budget
 
 
 class SkipDecode(ScheduledStrategy):
@@ -43,6 +45,12 @@ class SkipDecode(ScheduledStrategy):
         check_fits("SkipDecode", min_exit, max_exit, num_layers)
         scheduled = budget(step, max_steps, min_exit, max_exit, self.decay)
         return tuple(sorted({*range(min(self.warmup, num_layers)), *range(num_layers - scheduled, num_layers)}))
+
+    @classmethod
+    def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
+        """Any budget; a warm-up of up to a quarter of the layers."""
+        min_exit, max_exit, decay = propose_budget(trial, num_layers)
+        return cls(min_exit, max_exit, trial.suggest_int("warmup", 0, max(1, num_layers // 4)), decay)
 
     def never_skip(self) -> "SkipDecode":
         """A budget of all layers."""

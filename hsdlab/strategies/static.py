@@ -1,8 +1,8 @@
 """StaticDepth: the same layers in every decode step, the baselines that a schedule has to beat."""
 
-from typing import Literal, get_args
+from typing import Literal, Self, cast, get_args
 
-from hsdlab.strategies.schedule import ScheduledStrategy
+from hsdlab.strategies.schedule import ScheduledStrategy, Trial
 
 Keep = Literal["unified", "bottom", "top"]
 
@@ -43,6 +43,12 @@ class StaticDepth(ScheduledStrategy):
             return tuple(range(num_layers - number, num_layers))
         between = range(num_layers // (number - 1), num_layers - 1, num_layers // (number - 1))
         return (0, *between[: number - 2], num_layers - 1)
+
+    @classmethod
+    def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
+        """Any number of layers, kept in any way."""
+        keep = cast(Keep, trial.suggest_categorical("keep", get_args(Keep)))
+        return cls(trial.suggest_int("number", 2 if keep == "unified" else 1, num_layers), keep)
 
     def never_skip(self) -> "StaticDepth":
         """All layers."""

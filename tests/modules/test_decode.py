@@ -72,6 +72,7 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
                 "prediction": text,
                 "references": references,
                 "new_tokens": steps + 1,
+                "token_ids": new[: steps + 1].tolist(),
                 "tokens": [decoder.tokenizer.decode(token) for token in new[: steps + 1].tolist()],
                 "decode_steps": steps,
                 "average_layers": pytest.approx(output.trace.average_layers) if steps else None,

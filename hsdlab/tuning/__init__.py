@@ -1,0 +1,7 @@
+"""Search the settings of scheduled strategies: cost against a teacher-forced score, then which of them to decode."""
+
+from hsdlab.tuning.goal import Goal
+from hsdlab.tuning.score import ReplayScore, ScoreFile
+from hsdlab.tuning.search import Setting, search
+
+__all__ = ["Goal", "ReplayScore", "ScoreFile", "Setting", "search"]

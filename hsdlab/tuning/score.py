@@ -1,0 +1,77 @@
+"""The teacher-forced score of a schedule: how well it foretells the texts that full depth wrote."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsdlab.decoding.forced import ForcedTexts, decode_steps, forced_mask
+from hsdlab.files import plain, replace_file
+
+
+class ReplayScore:
+    """Scores schedules on given texts, by one masked pass each instead of a decode; the prompts are computed once.
+
+    Args:
+        model: A decoder-only transformers model in eval mode.
+        batches: Each "input_ids", "attention_mask" and "target_mask" [rows, length], as for `ForcedTexts`; those
+            without a decode step do not count.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        with torch.inference_mode():
+            used = [batch for batch in batches if decode_steps(batch["target_mask"]).any()]
+            self._texts = [ForcedTexts(model, batch) for batch in used]
+
+    @torch.inference_mode()
+    def __call__(self, schedule: Tensor) -> float:
+        """Return the mean negative log-likelihood of a text's next token over all decode steps, in nats.
+
+        Args:
+            schedule: BoolTensor [T, layers], of `schedule_mask`.
+        """
+        losses = []
+        for texts in self._texts:
+            executed = forced_mask(schedule[None].to(texts.decode.device), texts.decode)
+            losses.append(texts.loss(texts.logits(executed)).double().cpu())
+        return float(torch.cat(losses).mean())
+
+
+class ScoreFile:
+    """The scores of a run on the disk, a JSON object a line, so that a run that is cut short goes on with them.
+
+    Args:
+        path: The file; its folder is made when something is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._scores: dict[str, float] = {}
+        if path.exists():
+            *lines, cut_off = path.read_bytes().split(b"\n")
+            for line in map(json.loads, lines):
+                self._scores[line["schedule"]] = math.nan if line["nats_per_token"] is None else line["nats_per_token"]
+            if cut_off:
+                replace_file(path, b"".join(line + b"\n" for line in lines))
+
+    def get(self, schedule: Tensor) -> float | None:
+        """Return the score of a schedule, None if it has none yet."""
+        return self._scores.get(_key(schedule))
+
+    def add(self, schedule: Tensor, strategy: Mapping[str, Any], score: float) -> None:
+        """Write the score of a schedule, with a strategy that has it."""
+        self._scores[_key(schedule)] = score
+        line = plain({"schedule": _key(schedule), "strategy": strategy, "nats_per_token": score})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
+def _key(schedule: Tensor) -> str:
+    """Return 16 hex digits that tell schedules of one shape apart."""
+    return hashlib.sha256(schedule.numpy().tobytes()).hexdigest()[:16]

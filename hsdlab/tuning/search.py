@@ -1,0 +1,104 @@
+"""The search: Optuna proposes settings; those whose schedule allows enough speed are scored."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from torch import Tensor
+
+from hsdlab.decoding.forced import schedule_mask
+from hsdlab.strategies import ScheduledStrategy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that was proposed.
+
+    Attributes:
+        strategy: The setting.
+        average_layers: Layers per decode step that its schedule runs over full depth's own texts.
+        ideal_speedup: The most that it can gain over them (`ideal_speedup` of hsdlab.decoding.cost).
+        score: Mean negative log-likelihood of full depth's tokens under it, nats; None where the schedule allows too
+            little speed to be scored, not a number where the score is none.
+    """
+
+    strategy: ScheduledStrategy
+    average_layers: float
+    ideal_speedup: float
+    score: float | None = None
+
+
+class _Named:
+    """A trial whose parameters carry the name of their class: two classes may both have a `max_exit`."""
+
+    def __init__(self, trial: optuna.Trial, name: str) -> None:
+        self._trial = trial
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda name, *args, **kwargs: getattr(self._trial, method)(f"{self._name}.{name}", *args, **kwargs)
+
+
+def search(
+    classes: Sequence[type[ScheduledStrategy]],
+    *,
+    num_layers: int,
+    max_steps: int,
+    cost: Callable[[Tensor], tuple[float, float]],
+    score: Callable[[ScheduledStrategy, Tensor], float],
+    least_ideal_speedup: float,
+    trials: Iterable[Any],
+    seed: int,
+) -> list[Setting]:
+    """Propose settings for a speed-up as large, and a score as low, as can be had together.
+
+    The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127) and depend on
+    the seed and the scores only. Settings of equal schedules are one setting: the first that was proposed.
+
+    Args:
+        classes: Whose settings are proposed, by their `propose`.
+        num_layers: L.
+        max_steps: T.
+        cost: Gives a schedule's average layers and ideal speed-up, from a mask [T, layers].
+        score: Gives the score of a setting, from it and its mask; asked once for each schedule.
+        least_ideal_speedup: Settings that cannot be so fast are not scored.
+        trials: As long as the search: `range(100)`, or that under a progress bar, for 100 proposals.
+        seed: Of the proposals.
+
+    Returns:
+        All different settings, in the order in which they were proposed.
+
+    Raises:
+        ValueError: A class whose layers are not known before a step.
+    """
+    by_name = {f"{each.__module__}.{each.__qualname__}": each for each in classes}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=seed))
+    found: dict[bytes, Setting] = {}
+    for _ in trials:
+        trial = study.ask()
+        name = trial.suggest_categorical("strategy", list(by_name))
+        strategy = by_name[name].propose(_Named(trial, name), num_layers, max_steps)
+        schedule = schedule_mask(strategy, num_layers, max_steps)
+        if schedule is None:
+            raise ValueError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
+        key = schedule.numpy().tobytes()
+        if key not in found:
+            layers, speedup = cost(schedule)
+            fast = speedup >= least_ideal_speedup
+            found[key] = Setting(strategy, layers, speedup, score(strategy, schedule) if fast else None)
+        _tell(study, trial, found[key], least_ideal_speedup)
+    return list(found.values())
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, setting: Setting, least_ideal_speedup: float) -> None:
+    """Tell the sampler what became of its proposal: pruned, failed or scored."""
+    trial.set_constraint("speedup", least_ideal_speedup - setting.ideal_speedup)  # positive: pruned
+    if setting.score is None:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    elif not math.isfinite(setting.score):
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    else:
+        study.tell(trial, [setting.ideal_speedup, setting.score])
