@@ -133,17 +133,16 @@ class EvaluateCLI(LightningCLI):
         self.run_info["examples"] = fingerprint(repr(example) for example in examples)
         if rank_zero_only.rank == 0 and self.resumes:
             if self.subcommand == "tune":
-                self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")), most=1 + made.decodes)
+                self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")))
             else:
-                files = prediction_files(self.output, strategies)
-                self._go_on(examples, files, most=len(files))
+                self._go_on(examples, prediction_files(self.output, strategies))
 
     def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
         """Return the strategies of a subcommand that takes a list of them; `tune` takes classes."""
         return None if self.subcommand == "tune" else made.get("strategies")
 
-    def _go_on(self, examples: Sequence[Example], files: Sequence[Path], most: int) -> None:
-        """Refuse predictions for other data; say how much is done, of so many files at most."""
+    def _go_on(self, examples: Sequence[Example], files: Sequence[Path]) -> None:
+        """Refuse predictions for other data; say how much is done."""
         current = {example.id: example for example in examples}
         done = 0
         for file in files:
@@ -152,13 +151,13 @@ class EvaluateCLI(LightningCLI):
             check_same_examples(records, ((each.id, each.source, each.references) for each in known))
             done += len(records)
         self.folder.check_unchanged("examples", self.run_info)  # those without a prediction
-        total = len(examples) * most
+        total = len(examples) * len(files)
         console = Console()
-        if done < total:
-            maybe = (
-                "at most " if self.subcommand in ("calibrate", "tune") else ""
-            )  # they may end before the last setting
-            text = f"Going on with the run in {self.output}: {done} of {maybe}{total} predictions are done."
+        if self.subcommand == "tune":  # what is still to be decoded shows in the search
+            text = f"Going on with the run in {self.output}: {done} predictions are done."
+        elif done < total:
+            most = "at most " if self.subcommand == "calibrate" else ""  # it may end before its last setting
+            text = f"Going on with the run in {self.output}: {done} of {most}{total} predictions are done."
         else:
             text = (
                 f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "

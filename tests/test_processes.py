@@ -26,6 +26,8 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     tiny = options(folder)
     shutil.copy(folder / "data" / "test.jsonl", folder / "data" / "train.jsonl")
+    validation = folder / "data" / "validation.jsonl"  # with a reference that the model meets: a quality to keep
+    validation.write_text(validation.read_text(encoding="utf-8").replace('"hell"', '"hell", "m"'), encoding="utf-8")
     argv = sys.argv
     sys.argv = ["evaluate.py"]
     run_all(folder / "one", tiny)
@@ -85,6 +87,15 @@ def test_the_calibration_is_that_of_one_process(folders):
     assert two["chosen"] == one["chosen"]
     for name in ("losses", "mean_loss", "p_value", "passed"):
         assert [test[name] for test in two["tests"]] == [test[name] for test in one["tests"]]
+
+
+def test_the_tuning_is_that_of_one_process(folders):
+    one, two = (json.loads((folder / "tune" / "tuning.json").read_text(encoding="utf-8")) for folder in folders[:2])
+    assert two["chosen"] == one["chosen"]
+    assert two["settings"] == one["settings"]
+    decoded = [[each["decoded"] and each["decoded"]["scores"] for each in run["frontier"]] for run in (one, two)]
+    assert decoded[0] == decoded[1]
+    assert any(decoded[0])
 
 
 def test_only_the_first_process_prints(folders):

@@ -18,6 +18,7 @@ RUNS = {  # folder: subcommand and options
     "predict": ("predict", *HSD),
     "compare": ("compare", STRATEGIES),
     "calibrate": ("calibrate", STRATEGIES, "--tolerance=0.6", "--loss=textual"),
+    "tune": ("tune", "--max-loss=0.9", "--metric=rouge1", "--trials=10", "--decodes=2"),
     "one_example": ("test", *HSD, "--data.limit=1"),
 }
 

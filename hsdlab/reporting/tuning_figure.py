@@ -49,7 +49,8 @@ def tuning_figure(report: TuningReport) -> Figure:
     _draw_quality(left, report, styles)
     _draw_scores(right, report, styles)
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
-    handles.append(Line2D([], [], color=FAINT, linestyle="--", label="frontier of the scores"))
+    open_point = Line2D([], [], linestyle="none", marker="o", color=FAINT, label="not decoded", **OPEN)
+    handles += [open_point, Line2D([], [], color=FAINT, linestyle="--", label="frontier of the scores")]
     if report.goal.max_loss is not None:
         handles.append(Line2D([], [], color=FAINT, linestyle=":", label="what has to be kept"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)

@@ -55,7 +55,8 @@ def search(
     """Propose settings for a speed-up as large, and a score as low, as can be had together.
 
     The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127) and depend on
-    the seed and the scores only. Settings of equal schedules are one setting: the first that was proposed.
+    the seed and the scores only. Settings of equal schedules are one setting: the first that was proposed. After one
+    that was there before, the next proposal is drawn at random.
 
     Args:
         classes: Whose settings are proposed, by their `propose`.
@@ -75,7 +76,8 @@ def search(
     """
     by_name = {f"{each.__module__}.{each.__qualname__}": each for each in classes}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=seed))
+    sampler, at_random = optuna.samplers.TPESampler(seed=seed), optuna.samplers.RandomSampler(seed=seed)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     found: dict[bytes, Setting] = {}
     for _ in trials:
         trial = study.ask()
@@ -85,10 +87,13 @@ def search(
         if schedule is None:
             raise ValueError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
         key = schedule.numpy().tobytes()
-        if key not in found:
-            layers, speedup = cost(schedule)
-            fast = speedup >= least_ideal_speedup
-            found[key] = Setting(strategy, layers, speedup, score(strategy, schedule) if fast else None)
+        study.sampler = at_random if key in found else sampler  # of the next one: else it repeats itself
+        if key in found:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # which the sampler leaves out
+            continue
+        layers, speedup = cost(schedule)
+        fast = speedup >= least_ideal_speedup
+        found[key] = Setting(strategy, layers, speedup, score(strategy, schedule) if fast else None)
         _tell(study, trial, found[key], least_ideal_speedup)
     return list(found.values())
 
