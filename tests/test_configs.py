@@ -10,6 +10,7 @@ import yaml
 import hsdlab.modules.decode
 from hsdlab.cli import EvaluateCLI
 from hsdlab.testing import tiny_model
+from hsdlab.tuning_run import scheduled_classes
 from tests.tiny_checkpoints import tiny_tokenizer
 from tests.tiny_runs import ParseOnly, run
 
@@ -71,11 +72,15 @@ def test_it_instantiates(path, monkeypatch):
     cli = run(monkeypatch, subcommand, f"--config={path}", *missing, cli=InstantiateOnly)
 
     made = cli.config_init[subcommand]
-    for strategy, configured in zip(
-        made.get("strategies") or [made.skip], content.get("strategies") or [content.get("skip", {})], strict=True
-    ):
-        assert type(strategy).__name__ == configured.get("class_path", "FullDepth")
-        assert _holds(strategy.config()["init_args"], configured.get("init_args", {}))
+    if subcommand == "tune":  # names of classes
+        assert made.strategies == content["strategies"]
+        assert scheduled_classes(made.strategies)
+    else:
+        for strategy, configured in zip(
+            made.get("strategies") or [made.skip], content.get("strategies") or [content.get("skip", {})], strict=True
+        ):
+            assert type(strategy).__name__ == configured.get("class_path", "FullDepth")
+            assert _holds(strategy.config()["init_args"], configured.get("init_args", {}))
     for name, value in content.get("model", {}).items():
         assert cli.config[subcommand].model[name] == value
     for name, value in content.get("data", {}).get("init_args", {}).items():

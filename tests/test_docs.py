@@ -19,6 +19,7 @@ from hsdlab.bench import run_bench
 from hsdlab.reporting import Comparison, StrategyResult
 from hsdlab.testing import prompts, tiny_model
 from hsdlab.train_cli import TrainCLI
+from hsdlab.tuning_run import scheduled_classes
 from tests.tiny_runs import ParseOnly, run
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,9 @@ def test_commands_parse(command, as_a_user, monkeypatch):
         cli = {"evaluate.py": ParseOnly, "train.py": ParseOnlyTraining}[arguments[0]]
         config = run(monkeypatch, *arguments[1:], cli=cli)
         made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]
+        if config.subcommand == "tune":
+            assert scheduled_classes(made.strategies)
+            return
         strategies = made.get("strategies") or ([made.skip] if "skip" in made else [])
         assert all(isinstance(strategy, SkipStrategy) for strategy in strategies)
 

@@ -46,9 +46,9 @@ DECODED = {2: (0.35, 5.0), 1: (0.672, 8.0)}
 
 def test_the_summary_names_the_fastest_that_keeps_enough(make):
     assert make(DECODED, max_loss=0.05).summary() == (
-        f"{MIDDLE.strategy!r} is the fastest decoded that keeps 95 % or more of full depth's ROUGE-1: 96.0 [50.0, 75.0] "
-        "% of full depth's ROUGE-1, on 2 validation examples: 2.50 of 4 layers on average, 8.00 ms per decode step, "
-        "1.25× the speed of full depth."
+        f"{MIDDLE.strategy!r} is the fastest decoded that keeps 95 % or more of full depth's ROUGE-1: 96.0 [50.0, "
+        "75.0] % of full depth's ROUGE-1, on 2 validation examples: 2.50 of 4 layers on average, 8.00 ms per decode "
+        "step, 1.25× the speed of full depth."
     )
     assert make(DECODED, max_loss=0.5).chosen.name == repr(FAST.strategy)
 
