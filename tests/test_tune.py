@@ -153,6 +153,12 @@ def test_the_best_that_is_fast_enough_and_nothing_too_slow_is_replayed(tune, cou
     assert {each["ideal_speed_up"] < 1.5 for each in report["settings"] if each not in scored} == {True}
     assert counted["replays"] == len(scored) + 1  # and full depth
     assert counted["replays"] == len((tmp_path / "out" / "scores.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = [
+        step for r in read_records(tmp_path / "out/predictions/FullDepth.jsonl") for step in range(r["decode_steps"])
+    ]
+    for each in report["settings"]:
+        depths = [len(made(each["strategy"]).layers_at(step, LAYERS, max_steps=8)) for step in steps]
+        assert each["average_layers"] == pytest.approx(sum(depths) / len(depths))
     decoded = [each["decoded"] for each in report["frontier"] if each["decoded"]]
     assert counted["decodes"] == 3 * (len(decoded) + 1)  # of three batches each
     fast = [each for each in decoded if LAYERS / each["cost"]["average_layers"] >= 1.5]

@@ -67,5 +67,5 @@ def test_ideal_speedup_is_the_ratio_of_weights_read(tiny):
     assert ideal_speedup(model, [range(6)] * 3) == 1.0
     expected = 2 * (6 * layer + outside) / ((2 * layer + outside) + (1 * layer + outside))
     assert ideal_speedup(model, [[0, 5], [5]]) == pytest.approx(expected)
-    three = [[0, 5], [0, 5], [5]]  # two texts take the first step, one the second
-    assert ideal_speedup(model, [[0, 5], [5], []], taken=[2, 1, 0]) == pytest.approx(ideal_speedup(model, three))
+    four = [[0, 5], [0, 5], [0, 5], [5]]  # three texts take the first step, one the second
+    assert ideal_speedup(model, [[0, 5], [5], []], taken=[3, 1, 0]) == pytest.approx(ideal_speedup(model, four))

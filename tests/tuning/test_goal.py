@@ -22,6 +22,7 @@ def decoded(goal, meets):
 
 def test_a_share_of_the_quality_may_be_lost_and_no_more():
     assert KEEPS.met(share=0.95, speed_up=0.5)
+    assert KEEPS.met(share=0.77 * 0.95 / 0.77, speed_up=0.5)  # 0.9499999999999998
     assert not KEEPS.met(share=0.949, speed_up=3.0)
     assert not KEEPS.met(share=NAN, speed_up=3.0)
     assert Goal(max_loss=0.0).met(share=1.0, speed_up=NAN)

@@ -27,7 +27,8 @@ class Half(ScheduledStrategy):
 
     @classmethod
     def propose(cls, trial, num_layers, max_steps):
-        return cls(trial.suggest_float("share", 0.1, 1.0))
+        lower, upper = {"low": (0.1, 0.5), "high": (0.5, 1.0)}[trial.suggest_categorical("decay", ["low", "high"])]
+        return cls(trial.suggest_float("share", lower, upper))  # HSD has other decays
 
     def layers_at(self, step, num_layers, max_steps):
         return range(math.ceil(self.share * num_layers))
