@@ -137,7 +137,7 @@ class FinetuneModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Compute the loss of a batch of `collate_pairs` under the strategies that it draws."""
-        loss = self._loss_of(batch, self._draw(rows=len(batch["input_ids"])), self.distillation)
+        loss = self.training_loss(batch, self._draw(rows=len(batch["input_ids"])))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -157,18 +157,19 @@ class FinetuneModule(LightningModule):
             batch: Of `collate_pairs`.
             drawn: Index of the skip strategy of each row, or one for all; None for full depth.
         """
-        return self._loss_of(batch, drawn, distillation=0.0)
-
-    def _loss_of(self, batch: dict[str, Tensor], drawn: Sequence[int] | None, distillation: float) -> Tensor:
         logits = self.training_logits(batch, drawn)
-        scored = logits.shape[1]
-        texts = batch["input_ids"][:, -scored:], batch["target_mask"][:, -scored:]
-        if drawn is None or self.mixture is None or not distillation or not self.mixture.skips[drawn].any():
-            return reference_loss(logits, *texts)
+        return reference_loss(logits, *_last(logits.shape[1], batch))
+
+    def training_loss(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
+        """Compute what a training step minimises: `loss`, or its mix with the divergence from full depth."""
+        if drawn is None or self.mixture is None or not self.distillation or not self.mixture.skips[drawn].any():
+            return self.loss(batch, drawn)
         with torch.no_grad():
             teacher = self.training_logits(batch)
-        share = distillation * self.mixture.skips[drawn].float()  # (rows or 1,)
-        return distilled_loss(logits, teacher, share.expand(len(logits)).to(logits.device), *texts)
+        logits = self.training_logits(batch, drawn)
+        share = self.distillation * self.mixture.skips[drawn].float()  # (rows or 1,)
+        share = share.expand(len(logits)).to(logits.device)
+        return distilled_loss(logits, teacher, share, *_last(logits.shape[1], batch))
 
     def training_logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
         """Compute the logits of a teacher-forced batch.
@@ -334,6 +335,11 @@ class FinetuneModule(LightningModule):
         options = {} if self.lora is None else {"save_embedding_layers": False}
         self.model.save_pretrained(fspath(folder), **options)  # type: ignore[operator]
         self.tokenizer.save_pretrained(fspath(folder))
+
+
+def _last(positions: int, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the tokens and the reference's mask at the last positions, both [rows, positions]."""
+    return batch["input_ids"][:, -positions:], batch["target_mask"][:, -positions:]
 
 
 @contextmanager
