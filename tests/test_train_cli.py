@@ -213,7 +213,8 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     monkeypatch.chdir(ROOT)
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
     made = cli(*shlex.split(command)[3:], cls=InstantiateOnly)
-    assert made.config.fit.output == f"runs/{path.stem}"
+    results = path.parent.name == "results"
+    assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
     assert made.trainer.precision == "bf16-mixed"
     if made.model.mixture:
         assert len(made.model.mixture.strategies) == len(made.model.mixture.weights)
@@ -281,4 +282,6 @@ def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
 
 
 def test_there_are_configs():
-    assert {path.stem for path in CONFIGS} == {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
+    docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
+    results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in ("plain", "skip_aware")}
+    assert {path.stem for path in CONFIGS} == docstrings | results
