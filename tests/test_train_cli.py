@@ -149,9 +149,13 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
     ("more", "message"),
     [
         (["--model.learning_rate=0"], "learning_rate=0.0: expected more than 0"),
+        (["--model.lora.rank=0"], r"^error: lora\.rank=0: expected 1 or more"),
         (["--model.lora.targets=[c_attn]"], "'c_attn' matches no linear layer of LlamaForCausalLM; it has down_proj"),
-        (["--model.deep_supervision.scale=2"], r"deep_supervision\.scale=2\.0: expected more than 0 and 1 at most"),
-        (["--model.layer_dropout.rate=1"], r"layer_dropout\.rate=1\.0: expected 0 or more, and less than 1"),
+        (
+            ["--model.deep_supervision.scale=2"],
+            r"^error: deep_supervision\.scale=2\.0: expected more than 0 and 1 at most",
+        ),
+        (["--model.layer_dropout.rate=1"], r"^error: layer_dropout\.rate=1\.0: expected 0 or more, and less than 1"),
         (["--model.skip_strategies=[CALM]"], "CALM.*decides while it decodes"),
         (
             ["--model.skip_strategies=[{class_path: HSD, init_args: {max_exit: 9}}]"],
@@ -163,6 +167,7 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
     ],
     ids=[
         "learning-rate",
+        "lora-rank",
         "lora-target",
         "supervision",
         "layer-dropout",

@@ -140,7 +140,7 @@ def test_the_mask_follows_each_rows_reference(tiny):
 def test_every_layer_runs_for_the_prompt_so_that_none_is_without_gradient(tiny, strategy):
     mixture = SkipMixture(tiny("llama"), [strategy], None, MAX_NEW_TOKENS, seed=0)
     for row in pairs():
-        executed = mixture.executed(0, collate_pairs([row], 0)["target_mask"])
+        executed = mixture.executed([0], collate_pairs([row], 0)["target_mask"])
         assert executed[:, : len(row.prompt_ids)].all()
 
 
