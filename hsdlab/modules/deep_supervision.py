@@ -16,14 +16,14 @@ from hsdlab.decoding.families import DecoderParts, decoder_parts
 class DeepSupervision:
     """Train on a weighted mean of the losses of the model's own final norm and head on each layer's output.
 
-    An output of layer l is then of use to an exit there. The weights are normalised over the layers supervised in a
-    batch, as in LayerSkip (arXiv 2404.16710), so the learning rate keeps its meaning.
+    An exit after any layer then predicts better. The weights are normalised over the layers that a batch supervises, as
+    in LayerSkip (arXiv 2404.16710).
 
     Attributes:
         weights: "calm", proportional to l + 1 (CALM, arXiv 2207.07061: ω_i = i/Σj); "uniform"; or "layerskip",
             proportional to 1 + 2 + … + (l + 1), LayerSkip's quadratic ones in the form of torchtune's
-            `sum_l_loss_scale`, by its authors. torchtune sums over the supervised layers only; here the weight of a
-            layer does not depend on which others are supervised beside it.
+            `sum_l_loss_scale`, by an author of the paper (whose own text was not at hand). torchtune sums over the
+            supervised layers only; here a layer's weight does not depend on which others are supervised beside it.
         scale: Factor on all weights but the last layer's, before they are normalised: LayerSkip's e_scale; more than
             0, 1 at most. The smaller, the nearer to plain training.
         rotation: R: a batch supervises every R-th layer, the next batch those after them, and always the last one:
