@@ -15,7 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import Strategy, replay
 from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
+from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.metrics import BLEU, ROUGE
+from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
+from hsdlab.modules.layer_dropout import LayerDropout
 from hsdlab.modules.lora import LoRA, add_lora
 from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
 from hsdlab.modules.optimizer import Decay, adamw
@@ -55,6 +58,10 @@ class FinetuneModule(LightningModule):
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
             one, and log val/rouge1 … val/bleu4; 0 for never.
         generate_batches: How many batches to decode then, per process.
+        deep_supervision: Train every layer's output to predict the next token; train/loss is then a weighted mean over
+            the layers, val/loss the last one's as ever. By default only the last layer is supervised.
+        layer_dropout: Skip layers at random in each example; with deep_supervision it is LayerSkip's training. Both
+            are alternatives to skip_strategies. By default every layer runs.
 
     Raises:
         ValueError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
@@ -88,6 +95,8 @@ class FinetuneModule(LightningModule):
         seed: int = 0,
         generate_every: int = 0,
         generate_batches: int = 2,
+        deep_supervision: DeepSupervision | None = None,
+        layer_dropout: LayerDropout | None = None,
     ) -> None:
         super().__init__()
         _check_end_of_sequence(model, tokenizer)
@@ -100,6 +109,11 @@ class FinetuneModule(LightningModule):
         _check(generate_batches >= 1, f"generate_batches={generate_batches}: expected 1 or more.")
         _check(skip_draws in ("batch", "example"), f"skip_draws={skip_draws!r}: expected batch or example.")
         _check(0 <= distillation <= 1, f"distillation={distillation}: expected a share of the loss, 0 to 1.")
+        _check(
+            not skip_strategies or (deep_supervision is None and layer_dropout is None),
+            "skip_strategies cannot be combined with deep_supervision or layer_dropout: they are alternatives; leave "
+            "one out.",
+        )
         self.mixture = None
         if skip_strategies:
             self.mixture = SkipMixture(model, skip_strategies, skip_weights, max_new_tokens, seed, final_skip_weights)
@@ -121,6 +135,8 @@ class FinetuneModule(LightningModule):
         self.seed = seed
         self.generate_every = generate_every
         self.generate_batches = generate_batches
+        self.deep_supervision = deep_supervision
+        self.layer_dropout = layer_dropout
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.validation_loss = MeanMetric()
         self.skip_validation_loss = MeanMetric()
@@ -137,9 +153,18 @@ class FinetuneModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Compute the loss of a batch of `collate_pairs` under the strategies that it draws."""
-        loss = self.training_loss(batch, self._draw(rows=len(batch["input_ids"])))
+        if self.deep_supervision is None:
+            loss = self.training_loss(batch, self._draw(rows=len(batch["input_ids"])))
+        else:
+            loss = self._supervised_loss(batch, self.deep_supervision)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _supervised_loss(self, batch: dict[str, Tensor], supervision: DeepSupervision) -> Tensor:
+        with layer_outputs(self.model) as outputs:
+            last_loss = self.loss(batch)
+        weights = supervision.layer_weights(len(outputs), self._batch_number)
+        return supervised_loss(self.model, outputs, last_loss, batch, weights)
 
     def _draw(self, rows: int) -> list[int] | None:
         """Draw the strategy of the batch, or of each of its rows."""
@@ -176,7 +201,8 @@ class FinetuneModule(LightningModule):
 
         Args:
             batch: Of `collate_pairs`.
-            drawn: Index of the skip strategy of each row, or one for all; None for full depth.
+            drawn: Index of the skip strategy of each row, or one for all; None for full depth, but for
+                layer dropout in training mode.
 
         Returns:
             Logits [rows, scored, vocabulary] of the last `max_new_tokens` + 1 positions (of all, if there are fewer),
@@ -187,6 +213,9 @@ class FinetuneModule(LightningModule):
 
     def _logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None) -> Tensor:
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self.layer_dropout is not None and self.training:
+            executed = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
+            return replay(self.model, **text, executed=executed)
         if drawn is None or self.mixture is None:
             positions = position_ids(batch["attention_mask"])
             return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
@@ -284,6 +313,8 @@ class FinetuneModule(LightningModule):
                 "final_skip_weights": repr(self.mixture and self.mixture.final_weights),
                 "skip_draws": self.skip_draws,
                 "distillation": self.distillation,
+                "deep_supervision": self.deep_supervision and repr(self.deep_supervision),
+                "layer_dropout": self.layer_dropout and repr(self.layer_dropout),
                 "seed": self.seed,
                 "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
                 "processes": self.trainer.world_size,

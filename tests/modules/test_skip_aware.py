@@ -136,6 +136,14 @@ def test_the_mask_follows_each_rows_reference(tiny):
     assert executed[0, :-3].all()  # the prompt and the padding
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_every_layer_runs_for_the_prompt_so_that_none_is_without_gradient(tiny, strategy):
+    mixture = SkipMixture(tiny("llama"), [strategy], None, MAX_NEW_TOKENS, seed=0)
+    for row in pairs():
+        executed = mixture.executed([0], collate_pairs([row], 0)["target_mask"])
+        assert executed[:, : len(row.prompt_ids)].all()
+
+
 def test_draws_follow_the_weights_and_depend_on_seed_and_batch_only(tiny):
     def draws(seed):
         mixture = SkipMixture(tiny("llama"), [FullDepth(), HSD(), SkipDecode(0, 3)], [0.2, 0.8, 0.0], 6, seed)
