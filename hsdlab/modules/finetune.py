@@ -267,7 +267,8 @@ class FinetuneModule(LightningModule):
         tokens = pairs["target_mask"].sum()
         self.validation_loss.update(self.loss(pairs), weight=tokens)
         if self.mixture is not None:
-            drawn = self.mixture.draw(batch_index, progress=1.0, rows=len(pairs["input_ids"]), rank=self.global_rank)
+            number = batch_index * self.trainer.world_size + self.global_rank  # as a single process counts
+            drawn = self.mixture.draw(number, progress=1.0, rows=len(pairs["input_ids"]))
             self.skip_validation_loss.update(self.loss(pairs, drawn), weight=tokens)
         if self._decodes and batch_index < self.generate_batches:
             texts = self._generate(batch)
