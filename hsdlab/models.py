@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hsdlab.embedded import PREFIX, embedded_folder
+from hsdlab.embedded import EMBEDDED_ADAPTERS, PREFIX, embedded_folder
 
 Attention = Literal["sdpa", "eager"]
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -41,9 +41,10 @@ def load_model(
     No code of a model repository is run. Weights are safetensors, or PyTorch files read as weights only.
 
     Args:
-        name: an embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder
-            with a LoRA adapter (its base model is loaded and the adapter merged into it), or the id of a
-            model on the hub ("HuggingFaceTB/SmolLM2-360M").
+        name: an embedded model ("embedded:smollm2-135m") or one of its adapters
+            ("embedded:smollm2-135m-e2e-skip-aware"), a local Hugging Face folder, a .gguf file, a folder with a LoRA
+            adapter (its base model is loaded and the adapter merged into it), or the id of a model on the hub
+            ("HuggingFaceTB/SmolLM2-360M").
         dtype: of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one.
         adapter: folder of a LoRA adapter to merge into the model.
@@ -65,7 +66,7 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     target = _device(device)
-    name = fspath(name)
+    name = fspath(EMBEDDED_ADAPTERS.get(fspath(name), name))
     if adapter is None and (Path(name).expanduser() / "adapter_config.json").is_file():
         adapter = name
         name, revision = _base_of(adapter, revision)

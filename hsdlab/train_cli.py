@@ -244,9 +244,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         TrainCLI(args)
     except Exception as error:
-        if not is_for_the_user(error):
+        chain = (error, error.__cause__)  # jsonargparse wraps what LoRA and its like refuse
+        message = next((each for each in chain if isinstance(each, Exception) and is_for_the_user(each)), None)
+        if message is None:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message}")
 
 
 def _checkpoints(folder: Path, every_steps: int, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:

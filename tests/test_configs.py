@@ -59,7 +59,7 @@ def command_of(path):
 
 
 def test_there_are_configs_of_every_layer():
-    assert {path.parent.name for path in CONFIGS} == {"model", "data", "strategy", "experiment"}
+    assert {path.parent.name for path in CONFIGS} == {"model", "data", "strategy", "experiment", "results"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -149,7 +149,13 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
     ("more", "message"),
     [
         (["--model.learning_rate=0"], "learning_rate=0.0: expected more than 0"),
+        (["--model.lora.rank=0"], r"^error: lora\.rank=0: expected 1 or more"),
         (["--model.lora.targets=[c_attn]"], "'c_attn' matches no linear layer of LlamaForCausalLM; it has down_proj"),
+        (
+            ["--model.deep_supervision.scale=2"],
+            r"^error: deep_supervision\.scale=2\.0: expected more than 0 and 1 at most",
+        ),
+        (["--model.layer_dropout.rate=1"], r"^error: layer_dropout\.rate=1\.0: expected 0 or more, and less than 1"),
         (["--model.skip_strategies=[CALM]"], "CALM.*decides while it decodes"),
         (
             ["--model.skip_strategies=[{class_path: HSD, init_args: {max_exit: 9}}]"],
@@ -159,7 +165,18 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
         (["--data.folder=nowhere"], "No folder nowhere"),
         (["--trainer.precision=16-mixed"], "precision=16-mixed is not available on the CPU: give bf16-mixed"),
     ],
-    ids=["learning-rate", "lora-target", "not-scheduled", "too-deep", "skip-too-deep", "no-data", "precision"],
+    ids=[
+        "learning-rate",
+        "lora-rank",
+        "lora-target",
+        "supervision",
+        "layer-dropout",
+        "not-scheduled",
+        "too-deep",
+        "skip-too-deep",
+        "no-data",
+        "precision",
+    ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(monkeypatch, options, tmp_path, more, message):
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -213,7 +230,8 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     monkeypatch.chdir(ROOT)
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
     made = cli(*shlex.split(command)[3:], cls=InstantiateOnly)
-    assert made.config.fit.output == f"runs/{path.stem}"
+    results = path.parent.name == "results"
+    assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
     assert made.trainer.precision == "bf16-mixed"
     if made.model.mixture:
         assert len(made.model.mixture.strategies) == len(made.model.mixture.weights)
@@ -243,6 +261,8 @@ def test_each_training_layer_fits_each_model(path, model, cli, monkeypatch):
     assert made.model.learning_rate == 5e-5
     assert (made.model.lora is not None) == (path.stem == "lora")
     assert (made.model.mixture is not None) == (path.stem == "skip_aware")
+    assert (made.model.deep_supervision is not None) == (path.stem == "deep_supervision")
+    assert (made.model.layer_dropout is not None) == (path.stem == "layer_dropout")
 
 
 def test_an_exit_classifier_is_trained_and_written(options, cli, tmp_path):
@@ -281,4 +301,6 @@ def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
 
 
 def test_there_are_configs():
-    assert {path.stem for path in CONFIGS} == {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
+    docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
+    results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in ("plain", "skip_aware")}
+    assert {path.stem for path in CONFIGS} == docstrings | results

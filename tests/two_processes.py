@@ -27,9 +27,17 @@ SKIP_AWARE = (
     "--model.skip_strategies=[{class_path: SkipDecode, init_args: {min_exit: 1, max_exit: 1}}, "
     "{class_path: HSD, init_args: {max_exit: 1}}]"
 )
+LAYERSKIP = (
+    "--model.deep_supervision.weights=layerskip",
+    "--model.deep_supervision.rotation=2",
+    "--model.layer_dropout.rate=0.8",
+    "--model.layer_dropout.profile=uniform",
+)
 FITS = {  # a layer that the drawn strategy skips in the whole text must not be without gradient in any process
     "fit_whole": (SKIP_AWARE, "--data.limit=1", "--model.generate_every=1"),  # one process validates nothing
-    "fit_lora": (SKIP_AWARE, "--model.lora.rank=4"),
+    "fit_lora": (SKIP_AWARE, "--model.lora.rank=4", "--model.skip_draws=example", "--model.distillation=0.5"),
+    "fit_layerskip": LAYERSKIP,  # most batches leave a layer out that the other process's batch uses, or both do
+    "fit_layerskip_lora": (*LAYERSKIP, "--model.lora.rank=4"),
 }
 
 

@@ -9,7 +9,7 @@ strategy, and the forward pass of skip-aware training.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import DynamicCache
 
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
@@ -27,6 +27,8 @@ class _ReplayCache(LayerRunner, DynamicCache):
         self._executed = executed.to(parts.model.device)  # (rows, length, layers)
         flat = executed.flatten(0, 1)
         self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
+        # a parameter without a gradient leaves DistributedDataParallel's other processes waiting, or out of step
+        self._every_layer = torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past_length
@@ -45,7 +47,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         index = self._index[call.layer]
-        if not self._any[index]:
+        if not self._any[index] and not self._every_layer:
             return hidden
         output = call(hidden, *args, **kwargs)
         if self._all[index]:
@@ -63,7 +65,9 @@ def replay(
 ) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
-    Gradients flow as in any forward pass; wrap it in ``torch.no_grad()`` for scoring.
+    Gradients flow as in any forward pass; wrap it in ``torch.no_grad()`` for scoring. A layer that no token uses is not
+    called, and its parameters get no gradient. With gradients and an initialised process group it is called and its
+    output dropped, so that they get a gradient of zero: DistributedDataParallel waits for one in every process.
 
     Args:
         model: A decoder-only transformers model.

@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from hsdlab.metrics.base import MeanScore, check_texts
 
@@ -109,6 +112,7 @@ class BERTScore(MeanScore):
         scorer = BERTScorer(
             model_type=self.encoder, num_layers=num_layers, batch_size=self.batch_size, device=str(device)
         )
+        scorer._model = _Remembering(scorer._model)
         # bert_score cuts texts at the tokenizer's own limit, which a tokenizer may have been saved without.
         longest_tokens = getattr(config, "max_position_embeddings", 512)
         if scorer._tokenizer.model_max_length > longest_tokens:
@@ -118,3 +122,36 @@ class BERTScore(MeanScore):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the encoder out of copies and pickles."""
         return {**super().__getstate__(), "_scorer": None}
+
+
+class _Remembering(nn.Module):
+    """An encoder that reads a text once: all strategies of a comparison have the same references.
+
+    What it keeps is limited; it keeps the first texts, since a comparison asks for all of them in turn.
+    """
+
+    longest_memory_tokens = 2**18  # 400 MB at a width of 384
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._states: dict[tuple[int, ...], Tensor] = {}  # token ids -> [length, d]
+        self._tokens = 0
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> tuple[Tensor]:
+        """Return the last hidden states of right-padded texts, [rows, length, d]; at padding they mean nothing."""
+        lengths = attention_mask.sum(dim=1).tolist()
+        texts = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
+        new = [row for row, text in enumerate(texts) if text not in self._states]
+        found = {text: self._states[text] for text in texts if text in self._states}
+        if new:
+            longest = max(lengths[row] for row in new)
+            cut = input_ids[new, :longest], attention_mask[new, :longest]
+            states = self.encoder(cut[0], attention_mask=cut[1], **kwargs)[0]  # (new, longest, d)
+            found |= {texts[row]: state[: lengths[row]] for row, state in zip(new, states, strict=True)}
+        for row in new:
+            if self._tokens + lengths[row] <= self.longest_memory_tokens:
+                self._states[texts[row]] = found[texts[row]].clone()
+                self._tokens += lengths[row]
+        padded = pad_sequence([found[text] for text in texts], batch_first=True)
+        return (pad(padded, (0, 0, 0, input_ids.shape[1] - padded.shape[1])),)

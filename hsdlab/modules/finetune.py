@@ -15,7 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import Strategy, replay
 from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
+from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.metrics import BLEU, ROUGE
+from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
+from hsdlab.modules.layer_dropout import LayerDropout
 from hsdlab.modules.lora import LoRA, add_lora
 from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
 from hsdlab.modules.optimizer import Decay, adamw
@@ -55,6 +58,10 @@ class FinetuneModule(LightningModule):
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
             one, and log val/rouge1 … val/bleu4; 0 for never.
         generate_batches: How many batches to decode then, per process.
+        deep_supervision: Train every layer's output to predict the next token; train/loss is then a weighted mean over
+            the layers, val/loss the last one's as ever. By default only the last layer is supervised.
+        layer_dropout: Skip layers at random in each example; with deep_supervision it is LayerSkip's training. Both
+            are alternatives to skip_strategies. By default every layer runs.
 
     Raises:
         ValueError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
@@ -88,6 +95,8 @@ class FinetuneModule(LightningModule):
         seed: int = 0,
         generate_every: int = 0,
         generate_batches: int = 2,
+        deep_supervision: DeepSupervision | None = None,
+        layer_dropout: LayerDropout | None = None,
     ) -> None:
         super().__init__()
         _check_end_of_sequence(model, tokenizer)
@@ -100,6 +109,11 @@ class FinetuneModule(LightningModule):
         _check(generate_batches >= 1, f"generate_batches={generate_batches}: expected 1 or more.")
         _check(skip_draws in ("batch", "example"), f"skip_draws={skip_draws!r}: expected batch or example.")
         _check(0 <= distillation <= 1, f"distillation={distillation}: expected a share of the loss, 0 to 1.")
+        _check(
+            not skip_strategies or (deep_supervision is None and layer_dropout is None),
+            "skip_strategies cannot be combined with deep_supervision or layer_dropout: they are alternatives; leave "
+            "one out.",
+        )
         self.mixture = None
         if skip_strategies:
             self.mixture = SkipMixture(model, skip_strategies, skip_weights, max_new_tokens, seed, final_skip_weights)
@@ -121,6 +135,8 @@ class FinetuneModule(LightningModule):
         self.seed = seed
         self.generate_every = generate_every
         self.generate_batches = generate_batches
+        self.deep_supervision = deep_supervision
+        self.layer_dropout = layer_dropout
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.validation_loss = MeanMetric()
         self.skip_validation_loss = MeanMetric()
@@ -137,9 +153,18 @@ class FinetuneModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Compute the loss of a batch of `collate_pairs` under the strategies that it draws."""
-        loss = self._loss_of(batch, self._draw(rows=len(batch["input_ids"])), self.distillation)
+        if self.deep_supervision is None:
+            loss = self.training_loss(batch, self._draw(rows=len(batch["input_ids"])))
+        else:
+            loss = self._supervised_loss(batch, self.deep_supervision)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _supervised_loss(self, batch: dict[str, Tensor], supervision: DeepSupervision) -> Tensor:
+        with layer_outputs(self.model) as outputs:
+            last_loss = self.loss(batch)
+        weights = supervision.layer_weights(len(outputs), self._batch_number)
+        return supervised_loss(self.model, outputs, last_loss, batch, weights)
 
     def _draw(self, rows: int) -> list[int] | None:
         """Draw the strategy of the batch, or of each of its rows."""
@@ -157,25 +182,27 @@ class FinetuneModule(LightningModule):
             batch: Of `collate_pairs`.
             drawn: Index of the skip strategy of each row, or one for all; None for full depth.
         """
-        return self._loss_of(batch, drawn, distillation=0.0)
-
-    def _loss_of(self, batch: dict[str, Tensor], drawn: Sequence[int] | None, distillation: float) -> Tensor:
         logits = self.training_logits(batch, drawn)
-        scored = logits.shape[1]
-        texts = batch["input_ids"][:, -scored:], batch["target_mask"][:, -scored:]
-        if drawn is None or self.mixture is None or not distillation or not self.mixture.skips[drawn].any():
-            return reference_loss(logits, *texts)
+        return reference_loss(logits, *_last(logits.shape[1], batch))
+
+    def training_loss(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
+        """Compute what a training step minimises: `loss`, or its mix with the divergence from full depth."""
+        if drawn is None or self.mixture is None or not self.distillation or not self.mixture.skips[drawn].any():
+            return self.loss(batch, drawn)
         with torch.no_grad():
             teacher = self.training_logits(batch)
-        share = distillation * self.mixture.skips[drawn].float()  # (rows or 1,)
-        return distilled_loss(logits, teacher, share.expand(len(logits)).to(logits.device), *texts)
+        logits = self.training_logits(batch, drawn)
+        share = self.distillation * self.mixture.skips[drawn].float()  # (rows or 1,)
+        share = share.expand(len(logits)).to(logits.device)
+        return distilled_loss(logits, teacher, share, *_last(logits.shape[1], batch))
 
     def training_logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
         """Compute the logits of a teacher-forced batch.
 
         Args:
             batch: Of `collate_pairs`.
-            drawn: Index of the skip strategy of each row, or one for all; None for full depth.
+            drawn: Index of the skip strategy of each row, or one for all; None for full depth, but for
+                layer dropout in training mode.
 
         Returns:
             Logits [rows, scored, vocabulary] of the last `max_new_tokens` + 1 positions (of all, if there are fewer),
@@ -186,6 +213,9 @@ class FinetuneModule(LightningModule):
 
     def _logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None) -> Tensor:
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self.layer_dropout is not None and self.training:
+            executed = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
+            return replay(self.model, **text, executed=executed)
         if drawn is None or self.mixture is None:
             positions = position_ids(batch["attention_mask"])
             return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
@@ -237,7 +267,8 @@ class FinetuneModule(LightningModule):
         tokens = pairs["target_mask"].sum()
         self.validation_loss.update(self.loss(pairs), weight=tokens)
         if self.mixture is not None:
-            drawn = self.mixture.draw(batch_index, progress=1.0, rows=len(pairs["input_ids"]), rank=self.global_rank)
+            number = batch_index * self.trainer.world_size + self.global_rank  # as a single process counts
+            drawn = self.mixture.draw(number, progress=1.0, rows=len(pairs["input_ids"]))
             self.skip_validation_loss.update(self.loss(pairs, drawn), weight=tokens)
         if self._decodes and batch_index < self.generate_batches:
             texts = self._generate(batch)
@@ -283,6 +314,8 @@ class FinetuneModule(LightningModule):
                 "final_skip_weights": repr(self.mixture and self.mixture.final_weights),
                 "skip_draws": self.skip_draws,
                 "distillation": self.distillation,
+                "deep_supervision": self.deep_supervision and repr(self.deep_supervision),
+                "layer_dropout": self.layer_dropout and repr(self.layer_dropout),
                 "seed": self.seed,
                 "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
                 "processes": self.trainer.world_size,
@@ -334,6 +367,11 @@ class FinetuneModule(LightningModule):
         options = {} if self.lora is None else {"save_embedding_layers": False}
         self.model.save_pretrained(fspath(folder), **options)  # type: ignore[operator]
         self.tokenizer.save_pretrained(fspath(folder))
+
+
+def _last(positions: int, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the tokens and the reference's mask at the last positions, both [rows, positions]."""
+    return batch["input_ids"][:, -positions:], batch["target_mask"][:, -positions:]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ class SkipMixture:
     """Strategies with weights, drawn per batch or row; and the mask with which `replay` computes what they decode.
 
     With teacher forcing, the reference's token t is the input of decode step t, so it runs the layers of that step.
-    The prompt runs all of them, and so does the last token of T = `max_new_tokens`: no step has it as its input.
+    The prompt runs all of them, and so does the last token of T = `max_new_tokens`: no step has it as its input. So no
+    layer is left without a gradient, which DistributedDataParallel needs.
 
     Args:
         model: Whose layers are skipped.

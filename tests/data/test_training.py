@@ -123,6 +123,30 @@ def test_a_resumed_run_goes_on_in_the_middle_of_an_epoch(tokenizer, workers):
     assert epoch(after, 4, loader) == epoch(connected(tokenizer), 4)
 
 
+def test_batches_of_similar_length_hold_the_same_pairs_with_less_padding(tokenizer):
+    plain, grouped = connected(tokenizer), connected(tokenizer, group_by_length=True)
+    batches = list(grouped.train_dataloader())
+    assert sorted(rows_of(batches)) == sorted(epoch(plain, 0))
+    padding = [sum(int((1 - b["attention_mask"]).sum()) for b in each) for each in (batches, plain.train_dataloader())]
+    assert padding[0] < padding[1]
+    longest = [b["input_ids"].shape[1] for b in batches]
+    assert longest != sorted(longest)  # the batches are shuffled
+    assert epoch(grouped, 0) != epoch(grouped, 1)
+    assert grouped.training_identity() != plain.training_identity()
+
+
+def test_a_batch_that_is_not_full_stays_the_last_and_a_resumed_run_finds_its_place(tokenizer):
+    options = {"group_by_length": True, "limit": 4, "prompt": "{source}|"}
+    whole = Toy(**{**options, "batch_size": 3})
+    whole.connect(tokenizer)
+    rows = [rows_of([batch]) for batch in whole.train_dataloader()]
+    assert [len(batch) for batch in rows] == [3, 3, 2]
+    resumed = Toy(**{**options, "batch_size": 3})
+    resumed.connect(tokenizer)
+    resumed.load_state_dict({"epoch": 0, "batches": 1})
+    assert [rows_of([batch]) for batch in resumed.train_dataloader()] == rows[1:]
+
+
 def test_a_loader_that_was_not_resumed_begins_at_the_beginning(tokenizer):
     loader = connected(tokenizer).train_dataloader()
     assert rows_of([next(iter(loader))]) == rows_of([next(iter(loader))])

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import distributed
 
 from hsdlab import replay
 from hsdlab.decoding.families import position_ids
-from hsdlab.testing import prompts, tiny_model
+from hsdlab.testing import prompts, tiny_model, watched
 from tests.reference import slow
 
 
@@ -57,6 +58,25 @@ def test_gradients_reach_the_layers_that_ran_and_no_other(tiny):
     replay(model, input_ids=input_ids, executed=executed).square().sum().backward()
     touched = [layer.mlp.down_proj.weight.grad is not None for layer in model.model.layers]
     assert touched == [True, False, True, True, False, True]
+
+
+def test_with_several_processes_an_unused_layer_gets_a_gradient_of_zero(tiny):
+    input_ids, _ = prompts(1)
+    executed = torch.ones(1, 5, 6, dtype=torch.bool)
+    executed[:, :, [1, 4]] = False
+    model, alone = tiny_model(), replay(tiny_model(), input_ids=input_ids, executed=executed)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        logits = replay(model, input_ids=input_ids, executed=executed)
+        logits.square().sum().backward()
+        with torch.no_grad(), watched(model) as (_, called):
+            replay(model, input_ids=input_ids, executed=executed)
+    finally:
+        distributed.destroy_process_group()
+    assert torch.equal(logits, alone)
+    sizes = [layer.mlp.down_proj.weight.grad.abs().sum().item() for layer in model.model.layers]
+    assert [size > 0 for size in sizes] == [True, False, True, True, False, True]
+    assert called == [[5, 0, 5, 5, 0, 5]]  # scoring calls no layer in vain
 
 
 @pytest.mark.parametrize("executed", [torch.ones(3, 5, 5, dtype=torch.bool), torch.ones(3, 5, 6)])

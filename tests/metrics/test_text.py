@@ -178,6 +178,25 @@ def test_bertscore_equals_bert_score(encoder, random_texts, num_layers):
     assert numbers(metric) == pytest.approx(mean, abs=1e-5)
 
 
+@pytest.mark.parametrize("memory_tokens", [0, 60, 2**18])
+def test_bertscore_reads_a_text_once_as_far_as_its_memory_goes(encoder, random_texts, memory_tokens, monkeypatch):
+    monkeypatch.setattr("hsdlab.metrics.bertscore._Remembering.longest_memory_tokens", memory_tokens)
+    predictions, references = random_texts
+    metric, read = BERTScore(encoder=encoder), []
+    metric.score(["a cat"], [["the dog"]])
+    metric._scorer._model.encoder.register_forward_pre_hook(lambda module, ids: read.append(len(ids[0])))
+    first = metric.score(predictions, references)
+    texts = {text for text in [*predictions, *(t for group in references for t in group)] if text.strip()}
+    before, read[:] = sum(read), []
+    again = metric.score([prediction + " ran" for prediction in predictions], references)
+    assert before <= len(texts)
+    assert (sum(read) < len(predictions) + 5) == (memory_tokens == 2**18)
+    assert metric.score(predictions, references) == [pytest.approx(score, abs=1e-6) for score in first]
+    expected = bertscore_oracle(encoder, [p + " ran" for p in predictions[:-2]], references[:-2], num_layers=2)
+    actual = [[score[key] for key in ("bertscore_precision", "bertscore_recall", "bertscore_f1")] for score in again]
+    torch.testing.assert_close(torch.tensor(actual[:-2]), expected, atol=1e-5, rtol=0)
+
+
 def test_the_layer_changes_bertscore(encoder):
     first, last = (BERTScore(encoder=encoder, num_layers=n).score(["a cat"], [["the dog sat"]]) for n in (1, 2))
     assert abs(first[0]["bertscore_f1"] - last[0]["bertscore_f1"]) > 1e-3

@@ -19,6 +19,7 @@ from tests.tiny_checkpoints import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 MIXED = {"skip_strategies": [FullDepth(), HSD(1, 0, 1), SkipDecode(0, 1)], "skip_weights": [1, 2, 1]}
+ROW_BY_ROW = {**MIXED, "final_skip_weights": [1, 1, 3], "skip_draws": "example", "distillation": 0.5}
 
 
 class Toy(GenerationDataModule):
@@ -59,7 +60,9 @@ def trainer(*callbacks, **options):
     return Trainer(accelerator="cpu", callbacks=list(callbacks), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": LoRA(rank=4)}, MIXED], ids=["full", "lora", "skip-aware"])
+@pytest.mark.parametrize(
+    "options", [{}, {"lora": LoRA(rank=4)}, MIXED, ROW_BY_ROW], ids=["full", "lora", "batches", "rows"]
+)
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_it_learns_and_logs(make, options):
     run = trainer(recorder := Recorder(), max_epochs=5)
@@ -68,6 +71,8 @@ def test_it_learns_and_logs(make, options):
     assert len(losses) == 30
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     logged = run.callback_metrics
+    assert ("val/skip_loss" in logged) == ("skip_strategies" in options)
+    assert logged.get("val/skip_loss", 0.0) != logged["val/loss"]
     assert logged["val/perplexity"] == pytest.approx(math.exp(logged["val/loss"]))
     assert logged["train/learning_rate"] == 0.0
     assert logged["train/tokens_per_second"] > 0
@@ -101,7 +106,7 @@ def last(folder, every=3):
 @pytest.fixture(scope="module")
 def whole_run():
     """Steps of a run that nothing cuts short: LoRA with dropout, skip-aware."""
-    trainer(recorder := Recorder()).fit(module(lora=LoRA(rank=4, dropout=0.2), **MIXED), datamodule=Toy())
+    trainer(recorder := Recorder()).fit(module(lora=LoRA(rank=4, dropout=0.2), **ROW_BY_ROW), datamodule=Toy())
     return recorder.steps
 
 
@@ -109,7 +114,7 @@ def whole_run():
 def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, whole_run, killed_after):
     def start(recorder, checkpoint=None):
         run = trainer(recorder, last(tmp_path), enable_checkpointing=True)
-        run.fit(module(lora=LoRA(rank=4, dropout=0.2), **MIXED), datamodule=Toy(), ckpt_path=checkpoint)
+        run.fit(module(lora=LoRA(rank=4, dropout=0.2), **ROW_BY_ROW), datamodule=Toy(), ckpt_path=checkpoint)
 
     before, after = Recorder(killed_after), Recorder()
     with pytest.raises(InterruptedError):
@@ -264,7 +269,12 @@ def test_norms_and_biases_are_not_decayed():
         ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1 or more"),
         ({"generate_every": -1}, "generate_every=-1: expected 0"),
         ({"generate_batches": 0}, "generate_batches=0: expected 1 or more"),
-        ({"skip_weights": [1.0]}, "there are no skip_strategies"),
+        ({"skip_weights": [1.0]}, "skip_weights: there are no skip_strategies"),
+        ({"final_skip_weights": [1.0]}, "final_skip_weights: there are no skip_strategies"),
+        ({"distillation": 0.5}, "distillation: there are no skip_strategies"),
+        ({"distillation": 1.5, **MIXED}, "distillation=1.5: expected a share"),
+        ({"skip_draws": "token", **MIXED}, "skip_draws='token': expected batch or example"),
+        ({**MIXED, "final_skip_weights": [1.0, 2.0]}, "final_skip_weights has 2 numbers for 3 skip_strategies"),
     ],
 )
 def test_parameters_are_checked_in_the_users_words(options, message):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hsdlab.modules.losses import perplexity, reference_loss
+from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
 
 VOCABULARY = 7
 
@@ -47,6 +47,30 @@ def test_low_precision_is_summed_in_float32(batch):
     loss = reference_loss(logits.bfloat16(), input_ids, target_mask)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(reference_loss(*batch).item(), rel=1e-2)
+
+
+def test_distillation_mixes_cross_entropy_with_the_divergence_from_the_teacher(batch):
+    logits, input_ids, target_mask = batch
+    teacher = logits.flip(-1)
+    share = torch.tensor([0.25, 0.0], dtype=torch.float64)  # the second row learns from its reference alone
+    slow = 0.0
+    for row, at in [(0, 3), (0, 4), (0, 5), (1, 5)]:
+        model, taught = (each[row, at - 1].softmax(-1) for each in (logits, teacher))
+        divergence = (taught * (taught.log() - model.log())).sum().item()
+        slow += (1 - share[row].item()) * -math.log(model[input_ids[row, at]].item()) + share[row].item() * divergence
+    assert distilled_loss(logits, teacher, share, input_ids, target_mask).item() == pytest.approx(slow / 4, rel=1e-12)
+    nothing = distilled_loss(logits, teacher, torch.zeros(2), input_ids, target_mask)
+    assert nothing.item() == pytest.approx(reference_loss(*batch).item(), rel=1e-12)
+    own = distilled_loss(logits, logits, torch.ones(2), input_ids, target_mask)
+    assert own.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_no_gradient_goes_to_the_teacher(batch):
+    logits, input_ids, target_mask = batch
+    model, teacher = logits.clone().requires_grad_(), logits.flip(-1).requires_grad_()
+    distilled_loss(model, teacher, torch.ones(2), input_ids, target_mask).backward()
+    assert model.grad.abs().sum() > 0
+    assert teacher.grad is None
 
 
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary(batch):

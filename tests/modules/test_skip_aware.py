@@ -11,6 +11,7 @@ import hsdlab.strategies
 from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth
 from hsdlab.data.batches import Pair, collate_pairs
 from hsdlab.modules import FinetuneModule
+from hsdlab.modules.losses import distilled_loss
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.testing import VOCABULARY, tiny_model, watched
 from tests.strategies_for_tests import Changing, RandomPlan
@@ -93,6 +94,37 @@ def test_training_logits_equal_decode_logits(family_model, strategy):
     assert skips == (not torch.allclose(trained[1], full[1]))
 
 
+def test_each_row_may_have_a_strategy_of_its_own(tiny):
+    model = tiny("llama")
+    model.generation_config.eos_token_id = 1
+    batch = collate_pairs(pairs(), pad_token_id=0)
+    module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, skip_strategies=STRATEGIES)
+    model.eval()
+    drawn = [1, 0, 3, 5]
+    with torch.no_grad():
+        mixed = module.training_logits(batch, drawn)
+        for row, index in enumerate(drawn):
+            alone = module.training_logits(batch, [index])
+            real = batch["attention_mask"][row, -mixed.shape[1] :].bool()
+            torch.testing.assert_close(mixed[row, real], alone[row, real], atol=1e-9, rtol=0)
+
+
+def test_rows_that_skip_learn_from_full_depth_and_the_others_from_the_reference_alone(tiny):
+    model = tiny("llama")
+    model.generation_config.eos_token_id = 1
+    batch = collate_pairs(pairs(), pad_token_id=0)
+    options = {"skip_strategies": [FullDepth(), HSD(1, 0, 2)]}
+    module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, distillation=0.5, **options)
+    model.eval()
+    with torch.no_grad():
+        full, skipping = module.training_logits(batch), module.training_logits(batch, [1])
+        texts = (batch[name][:, -full.shape[1] :] for name in ("input_ids", "target_mask"))
+        expected = distilled_loss(skipping, full, torch.full((4,), 0.5), *texts)
+        assert module.training_loss(batch, [1]) == pytest.approx(expected.item(), abs=1e-12)
+        assert module.training_loss(batch, [0]) == pytest.approx(module.loss(batch).item(), abs=1e-12)
+        assert module.loss(batch, [1]) != pytest.approx(expected.item(), abs=1e-3)  # the validation's: no distillation
+
+
 def test_the_mask_follows_each_rows_reference(tiny):
     model = tiny("llama")
     mixture = SkipMixture(model, [SkipDecode(0, 1)], None, MAX_NEW_TOKENS, seed=0)
@@ -102,6 +134,14 @@ def test_the_mask_follows_each_rows_reference(tiny):
     assert not executed[1, -2].all()  # a token of the reference
     assert executed[1, -1].all()  # its T-th is the input of no step
     assert executed[0, :-3].all()  # the prompt and the padding
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_every_layer_runs_for_the_prompt_so_that_none_is_without_gradient(tiny, strategy):
+    mixture = SkipMixture(tiny("llama"), [strategy], None, MAX_NEW_TOKENS, seed=0)
+    for row in pairs():
+        executed = mixture.executed([0], collate_pairs([row], 0)["target_mask"])
+        assert executed[:, : len(row.prompt_ids)].all()
 
 
 def test_draws_follow_the_weights_and_depend_on_seed_and_batch_only(tiny):
@@ -114,6 +154,23 @@ def test_draws_follow_the_weights_and_depend_on_seed_and_batch_only(tiny):
     counts = Counter(draws(0))
     assert counts[0] == pytest.approx(100, abs=30)
     assert counts[2] == 0
+
+
+def test_draws_for_rows_depend_on_the_process_too(tiny):
+    mixture = SkipMixture(tiny("llama"), [FullDepth(), HSD(), SkipDecode(0, 3)], [1, 1, 1], MAX_NEW_TOKENS, seed=0)
+    draws = [mixture.draw(5, rows=40, rank=rank) for rank in (0, 0, 1)]
+    assert len(draws[0]) == 40
+    assert draws[0] == draws[1] != draws[2]
+    assert mixture.draw(5) * 40 != draws[0]
+
+
+def test_shares_move_in_a_straight_line_to_the_final_weights(tiny):
+    weights, final = [2, 2, 0], [0, 10, 10]  # shares of 0.5, 0.5, 0 and 0, 0.5, 0.5
+    strategies = [FullDepth(), HSD(), SkipDecode(0, 3)]
+    mixture = SkipMixture(tiny("llama"), strategies, weights, MAX_NEW_TOKENS, seed=0, final_weights=final)
+    for progress, expected in [(0.0, (0.5, 0.5, 0.0)), (0.5, (0.25, 0.5, 0.25)), (1.0, (0.0, 0.5, 0.5))]:
+        counts = Counter(mixture.draw(0, progress, rows=4000))
+        assert [counts[i] / 4000 for i in range(3)] == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize(

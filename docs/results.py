@@ -1,0 +1,330 @@
+"""Write docs/results.md and its pictures from the JSON files in docs/results, so that no figure is typed by hand.
+
+    make results             trains nothing; decodes and times what is not there yet, then runs
+    python -m docs.results   which first takes over what runs/results holds
+
+A cell that was not measured is a dash.
+"""
+
+import csv
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from docs.results_figure import Point, results_figure
+from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING
+from hsdlab.embedded import EMBEDDED_ADAPTERS
+from hsdlab.files import replace_file
+from hsdlab.reporting.tables import METRIC_LABELS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+PAGE = ROOT / "docs/results.md"
+RUNS = ROOT / "runs/results"
+SETS = {"e2e": "E2E", "common_gen": "CommonGen"}
+MODELS = {"plain": "trained plainly", "skip_aware": "trained to skip"}
+METRICS = ("rouge1", "rouge2", "rougeL", "bleu1", "bleu4", "bertscore_f1")
+GOAL_METRICS = ("rougeL", "bleu4", "bertscore_f1")
+DASH = "–"
+
+
+class Cell(NamedTuple):
+    """A strategy on a model: one row of `evaluate.py compare`."""
+
+    name: str
+    figures: dict[str, Any]
+
+    @property
+    def layers(self) -> float:
+        """Average layers of a decode step."""
+        return number(self.figures["cost"].get("average_layers"))
+
+    @property
+    def percent_of_layers(self) -> float:
+        """The same as percentage of the model's."""
+        return 100 * self.layers / self.figures["num_layers"]
+
+    def quality(self, metric: str) -> float:
+        """A corpus figure from 0 to 1."""
+        return number(self.figures["quality"].get(metric, {}).get("value"))
+
+    def share(self, metric: str) -> float:
+        """The figure as percentage of the same model's full depth."""
+        return number(self.figures["percent_of_baseline"].get(metric, {}).get("value"))
+
+
+def number(value: float | None) -> float:
+    """Return a figure out of JSON, where null stands for not a number."""
+    return math.nan if value is None else float(value)
+
+
+def short(name: str) -> str:
+    """Return a strategy's name without its keywords: "HSD(1, 0, 18)"."""
+    return re.sub(r", warmup=1\b|\w+=|'", "", name)
+
+
+def collect() -> None:
+    """Take over the results of finished and unfinished runs."""
+    for run in sorted(RUNS.glob("*")):
+        for file in ("comparison.json", "bench.json"):
+            if (run / file).is_file():
+                shutil.copyfile(run / file, RESULTS / f"{run.name}.json")
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Return the content of docs/results/name.json, None where it is not there."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def cells(name: str) -> dict[str, Cell]:
+    """Return the rows of a comparison by their short names, in order; none where it was not run."""
+    found = [Cell(short(each["name"]), each) for each in (read(name) or {"strategies": []})["strategies"]]
+    return {cell.name: cell for cell in found}
+
+
+def times(data: str) -> dict[str, dict[str, Any]]:
+    """Return the sides of a set's bench by their short names."""
+    return {short(side["name"]): side for side in (read(f"{data}_bench") or {"sides": []})["sides"]}
+
+
+def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text, the others numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def estimate(figure: Mapping[str, float | None] | None, digits: int, unit: str = "") -> str:
+    """Return "value [low, high]"."""
+    value, low, high = (number((figure or {}).get(name)) for name in ("value", "low", "high"))
+    if math.isnan(value):
+        return DASH
+    interval = "" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{unit}{interval}"
+
+
+def quality_table(found: Mapping[str, Cell], timed: Mapping[str, dict[str, Any]] | None) -> str:
+    """Return a row for each strategy: layers, each metric with its share of full depth, and time if it is given."""
+    if not found:
+        return "*Not measured yet.*"
+    header = ["Strategy", "Avg. layers", *(METRIC_LABELS[metric] for metric in METRICS)]
+    header += [] if timed is None else ["ms per step"]
+    rows = []
+    for cell in found.values():
+        row = [f"`{cell.name}`", f"{cell.layers:.1f}"]
+        for metric in METRICS:
+            value = estimate(cell.figures["quality"].get(metric), 3)
+            share = estimate(cell.figures["percent_of_baseline"].get(metric), 1, " %")
+            row.append(value if cell.name == "FullDepth()" else f"{value}<br>{share}")
+        if timed is not None:
+            row.append(step_time(timed.get(cell.name)))
+        rows.append(row)
+    return pipes(header, rows)
+
+
+def step_time(side: Mapping[str, Any] | None) -> str:
+    """Return "milliseconds [at layers]", and the speed-up over full depth."""
+    if side is None:
+        return DASH
+    step, speed_up = side["decode_step_ms"]["median"], side["speed_up"]["median"]
+    return f"{step:.1f} [{side['average_layers']:.1f}]<br>{speed_up:.2f}×"
+
+
+def goals(data: str) -> list[list[str]]:
+    """Return a row for each goal: the setting that comes nearest to it, and how near."""
+    plain, aware, timed = cells(f"{data}_plain_greedy"), cells(f"{data}_skip_aware_greedy"), times(data)
+    if "FullDepth()" not in plain or "FullDepth()" not in aware:
+        return []
+    full = plain["FullDepth()"]
+
+    def shares(cell: Cell) -> list[float]:
+        return [100 * cell.quality(metric) / full.quality(metric) for metric in GOAL_METRICS]
+
+    def row(goal: str, cell: Cell, needed: float, faster: float | None) -> list[str]:
+        found = shares(cell)
+        time = "" if faster is None else DASH
+        if faster is not None and cell.name in timed:
+            spread = timed[cell.name]["speed_up"]
+            time = f"{spread['median']:.2f}× [{spread['low']:.2f}, {spread['high']:.2f}] of {faster:.1f}×"
+        reached = "yes" if min(found) >= needed else f"no, {needed - min(found):.1f} short"
+        depth = f"{cell.layers:.1f} ({cell.percent_of_layers:.0f} %)"
+        return [SETS[data], goal, f"`{cell.name}`", depth, *(f"{share:.1f} %" for share in found), reached, time]
+
+    rows = []
+    for goal, at_most, needed, faster in (
+        ("≥ 98 % at ≤ 50 % of the layers", 50.0, 98.0, 1.6),
+        ("≥ 95 % at ≤ 35 % of the layers", 35.0, 95.0, 2.0),
+    ):
+        candidates = [cell for cell in aware.values() if cell.percent_of_layers <= at_most]
+        if candidates:
+            rows.append(row(goal, max(candidates, key=lambda cell: min(shares(cell))), needed, faster))
+    rows.append(row("≥ 99.5 % at full depth", aware["FullDepth()"], 99.5, None))
+    return rows
+
+
+def published(data: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the paper's rows: strategy -> model -> figures as percentages of its full model."""
+    with (RESULTS / "published.csv").open(encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line["dataset"].startswith(data)]
+    full = {line["model"]: line for line in lines if line["strategy"] == "FullDepth"}
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for line in lines:
+        settings = line["hyperparameters"].replace(" ", ", ").replace("lambda=", "depth, ")
+        figures = {
+            metric: 100 * float(line[metric]) / float(full[line["model"]][metric])
+            for metric in ("rougeL", "bleu1", "bertscore")
+        }
+        figures["layers"] = 100 * float(line["avg_layers"]) / float(line["num_layers"])
+        rows.setdefault(short(f"{line['strategy']}({settings})"), {})[line["model"]] = figures
+    return rows
+
+
+def published_table(data: str) -> str:
+    """Return the published shares beside ours, for the settings that both have."""
+    ours = [cells(f"{data}_{model}_greedy") for model in MODELS]
+    rows = []
+    for name, models in published(data).items():
+        row = [f"`{name}`"]
+        for figures in models.values():
+            row.append(" · ".join(f"{figures[key]:.0f}" for key in ("layers", "rougeL", "bleu1", "bertscore")))
+        for found in ours:
+            cell = found.get(name)
+            shares = () if cell is None else (cell.share(metric) for metric in ("rougeL", "bleu1", "bertscore_f1"))
+            row.append(DASH if cell is None else " · ".join(f"{n:.0f}" for n in (cell.percent_of_layers, *shares)))
+        rows.append(row)
+    header = ["Strategy", "GPT-2, published", "Phi-2, published", *(f"Ours, {how}" for how in MODELS.values())]
+    return pipes(header, rows)
+
+
+def trained(data: str) -> str:
+    """Return how the validation losses of a set's two models fell."""
+    lines = []
+    for model, how in MODELS.items():
+        name = f"smollm2-135m-{data}{'-skip-aware' if model == 'skip_aware' else ''}".replace("_", "-")
+        file = EMBEDDED_ADAPTERS[f"embedded:{name}"] / "training.json"
+        if not file.is_file():
+            continue
+        curves = json.loads(file.read_text(encoding="utf-8"))["losses"]
+        for loss, label in (("val/loss", "full depth"), ("val/skip_loss", "under drawn strategies")):
+            if loss in curves:
+                points = ", ".join(f"{value:.3f} ({step})" for step, value in curves[loss])
+                lines.append(
+                    f"- {how.capitalize()} (`embedded:{name}`), validation loss {label}, nats (steps): {points}."
+                )
+    return "\n".join(lines)
+
+
+def provenance(name: str) -> str:
+    """Return where and when the runs of a set were made."""
+    lines = []
+    for file in sorted(RESULTS.glob(f"{name}_*.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))["run"]
+        git, machine = run.get("git") or {}, run["machine"]
+        commit = git.get("commit", "outside git")[:10] + (" with uncommitted changes" if git.get("dirty") else "")
+        lines.append(
+            f"- [{file.name}](results/{file.name}): {run['date_utc'][:10]}, commit {commit}, seed {run['seed']}, "
+            f"{machine['cpu']}, {machine['cores']} cores, torch {run['versions']['torch']}, "
+            f"transformers {run['versions']['transformers']}."
+        )
+    return "\n".join(lines)
+
+
+def reading() -> str:
+    """Return the two paragraphs on what reproduces, with their figures; nothing before they were measured."""
+    setting = "HSD(1, 0, 18)"
+    shares = [cells(f"e2e_{model}_greedy").get(setting) for model in MODELS]
+    if any(cell is None for cell in shares):
+        return ""
+    paper = published("e2e")[setting]["GPT-2"]
+    plain, aware = (f"{cell.share('rougeL'):.0f} %" for cell in shares if cell is not None)
+    return READING.format(
+        published_layers=f"{paper['layers']:.0f} %",
+        published_share=f"{paper['rougeL']:.0f} %",
+        plain_share=plain,
+        aware_share=aware,
+    )
+
+
+def points(data: str, costs: Mapping[str, float] | None = None) -> dict[str, list[Point]]:
+    """Return what the picture shows of each model: a cost, and ROUGE-L as percentage of the plain full depth.
+
+    Args:
+        data: Name of the set.
+        costs: Of each strategy; by default its average layers.
+    """
+    full = cells(f"{data}_plain_greedy").get("FullDepth()")
+    if full is None:
+        return {}
+    return {
+        how: [
+            Point(
+                cell.layers if costs is None else costs.get(cell.name, math.nan),
+                100 * cell.quality("rougeL") / full.quality("rougeL"),
+                cell.name,
+            )
+            for cell in cells(f"{data}_{model}_greedy").values()
+        ]
+        for model, how in MODELS.items()
+    }
+
+
+def page() -> str:
+    """Return docs/results.md."""
+    header = [
+        "Set",
+        "Goal",
+        "Setting",
+        "Layers",
+        *(METRIC_LABELS[metric] for metric in GOAL_METRICS),
+        "Reached",
+        "Faster",
+    ]
+    reached = [row for data in SETS for row in goals(data)]
+    parts = [INTRODUCTION.strip()]
+    if reached:
+        parts += [
+            "## How far it came",
+            GOALS.strip(),
+            pipes(header, reached),
+        ]
+    for data, title in SETS.items():
+        timed = times(data)
+        parts += [f"## {title}", trained(data)]
+        if (RESULTS / f"{data}.png").is_file():
+            parts.append(f"![{title}: ROUGE-L against layers and against time](results/{data}.png)")
+        for letter, (model, how) in zip("AB", MODELS.items(), strict=True):
+            parts += [f"### {title}, table {letter}: {how}", quality_table(cells(f"{data}_{model}_greedy"), timed)]
+        for model, how in MODELS.items():
+            parts += [f"### {title}, 4 beams: {how}", quality_table(cells(f"{data}_{model}_beam4"), None)]
+        parts += [f"### {title}: beside the paper", PUBLISHED.strip(), published_table(data), provenance(data)]
+    if text := reading():
+        parts += ["## What reproduces, and what does not", text.strip()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def draw() -> None:
+    """Draw the picture of each set that was measured."""
+    for data, title in SETS.items():
+        steps_ms = {name: side["decode_step_ms"]["median"] for name, side in times(data).items()}
+        by_layers, by_time = points(data), points(data, steps_ms)
+        if by_layers:
+            picture = BytesIO()
+            results_figure(title, by_layers, by_time).savefig(picture, format="png", dpi=150)
+            replace_file(RESULTS / f"{data}.png", picture.getvalue())
+
+
+def main() -> None:
+    """Take over new results, draw, and write the page."""
+    collect()
+    draw()
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: from {len(list(RESULTS.glob('*.json')))} files in {RESULTS.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The picture of docs/results.md: quality against depth and against time, trained plainly and trained to skip."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hsdlab.reporting.pareto import COLOURS, FAINT, INK, frontier
+
+NAMED = {"FullDepth()", "HSD(1, 0, 18)", "HSD(2, 0, 12)", "HSD(2, 0, 8)", "HSD(3, 0, 4)", "SkipDecode(10, 20)"}
+"""The strategies that are written beside their points; more would cover each other."""
+
+
+class Point(NamedTuple):
+    """A strategy: what it costs, what it is worth in percent, its name."""
+
+    cost: float
+    percent: float
+    name: str
+
+
+def results_figure(
+    title: str, by_layers: Mapping[str, Sequence[Point]], by_time: Mapping[str, Sequence[Point]]
+) -> Figure:
+    """Draw each model's strategies and the frontier that joins the best of them.
+
+    Args:
+        title: Of the data set.
+        by_layers: Model to points, the cost in average layers.
+        by_time: The same in milliseconds per decode step; a point that is not a number is left out.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _panel(left, by_layers, names=True)
+    _panel(right, by_time, names=False)
+    left.set_xlabel("Average layers per decode step", color=INK)
+    right.set_xlabel("Milliseconds per decode step, measured", color=INK)
+    left.set_ylabel("ROUGE-L, % of the plain model at full depth", color=INK)
+    left.set_title(title, loc="left", color=INK, fontweight="bold")
+    left.legend(frameon=False, labelcolor=INK, loc="lower right")
+    return figure
+
+
+def _panel(axes: Axes, models: Mapping[str, Sequence[Point]], names: bool) -> None:
+    axes.grid(color="#ececec", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    axes.axhline(100, color=FAINT, linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, 108)
+    for (model, points), colour, marker in zip(models.items(), COLOURS[2:0:-1], ("s", "o"), strict=False):
+        drawn = [point for point in points if math.isfinite(point.cost) and math.isfinite(point.percent)]
+        if not drawn:
+            continue
+        best = frontier([(point.cost, point.percent) for point in drawn])
+        axes.plot(*zip(*best, strict=True), color=colour, linewidth=1.2, linestyle="--", alpha=0.6)
+        costs, percents = [point.cost for point in drawn], [point.percent for point in drawn]
+        axes.plot(costs, percents, marker, color=colour, markeredgecolor="white", markersize=8, label=model)
+        for point in drawn if names else ():
+            if point.name in NAMED:
+                axes.annotate(
+                    point.name.removesuffix("()"),
+                    (point.cost, point.percent),
+                    xytext=(5, -11),
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    color=colour,
+                )

@@ -1,0 +1,41 @@
+"""What docs/results.md says in words; its figures come from docs/results.py."""
+
+INTRODUCTION = """
+# Results: quality against depth, against time
+
+SmolLM2-135M-Instruct (30 layers) fine-tuned on two data sets, each in two ways: **trained plainly**, every batch at
+full depth, and **trained to skip**, each example under a strategy of its own ([training.md](training.md)). Both have
+the same examples in the same order, the same LoRA and the same number of steps. One model serves all settings. This
+page is written by `python -m docs.results` out of [docs/results](results), and `make results` decodes it all again with
+the adapters that come with hsdlab.
+
+- A cell holds the figure on the whole test set, its 95 % bootstrap interval over the sources, and its share of the same
+  model's own full depth with the interval of that share. References: all of each source.
+- Texts are decoded greedily in bfloat16, 64 sources at a time; where it says so with 4 beams, on 200 sources.
+- Layers are means over the decode steps of the returned texts; the prompt runs at full depth. They are no speed-up.
+- Milliseconds per decode step are of `evaluate.py bench` on the model that was trained to skip: batch 1, greedy,
+  float32, the sides take turns, so that all see the same machine; medians. A bench decodes all T tokens, and late steps
+  run fewer layers than early ones, so it has an average depth of its own: in brackets.
+- `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step, `StaticDepth` the same 15
+  layers: the baselines that a schedule has to beat.
+- ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s, cased, BERTScore with all-MiniLM-L6-v2, unscaled.
+"""
+
+GOALS = """
+The goals are against the plainly trained model at full depth. For each, the setting of the model trained to skip that
+comes nearest; its weakest metric decides. Times: median and quartiles over the bench's rounds.
+"""
+
+PUBLISHED = """
+The HSD paper's own rows (arXiv 2403.14919, its tables for this set), as percentages of their full model, beside ours.
+Its GPT-2 has 36 layers, Phi-2 32; depth is a percentage of them. Layers · ROUGE-L · BLEU-1 · BERTScore:
+"""
+
+READING = """
+What reproduces is the cost. The layers that run follow from the settings alone, so the paper's average depths come out
+as they should ([reconstruction.md](reconstruction.md) has all 80), and here a decode step takes less time as they say.
+
+What does not reproduce is how little a plainly trained model loses. The paper's GPT-2 keeps {published_share} of its
+ROUGE-L on E2E under `HSD(1, 0, 18)`, at {published_layers} of the layers; our small model, trained plainly, keeps
+{plain_share}. Trained to skip, the same model keeps {aware_share}.
+"""
