@@ -35,14 +35,16 @@ def scheduled_classes(names: Sequence[str]) -> list[type[ScheduledStrategy]]:
     """Return the classes of the names, short or dotted paths.
 
     Raises:
-        ValueError: A name of no class, of one that cannot be tuned, or one twice; or no name.
+        ValueError: A name of no class, of one that cannot be tuned, or two of one short name; or no name.
     """
     if not names:
         raise ValueError(f"strategies is empty; expected some of {', '.join(TUNABLE)}, or a class of your own.")
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"strategies lists {name} {names.count(name)} times: expected each once.")
-    return [_scheduled_class(name) for name in names]
+    classes = [_scheduled_class(name) for name in names]
+    short = [each.__name__ for each in classes]
+    for name in short:
+        if short.count(name) > 1:  # prediction files have the short name
+            raise ValueError(f"strategies lists {name} {short.count(name)} times: expected classes of different names.")
+    return classes
 
 
 def _scheduled_class(name: str) -> type[ScheduledStrategy]:

@@ -253,7 +253,7 @@ def test_what_cannot_end_well_is_refused_before_the_model_is_loaded(args, expect
         ({"strategies": ["HDS"]}, "unknown class 'HDS'; expected some of HSD, SkipDecode, StaticDepth"),
         ({"strategies": ["no_such.Class"]}, "unknown class 'no_such.Class'"),
         ({"strategies": ["json.dumps"]}, "json.dumps is no strategy"),
-        ({"strategies": ["HSD", "HSD"]}, "strategies lists HSD 2 times"),
+        ({"strategies": ["HSD", "hsdlab.HSD"]}, "strategies lists HSD 2 times"),
         ({"strategies": []}, "strategies is empty"),
         ({"metric": "meteor"}, "metric=meteor; expected one of rouge1, .*, bleu4"),
         ({"metric": "exact_match"}, "metric=exact_match; expected one of"),

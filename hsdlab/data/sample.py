@@ -16,7 +16,8 @@ def sample_batches(
         datamodule: Connected to a tokenizer.
         split: One of train, validation and test.
         examples: How many at most, of those that the data module's `limit` leaves.
-        texts: Token ids of the text of each example, by its id; by default its first reference.
+        texts: Token ids of the text of each example, by its id, those without one left out; by default the first
+            references.
 
     Raises:
         ValueError: There is no such split, or it holds no example.
@@ -26,12 +27,14 @@ def sample_batches(
     rows = []
     for example in datamodule.examples(split, at_most=examples):
         prompt_ids, _ = datamodule.template.encode(example.source, tokenizer, datamodule.prompt_limit_tokens)
-        if texts is not None:
-            target_ids = list(texts[example.id])
-        else:
+        if texts is None:
             target_ids, _ = datamodule.template.encode_target(
                 example.references[0], tokenizer, datamodule.target_limit_tokens
             )
+        elif example.id in texts:
+            target_ids = list(texts[example.id])
+        else:
+            continue
         rows.append((Prompt(example, prompt_ids), Pair(prompt_ids, target_ids)))
     pad_token_id, size = pad_token_id_of(tokenizer), datamodule.batch_size
     return [collate_with_pairs(rows[start : start + size], pad_token_id) for start in range(0, len(rows), size)]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from hsdlab.reporting.tuning import TuningReport
     from hsdlab.tuning import Setting
 
-SMALL = {"markersize": 4, "alpha": 0.35, "markeredgewidth": 0}
-OPEN = {"markerfacecolor": "white", "markersize": 6}
-CHOSEN = {"markersize": 13}
+SMALL: Style = {"markersize": 4, "alpha": 0.35, "markeredgewidth": 0}
+OPEN: Style = {"markerfacecolor": "white", "markersize": 6}
+CHOSEN: Style = {"markersize": 13}
 
 
 def tuning_figure(report: TuningReport) -> Figure:

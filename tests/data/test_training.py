@@ -196,3 +196,5 @@ def test_sample_batches_have_the_prompts_and_first_references_of_a_draw():
     texts = {example.id: [5, number] for number, example in enumerate(data.examples("train"))}
     given = sample_batches(data, "train", 3, texts)
     assert [row[-2:] for row in rows_of(batch["pairs"] for batch in given)] == [tuple(texts[e.id]) for e in drawn]
+    del texts[drawn[0].id]
+    assert [batch["ids"] for batch in sample_batches(data, "train", 3, texts)] == [[e.id for e in drawn[1:]]]
