@@ -1,7 +1,7 @@
 """Put the adapters of finished training runs into hsdlab/adapters, in bfloat16, with how and on what they were trained.
 
     python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its three like)
-    python docs/publish_adapter.py
+    python -m docs.publish_adapter
 
 A run that is not there leaves its adapter as it is.
 """

@@ -1,0 +1,181 @@
+"""docs/results.md says what the committed JSON says, and the adapters are what their papers say."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from docs import publish_adapter, results
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
+from hsdlab.embedded import EMBEDDED_ADAPTERS, embedded_folder
+from hsdlab.reporting import Comparison, StrategyResult
+
+RUN = {
+    "date_utc": "2031-01-02T03:04:05+00:00",
+    "git": {"commit": "0123456789" * 4, "dirty": False},
+    "machine": {"cpu": "A CPU", "cores": 2},
+    "versions": {"torch": "9.9", "transformers": "8.8"},
+    "seed": 0,
+}
+
+
+def result(strategy, layers, share):
+    """A strategy on 20 layers whose scores are a share of 0.8."""
+    figures = {**dict.fromkeys(results.METRICS, 0.8 * share)}
+    examples = [
+        {"id": letter, "new_tokens": 4, "average_layers": layers, "scores": figures, "bleu_statistics": [9] * 10}
+        for letter in "ab"
+    ]
+    cost = {"average_layers": layers, "compute_layers": layers, "decode_step_ms": layers}
+    return StrategyResult(repr(strategy), strategy.config(), 20, figures, cost, examples)
+
+
+def side(strategy, layers, speed_up):
+    spread = {"median": speed_up, "low": speed_up - 0.1, "high": speed_up + 0.1}
+    return {
+        "name": repr(strategy),
+        "average_layers": layers,
+        "decode_step_ms": {"median": 50 / speed_up},
+        "speed_up": spread,
+    }
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Results of E2E, half of them in a folder of runs."""
+    (tmp_path / "committed").mkdir()
+    (tmp_path / "committed/published.csv").write_text((results.RESULTS / "published.csv").read_text())
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "committed")
+    monkeypatch.setattr(results, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(results, "EMBEDDED_ADAPTERS", dict.fromkeys(EMBEDDED_ADAPTERS, tmp_path / "no adapter"))
+    plain = [result(FullDepth(), 20.0, 1.0), result(HSD(1, 0, 18), 14.0, 0.5)]
+    aware = [
+        result(FullDepth(), 20.0, 0.99),
+        result(SkipDecode(10, 20), 11.0, 1.0),  # more than half of the layers
+        result(HSD(1, 0, 18), 10.0, 0.985),
+        result(HSD(2, 0, 8), 8.0, 0.93),
+        result(HSD(3, 0, 4), 7.0, 0.9),
+        result(CALM(schedule="depth", slope=0.02), 3.0, 0.2),
+    ]
+    for name, each in (("e2e_plain_greedy", plain), ("e2e_skip_aware_greedy", aware)):
+        Comparison(each, RUN).write(tmp_path / "runs" / name)
+    bench = {"run": RUN, "sides": [side(FullDepth(), 20.0, 1.0), side(HSD(1, 0, 18), 9.5, 1.7)]}
+    (tmp_path / "runs/e2e_bench").mkdir()
+    (tmp_path / "runs/e2e_bench/bench.json").write_text(json.dumps(bench))
+    results.collect()
+    return results.page()
+
+
+def lines_of(page, heading):
+    """The lines of the table under a heading, without those of its head."""
+    _, _, rest = page.partition(f"{heading}\n")
+    return [line for line in rest.split("\n## ")[0].split("\n### ")[0].splitlines() if line.startswith("|")][2:]
+
+
+def test_the_page_is_up_to_date():
+    assert results.page() == results.PAGE.read_text(encoding="utf-8"), "run python -m docs.results"
+
+
+def test_goals_are_against_the_plain_model_and_the_nearest_setting_is_named(measured):
+    half, third, full = lines_of(measured, "## How far it came")
+    assert half == (
+        "| E2E | ≥ 98 % at ≤ 50 % of the layers | `HSD(1, 0, 18)` | 10.0 (50 %) | 98.5 % | 98.5 % | 98.5 % | yes | "
+        "1.70× [1.60, 1.80] of 1.6× |"
+    )
+    assert third.startswith("| E2E | ≥ 95 % at ≤ 35 % of the layers | `HSD(3, 0, 4)` | 7.0 (35 %) | 90.0 % |")
+    assert third.endswith("| no, 5.0 short | – |")  # not timed
+    assert "| `FullDepth()` | 20.0 (100 %) | 99.0 % | 99.0 % | 99.0 % | no, 0.5 short |  |" in full
+
+
+def test_a_row_has_quality_with_its_share_and_the_time_of_the_bench(measured):
+    full, hsd = lines_of(measured, "### E2E, table A: trained plainly")
+    assert full.startswith("| `FullDepth()` | 20.0 | 0.800 [0.800, 0.800] |")
+    assert full.endswith("| 50.0 [20.0]<br>1.00× |")
+    assert hsd.startswith("| `HSD(1, 0, 18)` | 14.0 | 0.400 [0.400, 0.400]<br>50.0 % [50.0, 50.0] |")
+    assert hsd.endswith("| 29.4 [9.5]<br>1.70× |")
+    assert lines_of(measured, "### E2E, 4 beams: trained plainly") == []
+    assert "*Not measured yet.*" in measured
+
+
+def test_the_papers_rows_stand_beside_ours(measured):
+    rows = {line.split("`")[1]: line for line in lines_of(measured, "### E2E: beside the paper")}
+    assert len(rows) == 11
+    # GPT-2's row: 22.94 of 36 layers, ROUGE-L 49.53 of 48.51, BLEU-1 42.15 of 41.34, BERTScore 69.06 of 70.68
+    assert "| 64 · 102 · 102 · 98 |" in rows["HSD(1, 0, 18)"]
+    assert rows["HSD(1, 0, 18)"].endswith("| 70 · 50 · 50 · 50 | 50 · 99 · 99 · 99 |")
+    assert rows["CALM(depth, 0.02)"].endswith("| – | 15 · 20 · 20 · 20 |")
+    assert rows["HSD(1, 0, 12)"].endswith("| – | – |")
+
+
+def test_the_run_of_each_file_is_named(measured):
+    assert (
+        "- [e2e_plain_greedy.json](results/e2e_plain_greedy.json): 2031-01-02, commit 0123456789, seed 0, A CPU, "
+        "2 cores, torch 9.9, transformers 8.8."
+    ) in measured
+
+
+def test_the_picture_is_drawn_and_shown(measured):
+    results.draw()
+    assert (results.RESULTS / "e2e.png").read_bytes().startswith(b"\x89PNG")
+    assert not (results.RESULTS / "common_gen.png").exists()
+    assert "![E2E: ROUGE-L against layers and against time](results/e2e.png)" in results.page()
+
+
+def test_an_adapter_is_published_in_bfloat16_with_its_papers(tmp_path):
+    run, folder = tmp_path / "run", tmp_path / "e2e-skip-aware"
+    (run / "model").mkdir(parents=True)
+    weights = {"a.lora_A.weight": torch.randn(4, 8), "a.lora_B.weight": torch.randn(8, 4)}
+    save_file(weights, run / "model/adapter_model.safetensors")
+    (run / "model/adapter_config.json").write_text("{}")
+    (run / "run.json").write_text(json.dumps(RUN))
+    with SummaryWriter(run / "lightning_logs/version_0") as writer:
+        for step, loss in [(99, 1.25), (199, 1.125)]:
+            writer.add_scalar("val/loss", loss, step)
+    publish_adapter.publish(run, folder)
+
+    published = load_file(folder / "adapter_model.safetensors")
+    assert {name: weight.tolist() for name, weight in published.items()} == {
+        name: weight.bfloat16().tolist() for name, weight in weights.items()
+    }
+    training = json.loads((folder / "training.json").read_text())
+    assert training["losses"] == {"val/loss": [[100, 1.25], [200, 1.125]]}
+    assert training["git"] == RUN["git"]
+    text = (folder / "README.md").read_text()
+    for part in ("configs/results/finetune_e2e_skip_aware.yaml", "commit 0123456789;", "CC BY-SA 4.0", "Apache-2.0"):
+        assert part in text
+
+
+def test_an_adapter_too_large_for_a_repository_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish_adapter, "LARGEST_MB", 0)
+    (tmp_path / "model").mkdir()
+    save_file({"a": torch.zeros(9)}, tmp_path / "model/adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"expected at most 0: lower lora\.rank"):
+        publish_adapter.publish(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "folder"), EMBEDDED_ADAPTERS.items())
+def test_the_adapters_come_with_hsdlab(name, folder):
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded:smollm2-135m"
+    )
+    assert name in (folder / "README.md").read_text(encoding="utf-8")
+    assert json.loads((folder / "training.json").read_text())["losses"]["val/loss"]
+    weights = folder / "adapter_model.safetensors"
+    assert weights.stat().st_size < publish_adapter.LARGEST_MB * 1e6
+    with safe_open(weights, "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118 (no mapping)
+
+
+def test_an_adapter_is_loaded_by_its_name():
+    try:
+        embedded_folder("embedded:smollm2-135m")
+    except RuntimeError as error:
+        pytest.skip(f"not in the cache, and no network to fetch it: {error}")
+    plain, _ = load_model("embedded:smollm2-135m", device="cpu")
+    model, _ = load_model("embedded:smollm2-135m-common-gen", device="cpu")
+    first = (each.model.layers[0].self_attn.q_proj.weight for each in (plain, model))
+    assert not torch.equal(*first)
+    assert model.name_or_path == "embedded:smollm2-135m"
