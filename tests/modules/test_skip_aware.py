@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import hsdlab.strategies
 from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth
 from hsdlab.data.batches import Pair, collate_pairs
-from hsdlab.modules import FinetuneModule
+from hsdlab.modules import FinetuneModule, LoRA
 from hsdlab.modules.losses import distilled_loss
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.testing import VOCABULARY, tiny_model, watched
@@ -123,6 +123,18 @@ def test_rows_that_skip_learn_from_full_depth_and_the_others_from_the_reference_
         assert module.training_loss(batch, [1]) == pytest.approx(expected.item(), abs=1e-12)
         assert module.training_loss(batch, [0]) == pytest.approx(module.loss(batch).item(), abs=1e-12)
         assert module.loss(batch, [1]) != pytest.approx(expected.item(), abs=1e-3)  # the validation's: no distillation
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+def test_the_teachers_pass_takes_no_gradient_away_under_autocast(lora):
+    """Autocast keeps its casts of the weights, and those of a pass without gradients have none."""
+    model = tiny_model(dtype=torch.float32, eos_token_id=1)
+    options = {"lora": lora, "skip_strategies": [FullDepth(), HSD(1, 0, 2)], "distillation": 0.5}
+    module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module.training_loss(collate_pairs(pairs(), pad_token_id=0), [1])
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in module.parameters() if parameter.requires_grad)
 
 
 def test_the_mask_follows_each_rows_reference(tiny):
