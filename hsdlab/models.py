@@ -210,4 +210,7 @@ def _merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     adapted = PeftModel.from_pretrained(model, str(folder))
     if not hasattr(adapted, "merge_and_unload"):
         raise ValueError(f"{adapter} cannot be merged: it is {adapted.peft_type.value}, not LoRA")
-    return adapted.merge_and_unload()
+    merged = adapted.merge_and_unload()
+    # peft froze the weights. Frozen, they could not be trained further, and torch's linear copies a frozen weight once
+    # for each row of an input that is a slice, as the head's is in a prompt pass: seconds for a batch of 64.
+    return merged.requires_grad_(True)

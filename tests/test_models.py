@@ -83,6 +83,7 @@ def test_an_adapter_is_merged(family, given, tmp_path):
     assert (logits(model) - logits(make())).abs().max() > 0.1  # the adapter is not a no-op
     assert type(model) is type(make())
     assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())  # as of any loaded model
 
 
 def test_an_adapter_remembers_an_embedded_base_by_its_name(tmp_path, monkeypatch):

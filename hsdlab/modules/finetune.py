@@ -379,7 +379,8 @@ def _head_at_the_last(positions: int, model: nn.Module) -> Iterator[None]:
     """Apply the head to the last positions only: over a whole prompt it costs as much as many layers."""
 
     def cut(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (arguments[0][:, -positions:], *arguments[1:])  # (rows, length, d) to (rows, scored, d)
+        # (rows, length, d) to (rows, scored, d); contiguous, or torch copies a frozen head once for each row
+        return (arguments[0][:, -positions:].contiguous(), *arguments[1:])
 
     handle = decoder_parts(model).head.register_forward_pre_hook(cut)
     try:
