@@ -83,9 +83,10 @@ def read(name: str) -> dict[str, Any] | None:
 
 
 def cells(name: str) -> dict[str, Cell]:
-    """Return the rows of a comparison by their short names, in order; none where it was not run."""
+    """Return the rows of a comparison by their short names, the paper's first; none where it was not run."""
     found = [Cell(short(each["name"]), each) for each in (read(name) or {"strategies": []})["strategies"]]
-    return {cell.name: cell for cell in found}
+    order = list(published(next(data for data in SETS if name.startswith(data))))
+    return {cell.name: cell for cell in sorted(found, key=lambda cell: (*order, cell.name).index(cell.name))}
 
 
 def times(data: str) -> dict[str, dict[str, Any]]:
