@@ -91,7 +91,8 @@ def cells(name: str) -> dict[str, Cell]:
 
 def times(data: str) -> dict[str, dict[str, Any]]:
     """Return the sides of a set's bench by their short names."""
-    return {short(side["name"]): side for side in (read(f"{data}_bench") or {"sides": []})["sides"]}
+    sides = {short(side["name"]): side for side in (read(f"{data}_bench") or {"sides": []})["sides"]}
+    return sides | ({"FullDepth()": sides["FullDepth"]} if "FullDepth" in sides else {})  # which bench always runs
 
 
 def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,6 +18,7 @@ the adapters that come with hsdlab.
   run fewer layers than early ones, so it has an average depth of its own: in brackets.
 - `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step, `StaticDepth` the same 15
   layers: the baselines that a schedule has to beat.
+- A dash, or a row that is missing, was not measured yet.
 - ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s, cased, BERTScore with all-MiniLM-L6-v2, unscaled.
 """
 
@@ -33,7 +34,8 @@ Its GPT-2 has 36 layers, Phi-2 32; depth is a percentage of them. Layers · ROUG
 
 READING = """
 What reproduces is the cost. The layers that run follow from the settings alone, so the paper's average depths come out
-as they should ([reconstruction.md](reconstruction.md) has all 80), and here a decode step takes less time as they say.
+as they should ([reconstruction.md](reconstruction.md) has all 80), and a decode step takes less time as they say: the
+table above has the stopwatch.
 
 What does not reproduce is how little a plainly trained model loses. The paper's GPT-2 keeps {published_share} of its
 ROUGE-L on E2E under `HSD(1, 0, 18)`, at {published_layers} of the layers; our small model, trained plainly, keeps
