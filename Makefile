@@ -42,7 +42,7 @@ results: models  ## decode and time what docs/results.md needs and is not there 
 				--data.limit 200 --data.batch_size 16 --output runs/results/$$data$${kind}_beam4; \
 		done; \
 		test -f runs/results/$${data}_bench/bench.json || $(BIN)/python evaluate.py bench --config $$config \
-			--model.dtype float32 --new_tokens $$tokens --repeats 3 --output runs/results/$${data}_bench; \
+			--model.dtype float32 --new_tokens $$tokens --prompts 2 --repeats 3 --output runs/results/$${data}_bench; \
 	done
 	$(BIN)/python -m docs.results
 
