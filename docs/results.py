@@ -12,14 +12,13 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from docs.results_figure import Point, results_figure
 from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING
 from hsdlab.embedded import EMBEDDED_ADAPTERS
-from hsdlab.files import replace_file
+from hsdlab.files import replace_figure
 from hsdlab.reporting.tables import METRIC_LABELS
 
 ROOT = Path(__file__).parents[1]
@@ -315,9 +314,7 @@ def draw() -> None:
         steps_ms = {name: side["decode_step_ms"]["median"] for name, side in times(data).items()}
         by_layers, by_time = points(data), points(data, steps_ms)
         if by_layers:
-            picture = BytesIO()
-            results_figure(title, by_layers, by_time).savefig(picture, format="png", dpi=150)
-            replace_file(RESULTS / f"{data}.png", picture.getvalue())
+            replace_figure(RESULTS / f"{data}.png", results_figure(title, by_layers, by_time), dots_per_inch=150)
 
 
 def main() -> None:

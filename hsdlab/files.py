@@ -1,10 +1,13 @@
-"""Result files: written whole or not at all, without floats that JSON cannot hold."""
+"""Result files: written whole or not at all, pictures too, without floats that JSON cannot hold."""
 
 import math
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
@@ -20,6 +23,13 @@ def replace_file(path: Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def replace_figure(path: Path, figure: Figure, dots_per_inch: int = 200) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=dots_per_inch)
+    replace_file(path, picture.getvalue())
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 import warnings
 
 import pytest
@@ -11,10 +10,9 @@ import yaml
 import hsdlab.modules.decode
 from hsdlab import CALM, HSD, FullDepth, OracleExit
 from hsdlab.calibration_run import check_calibration
-from hsdlab.cli import main
 from hsdlab.metrics import rouge_scores
 from tests.test_resume import interrupt, lines, without_times
-from tests.tiny_runs import options, read_records, run, without_costs, write_examples
+from tests.tiny_runs import options, read_records, refusal, run, without_costs, write_examples
 
 NEVER_EXITS = "{class_path: CALM, init_args: {threshold: 1.0}}"
 SURE = "{class_path: CALM, init_args: {threshold: 0.999}}"
@@ -46,18 +44,7 @@ def calibrate(tiny, monkeypatch, tmp_path):
 
 @pytest.fixture
 def refused(tiny, monkeypatch, tmp_path, capsys):
-    """Run `main`, expect that it ends before a model is loaded, and return what it says."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py"])
-        monkeypatch.setattr(hsdlab.modules.decode, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
-        with pytest.raises(SystemExit) as end:
-            main(["calibrate", *tiny, f"--output={tmp_path / 'out'}", *args])
-        assert not (tmp_path / "out").exists()
-        code = end.value.code
-        return code if isinstance(code, str) else capsys.readouterr().err
-
-    return call
+    return lambda *args: refusal(monkeypatch, capsys, tmp_path / "out", "calibrate", *tiny, *args)
 
 
 def by_hand(folder, file, loss):

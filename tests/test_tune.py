@@ -1,7 +1,6 @@
 """`evaluate.py tune` on a tiny model: what it searches, decodes, writes, refuses and goes on with."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -10,7 +9,6 @@ from matplotlib.figure import Figure
 import hsdlab.modules.decode
 import hsdlab.reporting.tuning
 from hsdlab import strategy_runs
-from hsdlab.cli import main
 from hsdlab.metrics import rouge_scores
 from hsdlab.modules.decode import DecodeModule
 from hsdlab.testing import tiny_model
@@ -18,7 +16,7 @@ from hsdlab.tuning import ReplayScore
 from hsdlab.tuning_run import check_tuning
 from tests.test_resume import without_times
 from tests.tiny_checkpoints import TOKENS, save
-from tests.tiny_runs import options, read_records, run, without_costs, write_examples
+from tests.tiny_runs import options, read_records, refusal, run, without_costs, write_examples
 
 EXAMPLES, LAYERS = 10, 6
 GOAL = "--max-loss=0.05"
@@ -212,18 +210,7 @@ def test_another_question_takes_over_what_was_scored_and_decoded(tune, counted, 
 
 @pytest.fixture
 def refused(tiny, monkeypatch, tmp_path, capsys):
-    """Run `main`, expect that it ends before a model is loaded, and return what it says."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py"])
-        monkeypatch.setattr(hsdlab.modules.decode, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
-        with pytest.raises(SystemExit) as end:
-            main(["tune", *tiny, f"--output={tmp_path / 'out'}", *args])
-        assert not (tmp_path / "out").exists()
-        code = end.value.code
-        return code if isinstance(code, str) else capsys.readouterr().err
-
-    return call
+    return lambda *args: refusal(monkeypatch, capsys, tmp_path / "out", "tune", *tiny, *args)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hsdlab.cli import EvaluateCLI
+import pytest
+
+import hsdlab.modules.decode
+from hsdlab.cli import EvaluateCLI, main
 from tests.tiny_checkpoints import save, tiny_llama
 
 EXAMPLES = 5
@@ -67,3 +70,14 @@ def read_records(file: Path) -> list[dict]:
 def without_costs(records: Iterable[dict]) -> list[dict]:
     """Return the records without what decoding cost: times differ from run to run."""
     return [{name: value for name, value in record.items() if name != "batch"} for record in records]
+
+
+def refusal(monkeypatch: Any, capsys: Any, output: Path, *args: str) -> str:
+    """Run `main`, expect that it ends before a model is loaded or the output folder made, and return what it says."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    monkeypatch.setattr(hsdlab.modules.decode, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as end:
+        main([*args, f"--output={output}"])
+    assert not output.exists()
+    code = end.value.code
+    return code if isinstance(code, str) else capsys.readouterr().err

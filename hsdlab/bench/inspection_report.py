@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from hsdlab.bench.decode import describe_model
 from hsdlab.bench.inspection import FloatArray, Inspection, inspect_layers
 from hsdlab.bench.inspection_figure import CHEAPEST, inspection_figure
-from hsdlab.files import plain, replace_file
+from hsdlab.files import plain, replace_figure, replace_file
 from hsdlab.reporting.bootstrap import LEVEL, bootstrap_interval
 
 SCHEMA_VERSION = 1
@@ -69,11 +68,9 @@ def run_inspection(
         **figures(inspect_layers(model, batches)),
         "run": run,
     }
-    picture = BytesIO()
-    inspection_figure(report).savefig(picture, format="png", dpi=200)
     output.mkdir(parents=True, exist_ok=True)
     replace_file(output / "inspect.json", json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n")
-    replace_file(output / "inspect.png", picture.getvalue())
+    replace_figure(output / "inspect.png", inspection_figure(report))
     replace_file(output / "inspect.md", markdown(report))
     print_report(report)
     return report

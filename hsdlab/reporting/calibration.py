@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hsdlab.calibration import Calibration, LossName, SettingTest, smallest_sample
-from hsdlab.files import plain, replace_file
+from hsdlab.files import plain, replace_figure, replace_file
 from hsdlab.reporting import tables
 from hsdlab.reporting.calibration_figure import calibration_figure
 from hsdlab.reporting.comparison import Comparison, Row, StrategyResult
@@ -211,10 +210,8 @@ class CalibrationReport:
             folder: Made if missing; files of an earlier calibration are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        picture = BytesIO()
-        calibration_figure(self).savefig(picture, format="png", dpi=200)
         replace_file(folder / "calibration.json", self.to_json())
-        replace_file(folder / "calibration.png", picture.getvalue())
+        replace_figure(folder / "calibration.png", calibration_figure(self))
         replace_file(folder / "calibration.md", self.to_markdown())
 
     def _header(self) -> list[str]:

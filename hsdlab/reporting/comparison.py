@@ -12,14 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from hsdlab.files import plain, replace_file
+from hsdlab.files import plain, replace_figure, replace_file
 from hsdlab.metrics import bleu_from_statistics
 from hsdlab.reporting import bootstrap, tables
 from hsdlab.reporting.bootstrap import CorpusFigure, FloatArray, bootstrap_interval, paired_interval
@@ -216,9 +215,7 @@ class Comparison:
         pictures = {"pareto.png": pareto_figure(self, self.headline_metric), "depth.png": depth_figure(self.rows)}
         replace_file(folder / "comparison.json", self.to_json())
         for name, figure in pictures.items():
-            picture = BytesIO()
-            figure.savefig(picture, format="png", dpi=200)
-            replace_file(folder / name, picture.getvalue())
+            replace_figure(folder / name, figure)
         replace_file(folder / "comparison.md", self.to_markdown())
 
     def _check_same_examples(self, results: Sequence[StrategyResult]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hsdlab.files import plain, replace_file
+from hsdlab.files import plain, replace_figure, replace_file
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
 
 COLUMNS = {
@@ -38,7 +38,7 @@ def write_exit_quality(quality: Mapping[str, Tensor], folder: Path, run: Mapping
     replace_file(
         folder / "exit_classifier.json", json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
     )
-    exit_quality_figure(quality).savefig(folder / "exit_classifier.png", dpi=200)
+    replace_figure(folder / "exit_classifier.png", exit_quality_figure(quality))
 
 
 def print_exit_quality(quality: Mapping[str, Tensor], console: Console) -> None:

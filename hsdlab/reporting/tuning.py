@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from hsdlab.files import plain, replace_file
+from hsdlab.files import plain, replace_figure, replace_file
 from hsdlab.reporting import tables
 from hsdlab.reporting.comparison import Comparison, Row, StrategyResult
 from hsdlab.reporting.row_costs import COSTS, cost_cells, cost_document, cost_in_words
@@ -208,10 +207,8 @@ class TuningReport:
             folder: Made if missing; files of an earlier tuning are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        picture = BytesIO()
-        tuning_figure(self).savefig(picture, format="png", dpi=200)
         replace_file(folder / "tuning.json", self.to_json())
-        replace_file(folder / "frontier.png", picture.getvalue())
+        replace_figure(folder / "frontier.png", tuning_figure(self))
         replace_file(folder / "tuning.md", self.to_markdown())
 
     def _header(self) -> list[str]:
