@@ -57,7 +57,8 @@ def test_the_files_are_those_of_one_process(name, folders):
     for file in (path for path in one if path.suffix == ".jsonl"):
         expected, records = (read_records(folder / name / file) for folder in folders[:2])
         assert without_costs(records) == without_costs(expected)
-        assert [r["batch"]["number"] for r in records] == [r["batch"]["number"] for r in expected]
+        if file.name != "scores.jsonl":  # of the search, which has no batches
+            assert [r["batch"]["number"] for r in records] == [r["batch"]["number"] for r in expected]
 
 
 @pytest.mark.parametrize("name", ["test", "sampled", "validate", "one_example"])
