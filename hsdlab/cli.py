@@ -17,6 +17,7 @@ from rich.console import Console
 
 from hsdlab.calibration_run import check_calibration
 from hsdlab.data import Example, GenerationDataModule
+from hsdlab.data.base import Split
 from hsdlab.models import weights_fingerprint
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.predictions import PredictionFile, check_same_examples
@@ -30,7 +31,7 @@ from hsdlab.tuning_run import check_tuning
 
 RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
 ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
-"""The subcommands that decode or read the validation split; the others take the test split."""
+"""The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
 
 
 class EvaluateCLI(LightningCLI):
@@ -114,7 +115,7 @@ class EvaluateCLI(LightningCLI):
         if strategies is not None:
             baseline_first(strategies)
         made.data.prepare_data()
-        examples = made.data.examples("validation" if self.subcommand in ON_VALIDATION else "test")
+        examples = made.data.examples(self._split(made))
         if self.subcommand == "calibrate":
             check_calibration(
                 made.strategies,
@@ -136,6 +137,12 @@ class EvaluateCLI(LightningCLI):
                 self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")))
             else:
                 self._go_on(examples, prediction_files(self.output, strategies))
+
+    def _split(self, made: Namespace) -> Split:
+        """Return the split that the subcommand reads."""
+        if self.subcommand == "predict":
+            return made.data.predict_split
+        return "validation" if self.subcommand in ON_VALIDATION else "test"
 
     def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
         """Return the strategies of a subcommand that takes a list of them; `tune` takes classes."""

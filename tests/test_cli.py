@@ -237,11 +237,17 @@ def test_test_writes_predictions_metrics_and_a_config_that_runs_again(evaluate, 
     assert {record["average_layers"] for record in read_records(tmp_path / "runs/full/predictions.jsonl")} == {3.0}
 
 
-@pytest.mark.parametrize("subcommand", ["validate", "predict"])
-def test_validate_and_predict(subcommand, evaluate, tmp_path):
-    evaluate(subcommand, "--skip=tests.test_cli.EveryOther")
+@pytest.mark.parametrize(
+    ("subcommand", "split", "options"),
+    [
+        ("validate", "validation", []),
+        ("predict", "test", []),
+        ("predict", "validation", ["--data.predict_split=validation"]),
+    ],
+)
+def test_validate_and_predict(subcommand, split, options, evaluate, tmp_path):
+    evaluate(subcommand, "--skip=tests.test_cli.EveryOther", *options)
     records = read_records(tmp_path / "out" / "predictions.jsonl")
-    split = {"validate": "validation", "predict": "test"}[subcommand]
     assert [record["id"] for record in records] == [f"{split}-{i}" for i in range(EXAMPLES)]
     assert {record["average_layers"] for record in records} == {2.0}
     assert (tmp_path / "out" / "metrics.json").is_file() == (subcommand == "validate")

@@ -4,9 +4,9 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -25,9 +25,11 @@ from hsdlab.data.batches import (
 )
 from hsdlab.data.batches import Example as Example  # the seam of every data set
 from hsdlab.data.prompt import PromptTemplate
+from hsdlab.data.targets import read_targets
 from hsdlab.data.training import TrainingLoader
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS = get_args(Split)
 
 
 class GenerationDataModule(LightningDataModule, ABC):
@@ -50,6 +52,10 @@ class GenerationDataModule(LightningDataModule, ABC):
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
         group_by_length: Train on batches of pairs of similar length: less padding to compute, an order less random.
+        targets: Files of `evaluate.py predict` whose texts take the place of the references in the pairs for the
+            loss: sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They have to hold every
+            example that is trained on or whose loss is validated. By default the references are.
+        predict_split: The split that `predict` decodes: train, validation or test.
         num_workers: Worker processes that load batches.
 
     Raises:
@@ -65,9 +71,12 @@ class GenerationDataModule(LightningDataModule, ABC):
         seed: int = 0,
         max_prompt_tokens: int | None = None,
         group_by_length: bool = False,
+        targets: Sequence[str] = (),
+        predict_split: Split = "test",
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        _check_split(predict_split)
         _check_at_least("batch_size", batch_size, 1)
         _check_at_least("limit", limit, 1)
         _check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
@@ -78,6 +87,8 @@ class GenerationDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.max_prompt_tokens = max_prompt_tokens
         self.group_by_length = group_by_length
+        self.targets = [targets] if isinstance(targets, str) else list(targets)
+        self.predict_split: Split = predict_split
         self.num_workers = num_workers
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.prompt_limit_tokens: int | None = None
@@ -166,8 +177,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: There is no such split, or it holds no example.
         """
-        if split not in SPLITS:
-            raise ValueError(f"No split {split!r}: expected one of {', '.join(SPLITS)}")
+        _check_split(split)
         examples = self.load_examples(split)
         if not examples:
             raise ValueError(f"The {split} split of {type(self).__name__} holds no example: expected at least one")
@@ -228,8 +238,8 @@ class GenerationDataModule(LightningDataModule, ABC):
         return self._decoding_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Prompt]:
-        """Return the batches of the test split."""
-        return self._decoding_loader("test")
+        """Return the batches of `predict_split`."""
+        return self._decoding_loader(self.predict_split)
 
     def _decoding_loader(self, split: str) -> DataLoader[Prompt]:
         """Return the batches of a split for decoding, in file order (see `collate_prompts`)."""
@@ -279,13 +289,18 @@ class GenerationDataModule(LightningDataModule, ABC):
         return self._prompts[split]
 
     def _pairs_of(self, split: str) -> Rows[Pair]:
-        """Make the pairs of a split once: all references for training, the first one of each example else."""
+        """Make the pairs of a split once: all references for training, the first one of each example else.
+
+        With `targets`, one pair for each example, with the text that was predicted for it.
+        """
         if split in self._pairs:
             return self._pairs[split]
         tokenizer = self.connected_tokenizer()
+        predicted = read_targets(self.targets, self.examples(split)) if self.targets else {}
         pairs, cut = [], 0
         for prompt in self._prompts_of(split).rows:
-            for reference in prompt.example.references[: None if split == "train" else 1]:
+            references = prompt.example.references[: None if split == "train" else 1]
+            for reference in predicted.get(prompt.example.id, references):
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
                 pairs.append(Pair(prompt.input_ids, array("i", target_ids)))
                 cut += was_cut
@@ -298,6 +313,11 @@ class GenerationDataModule(LightningDataModule, ABC):
 def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> None:
     if cut:
         rank_zero_warn(f"{cut} of {total} {what} were cut to {limit_tokens} tokens", category=UserWarning)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"No split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
 def _check_at_least(name: str, value: int | None, smallest: int) -> None:

@@ -205,10 +205,11 @@ class FinetuneModule(LightningModule):
                 layer dropout in training mode.
 
         Returns:
-            Logits [rows, scored, vocabulary] of the last `max_new_tokens` + 1 positions (of all, if there are fewer),
-            which hold every reference; those at one position are for the token at the next.
+            Logits [rows, scored, vocabulary] of the last positions, as many as the longest reference has tokens and
+            one more; those at one position are for the token at the next.
         """
-        with _head_at_the_last(self.max_new_tokens + 1, self.model):
+        longest = int(batch["target_mask"].any(dim=0).sum())
+        with _head_at_the_last(longest + 1, self.model):
             return self._logits(batch, drawn)
 
     def _logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Pairs for training: what is learned, the order, and going on in the middle of an epoch."""
 
+import json
 import pickle
 from types import SimpleNamespace
 
@@ -168,6 +169,45 @@ def test_validation_holds_the_first_reference_on_request(tokenizer):
     expected = [(*tokenizer(e.source + "\n").input_ids, *tokenizer(e.references[0]).input_ids, 0) for e in EXAMPLES[:2]]
     assert tokenizer.eos_token_id == 0
     assert rows_of([batch["pairs"]]) == expected
+
+
+def predictions(folder, examples, name="predictions.jsonl", **changed):
+    """A file as `evaluate.py predict` writes it."""
+    lines = [
+        json.dumps({"id": each.id, "source": each.source, "prediction": f"Flows {each.id}.", "tokens": []} | changed)
+        for each in examples
+    ]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder / name)
+
+
+def test_predicted_texts_take_the_place_of_the_references(tokenizer, tmp_path):
+    file = predictions(tmp_path, EXAMPLES)
+    data = connected(tokenizer, prompt="{source}|", targets=[file])
+    expected = [
+        (*tokenizer(each.source + "|").input_ids, *tokenizer(f" Flows {each.id}.").input_ids, tokenizer.eos_token_id)
+        for each in EXAMPLES
+    ]
+    assert sorted(rows_of(data.train_dataloader())) == sorted(expected)
+    data.connect(tokenizer, validate_loss=True)
+    batch = next(iter(data.val_dataloader()))
+    assert rows_of([batch["pairs"]]) == expected[:2]
+    assert batch["references"] == [list(each.references) for each in EXAMPLES[:2]]  # what texts are scored with
+    assert data.training_identity() != connected(tokenizer, prompt="{source}|").training_identity()
+    twice = connected(tokenizer, targets=[file, predictions(tmp_path, EXAMPLES, "other.jsonl", prediction="Else.")])
+    assert len(rows_of(twice.train_dataloader())) == 2 * len(EXAMPLES)
+
+
+def test_examples_without_a_predicted_text_are_an_error(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"1 of 5 examples have no prediction in .*, the first of them '4'"):
+        connected(tokenizer, targets=[predictions(tmp_path, EXAMPLES[:4])]).train_dataloader()
+    with pytest.raises(ValueError, match="5 of 5 examples"):  # of another split, under the same ids
+        connected(tokenizer, targets=[predictions(tmp_path, EXAMPLES, source="Else")]).train_dataloader()
+    (tmp_path / "broken.jsonl").write_text('{"id": "0"}\n')
+    with pytest.raises(ValueError, match=r"broken\.jsonl, line 1: expected a prediction with id, source"):
+        connected(tokenizer, targets=[str(tmp_path / "broken.jsonl")]).train_dataloader()
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
+        connected(tokenizer, targets=["nowhere.jsonl"]).train_dataloader()
 
 
 def test_the_identity_changes_with_examples_prompt_batch_and_seed(tokenizer):
