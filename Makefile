@@ -30,20 +30,7 @@ demo: models  ## fine-tune the embedded model so that it can skip, then compare 
 	$(BIN)/python evaluate.py compare --config configs/experiment/demo.yaml
 
 results: models  ## decode and time what docs/results.md needs and is not there yet (hours), and write it
-	@set -e; for data in e2e common_gen; do \
-		test $$data = e2e && tokens=50 || tokens=30; \
-		config=configs/results/evaluate_$$data.yaml; model=embedded:smollm2-135m-$$(echo $$data | tr _ -); \
-		for kind in _plain _skip_aware; do \
-			test $$kind = _plain && name=$$model || name=$$model-skip-aware; \
-			echo "== $$data$$kind"; \
-			$(BIN)/python evaluate.py compare --config $$config --model.name $$name \
-				--output runs/results/$$data$${kind}_greedy; \
-			$(BIN)/python evaluate.py compare --config $$config --config configs/results/beam4.yaml --model.name $$name \
-				--data.limit 200 --data.batch_size 16 --output runs/results/$$data$${kind}_beam4; \
-		done; \
-		test -f runs/results/$${data}_bench/bench.json || $(BIN)/python evaluate.py bench --config $$config \
-			--model.dtype float32 --new_tokens $$tokens --prompts 2 --repeats 3 --output runs/results/$${data}_bench; \
-	done
+	$(BIN)/python -m docs.run_results
 	$(BIN)/python -m docs.results
 
 test: models  ## linters, type checker and all tests, offline

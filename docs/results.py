@@ -20,6 +20,7 @@ from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING
 from hsdlab.embedded import EMBEDDED_ADAPTERS
 from hsdlab.files import replace_figure
 from hsdlab.reporting.tables import METRIC_LABELS
+from hsdlab.run_folder import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
@@ -68,11 +69,41 @@ def short(name: str) -> str:
 
 
 def collect() -> None:
-    """Take over the results of finished and unfinished runs."""
+    """Take over the results of finished and unfinished runs; rows of one comparison may come from several runs."""
     for run in sorted(RUNS.glob("*")):
-        for file in ("comparison.json", "bench.json"):
-            if (run / file).is_file():
-                shutil.copyfile(run / file, RESULTS / f"{run.name}.json")
+        if (run / "bench.json").is_file():
+            shutil.copyfile(run / "bench.json", RESULTS / f"{run.name}.json")
+        if (run / "comparison.json").is_file():
+            new = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
+            write_json(RESULTS / f"{run.name}.json", merged(read(run.name), new))
+
+
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison with the rows of an older one that it does not hold, if these are of the same cells.
+
+    Args:
+        old: What docs/results holds, if it does.
+        new: Of a run. Each row is told by which commit and when it was made, under "measured".
+    """
+    rows = {row["name"]: row | {"measured": _measured(new["run"])} for row in new["strategies"]}
+    if old is not None and _what(old) == _what(new):
+        rows = {row["name"]: {"measured": _measured(old["run"])} | row for row in old["strategies"]} | rows
+    return new | {"strategies": list(rows.values())}
+
+
+def _what(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Name what rows have to have in common to stand in one table."""
+    run = comparison["run"]
+    return {name: run[name] for name in ("weights", "examples")} | {"model": run["config"]["model"]}
+
+
+def _measured(run: Mapping[str, Any]) -> dict[str, Any]:
+    git = run.get("git") or {}
+    return {"date_utc": run["date_utc"], "commit": git.get("commit"), "dirty": git.get("dirty")}
+
+
+def _commit(measured: Mapping[str, Any]) -> str:
+    return (measured["commit"] or "outside git")[:10] + (" with uncommitted changes" if measured["dirty"] else "")
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -224,12 +255,13 @@ def provenance(name: str) -> str:
     """Return where and when the runs of a set were made."""
     lines = []
     for file in sorted(RESULTS.glob(f"{name}_*.json")):
-        run = json.loads(file.read_text(encoding="utf-8"))["run"]
-        git, machine = run.get("git") or {}, run["machine"]
-        commit = git.get("commit", "outside git")[:10] + (" with uncommitted changes" if git.get("dirty") else "")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        run = content["run"]
+        made = [row.get("measured") or _measured(run) for row in content.get("strategies", [{}])]
+        sessions = sorted({f"{each['date_utc'][:10]}, commit {_commit(each)}" for each in made})
         lines.append(
-            f"- [{file.name}](results/{file.name}): {run['date_utc'][:10]}, commit {commit}, seed {run['seed']}, "
-            f"{machine['cpu']}, {machine['cores']} cores, torch {run['versions']['torch']}, "
+            f"- [{file.name}](results/{file.name}): {'; '.join(sessions)}; seed {run['seed']}, "
+            f"{run['machine']['cpu']}, {run['machine']['cores']} cores, torch {run['versions']['torch']}, "
             f"transformers {run['versions']['transformers']}."
         )
     return "\n".join(lines)

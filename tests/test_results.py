@@ -8,10 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from docs import publish_adapter, results
+from docs import publish_adapter, results, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.embedded import EMBEDDED_ADAPTERS, embedded_folder
 from hsdlab.reporting import Comparison, StrategyResult
+from tests.tiny_runs import ParseOnly, run
 
 RUN = {
     "date_utc": "2031-01-02T03:04:05+00:00",
@@ -19,6 +20,9 @@ RUN = {
     "machine": {"cpu": "A CPU", "cores": 2},
     "versions": {"torch": "9.9", "transformers": "8.8"},
     "seed": 0,
+    "weights": "w",
+    "examples": "e",
+    "config": {"model": {"name": "m", "num_beams": 1}},
 }
 
 
@@ -112,9 +116,48 @@ def test_the_papers_rows_stand_beside_ours(measured):
 
 def test_the_run_of_each_file_is_named(measured):
     assert (
-        "- [e2e_plain_greedy.json](results/e2e_plain_greedy.json): 2031-01-02, commit 0123456789, seed 0, A CPU, "
+        "- [e2e_plain_greedy.json](results/e2e_plain_greedy.json): 2031-01-02, commit 0123456789; seed 0, A CPU, "
         "2 cores, torch 9.9, transformers 8.8."
     ) in measured
+
+
+def comparison_of(strategy, share, **run):
+    return json.loads(json.dumps({"run": RUN | run, "strategies": [{"name": repr(strategy), "share": share}]}))
+
+
+def test_rows_of_one_comparison_may_come_from_several_runs():
+    later = {"date_utc": "2031-02-03T00:00:00+00:00", "git": {"commit": "f" * 40, "dirty": False}}
+    old = results.merged(None, comparison_of(HSD(1, 0, 18), 0.5))
+    both = results.merged(old, comparison_of(HSD(2, 0, 8), 0.4, **later))
+    assert [(row["share"], row["measured"]["commit"][0]) for row in both["strategies"]] == [(0.5, "0"), (0.4, "f")]
+    again = results.merged(both, comparison_of(HSD(1, 0, 18), 0.6, **later))
+    assert [(row["share"], row["measured"]["commit"][0]) for row in again["strategies"]] == [(0.6, "f"), (0.4, "f")]
+    for other in ({"weights": "x"}, {"examples": "x"}, {"config": {"model": {"name": "m", "num_beams": 4}}}):
+        assert len(results.merged(both, comparison_of(HSD(1, 0, 18), 0.7, **other))["strategies"]) == 1
+
+
+def test_what_is_missing_is_decoded_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(run_results, "load_model", lambda name, dtype: (torch.nn.Linear(1, 1), None))
+    monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "w")
+    beams = run_results.Comparison("e2e", "plain", "beam4")
+    assert len(beams.missing()) == len(beams.strategies()) == 4
+    rows = [{"name": repr(strategy)} for strategy in (FullDepth(), HSD(1, 0, 18))]
+    (tmp_path / "e2e_plain_beam4.json").write_text(json.dumps({"run": RUN, "strategies": rows}))
+    missing = beams.missing()
+    assert [each["class_path"] for each in missing] == ["SkipDecode", "HSD"]
+    (tmp_path / "e2e_plain_beam4.json").write_text(json.dumps({"run": RUN | {"weights": "x"}, "strategies": rows}))
+    assert len(beams.missing()) == 4
+
+
+@pytest.mark.parametrize("comparison", run_results.COMPARISONS, ids=lambda comparison: comparison.name)
+def test_the_commands_parse(comparison, monkeypatch):
+    monkeypatch.chdir(results.ROOT)
+    script, *command = comparison.command(comparison.strategies())
+    cli = run(monkeypatch, *command, cli=ParseOnly)
+    assert script == "evaluate.py"
+    assert len(cli.config["compare"].strategies) == len(comparison.strategies())
+    assert cli.config["compare"].model.name == comparison.weights
 
 
 def test_the_picture_is_drawn_and_shown(measured):

@@ -1,0 +1,118 @@
+"""Decode and time what docs/results.md needs and docs/results does not hold yet: `make results`, hours in all.
+
+    python -m docs.run_results                     everything
+    python -m docs.run_results e2e_plain_greedy    one comparison, or several; `e2e_bench` for the times
+
+A row that docs/results holds for the same weights, examples and options is not decoded again. A run that was stopped
+goes on when the same command is given again.
+"""
+
+import argparse
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import yaml
+
+import hsdlab
+from docs.results import MODELS, ROOT, SETS, collect, read
+from hsdlab import load_model
+from hsdlab.models import weights_fingerprint
+
+TOKENS = {"e2e": 50, "common_gen": 30}
+
+
+class Comparison(NamedTuple):
+    """One file of docs/results: a model decoded under a list of strategies."""
+
+    data: str
+    model: str
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self.data}_{self.model}_{self.mode}"
+
+    @property
+    def weights(self) -> str:
+        """Name of the fine-tuned model."""
+        suffix = "-skip-aware" if self.model == "skip_aware" else ""
+        return f"embedded:smollm2-135m-{self.data.replace('_', '-')}{suffix}"
+
+    @property
+    def configs(self) -> list[str]:
+        """The layers of its configuration."""
+        first = f"configs/results/evaluate_{self.data}.yaml"
+        return [first, "configs/results/beam4.yaml"] if self.mode == "beam4" else [first]
+
+    def strategies(self) -> list[dict[str, Any]]:
+        """Return the strategies that its configuration lists."""
+        return yaml.safe_load((ROOT / self.configs[-1]).read_text(encoding="utf-8"))["strategies"]
+
+    def missing(self) -> list[dict[str, Any]]:
+        """Return those that docs/results does not hold for the present weights."""
+        committed = read(self.name)
+        if committed is None:
+            return self.strategies()
+        model, _ = load_model(self.weights, dtype="bfloat16")
+        if committed["run"]["weights"] != weights_fingerprint(model):
+            return self.strategies()
+        done = {row["name"] for row in committed["strategies"]}
+        return [each for each in self.strategies() if _name(each) not in done]
+
+    def command(self, strategies: list[dict[str, Any]]) -> list[str]:
+        """Return the command that decodes strategies."""
+        options = ["--data.limit", "200", "--data.batch_size", "16"] if self.mode == "beam4" else []
+        return [
+            *("evaluate.py", "compare"),
+            *(part for config in self.configs for part in ("--config", config)),
+            *("--model.name", self.weights),
+            *options,
+            *("--strategies", yaml.safe_dump(strategies, default_flow_style=True, width=10**6).strip()),
+            *("--output", f"runs/results/{self.name}"),
+        ]
+
+
+COMPARISONS = [Comparison(data, model, mode) for mode in ("greedy", "beam4") for data in SETS for model in MODELS]
+BENCHES = [f"{data}_bench" for data in SETS]
+
+
+def _name(strategy: dict[str, Any]) -> str:
+    return repr(getattr(hsdlab, strategy["class_path"])(**strategy.get("init_args", {})))
+
+
+def bench_command(name: str) -> list[str]:
+    """Return the command that times a set's strategies."""
+    data = name.removesuffix("_bench")
+    return [
+        *("evaluate.py", "bench", "--config", f"configs/results/evaluate_{data}.yaml", "--model.dtype", "float32"),
+        *("--new_tokens", str(TOKENS[data]), "--prompts", "2", "--repeats", "3", "--output", f"runs/results/{name}"),
+    ]
+
+
+def main() -> None:
+    """Run what is missing."""
+    names = [each.name for each in COMPARISONS] + BENCHES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", metavar="NAME", help=f"Which of {', '.join(names)}; all by default.")
+    only = parser.parse_args().only or names
+    if unknown := [name for name in only if name not in names]:
+        parser.error(f"no {', '.join(unknown)}: expected some of {', '.join(names)}")
+    collect()  # a run that was finished but not taken over
+    for comparison in COMPARISONS:
+        if comparison.name in only and (missing := comparison.missing()):
+            _run(comparison.name, comparison.command(missing))
+    for name in BENCHES:
+        if name in only and read(name) is None:
+            _run(name, bench_command(name))
+
+
+def _run(name: str, command: list[str]) -> None:
+    print(f"== {name}", flush=True)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    collect()
+
+
+if __name__ == "__main__":
+    main()
