@@ -75,7 +75,12 @@ def papers(name: str, training: dict[str, Any], megabytes: float) -> str:
     aware = name.endswith("-skip-aware")
     data = name.removesuffix("-skip-aware")
     config = f"finetune_{data.replace('-', '_')}_{'skip_aware' if aware else 'plain'}.yaml"
-    kind = "each example under a strategy of its own, so that layers may be skipped" if aware else "at full depth"
+    kind = (
+        f"each example under a strategy of its own, so that layers may be skipped, on what {PREFIX}smollm2-135m-{data} "
+        "writes for the training sources"
+        if aware
+        else "at full depth on the references"
+    )
     git = training.get("git") or {}
     changed = " with uncommitted changes" if git.get("dirty") else ""
     lines = [

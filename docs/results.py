@@ -241,8 +241,10 @@ def trained(data: str) -> str:
         file = EMBEDDED_ADAPTERS[f"embedded:{name}"] / "training.json"
         if not file.is_file():
             continue
-        curves = json.loads(file.read_text(encoding="utf-8"))["losses"]
-        for loss, label in (("val/loss", "full depth"), ("val/skip_loss", "under drawn strategies")):
+        training = json.loads(file.read_text(encoding="utf-8"))
+        curves = training["losses"]
+        texts = ", the teacher's texts" if training["config"]["data"]["init_args"].get("targets") else ""
+        for loss, label in (("val/loss", f"full depth{texts}"), ("val/skip_loss", f"under drawn strategies{texts}")):
             if loss in curves:
                 points = ", ".join(f"{value:.3f} ({step})" for step, value in curves[loss])
                 lines.append(

@@ -4,11 +4,12 @@ INTRODUCTION = """
 # Results: quality against depth, against time
 
 SmolLM2-135M-Instruct (30 layers) fine-tuned on two data sets, each in two ways: **trained plainly**, every batch at
-full depth, and **trained to skip**, each example under a strategy of its own ([training.md](training.md)). Both have
-the same examples in the same order, the same LoRA and the same number of steps; CommonGen's model that skips was also
-distilled from its own full depth. One model serves all settings; `configs/results` trains them. This page is written by
-`python -m docs.results` out of [docs/results](results), and `make results` decodes it all again with the adapters that
-come with hsdlab.
+full depth on the references, and **trained to skip**, each example under a strategy of its own ([training.md](training.md)),
+on the texts that the plainly trained model writes for the training sources (`data.targets`, sequence-level distillation).
+Both start from the same pretrained model, with the same LoRA and as many steps of 16 pairs; the model that skips has twice
+the learning rate, and has to wait for its teacher. One model serves all settings; `configs/results` trains them. This page
+is written by `python -m docs.results` out of [docs/results](results), and `make results` decodes what is missing there with
+the adapters that come with hsdlab.
 
 - A cell holds the figure on the whole test set, its 95 % bootstrap interval over the sources, and its share of the same
   model's own full depth with the interval of that share. References: all of each source.
