@@ -144,11 +144,11 @@ def quality_table(found: Mapping[str, Cell], timed: Mapping[str, dict[str, Any]]
     """Return a row for each strategy: layers, each metric with its share of full depth, and time if it is given."""
     if not found:
         return "*Not measured yet.*"
-    header = ["Strategy", "Avg. layers", *(METRIC_LABELS[metric] for metric in METRICS)]
+    header = ["Strategy", "Avg. layers", "Tokens", *(METRIC_LABELS[metric] for metric in METRICS)]
     header += [] if timed is None else ["ms per step"]
     rows = []
     for cell in found.values():
-        row = [f"`{cell.name}`", f"{cell.layers:.1f}"]
+        row = [f"`{cell.name}`", f"{cell.layers:.1f}", f"{cell.figures['output_tokens']['value']:.1f}"]
         for metric in METRICS:
             value = estimate(cell.figures["quality"].get(metric), 3)
             share = estimate(cell.figures["percent_of_baseline"].get(metric), 1, " %")

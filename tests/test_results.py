@@ -96,9 +96,9 @@ def test_goals_are_against_the_plain_model_and_the_nearest_setting_is_named(meas
 
 def test_a_row_has_quality_with_its_share_and_the_time_of_the_bench(measured):
     full, hsd = lines_of(measured, "### E2E, table A: trained plainly")
-    assert full.startswith("| `FullDepth()` | 20.0 | 0.800 [0.800, 0.800] |")
+    assert full.startswith("| `FullDepth()` | 20.0 | 4.0 | 0.800 [0.800, 0.800] |")
     assert full.endswith("| 50.0 [20.0]<br>1.00× |")
-    assert hsd.startswith("| `HSD(1, 0, 18)` | 14.0 | 0.400 [0.400, 0.400]<br>50.0 % [50.0, 50.0] |")
+    assert hsd.startswith("| `HSD(1, 0, 18)` | 14.0 | 4.0 | 0.400 [0.400, 0.400]<br>50.0 % [50.0, 50.0] |")
     assert hsd.endswith("| 29.4 [9.5]<br>1.70× |")
     assert lines_of(measured, "### E2E, 4 beams: trained plainly") == []
     assert "*Not measured yet.*" in measured
