@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK, frontier
 
-NAMED = {"FullDepth()", "HSD(1, 0, 18)", "HSD(2, 0, 12)", "HSD(2, 0, 8)", "HSD(3, 0, 4)", "SkipDecode(10, 20)"}
+NAMED = {"HSD(1, 0, 18)", "HSD(2, 0, 8)", "HSD(3, 0, 4)"}
 """The strategies that are written beside their points; more would cover each other."""
+SAME_LAYERS = "same layers in every step (not trained for)"
 
 
 class Point(NamedTuple):
@@ -39,8 +40,14 @@ def results_figure(
     right.set_xlabel("Milliseconds per decode step, measured", color=INK)
     left.set_ylabel("ROUGE-L, % of the plain model at full depth", color=INK)
     left.set_title(title, loc="left", color=INK, fontweight="bold")
-    left.legend(frameon=False, labelcolor=INK, loc="lower right")
+    left.plot([], [], "o", color="white", markeredgecolor=INK, markersize=8, label=SAME_LAYERS)
+    left.legend(frameon=False, labelcolor=INK, loc="lower right", fontsize=9)
     return figure
+
+
+def has_same_layers(name: str) -> bool:
+    """Tell a baseline that runs the same layers in every step, by its short name."""
+    return name.startswith("StaticDepth") or name.endswith(", 0, 0)")
 
 
 def _panel(axes: Axes, models: Mapping[str, Sequence[Point]], names: bool) -> None:
@@ -55,8 +62,11 @@ def _panel(axes: Axes, models: Mapping[str, Sequence[Point]], names: bool) -> No
             continue
         best = frontier([(point.cost, point.percent) for point in drawn])
         axes.plot(*zip(*best, strict=True), color=colour, linewidth=1.2, linestyle="--", alpha=0.6)
-        costs, percents = [point.cost for point in drawn], [point.percent for point in drawn]
-        axes.plot(costs, percents, marker, color=colour, markeredgecolor="white", markersize=8, label=model)
+        fixed = [point for point in drawn if has_same_layers(point.name)]
+        moving = [point for point in drawn if point not in fixed]
+        for points_of, face, edge, label in ((moving, colour, "white", model), (fixed, "white", colour, None)):
+            costs, percents = [point.cost for point in points_of], [point.percent for point in points_of]
+            axes.plot(costs, percents, marker, color=face, markeredgecolor=edge, markersize=8, label=label)
         for point in drawn if names else ():
             if point.name in NAMED:
                 axes.annotate(

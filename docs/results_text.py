@@ -22,7 +22,8 @@ missing there with the adapters that come with hsdlab.
   float32, the sides take turns, so that all see the same machine; medians. A bench decodes all T tokens, and late steps
   run fewer layers than early ones, so it has an average depth of its own: in brackets.
 - `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step, `StaticDepth` the same 15
-  layers: the baselines that a schedule has to beat.
+  layers. Neither they nor CALM were trained for: beside the plain model's rows they are baselines, beside the others
+  they show how far training for some schedules carries to another.
 - A dash, or a row that is missing, was not measured yet.
 - ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s, cased, BERTScore with all-MiniLM-L6-v2, unscaled.
 """
