@@ -272,14 +272,18 @@ def provenance(name: str) -> str:
 def reading() -> str:
     """Return the two paragraphs on what reproduces, with their figures; nothing before they were measured."""
     plain, aware = (cells(f"e2e_{model}_greedy") for model in MODELS)
-    mild, half = "HSD(1, 0, 18)", "HSD(2, 0, 8)"
-    if mild not in plain or not {mild, half} <= aware.keys():
+    mild, half, calm = "HSD(1, 0, 18)", "HSD(2, 0, 8)", "CALM(depth, 0.02)"
+    if not {mild, calm} <= plain.keys() or not {mild, half} <= aware.keys():
         return ""
-    paper = {setting: published("e2e")[setting]["GPT-2"] for setting in (mild, half)}
+    paper = {setting: published("e2e")[setting]["GPT-2"] for setting in (mild, half, calm)}
     shares = {
         "published_layers": paper[mild]["layers"],
         "published_share": paper[mild]["rougeL"],
         "published_half": paper[half]["rougeL"],
+        "published_calm_layers": paper[calm]["layers"],
+        "published_calm_share": paper[calm]["rougeL"],
+        "calm_layers": plain[calm].percent_of_layers,
+        "calm_share": plain[calm].share("rougeL"),
         "plain_share": plain[mild].share("rougeL"),
         "aware_share": aware[mild].share("rougeL"),
         "aware_half": aware[half].share("rougeL"),
