@@ -3,8 +3,8 @@
     python -m docs.run_results                     everything
     python -m docs.run_results e2e_plain_greedy    one comparison, or several; `e2e_bench` for the times
 
-A row that docs/results holds for the same weights, examples and options is not decoded again. A run that was stopped
-goes on when the same command is given again.
+A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
+goes on with the row at which it was.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Comparison(NamedTuple):
             *("--model.name", self.weights),
             *options,
             *("--strategies", yaml.safe_dump(strategies, default_flow_style=True, width=10**6).strip()),
-            *("--output", f"runs/results/{self.name}"),
+            *("--output", f"runs/results/{self.name}", "--overwrite"),  # what was there has been taken over
         ]
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     only = parser.parse_args().only or names
     if unknown := [name for name in only if name not in names]:
         parser.error(f"no {', '.join(unknown)}: expected some of {', '.join(names)}")
-    collect()  # a run that was finished but not taken over
+    collect()  # what a run that was stopped had finished
     for comparison in COMPARISONS:
         if comparison.name in only and (missing := comparison.missing()):
             _run(comparison.name, comparison.command(missing))
