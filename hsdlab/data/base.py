@@ -291,7 +291,7 @@ class GenerationDataModule(LightningDataModule, ABC):
     def _pairs_of(self, split: str) -> Rows[Pair]:
         """Make the pairs of a split once: all references for training, the first one of each example else.
 
-        With `targets`, one pair for each example, with the text that was predicted for it.
+        With `targets`, the texts that were predicted stand for the references.
         """
         if split in self._pairs:
             return self._pairs[split]
@@ -299,8 +299,8 @@ class GenerationDataModule(LightningDataModule, ABC):
         predicted = read_targets(self.targets, self.examples(split)) if self.targets else {}
         pairs, cut = [], 0
         for prompt in self._prompts_of(split).rows:
-            references = prompt.example.references[: None if split == "train" else 1]
-            for reference in predicted.get(prompt.example.id, references):
+            texts = predicted.get(prompt.example.id, prompt.example.references)
+            for reference in texts[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
                 pairs.append(Pair(prompt.input_ids, array("i", target_ids)))
                 cut += was_cut

@@ -196,6 +196,8 @@ def test_predicted_texts_take_the_place_of_the_references(tokenizer, tmp_path):
     assert data.training_identity() != connected(tokenizer, prompt="{source}|").training_identity()
     twice = connected(tokenizer, targets=[file, predictions(tmp_path, EXAMPLES, "other.jsonl", prediction="Else.")])
     assert len(rows_of(twice.train_dataloader())) == 2 * len(EXAMPLES)
+    twice.connect(tokenizer, validate_loss=True)
+    assert len(rows_of(batch["pairs"] for batch in twice.val_dataloader())) == 2  # the first text of each
 
 
 def test_examples_without_a_predicted_text_are_an_error(tokenizer, tmp_path):
