@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from docs.results_figure import Point, results_figure
-from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING
+from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
 from hsdlab.embedded import EMBEDDED_ADAPTERS
 from hsdlab.files import replace_figure
 from hsdlab.reporting.tables import METRIC_LABELS
@@ -71,8 +71,9 @@ def short(name: str) -> str:
 def collect() -> None:
     """Take over the results of finished and unfinished runs; rows of one comparison may come from several runs."""
     for run in sorted(RUNS.glob("*")):
-        if (run / "bench.json").is_file():
-            shutil.copyfile(run / "bench.json", RESULTS / f"{run.name}.json")
+        for whole in ("bench.json", "tuning.json"):
+            if (run / whole).is_file():
+                shutil.copyfile(run / whole, RESULTS / f"{run.name}.json")
         if (run / "comparison.json").is_file():
             new = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
             write_json(RESULTS / f"{run.name}.json", merged(read(run.name), new))
@@ -197,6 +198,31 @@ def goals(data: str) -> list[list[str]]:
             rows.append(row(goal, max(candidates, key=lambda cell: min(shares(cell))), needed, faster))
     rows.append(row("≥ 99.5 % at full depth", aware["FullDepth()"], 99.5, None))
     return rows
+
+
+def tuned(data: str) -> str:
+    """Return what the tuner found on a set's validation split, nothing where it was not run."""
+    tuning = read(f"{data}_tune")
+    if tuning is None:
+        return ""
+    metric, reference = METRIC_LABELS[tuning["metric"]], tuning["reference"]
+    full_layers = reference["cost"]["average_layers"]
+    rows = [["`FullDepth()`", f"{reference['nats_per_token']:.3f}", "1.00×", f"{full_layers:.1f}", "", ""]]
+    for setting in tuning["frontier"]:
+        name = f"`{short(setting['name'])}`"
+        score, faster = f"{setting['nats_per_token']:.3f}", f"{setting['ideal_speed_up']:.2f}×"
+        decoded, verdict = setting["decoded"], DASH
+        layers, share = f"({setting['average_layers']:.1f})", DASH
+        if decoded is not None:
+            layers = f"{decoded['cost']['average_layers']:.1f}"
+            share = estimate(decoded["percent_of_full_depth"], 1, " %")
+            chosen = setting["name"] == tuning["chosen"]["name"]
+            verdict = "chosen" if chosen else "met" if setting["verdict"] else "missed"
+        rows.append([name, score, faster, layers, share, verdict])
+    header = ["Setting", "Nats per token", "Ideal speed-up", "Avg. layers", f"{metric}, share of full depth", "Goal"]
+    proposed, kept = len(tuning["settings"]), 100 * (1 - tuning["goal"]["max_loss"])
+    text = TUNED.format(data=data, examples=tuning["examples"], proposed=proposed, kept=f"{kept:g} % of {metric}")
+    return text.strip() + "\n\n" + pipes(header, rows)
 
 
 def published(data: str) -> dict[str, dict[str, dict[str, float]]]:
@@ -342,6 +368,8 @@ def page() -> str:
             parts += [f"### {title}, table {letter}: {how}", quality_table(cells(f"{data}_{model}_greedy"), timed)]
         for model, how in MODELS.items():
             parts += [f"### {title}, 4 beams: {how}", quality_table(cells(f"{data}_{model}_beam4"), None)]
+        if choice := tuned(data):
+            parts += [f"### {title}: the tuner", choice]
         parts += [f"### {title}: beside the paper", PUBLISHED.strip(), published_table(data), provenance(data)]
     if text := reading():
         parts += ["## What reproduces, and what does not", text.strip()]

@@ -38,6 +38,14 @@ The HSD paper's own rows (arXiv 2403.14919, its tables for this set), as percent
 Its GPT-2 has 36 layers, Phi-2 32; depth is a percentage of them. Layers · ROUGE-L · BLEU-1 · BERTScore:
 """
 
+TUNED = """
+`evaluate.py tune --config configs/results/tune_{data}.yaml` ([tuning.md](tuning.md)): which setting of the model that
+was trained to skip is the fastest that keeps {kept} of its own full depth, on {examples} examples of the validation
+split? Of {proposed} different settings these are the frontier of speed and score, the negative log-likelihood of full
+depth's texts. What could not change the choice was not decoded: no share, and the layers are in brackets, as the search
+expects them. Most of these settings were never trained for.
+"""
+
 READING = """
 **What reproduces.** The cost does: the layers that run follow from the settings alone, so the paper's average depths
 come out as they should ([reconstruction.md](reconstruction.md) has all 80), and a decode step takes less time as they

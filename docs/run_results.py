@@ -1,7 +1,7 @@
 """Decode and time what docs/results.md needs and docs/results does not hold yet: `make results`, hours in all.
 
     python -m docs.run_results                     everything
-    python -m docs.run_results e2e_plain_greedy    one comparison, or several; `e2e_bench` for the times
+    python -m docs.run_results e2e_plain_greedy    one of them, or several; e2e_bench the times, e2e_tune the tuner
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
 goes on with the row at which it was.
@@ -76,6 +76,7 @@ class Comparison(NamedTuple):
 
 COMPARISONS = [Comparison(data, model, mode) for mode in ("greedy", "beam4") for data in SETS for model in MODELS]
 BENCHES = [f"{data}_bench" for data in SETS]
+TUNINGS = [f"{data}_tune" for data in SETS]
 
 
 def _name(strategy: dict[str, Any]) -> str:
@@ -91,9 +92,14 @@ def bench_command(name: str) -> list[str]:
     ]
 
 
+def tune_command(name: str) -> list[str]:
+    """Return the command that searches a set's settings."""
+    return ["evaluate.py", "tune", "--config", f"configs/results/tune_{name.removesuffix('_tune')}.yaml"]
+
+
 def main() -> None:
     """Run what is missing."""
-    names = [each.name for each in COMPARISONS] + BENCHES
+    names = [each.name for each in COMPARISONS] + TUNINGS + BENCHES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"Which of {', '.join(names)}; all by default.")
     only = parser.parse_args().only or names
@@ -103,9 +109,10 @@ def main() -> None:
     for comparison in COMPARISONS:
         if comparison.name in only and (missing := comparison.missing()):
             _run(comparison.name, comparison.command(missing))
-    for name in BENCHES:
-        if name in only and read(name) is None:
-            _run(name, bench_command(name))
+    for wholes, command in ((TUNINGS, tune_command), (BENCHES, bench_command)):
+        for name in wholes:
+            if name in only and read(name) is None:
+                _run(name, command(name))
 
 
 def _run(name: str, command: list[str]) -> None:

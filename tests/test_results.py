@@ -11,7 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from docs import publish_adapter, results, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.embedded import EMBEDDED_ADAPTERS, embedded_folder
-from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.reporting import Comparison, StrategyResult, TuningReport
+from hsdlab.tuning import Goal, Setting
 from tests.tiny_runs import ParseOnly, run
 
 RUN = {
@@ -114,6 +115,29 @@ def test_the_papers_rows_stand_beside_ours(measured):
     assert rows["HSD(1, 0, 12)"].endswith("| – | – |")
 
 
+def test_the_tuners_frontier_stands_with_its_set(measured):
+    assert lines_of(measured, "### E2E: the tuner") == []
+    frontier = [
+        Setting(HSD(1, 0, 18), average_layers=14.0, ideal_speedup=1.25, score=0.25),
+        Setting(HSD(2, 0, 8), average_layers=9.0, ideal_speedup=2.0, score=0.5),
+        Setting(HSD(3, 0, 4), average_layers=7.0, ideal_speedup=2.5, score=1.0),
+    ]
+    full, *decoded = [result(FullDepth(), 20.0, 1.0), result(HSD(2, 0, 8), 9.5, 0.99), result(HSD(3, 0, 4), 7.5, 0.9)]
+    places = dict(zip((1, 2), decoded, strict=True))
+    report = TuningReport(Goal(max_loss=0.02), "rougeL", full, 0.125, frontier, frontier, places, 2, RUN)
+    report.write(results.RUNS / "e2e_tune")
+    results.collect()
+    page = results.page()
+    assert lines_of(page, "### E2E: the tuner") == [
+        "| `FullDepth()` | 0.125 | 1.00× | 20.0 |  |  |",
+        "| `HSD(1, 0, 18)` | 0.250 | 1.25× | (14.0) | – | – |",
+        "| `HSD(2, 0, 8)` | 0.500 | 2.00× | 9.5 | 99.0 % [99.0, 99.0] | chosen |",
+        "| `HSD(3, 0, 4)` | 1.000 | 2.50× | 7.5 | 90.0 % [90.0, 90.0] | missed |",
+    ]
+    assert "keeps 98 % of ROUGE-L" in page
+    assert "on 2 examples" in page
+
+
 def test_the_run_of_each_file_is_named(measured):
     assert (
         "- [e2e_plain_greedy.json](results/e2e_plain_greedy.json): 2031-01-02, commit 0123456789; seed 0, A CPU, "
@@ -158,6 +182,14 @@ def test_the_commands_parse(comparison, monkeypatch):
     assert script == "evaluate.py"
     assert len(cli.config["compare"].strategies) == len(comparison.strategies())
     assert cli.config["compare"].model.name == comparison.weights
+
+
+@pytest.mark.parametrize("name", run_results.TUNINGS)
+def test_the_tuners_command_parses(name, monkeypatch):
+    monkeypatch.chdir(results.ROOT)
+    script, *command = run_results.tune_command(name)
+    config = run(monkeypatch, *command, cli=ParseOnly).config["tune"]
+    assert (script, config.output) == ("evaluate.py", f"runs/results/{name}")
 
 
 def test_the_picture_is_drawn_and_shown(measured):
