@@ -260,7 +260,7 @@ def published_table(data: str) -> str:
 
 
 def trained(data: str) -> str:
-    """Return how the validation losses of a set's two models fell."""
+    """Return how a set's two models were trained, and how their validation losses fell."""
     lines = []
     for model, how in MODELS.items():
         name = f"smollm2-135m-{data}{'-skip-aware' if model == 'skip_aware' else ''}".replace("_", "-")
@@ -268,14 +268,15 @@ def trained(data: str) -> str:
         if not file.is_file():
             continue
         training = json.loads(file.read_text(encoding="utf-8"))
-        curves = training["losses"]
-        texts = ", the teacher's texts" if training["config"]["data"]["init_args"].get("targets") else ""
+        config = training["config"]
+        data_options, rate = config["data"]["init_args"], config["model"]["learning_rate"]
+        steps = f"{config['trainer']['max_steps']} steps of {data_options['batch_size']} pairs"
+        texts = ", the teacher's texts" if data_options.get("targets") else ""
+        lines.append(f"- {how.capitalize()}: `embedded:{name}`, {steps}, learning rate at its peak {rate:g}.")
         for loss, label in (("val/loss", f"full depth{texts}"), ("val/skip_loss", f"under drawn strategies{texts}")):
-            if loss in curves:
-                points = ", ".join(f"{value:.3f} ({step})" for step, value in curves[loss])
-                lines.append(
-                    f"- {how.capitalize()} (`embedded:{name}`), validation loss {label}, nats (steps): {points}."
-                )
+            if loss in training["losses"]:
+                points = ", ".join(f"{value:.3f} ({step})" for step, value in training["losses"][loss])
+                lines.append(f"  - Validation loss, {label}, nats (steps): {points}.")
     return "\n".join(lines)
 
 

@@ -6,9 +6,10 @@ INTRODUCTION = """
 SmolLM2-135M-Instruct (30 layers) fine-tuned on two data sets, each in two ways: **trained plainly**, every batch at
 full depth on the references, and **trained to skip**, each example under a strategy of its own
 ([training.md](training.md)), on the texts that the plainly trained model writes for the training sources
-(`data.targets`, sequence-level distillation). Both start from the same pretrained model, with the same LoRA and 600
-steps of 16 pairs; where a model that skips had more, it is said below. It has twice the learning rate, and needs its
-teacher first. One model serves all settings; `configs/results` trains them.
+(`data.targets`, sequence-level distillation): on E2E greedily, on CommonGen with 4 beams. Both start from the same
+pretrained model, with the same LoRA; steps and learning rates are given with each set. One model that was trained to
+skip serves all settings; `configs/results` trains them. The plain models have all the steps that help them: their
+validation loss had stopped falling.
 
 This page is written by `python -m docs.results` out of [docs/results](results), and `make results` decodes what is
 missing there with the adapters that come with hsdlab.
