@@ -221,7 +221,13 @@ def tuned(data: str) -> str:
         rows.append([name, score, faster, layers, share, verdict])
     header = ["Setting", "Nats per token", "Ideal speed-up", "Avg. layers", f"{metric}, share of full depth", "Goal"]
     proposed, kept = len(tuning["settings"]), 100 * (1 - tuning["goal"]["max_loss"])
-    text = TUNED.format(data=data, examples=tuning["examples"], proposed=proposed, kept=f"{kept:g} % of {metric}")
+    text = TUNED.format(
+        data=data,
+        examples=tuning["examples"],
+        proposed=proposed,
+        decoded=sum(setting["decoded"] is not None for setting in tuning["frontier"]),
+        kept=f"{kept:g} % of {metric}",
+    )
     return text.strip() + "\n\n" + pipes(header, rows)
 
 
