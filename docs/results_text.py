@@ -44,8 +44,8 @@ TUNED = """
 `evaluate.py tune --config configs/results/tune_{data}.yaml` ([tuning.md](tuning.md)): which setting of the model that
 was trained to skip is the fastest that keeps {kept} of its own full depth, on {examples} examples of the validation
 split? Of {proposed} different settings these are the frontier of speed and score, the negative log-likelihood of full
-depth's texts. {decoded} of them were decoded, by bisection; the others have no share, and their layers, in brackets, are
-what the search expects. Most of these settings were never trained for, and a search so short need not find the best.
+depth's texts. {decoded} of them were decoded, by bisection; the others have no share, and their layers, in brackets,
+are what the search expects. Most of these settings were never trained for, and so short a search may miss the best.
 """
 
 READING = """
