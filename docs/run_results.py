@@ -4,7 +4,8 @@
     python -m docs.run_results e2e_plain_greedy    one of them, or several; e2e_bench the times, e2e_tune the tuner
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
-goes on with the row at which it was.
+goes on with the row at which it was. A bench or a tuning is made once: delete its file in docs/results, and its folder
+in runs/results, to have it anew.
 """
 
 import argparse
