@@ -6,124 +6,28 @@
 A cell that was not measured is a dash.
 """
 
-import csv
 import json
 import math
-import re
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from docs import results_data
+from docs.results_data import SETS, Cell, cells, collect, measured_by, number, published, read, short, times
 from docs.results_figure import Point, results_figure
 from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
 from hsdlab.embedded import EMBEDDED_ADAPTERS
 from hsdlab.files import replace_figure
 from hsdlab.reporting.tables import METRIC_LABELS
-from hsdlab.run_folder import write_json
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs/results"
-PAGE = ROOT / "docs/results.md"
-RUNS = ROOT / "runs/results"
-SETS = {"e2e": "E2E", "common_gen": "CommonGen"}
+PAGE = results_data.ROOT / "docs/results.md"
 MODELS = {"plain": "trained plainly", "skip_aware": "trained to skip"}
 METRICS = ("rouge1", "rouge2", "rougeL", "bleu1", "bleu4", "bertscore_f1")
 GOAL_METRICS = ("rougeL", "bleu4", "bertscore_f1")
 DASH = "–"
 
 
-class Cell(NamedTuple):
-    """A strategy on a model: one row of `evaluate.py compare`."""
-
-    name: str
-    figures: dict[str, Any]
-
-    @property
-    def layers(self) -> float:
-        """Average layers of a decode step."""
-        return number(self.figures["cost"].get("average_layers"))
-
-    @property
-    def percent_of_layers(self) -> float:
-        """The same as percentage of the model's."""
-        return 100 * self.layers / self.figures["num_layers"]
-
-    def quality(self, metric: str) -> float:
-        """A corpus figure from 0 to 1."""
-        return number(self.figures["quality"].get(metric, {}).get("value"))
-
-    def share(self, metric: str) -> float:
-        """The figure as percentage of the same model's full depth."""
-        return number(self.figures["percent_of_baseline"].get(metric, {}).get("value"))
-
-
-def number(value: float | None) -> float:
-    """Return a figure out of JSON, where null stands for not a number."""
-    return math.nan if value is None else float(value)
-
-
-def short(name: str) -> str:
-    """Return a strategy's name without its keywords: "HSD(1, 0, 18)"."""
-    return re.sub(r", warmup=1\b|\w+=|'", "", name)
-
-
-def collect() -> None:
-    """Take over the results of finished and unfinished runs; rows of one comparison may come from several runs."""
-    for run in sorted(RUNS.glob("*")):
-        for whole in ("bench.json", "tuning.json"):
-            if (run / whole).is_file():
-                shutil.copyfile(run / whole, RESULTS / f"{run.name}.json")
-        if (run / "comparison.json").is_file():
-            new = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
-            write_json(RESULTS / f"{run.name}.json", merged(read(run.name), new))
-
-
-def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison with the rows of an older one that it does not hold, if these are of the same cells.
-
-    Args:
-        old: What docs/results holds, if it does.
-        new: Of a run. Each row is told by which commit and when it was made, under "measured".
-    """
-    rows = {row["name"]: row | {"measured": _measured(new["run"])} for row in new["strategies"]}
-    if old is not None and _what(old) == _what(new):
-        rows = {row["name"]: {"measured": _measured(old["run"])} | row for row in old["strategies"]} | rows
-    return new | {"strategies": list(rows.values())}
-
-
-def _what(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Name what rows have to have in common to stand in one table."""
-    run = comparison["run"]
-    return {name: run[name] for name in ("weights", "examples")} | {"model": run["config"]["model"]}
-
-
-def _measured(run: Mapping[str, Any]) -> dict[str, Any]:
-    git = run.get("git") or {}
-    return {"date_utc": run["date_utc"], "commit": git.get("commit"), "dirty": git.get("dirty")}
-
-
 def _commit(measured: Mapping[str, Any]) -> str:
     return (measured["commit"] or "outside git")[:10] + (" with uncommitted changes" if measured["dirty"] else "")
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """Return the content of docs/results/name.json, None where it is not there."""
-    file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def cells(name: str) -> dict[str, Cell]:
-    """Return the rows of a comparison by their short names, the paper's first; none where it was not run."""
-    found = [Cell(short(each["name"]), each) for each in (read(name) or {"strategies": []})["strategies"]]
-    order = list(published(next(data for data in SETS if name.startswith(data))))
-    return {cell.name: cell for cell in sorted(found, key=lambda cell: (*order, cell.name).index(cell.name))}
-
-
-def times(data: str) -> dict[str, dict[str, Any]]:
-    """Return the sides of a set's bench by their short names."""
-    sides = {short(side["name"]): side for side in (read(f"{data}_bench") or {"sides": []})["sides"]}
-    return sides | ({"FullDepth()": sides["FullDepth"]} if "FullDepth" in sides else {})  # which bench always runs
 
 
 def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -231,23 +135,6 @@ def tuned(data: str) -> str:
     return text.strip() + "\n\n" + pipes(header, rows)
 
 
-def published(data: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the paper's rows: strategy -> model -> figures as percentages of its full model."""
-    with (RESULTS / "published.csv").open(encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["dataset"].startswith(data)]
-    full = {line["model"]: line for line in lines if line["strategy"] == "FullDepth"}
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for line in lines:
-        settings = line["hyperparameters"].replace(" ", ", ").replace("lambda=", "depth, ")
-        figures = {
-            metric: 100 * float(line[metric]) / float(full[line["model"]][metric])
-            for metric in ("rougeL", "bleu1", "bertscore")
-        }
-        figures["layers"] = 100 * float(line["avg_layers"]) / float(line["num_layers"])
-        rows.setdefault(short(f"{line['strategy']}({settings})"), {})[line["model"]] = figures
-    return rows
-
-
 def published_table(data: str) -> str:
     """Return the published shares beside ours, for the settings that both have."""
     ours = [cells(f"{data}_{model}_greedy") for model in MODELS]
@@ -289,10 +176,10 @@ def trained(data: str) -> str:
 def provenance(name: str) -> str:
     """Return where and when the runs of a set were made."""
     lines = []
-    for file in sorted(RESULTS.glob(f"{name}_*.json")):
+    for file in sorted(results_data.RESULTS.glob(f"{name}_*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         run = content["run"]
-        made = [row.get("measured") or _measured(run) for row in content.get("strategies", [{}])]
+        made = [row.get("measured") or measured_by(run) for row in content.get("strategies", [{}])]
         sessions = sorted({f"{each['date_utc'][:10]}, commit {_commit(each)}" for each in made})
         lines.append(
             f"- [{file.name}](results/{file.name}): {'; '.join(sessions)}; seed {run['seed']}, "
@@ -369,7 +256,7 @@ def page() -> str:
     for data, title in SETS.items():
         timed = times(data)
         parts += [f"## {title}", trained(data)]
-        if (RESULTS / f"{data}.png").is_file():
+        if (results_data.RESULTS / f"{data}.png").is_file():
             parts.append(f"![{title}: ROUGE-L against layers and against time](results/{data}.png)")
         for letter, (model, how) in zip("AB", MODELS.items(), strict=True):
             parts += [f"### {title}, table {letter}: {how}", quality_table(cells(f"{data}_{model}_greedy"), timed)]
@@ -389,7 +276,9 @@ def draw() -> None:
         steps_ms = {name: side["decode_step_ms"]["median"] for name, side in times(data).items()}
         by_layers, by_time = points(data), points(data, steps_ms)
         if by_layers:
-            replace_figure(RESULTS / f"{data}.png", results_figure(title, by_layers, by_time), dots_per_inch=150)
+            replace_figure(
+                results_data.RESULTS / f"{data}.png", results_figure(title, by_layers, by_time), dots_per_inch=150
+            )
 
 
 def main() -> None:
@@ -397,7 +286,8 @@ def main() -> None:
     collect()
     draw()
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: from {len(list(RESULTS.glob('*.json')))} files in {RESULTS.relative_to(ROOT)}")
+    files = len(list(results_data.RESULTS.glob("*.json")))
+    print(f"{PAGE.relative_to(results_data.ROOT)}: from {files} files in docs/results")
 
 
 if __name__ == "__main__":

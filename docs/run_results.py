@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import yaml
 
 import hsdlab
-from docs.results import MODELS, ROOT, SETS, collect, read
+from docs.results import MODELS
+from docs.results_data import ROOT, SETS, collect, read
 from hsdlab import load_model
 from hsdlab.models import weights_fingerprint
 

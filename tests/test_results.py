@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from docs import publish_adapter, results, run_results
+from docs import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.embedded import EMBEDDED_ADAPTERS, embedded_folder
 from hsdlab.reporting import Comparison, StrategyResult, TuningReport
@@ -52,9 +52,9 @@ def side(strategy, layers, speed_up):
 def measured(tmp_path, monkeypatch):
     """Results of E2E, half of them in a folder of runs."""
     (tmp_path / "committed").mkdir()
-    (tmp_path / "committed/published.csv").write_text((results.RESULTS / "published.csv").read_text())
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "committed")
-    monkeypatch.setattr(results, "RUNS", tmp_path / "runs")
+    (tmp_path / "committed/published.csv").write_text((results_data.RESULTS / "published.csv").read_text())
+    monkeypatch.setattr(results_data, "RESULTS", tmp_path / "committed")
+    monkeypatch.setattr(results_data, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(results, "EMBEDDED_ADAPTERS", dict.fromkeys(EMBEDDED_ADAPTERS, tmp_path / "no adapter"))
     plain = [result(FullDepth(), 20.0, 1.0), result(HSD(1, 0, 18), 14.0, 0.5)]
     aware = [
@@ -70,7 +70,7 @@ def measured(tmp_path, monkeypatch):
     bench = {"run": RUN, "sides": [side(FullDepth(), 20.0, 1.0), side(HSD(1, 0, 18), 9.5, 1.7)]}
     (tmp_path / "runs/e2e_bench").mkdir()
     (tmp_path / "runs/e2e_bench/bench.json").write_text(json.dumps(bench))
-    results.collect()
+    results_data.collect()
     return results.page()
 
 
@@ -125,8 +125,8 @@ def test_the_tuners_frontier_stands_with_its_set(measured):
     full, *decoded = [result(FullDepth(), 20.0, 1.0), result(HSD(2, 0, 8), 9.5, 0.99), result(HSD(3, 0, 4), 7.5, 0.9)]
     places = dict(zip((1, 2), decoded, strict=True))
     report = TuningReport(Goal(max_loss=0.02), "rougeL", full, 0.125, frontier, frontier, places, 2, RUN)
-    report.write(results.RUNS / "e2e_tune")
-    results.collect()
+    report.write(results_data.RUNS / "e2e_tune")
+    results_data.collect()
     page = results.page()
     assert lines_of(page, "### E2E: the tuner") == [
         "| `FullDepth()` | 0.125 | 1.00× | 20.0 |  |  |",
@@ -151,17 +151,17 @@ def comparison_of(strategy, share, **run):
 
 def test_rows_of_one_comparison_may_come_from_several_runs():
     later = {"date_utc": "2031-02-03T00:00:00+00:00", "git": {"commit": "f" * 40, "dirty": False}}
-    old = results.merged(None, comparison_of(HSD(1, 0, 18), 0.5))
-    both = results.merged(old, comparison_of(HSD(2, 0, 8), 0.4, **later))
+    old = results_data.merged(None, comparison_of(HSD(1, 0, 18), 0.5))
+    both = results_data.merged(old, comparison_of(HSD(2, 0, 8), 0.4, **later))
     assert [(row["share"], row["measured"]["commit"][0]) for row in both["strategies"]] == [(0.5, "0"), (0.4, "f")]
-    again = results.merged(both, comparison_of(HSD(1, 0, 18), 0.6, **later))
+    again = results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.6, **later))
     assert [(row["share"], row["measured"]["commit"][0]) for row in again["strategies"]] == [(0.6, "f"), (0.4, "f")]
     for other in ({"weights": "x"}, {"examples": "x"}, {"config": {"model": {"name": "m", "num_beams": 4}}}):
-        assert len(results.merged(both, comparison_of(HSD(1, 0, 18), 0.7, **other))["strategies"]) == 1
+        assert len(results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.7, **other))["strategies"]) == 1
 
 
 def test_what_is_missing_is_decoded_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_data, "RESULTS", tmp_path)
     monkeypatch.setattr(run_results, "load_model", lambda name, dtype: (torch.nn.Linear(1, 1), None))
     monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "w")
     beams = run_results.Comparison("e2e", "plain", "beam4")
@@ -176,7 +176,7 @@ def test_what_is_missing_is_decoded_and_nothing_else(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("comparison", run_results.COMPARISONS, ids=lambda comparison: comparison.name)
 def test_the_commands_parse(comparison, monkeypatch):
-    monkeypatch.chdir(results.ROOT)
+    monkeypatch.chdir(results_data.ROOT)
     script, *command = comparison.command(comparison.strategies())
     cli = run(monkeypatch, *command, cli=ParseOnly)
     assert script == "evaluate.py"
@@ -186,7 +186,7 @@ def test_the_commands_parse(comparison, monkeypatch):
 
 @pytest.mark.parametrize("name", run_results.TUNINGS)
 def test_the_tuners_command_parses(name, monkeypatch):
-    monkeypatch.chdir(results.ROOT)
+    monkeypatch.chdir(results_data.ROOT)
     script, *command = run_results.tune_command(name)
     config = run(monkeypatch, *command, cli=ParseOnly).config["tune"]
     assert (script, config.output) == ("evaluate.py", f"runs/results/{name}")
@@ -194,8 +194,8 @@ def test_the_tuners_command_parses(name, monkeypatch):
 
 def test_the_picture_is_drawn_and_shown(measured):
     results.draw()
-    assert (results.RESULTS / "e2e.png").read_bytes().startswith(b"\x89PNG")
-    assert not (results.RESULTS / "common_gen.png").exists()
+    assert (results_data.RESULTS / "e2e.png").read_bytes().startswith(b"\x89PNG")
+    assert not (results_data.RESULTS / "common_gen.png").exists()
     assert "![E2E: ROUGE-L against layers and against time](results/e2e.png)" in results.page()
 
 
