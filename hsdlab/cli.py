@@ -126,7 +126,8 @@ class EvaluateCLI(LightningCLI):
             )
         if self.subcommand == "tune":
             check_tuning(
-                **{name: made[name] for name in ("strategies", "max_loss", "speedup", "metric")},
+                **{name: made[name] for name in ("strategies", "max_loss", "speedup", "metric", "trials")},
+                first=made.first or (),
                 computed=config.model.metrics,
                 max_new_tokens=config.model.max_new_tokens,
                 examples=[example.id for example in examples],
@@ -145,8 +146,8 @@ class EvaluateCLI(LightningCLI):
         return "validation" if self.subcommand in ON_VALIDATION else "test"
 
     def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
-        """Return the strategies of a subcommand that takes a list of them; `tune` takes classes."""
-        return None if self.subcommand == "tune" else made.get("strategies")
+        """Return the strategies of a subcommand that takes a list of them; those of `tune` are classes."""
+        return made.get("first" if self.subcommand == "tune" else "strategies")
 
     def _go_on(self, examples: Sequence[Example], files: Sequence[Path]) -> None:
         """Refuse predictions for other data; say how much is done."""

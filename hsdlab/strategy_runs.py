@@ -115,7 +115,7 @@ def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
     names = [repr(strategy) for strategy in strategies]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"strategies lists {name} {names.count(name)} times: expected each once.")
+            raise ValueError(f"{name} is listed {names.count(name)} times: expected each strategy once.")
     others = [strategy for strategy in strategies if not isinstance(strategy, FullDepth)]
     return [FullDepth(), *others]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -19,7 +19,7 @@ from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.families import context_length
 from hsdlab.modules import DecodeModule
 from hsdlab.reporting import CalibrationReport, Comparison, StrategyResult, TuningReport, tensorboard
-from hsdlab.strategies import SkipStrategy
+from hsdlab.strategies import ScheduledStrategy, SkipStrategy
 from hsdlab.strategy_runs import StrategyRuns, baseline_first, prediction_files
 from hsdlab.tuning import Goal
 from hsdlab.tuning_run import check_tuning, scheduled_classes, tuning_reports
@@ -163,6 +163,7 @@ class DecodingTrainer(Trainer):
         max_loss: float | None = None,
         speedup: float | None = None,
         strategies: Sequence[str] = ("HSD", "SkipDecode"),
+        first: list[SkipStrategy] | None = None,
         metric: str = "rougeL",
         trials: PositiveInt = 100,
         examples: PositiveInt = 32,
@@ -184,9 +185,11 @@ class DecodingTrainer(Trainer):
             max_loss: The largest share of full depth's quality that may be lost, such as 0.05.
             speedup: The least measured speed-up of a decode step, such as 1.6.
             strategies: Classes whose settings are searched: names, or dotted paths of your own with a `propose`.
+            first: Settings to try before any is proposed, such as those that the model was trained for or a paper's:
+                class names, or class_path and init_args.
             metric: The quality: rouge1, rouge2, rougeL, bleu1 to bleu4, bertscore_precision, bertscore_recall or
                 bertscore_f1.
-            trials: How many settings are proposed.
+            trials: How many settings are tried, the first ones among them.
             examples: How many of full depth's texts a setting is scored on, at most.
             decodes: The most settings to decode besides full depth.
             run: Provenance for the report.
@@ -195,8 +198,9 @@ class DecodingTrainer(Trainer):
             The report; its `chosen` is the setting, or full depth where none meets the goal.
 
         Raises:
-            ValueError: An option out of its range, both or neither of max_loss and speedup, a class without a schedule
-                or `propose`, a metric that is not computed, two examples of one id, or nothing to keep.
+            ValueError: An option out of its range, both or neither of max_loss and speedup, a class or setting without
+                a schedule, a class without `propose`, a metric that is not computed, two examples of one id, or nothing
+                to keep.
         """
         datamodule.prepare_data()
         check_tuning(
@@ -207,6 +211,8 @@ class DecodingTrainer(Trainer):
             computed=list(model.text_metrics()),
             max_new_tokens=model.max_new_tokens,
             examples=[example.id for example in datamodule.examples("validation")],
+            first=first or (),
+            trials=trials,
         )
         folder, console = Path(self.default_root_dir), _console(quiet=not self.is_global_zero)
         report: TuningReport | None = None
@@ -215,6 +221,7 @@ class DecodingTrainer(Trainer):
                 StrategyRuns(self, model, datamodule, "validation"),
                 scheduled_classes(strategies),
                 Goal(max_loss, speedup),
+                first=cast(list[ScheduledStrategy], first or []),
                 metric=metric,
                 trials=trials,
                 examples=examples,

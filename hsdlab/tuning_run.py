@@ -75,6 +75,8 @@ def check_tuning(
     computed: Collection[str],
     max_new_tokens: int,
     examples: Sequence[str],
+    first: Sequence[SkipStrategy] = (),
+    trials: int = 1,
 ) -> None:
     """Refuse a tuning that could not end well.
 
@@ -86,12 +88,19 @@ def check_tuning(
         computed: Names of the metrics that DecodeModule computes.
         max_new_tokens: The most new tokens.
         examples: Ids of the validation examples.
+        first: Settings that are tried first.
+        trials: Settings that are tried.
 
     Raises:
         ValueError: In the words of the options.
     """
     Goal(max_loss, speedup)
     scheduled_classes(strategies)
+    for setting in first:
+        if not isinstance(setting, ScheduledStrategy):
+            raise ValueError(f"first: {setting!r} has no layers that are known before a step, and replay scores those.")
+    if len(first) > trials:
+        raise ValueError(f"first lists {len(first)} settings and trials={trials}: give as many trials, or more.")
     if metric not in CORPUS_METRICS:
         raise ValueError(f"metric={metric}; expected one of {', '.join(CORPUS_METRICS)}.")
     check_computed(metric, CORPUS_METRICS[metric], computed)
@@ -107,6 +116,7 @@ def tuning_reports(
     classes: Sequence[type[ScheduledStrategy]],
     goal: Goal,
     *,
+    first: Sequence[ScheduledStrategy],
     metric: str,
     trials: int,
     examples: int,
@@ -121,8 +131,9 @@ def tuning_reports(
         runs: Decodes the validation split.
         classes: Whose settings are searched.
         goal: What is looked for.
+        first: Settings that are tried first.
         metric: The quality.
-        trials: Proposals.
+        trials: Settings that are tried.
         examples: How many of the texts that full depth decodes are scored, at most.
         decodes: The most settings to decode.
         folder: Holds scores.jsonl and predictions/.
@@ -145,7 +156,7 @@ def tuning_reports(
     report = None
     if trainer.is_global_zero:
         with Progress(console=console, disable=console.quiet) as progress:
-            report = _searched(runs, full, classes, goal, metric, trials, examples, folder, run, progress)
+            report = _searched(runs, full, classes, first, goal, metric, trials, examples, folder, run, progress)
     report = cast(TuningReport, trainer.strategy.broadcast(report))
     yield report
     while len(report.decoded) < decodes:
@@ -165,6 +176,7 @@ def _searched(
     runs: StrategyRuns,
     full: StrategyResult,
     classes: Sequence[type[ScheduledStrategy]],
+    first: Sequence[ScheduledStrategy],
     goal: Goal,
     metric: str,
     trials: int,
@@ -206,6 +218,7 @@ def _searched(
         least_ideal_speedup=goal.least_ideal_speedup,
         trials=progress.track(range(trials), description="searching"),
         seed=torch.initial_seed() % 2**32,
+        first=first,
     )
     whole = torch.ones(max_steps, num_layers, dtype=torch.bool)
     return TuningReport(

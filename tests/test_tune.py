@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import hsdlab.modules.decode
 import hsdlab.reporting.tuning
-from hsdlab import strategy_runs
+from hsdlab import HSD, SkipDecode, StaticDepth, strategy_runs
 from hsdlab.metrics import rouge_scores
 from hsdlab.modules.decode import DecodeModule
 from hsdlab.testing import tiny_model
@@ -167,10 +167,24 @@ def test_the_best_that_is_fast_enough_and_nothing_too_slow_is_replayed(tune, cou
     assert {each["strategy"]["class_path"].rpartition(".")[2] for each in report["settings"]} == {"SkipDecode"}
 
 
+def test_settings_that_are_given_are_tried_before_any_is_proposed(tune, no_picture):
+    given = yaml.safe_dump([HSD(2, 0, 3).config(), SkipDecode(1, 4).config()], default_flow_style=True, width=1000)
+    report = tune(GOAL, *SHORT, f"--first={given}", "--strategies=[StaticDepth]")
+    first, second, *others = [made(each["strategy"]) for each in report["settings"]]
+    assert (repr(first), repr(second)) == (repr(HSD(2, 0, 3)), repr(SkipDecode(1, 4)))
+    assert {type(each) for each in others} == {StaticDepth}
+
+
+def test_a_setting_that_does_not_fit_the_model_is_refused(tune, counted, tmp_path):
+    with pytest.raises(ValueError, match="max_exit=7"):
+        tune(GOAL, "--first=[{class_path: HSD, init_args: {max_exit: 7}}]")
+    assert counted == counted | {"replays": 0, "decodes": 0}
+
+
 def test_a_speed_up_that_no_schedule_allows_decodes_nothing_and_full_depth_is_chosen(tune, counted, tmp_path):
     report = tune("--speedup=50", *SHORT)
     assert report["frontier"] == []
-    assert report["summary"].startswith("No proposed setting can be 50× as fast as full depth or more, the most is ")
+    assert report["summary"].startswith("No setting tried can be 50× as fast as full depth or more, the most is ")
     assert (counted["replays"], counted["decodes"]) == (1, 3)
     config = yaml.safe_load((tmp_path / "out" / "strategy.yaml").read_text(encoding="utf-8"))
     assert config["skip"] == report["chosen"]["strategy"]
@@ -220,6 +234,8 @@ def refused(tiny, monkeypatch, tmp_path, capsys):
         ([GOAL, "--strategies=[CALM]"], "CALM is no ScheduledStrategy"),
         ([GOAL, "--metric=bertscore_f1"], "computed by bertscore, which is not in model.metrics=[rouge, bleu]"),
         ([GOAL, "--trials=0"], "trials"),
+        ([GOAL, "--first=[CALM]"], "CALM(threshold=0.9) has no layers that are known before a step"),
+        ([GOAL, "--first=[HSD, HSD]"], "HSD(num_skipped=1, min_exit=0) is listed 2 times"),
         ([GOAL, "--skip=HSD"], "skip"),
     ],
 )
@@ -242,6 +258,7 @@ def test_what_cannot_end_well_is_refused_before_the_model_is_loaded(args, expect
         ({"strategies": ["json.dumps"]}, "json.dumps is no strategy"),
         ({"strategies": ["HSD", "hsdlab.HSD"]}, "strategies lists HSD 2 times"),
         ({"strategies": []}, "strategies is empty"),
+        ({"first": [HSD(1), HSD(2)], "trials": 1}, "first lists 2 settings and trials=1: give as many trials"),
         ({"metric": "meteor"}, "metric=meteor; expected one of rouge1, .*, bleu4"),
         ({"metric": "exact_match"}, "metric=exact_match; expected one of"),
         ({"max_new_tokens": 1}, "max_new_tokens=1: there is no decode step to skip layers in"),

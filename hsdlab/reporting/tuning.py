@@ -35,7 +35,7 @@ class TuningReport:
         metric: The quality; a key of the results' scores.
         reference: Full depth's result.
         reference_score: The score of full depth on its own texts.
-        settings: All different settings that were proposed.
+        settings: All different settings that were tried.
         frontier: Those that no other one beats in ideal speed-up and score, slowest first.
         decoded: Results of settings of the frontier, by their place on it, in the order in which they were decoded.
         scored_texts: How many texts the scores are of.
@@ -107,7 +107,7 @@ class TuningReport:
         take = f"take full depth ({cost_in_words(row)})"
         if not self.frontier:
             most = max((setting.ideal_speedup for setting in self.settings), default=1.0)
-            return f"No proposed setting can be {self._asked()}, the most is {most:.2f}×: {take}."
+            return f"No setting tried can be {self._asked()}, the most is {most:.2f}×: {take}."
         if not self.rows:
             return f"No setting was decoded: {take}."
         if self.goal.max_loss is not None:
@@ -129,7 +129,7 @@ class TuningReport:
         open_place = self.goal.next_to_decode(self.verdicts)
         end = "the others could not change the choice" if open_place is None else "another might be better (--decodes)"
         lines = [
-            f"{len(self.settings)} different settings were proposed, {scored} of them scored; "
+            f"{len(self.settings)} different settings were tried, {scored} of them scored; "
             f"{len(self.frontier)} are on the frontier of speed and score, {len(self.decoded)} of them decoded"
             + (f": {end}." if len(self.decoded) < len(self.frontier) else "."),
             f"Nats per token: mean negative log-likelihood of full depth's own texts ({self.scored_texts} of them) "

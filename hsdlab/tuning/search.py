@@ -51,8 +51,9 @@ def search(
     least_ideal_speedup: float,
     trials: Iterable[Any],
     seed: int,
+    first: Sequence[ScheduledStrategy] = (),
 ) -> list[Setting]:
-    """Propose settings for a speed-up as large, and a score as low, as can be had together.
+    """Try settings for a speed-up as large, and a score as low, as can be had together.
 
     The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127) and depend on
     the seed and the scores only. Settings of equal schedules are one setting: the first that was proposed. After one
@@ -67,9 +68,10 @@ def search(
         least_ideal_speedup: Settings that cannot be so fast are not scored.
         trials: As long as the search: `range(100)`, or that under a progress bar, for 100 proposals.
         seed: Of the proposals.
+        first: Settings that are tried before any is proposed; they count as trials.
 
     Returns:
-        All different settings, in the order in which they were proposed.
+        All different settings, in the order in which they were tried.
 
     Raises:
         ValueError: A class whose layers are not known before a step.
@@ -79,22 +81,33 @@ def search(
     sampler, at_random = optuna.samplers.TPESampler(seed=seed), optuna.samplers.RandomSampler(seed=seed)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     found: dict[bytes, Setting] = {}
-    for _ in trials:
-        trial = study.ask()
-        name = trial.suggest_categorical("strategy", list(by_name))
-        strategy = by_name[name].propose(_Named(trial, name), num_layers, max_steps)
+
+    def tried(strategy: ScheduledStrategy) -> Setting | None:
+        """Return the setting, None if its schedule was there before."""
         schedule = schedule_mask(strategy, num_layers, max_steps)
         if schedule is None:
             raise ValueError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
         key = schedule.numpy().tobytes()
-        study.sampler = at_random if key in found else sampler  # of the next one: else it repeats itself
         if key in found:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # which the sampler leaves out
-            continue
+            return None
         layers, speedup = cost(schedule)
         fast = speedup >= least_ideal_speedup
         found[key] = Setting(strategy, layers, speedup, score(strategy, schedule) if fast else None)
-        _tell(study, trial, found[key], least_ideal_speedup)
+        return found[key]
+
+    given = iter(first)
+    for _ in trials:
+        if (strategy := next(given, None)) is not None:
+            tried(strategy)  # the sampler does not learn of it: its parameters need not be those of a proposal
+            continue
+        trial = study.ask()
+        name = trial.suggest_categorical("strategy", list(by_name))
+        setting = tried(by_name[name].propose(_Named(trial, name), num_layers, max_steps))
+        study.sampler = at_random if setting is None else sampler  # of the next one: else it repeats itself
+        if setting is None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # which the sampler leaves out
+        else:
+            _tell(study, trial, setting, least_ideal_speedup)
     return list(found.values())
 
 

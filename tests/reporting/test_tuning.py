@@ -84,7 +84,7 @@ def test_the_summary_names_the_best_that_is_fast_enough(make):
             {},
             (),
             {"speedup": 9},
-            "No proposed setting can be 9× as fast as full depth or more, the most is 1.25×: take full depth (4.00 of "
+            "No setting tried can be 9× as fast as full depth or more, the most is 1.25×: take full depth (4.00 of "
             "4 layers on average, 10.0 ms per decode step).",
         ),
         (
@@ -106,7 +106,7 @@ def test_where_nothing_meets_the_goal_full_depth_is_to_be_taken(decoded, frontie
 
 def test_the_first_note_says_whether_another_setting_could_change_the_choice(make):
     assert make(DECODED, max_loss=0.05).notes()[0] == (
-        "5 different settings were proposed, 4 of them scored; 3 are on the frontier of speed and score, 2 of them "
+        "5 different settings were tried, 4 of them scored; 3 are on the frontier of speed and score, 2 of them "
         "decoded: the others could not change the choice."
     )
     assert make({2: DECODED[2]}, max_loss=0.05).notes()[0].endswith("another might be better (--decodes).")

@@ -38,7 +38,7 @@ def layers_of(schedule):
     return [step.nonzero().flatten().tolist() for step in schedule[:-1]]
 
 
-def find(classes, *, trials=60, seed=0, least=1.0, scored=None, score=None):
+def find(classes, *, trials=60, seed=0, least=1.0, scored=None, score=None, first=()):
     """Search with a cost of 1 + layers, and a score that is large where upper layers are left out."""
 
     def made_up(strategy, schedule):
@@ -60,6 +60,7 @@ def find(classes, *, trials=60, seed=0, least=1.0, scored=None, score=None):
         least_ideal_speedup=least,
         trials=range(trials),
         seed=seed,
+        first=first,
     )
 
 
@@ -110,6 +111,15 @@ def test_what_is_too_slow_is_never_scored():
     assert names(settings_on_the_frontier(settings)) == [
         name for name in names(settings_on_the_frontier(settings)) if name not in names(slow)
     ]
+
+
+def test_what_is_given_comes_first_and_counts_as_trials():
+    given = [SkipDecode(1, 3), StaticDepth(2, keep="bottom"), SkipDecode(1, 3, warmup=0)]
+    settings = find([HSD], trials=8, first=given)
+    assert names(settings)[:3] == [repr(each) for each in given]
+    assert all(isinstance(each.strategy, HSD) for each in settings[3:])
+    assert 3 < len(settings) <= 8
+    assert names(find([HSD], trials=5))[:5] == names(settings)[3:]  # the proposals do not depend on them
 
 
 def test_equal_schedules_are_scored_once():
