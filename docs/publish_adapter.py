@@ -60,14 +60,14 @@ def publish(run: Path, folder: Path) -> None:
 
 def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return the validation losses that a run logged, name to (optimizer steps, nats)."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for file in sorted(run.rglob("events.out.tfevents.*")):
         events = EventAccumulator(str(file)).Reload()
         for name in ("val/loss", "val/skip_loss"):
             if name in events.Tags()["scalars"]:
-                points = [(event.step + 1, round(event.value, 4)) for event in events.Scalars(name)]
-                curves.setdefault(name, []).extend(points)
-    return curves
+                points = {event.step + 1: round(event.value, 4) for event in events.Scalars(name)}
+                curves[name] = curves.get(name, {}) | points  # a resumed run may validate a second time
+    return {name: sorted(points.items()) for name, points in curves.items()}
 
 
 def papers(name: str, training: dict[str, Any], megabytes: float) -> str:

@@ -163,7 +163,8 @@ def trained(data: str) -> str:
         training = json.loads(file.read_text(encoding="utf-8"))
         config = training["config"]
         data_options, rate = config["data"]["init_args"], config["model"]["learning_rate"]
-        steps = f"{config['trainer']['max_steps']} steps of {data_options['batch_size']} pairs"
+        pairs = data_options["batch_size"] * int(config["trainer"]["devices"])
+        steps = f"{config['trainer']['max_steps']} steps of {pairs} pairs"
         texts = ", the teacher's texts" if data_options.get("targets") else ""
         lines.append(f"- {how.capitalize()}: `embedded:{name}`, {steps}, learning rate at its peak {rate:g}.")
         for loss, label in (("val/loss", f"full depth{texts}"), ("val/skip_loss", f"under drawn strategies{texts}")):

@@ -4,20 +4,20 @@
     python -m docs.run_results e2e_plain_greedy    one of them, or several; e2e_bench the times, e2e_tune the tuner
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
-goes on with the row at which it was. A bench or a tuning is made once: delete its file in docs/results, and its folder
-in runs/results, to have it anew.
+goes on with the row at which it was. A tuning is made anew for new weights, a bench when a strategy has no time yet.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import yaml
 
 import hsdlab
 from docs.results import MODELS
-from docs.results_data import ROOT, SETS, collect, read
+from docs.results_data import ROOT, SETS, collect, read, short, times
 from hsdlab import load_model
 from hsdlab.models import weights_fingerprint
 
@@ -57,8 +57,7 @@ class Comparison(NamedTuple):
         committed = read(self.name)
         if committed is None:
             return self.strategies()
-        model, _ = load_model(self.weights, dtype="bfloat16")
-        if committed["run"]["weights"] != weights_fingerprint(model):
+        if not _of_present_weights(committed, self.weights):
             return self.strategies()
         done = {row["name"] for row in committed["strategies"]}
         return [each for each in self.strategies() if _name(each) not in done]
@@ -83,6 +82,22 @@ TUNINGS = [f"{data}_tune" for data in SETS]
 
 def _name(strategy: dict[str, Any]) -> str:
     return repr(getattr(hsdlab, strategy["class_path"])(**strategy.get("init_args", {})))
+
+
+def _of_present_weights(committed: Mapping[str, Any], name: str) -> bool:
+    model, _ = load_model(name, dtype="bfloat16")
+    return bool(committed["run"]["weights"] == weights_fingerprint(model))
+
+
+def is_made(name: str) -> bool:
+    """Say whether docs/results holds a tuning of the present weights, or a bench of every strategy."""
+    committed = read(name)
+    if committed is None:
+        return False
+    skip_aware = Comparison(name.rpartition("_")[0], "skip_aware", "greedy")
+    if name in TUNINGS:
+        return _of_present_weights(committed, skip_aware.weights)
+    return {short(_name(each)) for each in skip_aware.strategies()} <= times(skip_aware.data).keys()
 
 
 def bench_command(name: str) -> list[str]:
@@ -113,8 +128,8 @@ def main() -> None:
             _run(comparison.name, comparison.command(missing))
     for wholes, command in ((TUNINGS, tune_command), (BENCHES, bench_command)):
         for name in wholes:
-            if name in only and read(name) is None:
-                _run(name, command(name))
+            if name in only and not is_made(name):
+                _run(name, [*command(name), "--overwrite"])
 
 
 def _run(name: str, command: list[str]) -> None:

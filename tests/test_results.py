@@ -174,6 +174,24 @@ def test_what_is_missing_is_decoded_and_nothing_else(tmp_path, monkeypatch):
     assert len(beams.missing()) == 4
 
 
+def test_a_tuning_is_made_anew_for_other_weights_and_a_bench_for_a_new_strategy(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_data, "RESULTS", tmp_path)
+    monkeypatch.setattr(run_results, "load_model", lambda name, dtype: (torch.nn.Linear(1, 1), None))
+    monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "w")
+    assert not run_results.is_made("e2e_tune")
+    assert not run_results.is_made("e2e_bench")
+    (tmp_path / "e2e_tune.json").write_text(json.dumps({"run": RUN}))
+    assert run_results.is_made("e2e_tune")
+    monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "x")
+    assert not run_results.is_made("e2e_tune")
+
+    names = [run_results._name(each) for each in run_results.Comparison("e2e", "skip_aware", "greedy").strategies()]
+    assert names[0] == "FullDepth()"
+    for timed, enough in ((names[:-1], False), (names[1:], False), (names, True), (["FullDepth", *names[1:]], True)):
+        (tmp_path / "e2e_bench.json").write_text(json.dumps({"sides": [{"name": name} for name in timed]}))
+        assert run_results.is_made("e2e_bench") == enough
+
+
 @pytest.mark.parametrize("comparison", run_results.COMPARISONS, ids=lambda comparison: comparison.name)
 def test_the_commands_parse(comparison, monkeypatch):
     monkeypatch.chdir(results_data.ROOT)
@@ -207,8 +225,10 @@ def test_an_adapter_is_published_in_bfloat16_with_its_papers(tmp_path):
     (run / "model/adapter_config.json").write_text("{}")
     (run / "run.json").write_text(json.dumps(RUN))
     with SummaryWriter(run / "lightning_logs/version_0") as writer:
-        for step, loss in [(99, 1.25), (199, 1.125)]:
+        for step, loss in [(99, 1.25), (199, 1.5)]:
             writer.add_scalar("val/loss", loss, step)
+    with SummaryWriter(run / "lightning_logs/version_1") as writer:  # resumed before the second
+        writer.add_scalar("val/loss", 1.125, 199)
     publish_adapter.publish(run, folder)
 
     published = load_file(folder / "adapter_model.safetensors")
