@@ -31,6 +31,7 @@ DATA = {
     ),
 }
 """Data statements: what each data set is, which part of it was trained on, under what licence."""
+DATA["common-gen-skip-aware"] = f"{DATA['common-gen']} As many longer sets, made of them (docs/longer_concept_sets.py)."
 
 
 def publish(run: Path, folder: Path) -> None:
@@ -92,7 +93,7 @@ def papers(name: str, training: dict[str, Any], megabytes: float) -> str:
         f'- Load: `load_model("{PREFIX}smollm2-135m-{name}")`',
         f"- Training: `python train.py fit --config configs/results/{config}`, {training['date_utc'][:10]}, commit "
         f"{git.get('commit', 'outside git')[:10]}{changed}; all of it in training.json",
-        f"- Data: {DATA[data]}",
+        f"- Data: {DATA.get(name, DATA[data])}",
         "- Base model: SmolLM2-135M-Instruct (Hugging Face TB, arXiv 2502.02737), Apache-2.0",
     ]
     return "\n".join(lines) + "\n"

@@ -6,10 +6,13 @@ INTRODUCTION = """
 SmolLM2-135M-Instruct (30 layers) fine-tuned on two data sets, each in two ways: **trained plainly**, every batch at
 full depth on the references, and **trained to skip**, each example under a strategy of its own
 ([training.md](training.md)), on the texts that the plainly trained model writes for the training sources
-(`data.targets`, sequence-level distillation): on E2E greedily, on CommonGen with 4 beams. Both start from the same
-pretrained model, with the same LoRA; steps and learning rates are given with each set. One model that was trained to
-skip serves all settings; `configs/results` trains them. How far each validation loss fell stands with its set. What a
-teacher writes with 4 beams may lift the model that learns it above 100 % of the plain model's greedy figures.
+(`data.targets`, sequence-level distillation): on E2E greedily, on CommonGen with 4 beams. Most of CommonGen's training
+sources have 3 concepts and all of its test sources 4 or 5, so there the teacher also writes for as many longer ones,
+made of the training set (`python -m docs.longer_concept_sets`). Both start from the same pretrained model, with the
+same LoRA; steps and learning rates are given with each set. One model that was trained to skip serves all settings;
+`configs/results` trains them. How far each validation loss fell stands with its set. What a teacher writes with 4
+beams, and for sources as long as the test's, may lift the model that learns it above 100 % of the plain model's greedy
+figures.
 
 This page is written by `python -m docs.results` out of [docs/results](results), and `make results` decodes what is
 missing there with the adapters that come with hsdlab.
@@ -19,8 +22,7 @@ missing there with the adapters that come with hsdlab.
 - Texts are decoded greedily in bfloat16, 64 sources at a time; where it says so with 4 beams, on 200 sources.
 - Layers are means over the decode steps of the returned texts; the prompt runs at full depth. They are no speed-up.
 - Tokens are the mean length of the texts, end of sequence included: BLEU punishes texts that are short.
-- Milliseconds per decode step are of `evaluate.py bench` on a model that was trained to skip (CommonGen's before its
-  present adapter: which layers a schedule runs does not depend on the weights): batch 1, greedy,
+- Milliseconds per decode step are of `evaluate.py bench` on a model that was trained to skip: batch 1, greedy,
   float32, the sides take turns, so that all see the same machine; medians. A bench decodes all T tokens, and late steps
   run fewer layers than early ones, so it has an average depth of its own: in brackets.
 - `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step, `StaticDepth` the same 15
