@@ -124,11 +124,11 @@ def tuned(data: str) -> str:
             verdict = "chosen" if chosen else "met" if setting["verdict"] else "missed"
         rows.append([name, score, faster, layers, share, verdict])
     header = ["Setting", "Nats per token", "Ideal speed-up", "Avg. layers", f"{metric}, share of full depth", "Goal"]
-    proposed, kept = len(tuning["settings"]), 100 * (1 - tuning["goal"]["max_loss"])
+    kept = 100 * (1 - tuning["goal"]["max_loss"])
     text = TUNED.format(
         data=data,
         examples=tuning["examples"],
-        proposed=proposed,
+        tried=len(tuning["settings"]),
         decoded=sum(setting["decoded"] is not None for setting in tuning["frontier"]),
         kept=f"{kept:g} % of {metric}",
     )
