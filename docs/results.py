@@ -212,27 +212,28 @@ def reading() -> str:
     return READING.format(**{name: f"{share:.0f} %" for name, share in shares.items()})
 
 
-def points(data: str, costs: Mapping[str, float] | None = None) -> dict[str, list[Point]]:
+def points(data: str, by_time: bool = False) -> dict[str, list[Point]]:
     """Return what the picture shows of each model: a cost, and ROUGE-L as percentage of the plain full depth.
 
     Args:
         data: Name of the set.
-        costs: Of each strategy; by default its average layers.
+        by_time: Whether the cost is milliseconds per decode step; by default it is the average layers.
     """
     full = cells(f"{data}_plain_greedy").get("FullDepth()")
     if full is None:
         return {}
-    return {
-        how: [
+    found: dict[str, list[Point]] = {}
+    for model, how in MODELS.items():
+        steps_ms = {name: side["decode_step_ms"]["median"] for name, side in times(data, model).items()}
+        found[how] = [
             Point(
-                cell.layers if costs is None else costs.get(cell.name, math.nan),
+                steps_ms.get(cell.name, math.nan) if by_time else cell.layers,
                 100 * cell.quality("rougeL") / full.quality("rougeL"),
                 cell.name,
             )
             for cell in cells(f"{data}_{model}_greedy").values()
         ]
-        for model, how in MODELS.items()
-    }
+    return found
 
 
 def page() -> str:
@@ -255,12 +256,12 @@ def page() -> str:
             pipes(header, reached),
         ]
     for data, title in SETS.items():
-        timed = times(data)
         parts += [f"## {title}", trained(data)]
         if (results_data.RESULTS / f"{data}.png").is_file():
             parts.append(f"![{title}: ROUGE-L against layers and against time](results/{data}.png)")
         for letter, (model, how) in zip("AB", MODELS.items(), strict=True):
-            parts += [f"### {title}, table {letter}: {how}", quality_table(cells(f"{data}_{model}_greedy"), timed)]
+            found, timed = cells(f"{data}_{model}_greedy"), times(data, model)
+            parts += [f"### {title}, table {letter}: {how}", quality_table(found, timed)]
         for model, how in MODELS.items():
             parts += [f"### {title}, 4 beams: {how}", quality_table(cells(f"{data}_{model}_beam4"), None)]
         if choice := tuned(data):
@@ -274,12 +275,9 @@ def page() -> str:
 def draw() -> None:
     """Draw the picture of each set that was measured."""
     for data, title in SETS.items():
-        steps_ms = {name: side["decode_step_ms"]["median"] for name, side in times(data).items()}
-        by_layers, by_time = points(data), points(data, steps_ms)
-        if by_layers:
-            replace_figure(
-                results_data.RESULTS / f"{data}.png", results_figure(title, by_layers, by_time), dots_per_inch=150
-            )
+        if by_layers := points(data):
+            figure = results_figure(title, by_layers, points(data, by_time=True))
+            replace_figure(results_data.RESULTS / f"{data}.png", figure, dots_per_inch=150)
 
 
 def main() -> None:

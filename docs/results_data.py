@@ -101,10 +101,16 @@ def cells(name: str) -> dict[str, Cell]:
     return {cell.name: cell for cell in sorted(found, key=lambda cell: (*order, cell.name).index(cell.name))}
 
 
-def times(data: str) -> dict[str, dict[str, Any]]:
-    """Return the sides of a set's bench by their short names."""
+def times(data: str, model: str = "skip_aware") -> dict[str, dict[str, Any]]:
+    """Return the sides of a set's bench by their short names.
+
+    The model that was trained to skip ran it. A schedule takes another model as long, but CALM leaves that one after
+    other layers: it has no time there.
+    """
     sides = {short(side["name"]): side for side in (read(f"{data}_bench") or {"sides": []})["sides"]}
-    return sides | ({"FullDepth()": sides["FullDepth"]} if "FullDepth" in sides else {})  # which bench always runs
+    if "FullDepth" in sides:  # which bench always runs
+        sides["FullDepth()"] = sides["FullDepth"]
+    return {name: side for name, side in sides.items() if model == "skip_aware" or not name.startswith("CALM")}
 
 
 def published(data: str) -> dict[str, dict[str, dict[str, float]]]:

@@ -1,16 +1,19 @@
 """The picture of docs/results.md: quality against depth and against time, trained plainly and trained to skip."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK, frontier
 
-NAMED = {"HSD(1, 0, 18)", "HSD(2, 0, 8)", "HSD(3, 0, 4)"}
+NAMED_BY_LAYERS = {"HSD(1, 0, 18)", "HSD(2, 0, 8)", "HSD(3, 0, 4)"}
+NAMED_BY_TIME = {"CALM(depth, 0.02)", "CALM(depth, 0.005)"}
 """The strategies that are written beside their points; more would cover each other."""
+TICKS_MS = (10, 20, 30, 40, 50, 70, 100, 200, 300, 500)
 SAME_LAYERS = "same layers in every step (not trained for)"
 
 
@@ -34,14 +37,20 @@ def results_figure(
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _panel(left, by_layers, names=True)
-    _panel(right, by_time, names=False)
+    _panel(left, by_layers, NAMED_BY_LAYERS)
+    _panel(right, by_time, NAMED_BY_TIME)
     left.set_xlabel("Average layers per decode step", color=INK)
-    right.set_xlabel("Milliseconds per decode step, measured", color=INK)
+    right.set_xlabel("Milliseconds per decode step, measured, logarithmic", color=INK)
+    right.set_xscale("log")
+    right.xaxis.set_major_locator(FixedLocator(TICKS_MS))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_locator(NullLocator())
     left.set_ylabel("ROUGE-L, % of the plain model at full depth", color=INK)
     left.set_title(title, loc="left", color=INK, fontweight="bold")
     left.plot([], [], "o", color="white", markeredgecolor=INK, markersize=8, label=SAME_LAYERS)
-    left.legend(frameon=False, labelcolor=INK, loc="lower right", fontsize=9)
+    figure.legend(
+        *left.get_legend_handles_labels(), frameon=False, labelcolor=INK, loc="outside upper right", fontsize=9, ncols=3
+    )
     return figure
 
 
@@ -50,7 +59,7 @@ def has_same_layers(name: str) -> bool:
     return name.startswith("StaticDepth") or name.endswith(", 0, 0)")
 
 
-def _panel(axes: Axes, models: Mapping[str, Sequence[Point]], names: bool) -> None:
+def _panel(axes: Axes, models: Mapping[str, Sequence[Point]], named: Set[str]) -> None:
     axes.grid(color="#ececec", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)
@@ -67,8 +76,8 @@ def _panel(axes: Axes, models: Mapping[str, Sequence[Point]], names: bool) -> No
         for points_of, face, edge, label in ((moving, colour, "white", model), (fixed, "white", colour, None)):
             costs, percents = [point.cost for point in points_of], [point.percent for point in points_of]
             axes.plot(costs, percents, marker, color=face, markeredgecolor=edge, markersize=8, label=label)
-        for point in drawn if names else ():
-            if point.name in NAMED:
+        for point in drawn:
+            if point.name in named:
                 axes.annotate(
                     point.name.removesuffix("()"),
                     (point.cost, point.percent),

@@ -24,7 +24,8 @@ missing there with the adapters that come with hsdlab.
 - Tokens are the mean length of the texts, end of sequence included: BLEU punishes texts that are short.
 - Milliseconds per decode step are of `evaluate.py bench` on a model that was trained to skip: batch 1, greedy,
   float32, the sides take turns, so that all see the same machine; medians. A bench decodes all T tokens, and late steps
-  run fewer layers than early ones, so it has an average depth of its own: in brackets.
+  run fewer layers than early ones, so it has an average depth of its own: in brackets. Which layers a schedule runs
+  does not depend on the weights; where CALM leaves does, so its time stands beside that model's rows alone.
 - `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step, `StaticDepth` the same 15
   layers. Neither they nor CALM were trained for: beside the plain model's rows they are baselines, beside the others
   they show how far training for some schedules carries to another.

@@ -105,6 +105,15 @@ def test_a_row_has_quality_with_its_share_and_the_time_of_the_bench(measured):
     assert "*Not measured yet.*" in measured
 
 
+def test_a_schedule_takes_both_models_as_long_and_calm_has_a_time_on_the_benchs_own_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_data, "RESULTS", tmp_path)
+    calm = CALM(schedule="depth", slope=0.02)
+    sides = [side(FullDepth(), 20.0, 1.0), side(HSD(1, 0, 18), 9.5, 1.7), side(calm, 3.0, 0.2)]
+    (tmp_path / "e2e_bench.json").write_text(json.dumps({"sides": sides}))
+    assert list(results_data.times("e2e")) == ["FullDepth()", "HSD(1, 0, 18)", "CALM(depth, 0.02)"]
+    assert list(results_data.times("e2e", "plain")) == ["FullDepth()", "HSD(1, 0, 18)"]
+
+
 def test_the_papers_rows_stand_beside_ours(measured):
     rows = {line.split("`")[1]: line for line in lines_of(measured, "### E2E: beside the paper")}
     assert len(rows) == 11
