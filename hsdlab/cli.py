@@ -146,7 +146,7 @@ class EvaluateCLI(LightningCLI):
         return "validation" if self.subcommand in ON_VALIDATION else "test"
 
     def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
-        """Return the strategies of a subcommand that takes a list of them; those of `tune` are classes."""
+        """Return the strategies that a subcommand lists, for `tune`, which lists classes too, the first to try."""
         return made.get("first" if self.subcommand == "tune" else "strategies")
 
     def _go_on(self, examples: Sequence[Example], files: Sequence[Path]) -> None:
