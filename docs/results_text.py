@@ -29,7 +29,7 @@ missing there with the adapters that come with hsdlab.
 - `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step, `StaticDepth` the same 15
   layers. Neither they nor CALM were trained for: beside the plain model's rows they are baselines, beside the others
   they show how far training for some schedules carries to another.
-- `HSD(2, 0, 7, power)`, whose budget falls as a square, stands with CommonGen alone: of seven settings of at most 15
+- `HSD(2, 0, 7, power)`, whose budget falls as a square, stands with CommonGen alone: of six settings of 14.7 to 15.0
   layers it had the highest BLEU-4 on the 397 validation sources of 4 and 5 concepts. It was not trained for either.
 - A dash, or a row that is missing, was not measured yet.
 - ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s, cased, BERTScore with all-MiniLM-L6-v2, unscaled.
