@@ -3,8 +3,8 @@
     python -m docs.longer_concept_sets    into runs/results/common_gen_longer
 
 Three quarters of the training sets have 3 concepts, every test set 4 or 5. A new set is a training set with more of the
-concepts that one of its own references mentions: "ski mountain skier", of which "Skier skis down the snowy mountain" is
-a reference, becomes "mountain snow skier ski". A teacher needs no more than such a source
+concepts that one of its own references mentions: "dog run park", if "Two dogs were running through the snowy park"
+were a reference, may become "park snow dog run". A teacher needs no more than such a source
 (configs/results/teacher_common_gen.yaml).
 """
 
@@ -46,8 +46,8 @@ def stems(word: str) -> Iterator[str]:
 def mentioned(text: str, concepts: Set[str]) -> list[str]:
     """Return the concepts that a text mentions, in its order.
 
-    >>> mentioned("Three skiers are skiing on a snowy mountain.", {"ski", "snow", "mountain", "skier"})
-    ['skier', 'ski', 'snow', 'mountain']
+    >>> mentioned("Two dogs were running through the snowy park.", {"run", "snow", "park", "dog"})
+    ['dog', 'run', 'snow', 'park']
     """
     words = re.findall("[a-z]+", text.lower())
     found = (next((stem for stem in stems(word) if stem in concepts), None) for word in words)
