@@ -22,7 +22,7 @@ install: .venv/installed  ## make .venv with the pinned versions
 	touch $@
 
 models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)
-	$(BIN)/python -m hsdlab.embedded
+	$(BIN)/python -m hsdlab.models.embedded
 
 demo: models  ## fine-tune the embedded model so that it can skip, then compare the strategies; table and pictures
 	test -d runs/demo_model/model || { rm -rf runs/demo_model && \

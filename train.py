@@ -1,6 +1,6 @@
 """Fine-tune a model, or train an exit classifier for it: see `python train.py --help`."""
 
-from hsdlab.train_cli import main
+from hsdlab.cli.train import main
 
 if __name__ == "__main__":
     main()

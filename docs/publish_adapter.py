@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hsdlab.embedded import EMBEDDED_ADAPTERS, PREFIX
+from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs/results"

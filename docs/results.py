@@ -15,8 +15,8 @@ from docs import results_data
 from docs.results_data import SETS, Cell, cells, collect, measured_by, number, published, read, short, times
 from docs.results_figure import Point, results_figure
 from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
-from hsdlab.embedded import EMBEDDED_ADAPTERS
-from hsdlab.files import replace_figure
+from hsdlab.models.embedded import EMBEDDED_ADAPTERS
+from hsdlab.records.files import replace_figure
 from hsdlab.reporting.tables import METRIC_LABELS
 
 PAGE = results_data.ROOT / "docs/results.md"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hsdlab.run_folder import write_json
+from hsdlab.records.run_folder import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"

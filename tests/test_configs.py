@@ -9,8 +9,8 @@ import yaml
 
 import hsdlab.modules.decode
 from hsdlab.cli import EvaluateCLI
+from hsdlab.runs.tune import scheduled_classes
 from hsdlab.testing import tiny_model
-from hsdlab.tuning_run import scheduled_classes
 from tests.tiny_checkpoints import tiny_tokenizer
 from tests.tiny_runs import ParseOnly, run
 

@@ -15,11 +15,11 @@ import hsdlab.strategies
 from docs import reconstruction
 from docs.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
-from hsdlab.bench import run_bench
+from hsdlab.cli.train import TrainCLI
 from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.runs.bench import run_bench
+from hsdlab.runs.tune import scheduled_classes
 from hsdlab.testing import prompts, tiny_model
-from hsdlab.train_cli import TrainCLI
-from hsdlab.tuning_run import scheduled_classes
 from tests.tiny_runs import ParseOnly, run
 
 ROOT = Path(__file__).parents[1]

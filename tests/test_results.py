@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from docs import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
-from hsdlab.embedded import EMBEDDED_ADAPTERS, embedded_folder
+from hsdlab.models.embedded import EMBEDDED_ADAPTERS, embedded_folder
 from hsdlab.reporting import Comparison, StrategyResult, TuningReport
 from hsdlab.tuning import Goal, Setting
 from tests.tiny_runs import ParseOnly, run

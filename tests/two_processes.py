@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from hsdlab.cli import main
-from hsdlab.train_cli import main as train
+from hsdlab.cli.train import main as train
 
 HSD = ("--skip=HSD", "--skip.max_exit=2")
 STRATEGIES = "--strategies=[{class_path: HSD, init_args: {max_exit: 2}}]"

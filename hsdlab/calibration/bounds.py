@@ -13,6 +13,8 @@ from typing import Literal
 from scipy.optimize import brentq
 from scipy.stats import binom
 
+from hsdlab.errors import UserError
+
 PValue = Callable[[Sequence[float], float], float]
 BoundName = Literal["hoeffding", "hoeffding_bentkus", "binomial"]
 
@@ -59,7 +61,7 @@ def binomial(losses: Sequence[float], tolerance: float) -> float:
         tolerance: δ, between 0 and 1.
 
     Raises:
-        ValueError: A loss is neither 0 nor 1.
+        UserError: A loss is neither 0 nor 1.
 
     Example:
         >>> binomial([0, 0, 1], 0.5)
@@ -67,7 +69,7 @@ def binomial(losses: Sequence[float], tolerance: float) -> float:
     """
     _mean(losses)
     if not set(losses) <= {0, 1}:
-        raise ValueError(
+        raise UserError(
             "The exact binomial test is for losses of 0 or 1, and some lie between: use bound=hoeffding_bentkus."
         )
     return float(binom.cdf(sum(losses), len(losses), tolerance))
@@ -121,10 +123,10 @@ def risk_upper_bound(bound: BoundName, losses: Sequence[float], error: float) ->
 def _mean(losses: Sequence[float]) -> float:
     """Return the mean of the losses; refuse none, and those that are not from 0 to 1."""
     if not losses:
-        raise ValueError("Got no losses: a test needs one example or more.")
+        raise UserError("Got no losses: a test needs one example or more.")
     wrong = [loss for loss in losses if not 0 <= loss <= 1]
     if wrong:
-        raise ValueError(f"Got a loss of {wrong[0]}: losses are from 0 to 1.")
+        raise UserError(f"Got a loss of {wrong[0]}: losses are from 0 to 1.")
     return math.fsum(losses) / len(losses)
 
 

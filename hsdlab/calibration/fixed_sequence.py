@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from hsdlab.calibration.bounds import BOUNDS, BoundName, risk_upper_bound
+from hsdlab.errors import UserError
 
 Setting = TypeVar("Setting")
 
@@ -90,7 +91,7 @@ def fixed_sequence(
         After each test, all tests until then.
 
     Raises:
-        ValueError: A number out of its range, an unknown bound, or losses that the bound is not for.
+        UserError: A number out of its range, an unknown bound, or losses that the bound is not for.
     """
     check_levels(tolerance, error, bound)
     tests: list[SettingTest[Setting]] = []
@@ -124,10 +125,10 @@ def check_levels(tolerance: float, error: float, bound: str) -> None:
     """Refuse levels outside 0 … 1 and unknown bounds.
 
     Raises:
-        ValueError: In the words of the parameters.
+        UserError: In the words of the parameters.
     """
     for name, value in (("tolerance", tolerance), ("error", error)):
         if not 0 < value < 1:
-            raise ValueError(f"{name}={value}: expected a number between 0 and 1, such as 0.05.")
+            raise UserError(f"{name}={value}: expected a number between 0 and 1, such as 0.05.")
     if bound not in BOUNDS:
-        raise ValueError(f"bound={bound!r}: expected one of {', '.join(BOUNDS)}.")
+        raise UserError(f"bound={bound!r}: expected one of {', '.join(BOUNDS)}.")

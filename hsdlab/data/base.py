@@ -27,6 +27,7 @@ from hsdlab.data.batches import Example as Example  # the seam of every data set
 from hsdlab.data.prompt import PromptTemplate
 from hsdlab.data.targets import read_targets
 from hsdlab.data.training import TrainingLoader
+from hsdlab.errors import RunError, UserError
 
 Split = Literal["train", "validation", "test"]
 SPLITS = get_args(Split)
@@ -59,7 +60,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         num_workers: Worker processes that load batches.
 
     Raises:
-        ValueError: A template without exactly one `{source}`, or a number out of its range.
+        UserError: A template without exactly one `{source}`, or a number out of its range.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             validate_loss: Give each validation batch the pairs for a loss too, under "pairs".
 
         Raises:
-            ValueError: A limit is below 1.
+            UserError: A limit is below 1.
         """
         _check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
         _check_at_least("max_target_tokens", max_target_tokens, 1)
@@ -141,7 +142,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         """Connect to the LightningModule of the Trainer, if it has a tokenizer.
 
         Raises:
-            ValueError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
+            UserError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         if module is not None and hasattr(module, "tokenizer"):
@@ -151,14 +152,14 @@ class GenerationDataModule(LightningDataModule, ABC):
         """Take the tokenizer and the longest texts from a LightningModule, as in a Trainer's run.
 
         Raises:
-            ValueError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
+            UserError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
         """
         room = None
         context = getattr(module.model.config, "max_position_embeddings", None)
         if context is not None:
             room = context - module.max_new_tokens
             if room < (self.max_prompt_tokens or 1):
-                raise ValueError(
+                raise UserError(
                     f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={module.max_new_tokens} "
                     f"do not fit the model's context of {context} tokens: lower one of them"
                 )
@@ -175,12 +176,12 @@ class GenerationDataModule(LightningDataModule, ABC):
         `at_most` is a smaller limit for this call: it takes some of those that `limit` draws.
 
         Raises:
-            ValueError: There is no such split, or it holds no example.
+            UserError: There is no such split, or it holds no example.
         """
         _check_split(split)
         examples = self.load_examples(split)
         if not examples:
-            raise ValueError(f"The {split} split of {type(self).__name__} holds no example: expected at least one")
+            raise UserError(f"The {split} split of {type(self).__name__} holds no example: expected at least one")
         positions = list(range(len(examples)))
         random.Random(self.seed).shuffle(positions)
         return [examples[position] for position in sorted(positions[: self.limit][:at_most])]
@@ -267,7 +268,7 @@ class GenerationDataModule(LightningDataModule, ABC):
     def connected_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer, or say that there is none (RuntimeError)."""
         if self.tokenizer is None:
-            raise RuntimeError(
+            raise RunError(
                 f"{type(self).__name__} has no tokenizer: run it in a Trainer whose LightningModule has one, "
                 "or call connect(tokenizer) first"
             )
@@ -317,9 +318,9 @@ def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> No
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"No split {split!r}: expected one of {', '.join(SPLITS)}")
+        raise UserError(f"No split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
 def _check_at_least(name: str, value: int | None, smallest: int) -> None:
     if value is not None and value < smallest:
-        raise ValueError(f"{name}={value}: expected {smallest} or more")
+        raise UserError(f"{name}={value}: expected {smallest} or more")

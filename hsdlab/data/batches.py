@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
+from hsdlab.errors import UserError
+
 Row = TypeVar("Row")
 
 
@@ -157,4 +159,4 @@ def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
         return tokenizer.pad_token_id
     if tokenizer.eos_token_id is not None:
         return tokenizer.eos_token_id
-    raise ValueError("The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token")
+    raise UserError("The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token")

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from hsdlab.data.base import SPLITS, Example, GenerationDataModule
 from hsdlab.data.jsonl import read_examples
-from hsdlab.paths import cache_folder
+from hsdlab.models.cache_folder import cache_folder
 
 PACKAGES = ("numpy", "torch", "transformers")
 FORMAT = 1  # raise it whenever the examples change, so that cached ones are not used

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from lightning.pytorch.utilities import rank_zero_warn
 
 from hsdlab.data.base import SPLITS, Example, GenerationDataModule
+from hsdlab.errors import UserError
 
 SPLIT_SEED = 0
 
@@ -159,12 +160,12 @@ class HubDataset(GenerationDataModule):
         **kwargs: See `GenerationDataModule`.
 
     Raises:
-        ValueError: Unknown name, or as `GenerationDataModule`.
+        UserError: Unknown name, or as `GenerationDataModule`.
     """
 
     def __init__(self, name: str, prompt: str | None = None, **kwargs: Any) -> None:
         if name not in HUB_SETS:
-            raise ValueError(f"name={name!r}: expected one of {', '.join(HUB_SETS)}")
+            raise UserError(f"name={name!r}: expected one of {', '.join(HUB_SETS)}")
         self.hub_set = HUB_SETS[name]
         super().__init__(prompt=self.hub_set.prompt if prompt is None else prompt, **kwargs)
         self.name = name
@@ -182,7 +183,7 @@ class HubDataset(GenerationDataModule):
 
         Raises:
             ConnectionError: The hub cannot be reached and the local cache does not hold the set.
-            ValueError: A column is missing.
+            UserError: A column is missing.
         """
         hub_split = self.hub_set.splits[SPLITS.index(split)]
         if hub_split != split and not self.hub_set.is_undivided:
@@ -195,7 +196,7 @@ class HubDataset(GenerationDataModule):
         columns = {self.hub_set.source, self.hub_set.reference, self.hub_set.group or self.hub_set.source}
         missing = sorted(columns - set(rows.column_names))
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.hub_set.id} has no column {', '.join(missing)}; got {', '.join(rows.column_names)}: "
                 f"the hub's copy has changed since revision {self.hub_set.revision} was looked at"
             )

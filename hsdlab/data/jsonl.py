@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hsdlab.data.base import Example, GenerationDataModule
+from hsdlab.errors import UserError
 
 
 class JSONLines(GenerationDataModule):
@@ -28,7 +29,7 @@ class JSONLines(GenerationDataModule):
 
         Raises:
             FileNotFoundError: The folder or the file is missing.
-            ValueError: A line is not an example; the message names the file and the line.
+            UserError: A line is not an example; the message names the file and the line.
         """
         folder = Path(self.folder)
         if not folder.is_dir():
@@ -45,7 +46,7 @@ def read_examples(path: Path) -> list[Example]:
     """Return the examples of one file, all of its lines checked.
 
     Raises:
-        ValueError: The file is empty or a line is not an example; the message names the file and the line.
+        UserError: The file is empty or a line is not an example; the message names the file and the line.
     """
     examples: list[Example] = []
     line_of_id: dict[str, int] = {}
@@ -53,11 +54,11 @@ def read_examples(path: Path) -> list[Example]:
         where = f"{path}, line {number}"
         example = _parse(line, where)
         if example.id in line_of_id:
-            raise ValueError(f'{where}: id "{example.id}" is also that of line {line_of_id[example.id]}')
+            raise UserError(f'{where}: id "{example.id}" is also that of line {line_of_id[example.id]}')
         line_of_id[example.id] = number
         examples.append(example)
     if not examples:
-        raise ValueError(f"{path} is empty: expected one JSON object a line")
+        raise UserError(f"{path} is empty: expected one JSON object a line")
     return examples
 
 
@@ -66,19 +67,19 @@ def _parse(line: bytes, where: str) -> Example:
     try:
         fields = json.loads(line)
     except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise ValueError(f"{where} is not JSON in UTF-8: {error}") from error
+        raise UserError(f"{where} is not JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(fields).__name__}")
+        raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     for key in ("id", "source", "references"):
         if key not in fields:
-            raise ValueError(f'{where}: no key "{key}"; got {", ".join(fields) or "an empty object"}')
+            raise UserError(f'{where}: no key "{key}"; got {", ".join(fields) or "an empty object"}')
     for key in ("id", "source"):
         _check_text(fields[key], f'"{key}"', where)
     references = fields["references"]
     if not isinstance(references, list):
-        raise ValueError(f'{where}: "references" has to be a list of strings, got {type(references).__name__}')
+        raise UserError(f'{where}: "references" has to be a list of strings, got {type(references).__name__}')
     if not references:
-        raise ValueError(f'{where}: "references" is empty: expected at least one')
+        raise UserError(f'{where}: "references" is empty: expected at least one')
     for reference in references:
         _check_text(reference, 'each of "references"', where)
     return Example(fields["id"], fields["source"], tuple(references))
@@ -86,9 +87,9 @@ def _parse(line: bytes, where: str) -> Example:
 
 def _check_text(value: object, name: str, where: str) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {name} has to be a string, got {type(value).__name__}")
+        raise UserError(f"{where}: {name} has to be a string, got {type(value).__name__}")
     if not value.strip():
-        raise ValueError(f"{where}: {name} has to hold text, got {value!r}")
+        raise UserError(f"{where}: {name} has to hold text, got {value!r}")
 
 
 def _listing(folder: Path, kind: str, names: list[str]) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from hsdlab.errors import UserError
+
 PLACEHOLDER = "{source}"
 
 
@@ -16,7 +18,7 @@ class PromptTemplate:
         chat: Wrap the prompt as a user's message in the chat template, followed by the assistant's header.
 
     Raises:
-        ValueError: `text` does not hold `{source}` exactly once.
+        UserError: `text` does not hold `{source}` exactly once.
 
     >>> PromptTemplate("Summarise: {source}\nSummary:").fill("A long text.")
     'Summarise: A long text.\nSummary:'
@@ -27,7 +29,7 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         if self.text.count(PLACEHOLDER) != 1:
-            raise ValueError(
+            raise UserError(
                 f"prompt={self.text!r} holds {PLACEHOLDER} {self.text.count(PLACEHOLDER)} times: "
                 "expected once, where the source text goes"
             )
@@ -53,7 +55,7 @@ class PromptTemplate:
             The token ids, and whether the source was cut.
 
         Raises:
-            ValueError: The template alone is longer than `max_tokens`, or the tokenizer has no chat template.
+            UserError: The template alone is longer than `max_tokens`, or the tokenizer has no chat template.
         """
         token_ids = self._encode_whole(source, tokenizer)
         if max_tokens is None or len(token_ids) <= max_tokens:
@@ -62,7 +64,7 @@ class PromptTemplate:
         keep = len(cuts)
         while len(token_ids) > max_tokens:
             if keep == 0:
-                raise ValueError(
+                raise UserError(
                     f"The prompt template alone takes {len(token_ids)} tokens, more than the {max_tokens} "
                     "allowed: shorten prompt, raise max_prompt_tokens or lower max_new_tokens"
                 )
@@ -87,10 +89,10 @@ class PromptTemplate:
             The token ids, and whether they were cut (then the end of sequence is not among them).
 
         Raises:
-            ValueError: The tokenizer has no end-of-sequence token.
+            UserError: The tokenizer has no end-of-sequence token.
         """
         if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no end-of-sequence token to be learned: set tokenizer.eos_token")
+            raise UserError("The tokenizer has no end-of-sequence token to be learned: set tokenizer.eos_token")
         space = "" if self.chat or self.text[-1].isspace() else " "
         text = space + reference.strip()
         token_ids = [*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
@@ -100,7 +102,7 @@ class PromptTemplate:
         text = self.fill(source)
         if self.chat:
             if tokenizer.chat_template is None:
-                raise ValueError("chat=True, but the tokenizer has no chat template: set chat=False or take another")
+                raise UserError("chat=True, but the tokenizer has no chat template: set chat=False or take another")
             message = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         # verbose=False: a prompt longer than the tokenizer expects is cut and reported by the data module

@@ -20,7 +20,7 @@ def sample_batches(
             references.
 
     Raises:
-        ValueError: There is no such split, or it holds no example.
+        UserError: There is no such split, or it holds no example.
         RuntimeError: The data module has no tokenizer.
     """
     tokenizer = datamodule.connected_tokenizer()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsdlab.data.batches import Example
+from hsdlab.errors import UserError
 
 
 def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str, list[str]]:
@@ -20,7 +21,7 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A line is no prediction, or an example has none.
+        UserError: A line is no prediction, or an example has none.
     """
     sources = {example.id: example.source for example in examples}
     texts: dict[str, list[str]] = {}
@@ -34,7 +35,7 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
                 record = json.loads(line)
                 example_id, source, text = record["id"], record["source"], record["prediction"]
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
+                raise UserError(
                     f"data.targets: {file}, line {number}: expected a prediction with id, source and prediction, got "
                     f"{line[:80]!r}."
                 ) from error
@@ -42,7 +43,7 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
                 texts.setdefault(example_id, []).append(text)
     missing = [example_id for example_id in sources if example_id not in texts]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"data.targets: {len(missing)} of {len(sources)} examples have no prediction in {', '.join(files)}, the "
             f"first of them {missing[0]!r}. Decode their split too: `python evaluate.py predict "
             "--data.predict_split=train` (or validation)."

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from hsdlab.data.batches import Pair, Rows, collate_pairs
+from hsdlab.errors import UserError
 
 POOL_BATCHES = 50  # whose pairs are sorted by length together, as transformers' group_by_length does
 
@@ -57,7 +58,7 @@ class TrainingLoader(DataLoader[Pair]):
         num_workers: Worker processes that load batches.
 
     Raises:
-        ValueError: There are fewer pairs than processes.
+        UserError: There are fewer pairs than processes.
     """
 
     sampler: _Shuffled
@@ -75,7 +76,7 @@ class TrainingLoader(DataLoader[Pair]):
         num_workers: int = 0,
     ) -> None:
         if len(pairs) < world_size:
-            raise ValueError(
+            raise UserError(
                 f"The train split makes {len(pairs)} training pairs for {world_size} processes: give fewer devices or "
                 "more examples"
             )

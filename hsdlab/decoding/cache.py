@@ -20,6 +20,7 @@ from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History, select_rows
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.timing import now_s
+from hsdlab.errors import UserError
 
 
 class _KeysAndValuesMade(Exception):
@@ -108,7 +109,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if self._seen == 0:
             return
         if hidden.shape[1] != 1:
-            raise ValueError(
+            raise UserError(
                 f"A decode step came with {hidden.shape[1]} tokens; expected 1. Assisted decoding and chunked prompts "
                 "cannot be combined with skipped layers."
             )

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from hsdlab.decoding.families import context_length
+from hsdlab.errors import UserError
 
 _REFUSED = {
     "assistant_model": "assisted decoding",
@@ -33,26 +34,26 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
     """Refuse bad input and what cannot be combined with skipped layers.
 
     Raises:
-        ValueError: In the words of ``generate``'s keywords.
+        UserError: In the words of ``generate``'s keywords.
     """
     for name, meaning in _REFUSED.items():
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
-            raise ValueError(f"{name}: {meaning} cannot be combined with skipped layers.")
+            raise UserError(f"{name}: {meaning} cannot be combined with skipped layers.")
     if kwargs.get("past_key_values") is not None:
-        raise ValueError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
+        raise UserError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
     if kwargs.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds: give the prompt as input_ids.")
+        raise UserError("inputs_embeds: give the prompt as input_ids.")
     if config.use_cache is False:
-        raise ValueError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
+        raise UserError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
     if config.cache_implementation not in (None, "dynamic"):
-        raise ValueError(
+        raise UserError(
             f"cache_implementation={config.cache_implementation!r}: skipped layers need the dynamic one; leave it out."
         )
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
         got = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise ValueError(f"input_ids: got {got}; expected a LongTensor of shape (rows, prompt length), not empty.")
+        raise UserError(f"input_ids: got {got}; expected a LongTensor of shape (rows, prompt length), not empty.")
     if len(input_ids) > 1 and (config.stop_strings is not None or kwargs.get("stopping_criteria")):
-        raise ValueError(
+        raise UserError(
             "stop_strings and stopping_criteria: where a row of a batch stopped cannot be seen afterwards; "
             "decode one row at a time or stop at eos_token_id."
         )
@@ -60,11 +61,11 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
     if mask is None:
         return
     if tuple(mask.shape) != tuple(input_ids.shape):
-        raise ValueError(
+        raise UserError(
             f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
         )
     if bool((mask[:, -1] == 0).any()):
-        raise ValueError(
+        raise UserError(
             "attention_mask: some rows end in padding; decoding needs left padding (tokenizer.padding_side = 'left')."
         )
 
@@ -79,7 +80,7 @@ def max_new_tokens_of(
     """T: what the call asks for, else what the strategy was applied with, else the model's own default.
 
     Raises:
-        ValueError: If nothing gives it, or it is below 1.
+        UserError: If nothing gives it, or it is below 1.
     """
     sources: list[dict[str, Any]] = [
         kwargs,
@@ -98,9 +99,9 @@ def max_new_tokens_of(
             )
             break
     else:
-        raise ValueError("max_new_tokens: not given; the schedules need to know the most new tokens (T).")
+        raise UserError("max_new_tokens: not given; the schedules need to know the most new tokens (T).")
     if length < 1:
-        raise ValueError(f"{name} is {length}; expected at least 1.")
+        raise UserError(f"{name} is {length}; expected at least 1.")
     return length
 
 
@@ -108,11 +109,11 @@ def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: in
     """Refuse a prompt that, with its new tokens, exceeds the model's context.
 
     Raises:
-        ValueError: With both lengths and the context.
+        UserError: With both lengths and the context.
     """
     context = context_length(model)
     if context is not None and prompt_length + max_new_tokens > context:
-        raise ValueError(
+        raise UserError(
             f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
             f"{context} tokens; shorten one of them."
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.states import HindsightState, LayerState, Probe, ProbeCost, StepMemory, StepState
+from hsdlab.errors import UserError
 
 Rows = Tensor | None
 """Indices of some rows on the CPU, in order; None stands for all rows."""
@@ -56,7 +57,7 @@ class Decisions:
         probed: What deciding has cost so far.
 
     Raises:
-        ValueError: If the strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
+        UserError: If the strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
     """
 
     def __init__(self, strategy: Strategy, num_layers: int, max_steps: int, sources: int | None = None) -> None:
@@ -106,7 +107,7 @@ class Decisions:
     def begin_step(self, step: int, rows: int) -> None:
         """Settle what is known before the step."""
         if step > self.max_steps - 2:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} was set up for max_new_tokens={self.max_steps}, but a decode step {step} came; "
                 "give the larger max_new_tokens."
             )
@@ -168,7 +169,7 @@ class Decisions:
         )
         exits = self._should_exit(state)
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}.should_exit returned {_described(exits)}; expected a BoolTensor of shape "
                 f"({len(indices)},): one answer for each row that is still running."
             )
@@ -190,7 +191,7 @@ class Decisions:
         exits = self._exit_layers(state)
         whole = isinstance(exits, Tensor) and exits.dtype == torch.long and tuple(exits.shape) == (self.rows,)
         if not whole or bool((exits < 0).any()) or bool((exits >= self.num_layers).any()):
-            raise ValueError(
+            raise UserError(
                 f"{self.name}.exit_layers returned {_described(exits)}; expected a LongTensor of shape ({self.rows},) "
                 f"with layers from 0 to {self.num_layers - 1}."
             )
@@ -205,16 +206,16 @@ class Decisions:
 
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
         if len(schedule) != self.max_steps - 1:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}.scheduled_layers gave {len(schedule)} steps; expected {self.max_steps - 1} "
                 f"(max_new_tokens={self.max_steps} has one decode step fewer)."
             )
         for step, layers in enumerate(schedule):
             if len(layers) == 0:
-                raise ValueError(f"{self.name} runs no layer in step {step}; expected at least one.")
+                raise UserError(f"{self.name} runs no layer in step {step}; expected at least one.")
             wrong = [i for i in layers if not isinstance(i, int) or not 0 <= i < self.num_layers]
             if wrong:
-                raise ValueError(
+                raise UserError(
                     f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
                 )
         return [frozenset(layers) for layers in schedule]
@@ -222,14 +223,14 @@ class Decisions:
     def _checked_plan(self, plan: Tensor, rows: int) -> Tensor:
         expected = (rows, self.num_layers)
         if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) != expected:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}.plan returned {_described(plan)} in step {self.step}; expected a BoolTensor of shape "
                 f"{expected}: rows × layers."
             )
         plan = plan.cpu()
         empty = (~plan.any(dim=1)).nonzero().squeeze(1).tolist()
         if empty:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}.plan runs no layer for rows {empty} in step {self.step}; expected one or more."
             )
         return plan

@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hsdlab.errors import UserError
+
 
 class ExitClassifier(nn.Module):
     """Says from a layer's output whether the layer's prediction is already that of the full model; d + 1 parameters.
@@ -56,22 +58,22 @@ class ExitClassifier(nn.Module):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not an exit classifier's, or was trained for another width.
+            UserError: If it is not an exit classifier's, or was trained for another width.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"classifier={str(path)!r}: there is no such file; expected an exit classifier's.")
         try:
             state = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"classifier={str(path)!r}: not a safetensors file ({error}).") from error
+            raise UserError(f"classifier={str(path)!r}: not a safetensors file ({error}).") from error
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if set(shapes) != {"weight", "bias"} or len(shapes["weight"]) != 2 or shapes != _shapes(shapes["weight"][1]):
-            raise ValueError(
+            raise UserError(
                 f"classifier={str(path)!r}: holds {shapes}; expected an exit classifier's weight (1, d) and bias (1,)."
             )
         width = shapes["weight"][1]
         if hidden_size not in (None, width):
-            raise ValueError(
+            raise UserError(
                 f"classifier={str(path)!r}: made for hidden states of width {width}; this model's have {hidden_size}. "
                 "Give the classifier that was trained with this model."
             )

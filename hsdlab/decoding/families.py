@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from hsdlab.errors import UserError
 
-class UnsupportedModelError(ValueError):
+
+class UnsupportedModelError(UserError):
     """The model cannot be decoded with skipped layers; the message names what is missing."""
 
 

@@ -29,7 +29,7 @@ def schedule_mask(strategy: Strategy, num_layers: int, max_steps: int) -> Tensor
         decodes.
 
     Raises:
-        ValueError: The schedule does not fit the model.
+        UserError: The schedule does not fit the model.
     """
     decisions = Decisions(strategy, num_layers, max_steps)
     if not decisions.same_for_all_rows:

@@ -23,6 +23,7 @@ from hsdlab.decoding.probe import check_model
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
+from hsdlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,18 @@ def applied(
         on_decode: Called with what each decode gave.
 
     Raises:
-        ValueError: If another strategy is applied to the model, or this one does not fit it.
+        UserError: If another strategy is applied to the model, or this one does not fit it.
         UnsupportedModelError: If the model cannot be served.
     """
     parts = decoder_parts(model)
     other = active_run(parts.model)
     if other is not None:
-        raise ValueError(
+        raise UserError(
             f"{type(other.strategy).__name__} is already applied to this model; leave its block before applying "
             f"{type(strategy).__name__}."
         )
     if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
+        raise UserError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
     strategy.check_model(parts)
     Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
     if not parts.proven:
@@ -166,7 +167,7 @@ def generate(
         The sequences, their scores, the trace and the timing.
 
     Raises:
-        ValueError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
+        UserError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
             with skipped layers: assisted decoding, static, sliding-window or linear-attention caches, a pre-filled
             cache, ``use_cache=False``.
         UnsupportedModelError: If the model cannot be served.

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
 from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
+from hsdlab.errors import UserError
 
 
 class _ReplayCache(LayerRunner, DynamicCache):
@@ -82,18 +83,18 @@ def replay(
         Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
 
     Raises:
-        ValueError: If a shape does not fit, or the model would drop the mask (activation checkpointing).
+        UserError: If a shape does not fit, or the model would drop the mask (activation checkpointing).
     """
     parts = decoder_parts(model)
     model = parts.model
     expected = (*input_ids.shape, parts.num_layers)
     if executed.dtype != torch.bool or tuple(executed.shape) != expected:
-        raise ValueError(
+        raise UserError(
             f"executed is a {executed.dtype} tensor of shape {tuple(executed.shape)}; expected a BoolTensor of shape "
             f"{expected}: rows × length × layers."
         )
     if model.training and model.is_activation_checkpointing:
-        raise ValueError(
+        raise UserError(
             "Activation checkpointing drops what replay passes to the layers while training; call "
             "model.activation_checkpointing_disable() first."
         )
@@ -102,7 +103,7 @@ def replay(
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids[:, :1]).expand(rows, past_length + length)
     if tuple(attention_mask.shape) != (rows, past_length + length):
-        raise ValueError(
+        raise UserError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(rows, past_length + length)}: rows × "
             "length, the length of past included."
         )

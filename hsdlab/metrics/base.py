@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from hsdlab.errors import UserError
+
 
 class SumMetric(Metric):
     """A metric whose states are sums, so that uneven shares over processes are exact.
@@ -47,32 +49,32 @@ def check_texts(predictions: list[str], references: list[list[str]]) -> None:
     """Refuse what would be scored silently wrong: strings in place of lists, lengths that differ.
 
     Raises:
-        ValueError: If the input is not one list of at least one reference text per prediction text.
+        UserError: If the input is not one list of at least one reference text per prediction text.
     """
     for name, value in (("predictions", predictions), ("references", references)):
         if not isinstance(value, list | tuple):
-            raise ValueError(
+            raise UserError(
                 f"`{name}` must be a list with one entry per example, got {type(value).__name__}: "
                 f"{value!r:.80}. For one example pass predictions=[text], references=[[text, ...]]."
             )
     if len(predictions) != len(references):
-        raise ValueError(
+        raise UserError(
             f"`predictions` and `references` must be of the same length, got {len(predictions)} predictions "
             f"and {len(references)} lists of references. Pass one list of references per prediction."
         )
     for index, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
         if not isinstance(prediction, str):
-            raise ValueError(
+            raise UserError(
                 f"Prediction {index} must be a string, got {type(prediction).__name__}: {prediction!r:.80}. "
                 "Decode the tokens to text first."
             )
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(
+            raise UserError(
                 f"The references of example {index} must be a list of strings, got {type(texts).__name__}: "
                 f"{texts!r:.80}. Put a single reference into a list: [text]."
             )
         if not texts:
-            raise ValueError(
+            raise UserError(
                 f"Example {index} has an empty list of references, expected at least one. "
                 "Leave the example out, or give it a reference."
             )
@@ -110,7 +112,7 @@ class TextMetric(SumMetric):
             references: One list of at least one text per example.
 
         Raises:
-            ValueError: If the input is not one list of references per prediction.
+            UserError: If the input is not one list of references per prediction.
         """
         self._add_scores(self.score(predictions, references))
 

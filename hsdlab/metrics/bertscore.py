@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from hsdlab.errors import UserError
 from hsdlab.metrics.base import MeanScore, check_texts
 
 BERTSCORE_KEYS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
@@ -33,7 +34,7 @@ class BERTScore(MeanScore):
 
     Raises:
         FileNotFoundError: If the folder holds no ``config.json``.
-        ValueError: If ``bert_score`` would read the folder as another model, or has not so many layers.
+        UserError: If ``bert_score`` would read the folder as another model, or has not so many layers.
 
     Example::
 
@@ -74,7 +75,7 @@ class BERTScore(MeanScore):
             ``{"bertscore_precision", "bertscore_recall", "bertscore_f1"}`` per example.
 
         Raises:
-            ValueError: If the input is not one list of references per prediction.
+            UserError: If the input is not one list of references per prediction.
         """
         check_texts(predictions, references)
         scores = [dict.fromkeys(BERTSCORE_KEYS, 0.0) for _ in predictions]
@@ -97,14 +98,14 @@ class BERTScore(MeanScore):
 
         config = AutoConfig.from_pretrained(self.encoder)
         if "t5" in self.encoder and config.model_type != "t5":
-            raise ValueError(
+            raise UserError(
                 "bert_score takes any path with 't5' in it for a T5 model and would give this "
                 f"{config.model_type} encoder random weights: {self.encoder!r}. Move or link the folder to a "
                 "path without 't5'."
             )
         num_layers = config.num_hidden_layers if self.num_layers is None else self.num_layers
         if not 0 <= num_layers <= config.num_hidden_layers:
-            raise ValueError(
+            raise UserError(
                 f"`num_layers` must be from 0 to {config.num_hidden_layers}, the layers of {self.encoder!r}, "
                 f"got {num_layers}. Leave it out for the last layer."
             )

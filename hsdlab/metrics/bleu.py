@@ -7,6 +7,7 @@ import torch
 from sacrebleu.metrics.bleu import BLEU as SacreBLEU
 from torch import Tensor
 
+from hsdlab.errors import UserError
 from hsdlab.metrics.base import TextMetric, check_texts
 
 MAX_NGRAM_ORDER = 4
@@ -26,7 +27,7 @@ def bleu_statistics(prediction: str, references: list[str], lowercase: bool = Fa
         matched n-grams for n = 1 to 4; all n-grams of the prediction for n = 1 to 4.
 
     Raises:
-        ValueError: If the input is not a string and a non-empty list of strings.
+        UserError: If the input is not a string and a non-empty list of strings.
 
     Example:
         >>> bleu_statistics("the cat sat down.", ["the cat sat.", "a dog sat down here."])
@@ -55,7 +56,7 @@ def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
         ``{"bleu1", ..., "bleu4"}``, from 0 to 1.
 
     Raises:
-        ValueError: If there are not ten integers.
+        UserError: If there are not ten integers.
 
     Example:
         >>> scores = bleu_from_statistics([5, 4, 5, 3, 1, 0, 5, 4, 3, 2])
@@ -63,7 +64,7 @@ def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
         {'bleu1': 1.0, 'bleu2': 0.866, 'bleu3': 0.63, 'bleu4': 0.5}
     """
     if len(summed) != NUM_BLEU_STATISTICS:
-        raise ValueError(
+        raise UserError(
             f"`summed` must hold {NUM_BLEU_STATISTICS} integers, got {len(summed)}. "
             "Sum the lists that `bleu_statistics` returns, position by position."
         )
@@ -109,7 +110,7 @@ class BLEU(TextMetric):
             Ten integers per example.
 
         Raises:
-            ValueError: If the input is not one list of references per prediction.
+            UserError: If the input is not one list of references per prediction.
         """
         check_texts(predictions, references)
         return [

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hsdlab.errors import UserError
 from hsdlab.metrics.base import SumMetric, zero
 
 SUMS = (
@@ -108,11 +109,11 @@ class Efficiency(SumMetric):
             cache_bytes: The most that the key/value cache held in this call, in bytes.
 
         Raises:
-            ValueError: If ``num_layers`` is not positive or not that of the earlier updates.
+            UserError: If ``num_layers`` is not positive or not that of the earlier updates.
         """
         seen = int(self.num_layers)
         if num_layers < 1 or seen not in (0, num_layers):
-            raise ValueError(
+            raise UserError(
                 f"`num_layers` must be {seen or 'positive'}{' as before' if seen else ''}, got {num_layers}. "
                 "Use one Efficiency per model, or call reset() between models."
             )

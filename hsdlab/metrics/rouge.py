@@ -22,7 +22,7 @@ def rouge_scores(prediction: str, references: list[str], use_stemmer: bool = Fal
         text without an English letter or a digit scores 0.
 
     Raises:
-        ValueError: If the input is not a string and a non-empty list of strings.
+        UserError: If the input is not a string and a non-empty list of strings.
 
     Example:
         >>> rouge_scores("the cat sat down", ["the cat sat", "a dog sat down here"])
@@ -68,7 +68,7 @@ class ROUGE(MeanScore):
             ``{"rouge1", "rouge2", "rougeL"}`` per example.
 
         Raises:
-            ValueError: If the input is not one list of references per prediction.
+            UserError: If the input is not one list of references per prediction.
         """
         check_texts(predictions, references)
         return [

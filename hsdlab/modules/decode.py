@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, active_run
 from hsdlab.decoding.cost import decode_cost
-from hsdlab.decoding.layer_ranges import layer_ranges
-from hsdlab.embedded import PREFIX, embedded_folder
+from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
 from hsdlab.models import load_model
-from hsdlab.modules.predictions import Batches, PredictionFile, Record, batch_costs, check_same_examples
+from hsdlab.models.embedded import PREFIX, embedded_folder
+from hsdlab.records.layer_ranges import layer_ranges
+from hsdlab.records.predictions import Batches, PredictionFile, Record, batch_costs, check_same_examples
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 MetricName = Literal["rouge", "bleu", "bertscore"]
@@ -64,7 +65,7 @@ class DecodeModule(LightningModule):
         predictions: The file to write, made anew in each run unless it is resumed; by default none.
 
     Raises:
-        ValueError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a
+        UserError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a
             parameter here.
         FileNotFoundError: The encoder's folder is missing.
 
@@ -271,7 +272,7 @@ def load_decode_module(
         **kwargs: See `DecodeModule`.
 
     Raises:
-        ValueError, OSError, RuntimeError: See `load_model` and `DecodeModule`.
+        UserError, OSError, RuntimeError: See `load_model` and `DecodeModule`.
     """
     # The Trainer moves the module to its device.
     model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
@@ -282,14 +283,14 @@ def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str
     """Refuse numbers below 1 and generation options that have a parameter of their own.
 
     Raises:
-        ValueError: In the words of DecodeModule's parameters.
+        UserError: In the words of DecodeModule's parameters.
     """
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
         if value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
+            raise UserError(f"{name}={value}: expected 1 or more.")
     for name in _NOT_IN_GENERATE_KWARGS:
         if name in generate_kwargs:
-            raise ValueError(f"generate_kwargs holds {name!r}: {_NOT_IN_GENERATE_KWARGS[name]}.")
+            raise UserError(f"generate_kwargs holds {name!r}: {_NOT_IN_GENERATE_KWARGS[name]}.")
 
 
 def _metric(name: str, bertscore_encoder: str) -> TextMetric:
@@ -300,4 +301,4 @@ def _metric(name: str, bertscore_encoder: str) -> TextMetric:
     if name == "bertscore":
         embedded = bertscore_encoder.startswith(PREFIX)
         return BERTScore(embedded_folder(bertscore_encoder) if embedded else bertscore_encoder)
-    raise ValueError(f"metrics holds {name!r}: expected some of {', '.join(METRICS)}.")
+    raise UserError(f"metrics holds {name!r}: expected some of {', '.join(METRICS)}.")

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from hsdlab.decoding.families import DecoderParts, decoder_parts
+from hsdlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class DeepSupervision:
             the layers; here layer l has its turn in batches l, l + R, l + 2R …
 
     Raises:
-        ValueError: A number out of its range, or weights of another name.
+        UserError: A number out of its range, or weights of another name.
     """
 
     weights: Literal["calm", "uniform", "layerskip"] = "calm"
@@ -40,14 +41,14 @@ class DeepSupervision:
 
     def __post_init__(self) -> None:
         if self.weights not in ("calm", "uniform", "layerskip"):
-            raise ValueError(f"deep_supervision.weights={self.weights!r}: expected calm, uniform or layerskip.")
+            raise UserError(f"deep_supervision.weights={self.weights!r}: expected calm, uniform or layerskip.")
         if not 0 < self.scale <= 1:
-            raise ValueError(
+            raise UserError(
                 f"deep_supervision.scale={self.scale}: expected more than 0 and 1 at most; to train the last layer "
                 "only, leave deep_supervision out."
             )
         if self.rotation < 1:
-            raise ValueError(f"deep_supervision.rotation={self.rotation}: expected 1 (all layers at once) or more.")
+            raise UserError(f"deep_supervision.rotation={self.rotation}: expected 1 (all layers at once) or more.")
 
     def layer_weights(self, num_layers: int, batch: int) -> list[float]:
         """Return each layer's share of the loss, 0 for those that the batch does not supervise; they sum to 1.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hsdlab.decoding.exit_classifier import ExitClassifier
 from hsdlab.decoding.families import decoder_parts, position_ids
 from hsdlab.decoding.layer_outputs import layer_outputs
+from hsdlab.errors import UserError
 from hsdlab.metrics.reliability import Reliability
 from hsdlab.modules.optimizer import adamw
 
@@ -35,7 +36,7 @@ class ExitClassifierModule(LightningModule):
         learning_rate: Of AdamW, at its peak; it falls to 0 over the run.
 
     Raises:
-        ValueError: A number out of its range, or a model of one layer.
+        UserError: A number out of its range, or a model of one layer.
     """
 
     validates_loss = True  # the data module gives validation batches pairs of prompt and reference
@@ -49,12 +50,12 @@ class ExitClassifierModule(LightningModule):
     ) -> None:
         super().__init__()
         if max_new_tokens < 2:
-            raise ValueError(f"max_new_tokens={max_new_tokens}: expected 2 or more, for there to be a decode step.")
+            raise UserError(f"max_new_tokens={max_new_tokens}: expected 2 or more, for there to be a decode step.")
         if not learning_rate > 0:
-            raise ValueError(f"learning_rate={learning_rate}: expected more than 0.")
+            raise UserError(f"learning_rate={learning_rate}: expected more than 0.")
         parts = decoder_parts(model)
         if parts.num_layers < 2:
-            raise ValueError("The model has one layer: there is nowhere to exit early.")
+            raise UserError("The model has one layer: there is nowhere to exit early.")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens

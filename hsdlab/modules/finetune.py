@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hsdlab.decoding import Strategy, replay
 from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
 from hsdlab.decoding.layer_outputs import layer_outputs
+from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
 from hsdlab.modules.layer_dropout import LayerDropout
@@ -64,7 +65,7 @@ class FinetuneModule(LightningModule):
             are alternatives to skip_strategies. By default every layer runs.
 
     Raises:
-        ValueError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
+        UserError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
             with, or a tokenizer whose end of sequence does not end `model.generate`.
 
     Example::
@@ -345,10 +346,10 @@ class FinetuneModule(LightningModule):
         """Refuse a checkpoint of another model, or a resumed run with other settings or data.
 
         Raises:
-            ValueError: Naming each difference.
+            UserError: Naming each difference.
         """
         if "hsdlab" not in checkpoint:
-            raise ValueError("The checkpoint is not one of hsdlab's fine-tuning: expected one that train.py wrote.")
+            raise UserError("The checkpoint is not one of hsdlab's fine-tuning: expected one that train.py wrote.")
         before = checkpoint["hsdlab"]["identity"]
         differences = [
             f"{name}: {before.get(name)!r} in the checkpoint, {value!r} in this run"
@@ -403,4 +404,4 @@ def _check_end_of_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 def _check(holds: bool, message: str) -> None:
     if not holds:
-        raise ValueError(message)
+        raise UserError(message)

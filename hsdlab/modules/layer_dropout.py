@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hsdlab.errors import UserError
+
 
 @dataclass(frozen=True)
 class LayerDropout:
@@ -26,7 +28,7 @@ class LayerDropout:
             two never skip layer 0.
 
     Raises:
-        ValueError: A rate out of its range, or a profile of another name.
+        UserError: A rate out of its range, or a profile of another name.
     """
 
     rate: float = 0.1
@@ -34,9 +36,9 @@ class LayerDropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
-            raise ValueError(f"layer_dropout.rate={self.rate}: expected 0 or more, and less than 1.")
+            raise UserError(f"layer_dropout.rate={self.rate}: expected 0 or more, and less than 1.")
         if self.profile not in ("exponential", "linear", "uniform"):
-            raise ValueError(f"layer_dropout.profile={self.profile!r}: expected exponential, linear or uniform.")
+            raise UserError(f"layer_dropout.profile={self.profile!r}: expected exponential, linear or uniform.")
 
     def rates(self, num_layers: int) -> Tensor:
         """Return the probability of each layer to be skipped, [layers]."""

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hsdlab.errors import UserError
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -22,7 +24,7 @@ class LoRA:
             fine-tuning.
 
     Raises:
-        ValueError: A number out of its range.
+        UserError: A number out of its range.
     """
 
     rank: int = 16
@@ -32,11 +34,11 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank}: expected 1 or more.")
+            raise UserError(f"lora.rank={self.rank}: expected 1 or more.")
         if self.alpha <= 0:
-            raise ValueError(f"lora.alpha={self.alpha}: expected more than 0.")
+            raise UserError(f"lora.alpha={self.alpha}: expected more than 0.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout}: expected 0 or more, and less than 1.")
+            raise UserError(f"lora.dropout={self.dropout}: expected 0 or more, and less than 1.")
 
 
 def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
@@ -50,19 +52,19 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
         A peft model around the model.
 
     Raises:
-        ValueError: A target names no layer of the model; the message lists what there is.
+        UserError: A target names no layer of the model; the message lists what there is.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if lora.targets != "all-linear":
         for target in lora.targets:
             if not any(f".{name}".endswith(f".{target}") for name in linear):
                 there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-                raise ValueError(
+                raise UserError(
                     f"lora.targets: {target!r} matches no linear layer of {type(model).__name__}; it has {there}. "
                     '"all-linear" takes all but the head.'
                 )
         if not lora.targets:
-            raise ValueError('lora.targets is empty: name layers, or give "all-linear".')
+            raise UserError('lora.targets is empty: name layers, or give "all-linear".')
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from hsdlab.errors import UserError
+
 
 def reference_loss(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
     """Compute the mean cross-entropy of the reference's tokens, in nats; each token weighs the same.
@@ -20,7 +22,7 @@ def reference_loss(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Te
         A scalar, float32 or wider.
 
     Raises:
-        ValueError: A shape does not fit, or no token is marked.
+        UserError: A shape does not fit, or no token is marked.
     """
     predicting = _predicting(logits, input_ids, target_mask)
     return cross_entropy(predicting, input_ids[:, 1:][target_mask[:, 1:]])
@@ -42,7 +44,7 @@ def distilled_loss(logits: Tensor, teacher: Tensor, share: Tensor, input_ids: Te
         A scalar, float32 or wider.
 
     Raises:
-        ValueError: A shape does not fit, or no token is marked.
+        UserError: A shape does not fit, or no token is marked.
     """
     predicting = log_softmax(_predicting(logits, input_ids, target_mask), dim=-1)  # (tokens, vocabulary)
     wanted = input_ids[:, 1:][target_mask[:, 1:]]  # (tokens,)
@@ -56,14 +58,14 @@ def distilled_loss(logits: Tensor, teacher: Tensor, share: Tensor, input_ids: Te
 def _predicting(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
     """Return the logits that predict the reference's tokens, [tokens, vocabulary], in float32 or wider."""
     if target_mask.dtype != torch.bool or not logits.shape[:2] == input_ids.shape == target_mask.shape:
-        raise ValueError(
+        raise UserError(
             f"logits, input_ids and target_mask have shapes {tuple(logits.shape)}, {tuple(input_ids.shape)} and "
             f"{tuple(target_mask.shape)} ({target_mask.dtype}); expected rows × length × vocabulary, rows × length and "
             "a BoolTensor of rows × length."
         )
     predicting = logits[:, :-1][target_mask[:, 1:]]  # (tokens, vocabulary)
     if not len(predicting):
-        raise ValueError("target_mask marks no token: expected at least one token of a reference.")
+        raise UserError("target_mask marks no token: expected at least one token of a reference.")
     return predicting.float() if predicting.dtype in (torch.bfloat16, torch.float16) else predicting
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from hsdlab.errors import UserError
+
 Decay = Literal["linear", "cosine"]
 
 
@@ -31,10 +33,10 @@ def adamw(
         decay: How it falls to 0 after them.
 
     Raises:
-        ValueError: A run without an end.
+        UserError: A run without an end.
     """
     if math.isinf(steps):
-        raise ValueError("The learning rate falls over the whole run: give its length (trainer.max_epochs).")
+        raise UserError("The learning rate falls over the whole run: give its length (trainer.max_epochs).")
     trained = list(parameters)
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.dim() > 1]},

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hsdlab.decoding import Strategy
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import forced_mask, schedule_mask
+from hsdlab.errors import UserError
 
 
 class SkipMixture:
@@ -28,7 +29,7 @@ class SkipMixture:
             line. By default it stays.
 
     Raises:
-        ValueError: No strategy, one without a schedule or beyond the model, or weights that do not fit.
+        UserError: No strategy, one without a schedule or beyond the model, or weights that do not fit.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[fl
     """Return the weights of so many strategies, all alike by default."""
     weights = [1.0] * number if weights is None else list(weights)
     if len(weights) != number:
-        raise ValueError(f"{name} has {len(weights)} numbers for {number} skip_strategies: give one for each.")
+        raise UserError(f"{name} has {len(weights)} numbers for {number} skip_strategies: give one for each.")
     if not weights or min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"{name}={weights}: expected numbers of 0 or more for one strategy or more, not all 0.")
+        raise UserError(f"{name}={weights}: expected numbers of 0 or more for one strategy or more, not all 0.")
     return weights
 
 
@@ -99,7 +100,7 @@ def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> Tenso
     """Return the layers of each step: [T, layers]."""
     schedule = schedule_mask(strategy, num_layers, max_new_tokens)
     if schedule is None:
-        raise ValueError(
+        raise UserError(
             f"skip_strategies: {strategy!r} decides while it decodes; training needs layers that are known before a "
             "step, as those of FullDepth, SkipDecode and HSD."
         )

@@ -1,10 +1,10 @@
 """From the results of several strategies to tables, JSON and a picture."""
 
-from hsdlab.reporting.bootstrap import bootstrap_interval, paired_interval
+from hsdlab.records.bootstrap import bootstrap_interval, paired_interval
+from hsdlab.records.comparison import Comparison, StrategyResult
+from hsdlab.records.provenance import run_provenance
 from hsdlab.reporting.calibration import CalibrationReport
-from hsdlab.reporting.comparison import Comparison, StrategyResult
 from hsdlab.reporting.pareto import pareto_figure
-from hsdlab.reporting.provenance import run_provenance
 from hsdlab.reporting.tuning import TuningReport
 
 __all__ = [

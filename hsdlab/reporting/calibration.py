@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from hsdlab.calibration import Calibration, LossName, SettingTest, smallest_sample
-from hsdlab.files import plain, replace_figure, replace_file
+from hsdlab.records.comparison import Comparison, Row, StrategyResult
+from hsdlab.records.files import plain, replace_figure, replace_file
 from hsdlab.reporting import tables
 from hsdlab.reporting.calibration_figure import calibration_figure
-from hsdlab.reporting.comparison import Comparison, Row, StrategyResult
 from hsdlab.reporting.row_costs import COSTS, cost_cells, cost_document, cost_in_words
 
 SCHEMA_VERSION = 1

@@ -17,12 +17,12 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from hsdlab.decoding.layer_ranges import layers_in
-from hsdlab.reporting.bootstrap import FloatArray
+from hsdlab.records.bootstrap import FloatArray
+from hsdlab.records.layer_ranges import layers_in
 from hsdlab.reporting.pareto import FAINT, INK
 
 if TYPE_CHECKING:
-    from hsdlab.reporting.comparison import Row
+    from hsdlab.records.comparison import Row
 
 DEPTH_COLOURS = "Blues"  # one hue from light to dark: the order survives colour blindness and grey printing
 NO_ROW = "#e4e4e4"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hsdlab.files import plain, replace_figure, replace_file
+from hsdlab.records.files import plain, replace_figure, replace_file
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
 
 COLUMNS = {

@@ -14,11 +14,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from hsdlab.reporting import bootstrap
+from hsdlab.errors import UserError
+from hsdlab.records import bootstrap
 from hsdlab.reporting.tables import METRIC_LABELS
 
 if TYPE_CHECKING:
-    from hsdlab.reporting.comparison import Comparison, Row
+    from hsdlab.records.comparison import Comparison, Row
 
 Style = dict[str, Any]
 """Keywords of a line without a line: colour and marker."""
@@ -49,10 +50,10 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
         A figure of 12 by 4.8 inches on the Agg canvas, apart from pyplot's global state.
 
     Raises:
-        ValueError: if the metric is no metric of hsdlab.
+        UserError: if the metric is no metric of hsdlab.
     """
     if metric not in METRIC_LABELS:
-        raise ValueError(f"Got metric {metric!r}. Expected one of {', '.join(METRIC_LABELS)}.")
+        raise UserError(f"Got metric {metric!r}. Expected one of {', '.join(METRIC_LABELS)}.")
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)

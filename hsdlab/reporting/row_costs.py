@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hsdlab.records.comparison import Row
 from hsdlab.reporting import tables
-from hsdlab.reporting.comparison import Row
 
 COSTS = ("Avg. layers", "ms per decode step", "Measured speed-up")  # of tables.COST_HEADER
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hsdlab.reporting import bootstrap
+from hsdlab.records import bootstrap
 
 if TYPE_CHECKING:
-    from hsdlab.reporting.comparison import Comparison, Estimate, Row
+    from hsdlab.records.comparison import Comparison, Estimate, Row
 
 METRIC_LABELS = {
     "rouge1": "ROUGE-1",

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from hsdlab.records.comparison import Comparison, Row
 from hsdlab.reporting import tables
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
-from hsdlab.reporting.comparison import Comparison, Row
 from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
 from hsdlab.reporting.pareto import pareto_figure
 

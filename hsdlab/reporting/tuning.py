@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from hsdlab.files import plain, replace_figure, replace_file
+from hsdlab.records.comparison import Comparison, Row, StrategyResult
+from hsdlab.records.files import plain, replace_figure, replace_file
 from hsdlab.reporting import tables
-from hsdlab.reporting.comparison import Comparison, Row, StrategyResult
 from hsdlab.reporting.row_costs import COSTS, cost_cells, cost_document, cost_in_words
 from hsdlab.reporting.tuning_figure import tuning_figure
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hsdlab.reporting import bootstrap
+from hsdlab.records import bootstrap
 from hsdlab.reporting.pareto import FAINT, INK, Style, class_styles, prepare
 
 if TYPE_CHECKING:

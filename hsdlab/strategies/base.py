@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.errors import UserError
 from hsdlab.metrics.efficiency import Efficiency
 
 
@@ -75,7 +76,7 @@ class SkipStrategy(Callback, ABC):
             The run: ``run.trace`` is the trace of the last ``generate`` call.
 
         Raises:
-            ValueError: If the strategy does not fit the model, or another one is already applied to it.
+            UserError: If the strategy does not fit the model, or another one is already applied to it.
         """
         with applied(model, self, max_new_tokens=max_new_tokens) as run:
             yield run
@@ -131,7 +132,7 @@ class SkipStrategy(Callback, ABC):
         """Refuse a second strategy."""
         names = [type(c).__name__ for c in trainer.callbacks if isinstance(c, SkipStrategy)]
         if len(names) > 1:
-            raise ValueError(
+            raise UserError(
                 f"Expected one skip strategy in a run, got {len(names)}: {', '.join(names)}. Give one with --skip (not "
                 "in trainer.callbacks too), or compare several with 'evaluate.py compare'."
             )
@@ -139,7 +140,7 @@ class SkipStrategy(Callback, ABC):
     def _install(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = getattr(pl_module, "model", None)
         if not isinstance(model, nn.Module):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} acts on the LightningModule's attribute 'model', which "
                 f"{type(pl_module).__name__} does not have; name its transformers model so."
             )

@@ -7,6 +7,7 @@ from torch import Tensor
 from hsdlab.decoding import LayerState
 from hsdlab.decoding.exit_classifier import ExitClassifier
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.errors import UserError
 from hsdlab.strategies.confidence import depth_threshold, saturation, softmax_response, time_threshold
 from hsdlab.strategies.probing import ExitRule, ProbingStrategy, check_choice, check_not_negative, nobody
 
@@ -74,12 +75,12 @@ class CALM(ProbingStrategy):
         check_not_negative("CALM", threshold=threshold, temperature=temperature, slope=slope)
         super().__init__(probe_layers, shortlist, exit_rule, gate)
         if (measure == "classifier") != (classifier is not None):
-            raise ValueError(
+            raise UserError(
                 f"CALM: measure={measure!r} and classifier={classifier!r}; expected a classifier's file with "
                 "measure='classifier', and only then."
             )
         if measure != "softmax" and (shortlist is not None or gate is not None):
-            raise ValueError(
+            raise UserError(
                 f"CALM: measure={measure!r} does not use the head; expected shortlist and gate only with 'softmax'."
             )
         self.threshold = threshold

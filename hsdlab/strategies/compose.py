@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hsdlab.decoding import LayerState, StepState
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.errors import UserError
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.confidence import ConfidenceStrategy
 from hsdlab.strategies.schedule import ScheduledStrategy
@@ -30,7 +31,7 @@ class Compose(SkipStrategy):
             ("confidence", confidence, ConfidenceStrategy),
         ):
             if not isinstance(part, kind):
-                raise ValueError(
+                raise UserError(
                     f"Compose: {name} is {part!r}; expected a {kind.__name__}: one schedule that bounds the layers and "
                     "one confidence that exits within them."
                 )

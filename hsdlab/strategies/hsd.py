@@ -2,6 +2,7 @@
 
 from typing import Self
 
+from hsdlab.errors import UserError
 from hsdlab.strategies.schedule import ScheduledStrategy, Trial, budget, check_budget, check_fits, propose_budget
 
 
@@ -34,7 +35,7 @@ class HSD(ScheduledStrategy):
     ) -> None:
         check_budget("HSD", min_exit, max_exit, decay)
         if isinstance(num_skipped, bool) or not isinstance(num_skipped, int) or num_skipped < 0:
-            raise ValueError(f"HSD: num_skipped={num_skipped!r}; expected a number of layers, 0 or more.")
+            raise UserError(f"HSD: num_skipped={num_skipped!r}; expected a number of layers, 0 or more.")
         self.num_skipped = num_skipped
         self.min_exit = min_exit
         self.max_exit = max_exit

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding import LayerState
+from hsdlab.errors import UserError
 from hsdlab.strategies.probing import ExitRule, ProbingStrategy, nobody
 
 
@@ -34,7 +35,7 @@ class PABEE(ProbingStrategy):
         exit_rule: ExitRule = "per_row",
     ) -> None:
         if patience is not None and patience < 1:
-            raise ValueError(f"PABEE: patience={patience}; expected 1 or more, or None to never exit.")
+            raise UserError(f"PABEE: patience={patience}; expected 1 or more, or None to never exit.")
         super().__init__(probe_layers, shortlist, exit_rule)
         self.patience = patience
 

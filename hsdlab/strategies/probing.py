@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hsdlab.decoding import LayerState
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.errors import UserError
 from hsdlab.strategies.confidence import ConfidenceStrategy, saturation
 
 ExitRule = Literal["per_row", "min", "mean", "source_min", "source_mean"]
@@ -45,13 +46,13 @@ class ProbingStrategy(ConfidenceStrategy):
         name = type(self).__name__
         indices = probe_layers if isinstance(probe_layers, list) else [probe_layers - 1]
         if not indices or min(indices) < 0:
-            raise ValueError(
+            raise UserError(
                 f"{name}: probe_layers={probe_layers!r}; expected 1 or more (every k-th layer), or a list of layers."
             )
         if shortlist is not None and shortlist < 2:
-            raise ValueError(f"{name}: shortlist={shortlist}; expected 2 tokens or more, or None.")
+            raise UserError(f"{name}: shortlist={shortlist}; expected 2 tokens or more, or None.")
         if gate is not None and shortlist is not None:
-            raise ValueError(f"{name}: gate={gate} and shortlist={shortlist}; expected one of the two at most.")
+            raise UserError(f"{name}: gate={gate} and shortlist={shortlist}; expected one of the two at most.")
         check_not_negative(name, gate=gate)
         check_choice(name, "exit_rule", exit_rule, EXIT_RULES)
         self.probe_layers = probe_layers
@@ -65,11 +66,11 @@ class ProbingStrategy(ConfidenceStrategy):
         """Refuse layers, a shortlist or a head that the model does not have."""
         name, last = type(self).__name__, parts.num_layers - 1
         if isinstance(self.probe_layers, list) and max(self.probe_layers) > last:
-            raise ValueError(f"{name}: probe_layers={self.probe_layers}; this model has layers 0 to {last}.")
+            raise UserError(f"{name}: probe_layers={self.probe_layers}; this model has layers 0 to {last}.")
         if self.shortlist is None:
             return
         if self.shortlist > parts.vocabulary_size:
-            raise ValueError(
+            raise UserError(
                 f"{name}: shortlist={self.shortlist} is beyond this model's vocabulary of {parts.vocabulary_size}."
             )
         parts.check_head_rows()
@@ -170,18 +171,18 @@ def check_choice(name: str, parameter: str, value: object, known: Sequence[objec
     """Check that a parameter is one of the values it can have.
 
     Raises:
-        ValueError: In the words of the strategy's parameters.
+        UserError: In the words of the strategy's parameters.
     """
     if value not in known:
-        raise ValueError(f"{name}: {parameter}={value!r}; expected one of {', '.join(map(str, known))}.")
+        raise UserError(f"{name}: {parameter}={value!r}; expected one of {', '.join(map(str, known))}.")
 
 
 def check_not_negative(name: str, **numbers: float | None) -> None:
     """Check parameters that are numbers of 0 or more, or None.
 
     Raises:
-        ValueError: In the words of the strategy's parameters.
+        UserError: In the words of the strategy's parameters.
     """
     for parameter, number in numbers.items():
         if number is not None and not number >= 0:
-            raise ValueError(f"{name}: {parameter}={number!r}; expected 0 or more.")
+            raise UserError(f"{name}: {parameter}={number!r}; expected 0 or more.")

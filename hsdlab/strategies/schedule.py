@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding import StepState
+from hsdlab.errors import UserError
 from hsdlab.strategies.base import SkipStrategy
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -81,9 +82,9 @@ class ScheduledStrategy(SkipStrategy):
             max_steps: T, the most new tokens.
 
         Raises:
-            ValueError: The class does not say what there is to choose.
+            UserError: The class does not say what there is to choose.
         """
-        raise ValueError(
+        raise UserError(
             f"{cls.__name__} does not say which settings there are to try: write its classmethod propose(trial, "
             'num_layers, max_steps), such as: return cls(number=trial.suggest_int("number", 2, num_layers)).'
         )
@@ -125,24 +126,24 @@ def check_budget(name: str, min_exit: int | None, max_exit: int | None, decay: s
     """Check the parameters of a budget when a strategy is made.
 
     Raises:
-        ValueError: In the words of the strategy's parameters.
+        UserError: In the words of the strategy's parameters.
     """
     for parameter, value in (("min_exit", min_exit), ("max_exit", max_exit)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValueError(f"{name}: {parameter}={value!r}; expected a number of layers, 0 or more.")
+            raise UserError(f"{name}: {parameter}={value!r}; expected a number of layers, 0 or more.")
     if min_exit is not None and max_exit is not None and min_exit > max_exit:
-        raise ValueError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}; the budget falls.")
+        raise UserError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}; the budget falls.")
     if decay not in DECAYS:
-        raise ValueError(f"{name}: decay={decay!r}; expected one of {', '.join(DECAYS)}.")
+        raise UserError(f"{name}: decay={decay!r}; expected one of {', '.join(DECAYS)}.")
 
 
 def check_fits(name: str, min_exit: int, max_exit: int, num_layers: int) -> None:
     """Check a budget against a model.
 
     Raises:
-        ValueError: If it exceeds the model's layers.
+        UserError: If it exceeds the model's layers.
     """
     if max_exit > num_layers:
-        raise ValueError(f"{name}: max_exit={max_exit} is beyond this model's {num_layers} layers.")
+        raise UserError(f"{name}: max_exit={max_exit} is beyond this model's {num_layers} layers.")
     if min_exit > max_exit:
-        raise ValueError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}, on {num_layers} layers.")
+        raise UserError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}, on {num_layers} layers.")

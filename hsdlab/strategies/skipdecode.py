@@ -2,6 +2,7 @@
 
 from typing import Self
 
+from hsdlab.errors import UserError
 from hsdlab.strategies.schedule import ScheduledStrategy, Trial, budget, check_budget, check_fits, propose_budget
 
 
@@ -32,7 +33,7 @@ class SkipDecode(ScheduledStrategy):
     ) -> None:
         check_budget("SkipDecode", min_exit, max_exit, decay)
         if warmup < 0:
-            raise ValueError(f"SkipDecode: warmup={warmup} must not be negative.")
+            raise UserError(f"SkipDecode: warmup={warmup} must not be negative.")
         self.min_exit = min_exit
         self.max_exit = max_exit
         self.warmup = warmup

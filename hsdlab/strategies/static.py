@@ -2,6 +2,7 @@
 
 from typing import Literal, Self, cast, get_args
 
+from hsdlab.errors import UserError
 from hsdlab.strategies.schedule import ScheduledStrategy, Trial
 
 Keep = Literal["unified", "bottom", "top"]
@@ -25,10 +26,10 @@ class StaticDepth(ScheduledStrategy):
 
     def __init__(self, number: int | None = 15, keep: Keep = "unified") -> None:
         if keep not in get_args(Keep):
-            raise ValueError(f"StaticDepth: keep={keep!r}; expected one of {', '.join(get_args(Keep))}.")
+            raise UserError(f"StaticDepth: keep={keep!r}; expected one of {', '.join(get_args(Keep))}.")
         least = 2 if keep == "unified" else 1
         if number is not None and number < least:
-            raise ValueError(f"StaticDepth: number={number}; expected {least} or more with keep={keep}.")
+            raise UserError(f"StaticDepth: number={number}; expected {least} or more with keep={keep}.")
         self.number = number
         self.keep = keep
 
@@ -36,7 +37,7 @@ class StaticDepth(ScheduledStrategy):
         """The kept layers, sorted."""
         number = num_layers if self.number is None else self.number
         if number > num_layers:
-            raise ValueError(f"StaticDepth: number={number} is more than the model's {num_layers} layers.")
+            raise UserError(f"StaticDepth: number={number} is more than the model's {num_layers} layers.")
         if self.keep == "bottom" or number == num_layers:
             return tuple(range(number))
         if self.keep == "top":

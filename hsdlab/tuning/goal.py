@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hsdlab.errors import UserError
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -13,7 +15,7 @@ class Goal:
         speedup: The least measured speed-up of a decode step, more than 1.
 
     Raises:
-        ValueError: Both, neither, or one out of its range.
+        UserError: Both, neither, or one out of its range.
     """
 
     max_loss: float | None = None
@@ -22,16 +24,16 @@ class Goal:
     def __post_init__(self) -> None:
         if (self.max_loss is None) == (self.speedup is None):
             given = "neither" if self.max_loss is None else f"max-loss={self.max_loss:g} and speedup={self.speedup:g}"
-            raise ValueError(
+            raise UserError(
                 f"Got {given}; expected one of --max-loss (the fastest setting that loses at most that share of the "
                 "quality) and --speedup (the best quality at a speed-up of at least that much)."
             )
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
-            raise ValueError(
+            raise UserError(
                 f"max-loss={self.max_loss:g}: expected a share of full depth's quality from 0 up to 1, such as 0.05."
             )
         if self.speedup is not None and not self.speedup > 1:
-            raise ValueError(f"speedup={self.speedup:g}: expected a number above 1, such as 1.6.")
+            raise UserError(f"speedup={self.speedup:g}: expected a number above 1, such as 1.6.")
 
     @property
     def least_ideal_speedup(self) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.decoding.forced import ForcedTexts, decode_steps, forced_mask
-from hsdlab.files import plain, replace_file
+from hsdlab.records.files import plain, replace_file
 
 
 class ReplayScore:

@@ -9,6 +9,7 @@ import optuna
 from torch import Tensor
 
 from hsdlab.decoding.forced import schedule_mask
+from hsdlab.errors import UserError
 from hsdlab.strategies import ScheduledStrategy
 
 
@@ -74,7 +75,7 @@ def search(
         All different settings, in the order in which they were tried.
 
     Raises:
-        ValueError: A class whose layers are not known before a step.
+        UserError: A class whose layers are not known before a step.
     """
     by_name = {f"{each.__module__}.{each.__qualname__}": each for each in classes}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -86,7 +87,7 @@ def search(
         """Return the setting, None if its schedule was there before."""
         schedule = schedule_mask(strategy, num_layers, max_steps)
         if schedule is None:
-            raise ValueError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
+            raise UserError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
         key = schedule.numpy().tobytes()
         if key in found:
             return None

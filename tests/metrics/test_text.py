@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from hsdlab.embedded import embedded_folder
 from hsdlab.metrics import BLEU, ROUGE, BERTScore, bleu_from_statistics, bleu_statistics, rouge_scores
+from hsdlab.models.embedded import embedded_folder
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 DATA_SETS = ("e2e_nlg", "common_gen", "xsum", "cnn_dailymail", "patient_doctor", "reddit_tifu")

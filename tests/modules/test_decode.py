@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer
 from hsdlab import HSD, FullDepth, generate
 from hsdlab.data import JSONLines
 from hsdlab.decoding.cost import decode_cost
-from hsdlab.decoding.layer_ranges import layer_ranges
 from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
 from hsdlab.modules import DecodeModule
 from hsdlab.modules import decode as decode_file
+from hsdlab.records.layer_ranges import layer_ranges
 from tests.tiny_checkpoints import tiny_llama, tiny_tokenizer
 from tests.tiny_runs import EXAMPLES, read_records, without_costs, write_examples
 

@@ -8,8 +8,8 @@ import pytest
 from hsdlab import HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth
 from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.decoding.forced import schedule_mask
+from hsdlab.runs.tune import TUNABLE, settings_on_the_frontier
 from hsdlab.tuning import ReplayScore, search
-from hsdlab.tuning_run import TUNABLE, settings_on_the_frontier
 from tests.tuning.conftest import MAX_STEPS
 
 LAYERS = 6

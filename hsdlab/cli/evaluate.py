@@ -1,0 +1,299 @@
+"""The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from rich.console import Console
+
+from hsdlab.cli.exits import run_or_exit
+from hsdlab.cli.parser import EvaluateParser, dropping_arguments_of_other_classes
+from hsdlab.data import Example, GenerationDataModule
+from hsdlab.data.base import Split
+from hsdlab.errors import UserError
+from hsdlab.models import weights_fingerprint
+from hsdlab.modules import DecodeModule, load_decode_module
+from hsdlab.records.predictions import PredictionFile, check_same_examples
+from hsdlab.records.run_folder import RunFolder, fingerprint, write_json, write_yaml
+from hsdlab.reporting import Comparison, StrategyResult, run_provenance, tensorboard
+from hsdlab.runs.calibrate import check_calibration
+from hsdlab.runs.strategies import baseline_first, prediction_files, strategy_result
+from hsdlab.runs.trainer import DecodingTrainer
+from hsdlab.runs.tune import check_tuning
+from hsdlab.strategies import SkipStrategy
+
+RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
+ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
+"""The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
+
+
+class EvaluateCLI(LightningCLI):
+    """LightningCLI for decoding: validate, test, predict, compare, calibrate, tune, bench, inspect.
+
+    Args:
+        args: The command line; by default that of the process.
+    """
+
+    model: DecodeModule
+    trainer: DecodingTrainer
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        super().__init__(
+            load_decode_module,
+            GenerationDataModule,
+            subclass_mode_data=True,
+            trainer_class=DecodingTrainer,
+            trainer_defaults={
+                "devices": 1,
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+            },
+            parser_class=EvaluateParser,
+            parser_kwargs={"description": "Decode text with fewer layers per token and compare the strategies."},
+            save_config_callback=None,  # it wants a logger's folder; ours is written beside the results
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=None if args is None else list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands, methods of the Trainer, and their parameters that are no options."""
+        checkpoint = {"ckpt_path", "weights_only"}
+        return {
+            "validate": {"model", "dataloaders", "datamodule", *checkpoint},
+            "test": {"model", "dataloaders", "datamodule", *checkpoint},
+            "predict": {"model", "dataloaders", "datamodule", "return_predictions", *checkpoint},
+            "compare": {"model", "datamodule", "run"},
+            "calibrate": {"model", "datamodule", "run"},
+            "tune": {"model", "datamodule", "run"},
+            "bench": {"model", "datamodule", "run"},
+            "inspect": {"model", "datamodule", "run"},
+        }
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "strategies" not in self._subcommand_method_arguments[subcommand] and subcommand != "inspect":
+            parser.callback_keys.append("skip")
+            parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
+            parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
+        parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="Start anew and replace the results in the output folder; else an unfinished run there goes on.",
+        )
+        parser.link_arguments("output", "trainer.default_root_dir")
+        parser.link_arguments("output", "model.predictions", compute_fn=_predictions_file)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a class that is named later takes no arguments over from the one named before."""
+        with dropping_arguments_of_other_classes():
+            super().parse_arguments(parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what can be refused before the model is loaded: folder, strategies, data."""
+        config = self.config[self.subcommand]
+        self.output = Path(config.output)
+        resolved = resolved_config(self._parser(self.subcommand), config)
+        made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        if rank_zero_only.rank == 0:
+            self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite)
+            self.resumes = self.folder.check(can_resume=self.subcommand in RESUMABLE)
+        self.run_info = run_provenance(config.seed_everything, resolved) | {"subcommand": self.subcommand}
+        strategies = self._listed(made)
+        if strategies is not None:
+            baseline_first(strategies)
+        made.data.prepare_data()
+        examples = made.data.examples(self._split(made))
+        if self.subcommand == "calibrate":
+            check_calibration(
+                made.strategies,
+                **{name: made[name] for name in ("tolerance", "error", "bound", "metric")},
+                computed=config.model.metrics,
+                examples=[example.id for example in examples],
+                batch_size=made.data.batch_size,
+            )
+        if self.subcommand == "tune":
+            check_tuning(
+                **{name: made[name] for name in ("strategies", "max_loss", "speedup", "metric", "trials")},
+                first=made.first or (),
+                computed=config.model.metrics,
+                max_new_tokens=config.model.max_new_tokens,
+                examples=[example.id for example in examples],
+            )
+        self.run_info["examples"] = fingerprint(repr(example) for example in examples)
+        if rank_zero_only.rank == 0 and self.resumes:
+            if self.subcommand == "tune":
+                self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")))
+            else:
+                self._go_on(examples, prediction_files(self.output, strategies))
+
+    def _split(self, made: Namespace) -> Split:
+        """Return the split that the subcommand reads."""
+        if self.subcommand == "predict":
+            return made.data.predict_split
+        return "validation" if self.subcommand in ON_VALIDATION else "test"
+
+    def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
+        """Return the strategies that a subcommand lists, for `tune`, which lists classes too, the first to try."""
+        return made.get("first" if self.subcommand == "tune" else "strategies")
+
+    def _go_on(self, examples: Sequence[Example], files: Sequence[Path]) -> None:
+        """Refuse predictions for other data; say how much is done."""
+        current = {example.id: example for example in examples}
+        done = 0
+        for file in files:
+            records = PredictionFile(file).records()
+            known = [current[record["id"]] for record in records if record["id"] in current]
+            check_same_examples(records, ((each.id, each.source, each.references) for each in known))
+            done += len(records)
+        self.folder.check_unchanged("examples", self.run_info)  # those without a prediction
+        total = len(examples) * len(files)
+        console = Console()
+        if self.subcommand == "tune":  # what is still to be decoded shows in the search
+            text = f"Going on with the run in {self.output}: {done} predictions are done."
+        elif done < total:
+            most = "at most " if self.subcommand == "calibrate" else ""  # it may end before its last setting
+            text = f"Going on with the run in {self.output}: {done} of {most}{total} predictions are done."
+        else:
+            text = (
+                f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "
+                "To decode anew give --overwrite."
+            )
+        console.print(text, highlight=False, soft_wrap=True)
+        self.folder.warn_of_changes(self.run_info, console)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what does not fit the model or the device; only then begin to write."""
+        made = self.config_init[self.subcommand]
+        check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
+        for strategy in self._listed(made) or ([made.skip] if "skip" in made else []):
+            strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
+            with strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
+                pass
+        self.open_output()
+
+    def open_output(self) -> None:
+        """Refuse to go on with another model; make the folder and write config.yaml and run.json."""
+        self.run_info["weights"] = weights_fingerprint(self.model.model)
+        self.model.resume = True  # a new run's folder is empty
+        if rank_zero_only.rank == 0:
+            if self.resumes:
+                self.folder.check_unchanged("weights", self.run_info)
+            self.folder.open(self.run_info)
+
+    def compare(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.compare` with the provenance of this run."""
+        self.trainer.compare(**kwargs, run=self.run_info)
+
+    def calibrate(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.calibrate` with the provenance of this run; write the config of what it chose."""
+        report = self.trainer.calibrate(**kwargs, run=self.run_info)
+        if rank_zero_only.rank != 0:
+            return
+        command = self._write_choice("calibrated.yaml", report.chosen, report.guarantee(), "runs/calibrated")
+        text = f"In {self.output}: the report in calibration.md, .json and .png, the texts in predictions/. Decode so: "
+        Console().print(text + command, highlight=False, soft_wrap=True)
+
+    def tune(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.tune` with the provenance of this run; write the config of what it chose."""
+        report = self.trainer.tune(**kwargs, run=self.run_info)
+        if rank_zero_only.rank != 0:
+            return
+        command = self._write_choice("strategy.yaml", report.chosen, report.summary(), "runs/tuned")
+        text = (
+            f"In {self.output}: the report in tuning.md and .json, frontier.png, the texts in predictions/. Decode so: "
+        )
+        Console().print(text + command, highlight=False, soft_wrap=True)
+
+    def _write_choice(self, name: str, chosen: StrategyResult, why: str, output: str) -> str:
+        """Write a config that decodes the test split as this run would with what it chose; return the command."""
+        path = self.output / name
+        config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
+        command = f"python evaluate.py test --config {path} --output {output}"
+        write_yaml(path, config | {"skip": chosen.strategy}, why, command)
+        return command
+
+    def bench(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.bench` with the provenance of this run."""
+        self.trainer.bench(**kwargs, run=self.run_info)
+
+    def inspect(self, **kwargs: Any) -> None:
+        """Run `DecodingTrainer.inspect` with the provenance of this run."""
+        self.trainer.inspect(**kwargs, run=self.run_info)
+
+    def after_test(self) -> None:
+        """Write the logged figures."""
+        if rank_zero_only.rank == 0:
+            figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            write_json(self.output / "metrics.json", figures)
+            if self.subcommand == "test":
+                self._write_events(figures)
+        self.after_predict()
+
+    after_validate = after_test
+
+    def _write_events(self, figures: dict[str, float]) -> None:
+        """Write the run of TensorBoard that `compare` would write for the strategy."""
+        strategy, predictions = self.config_init["test"].skip, self.output / "predictions.jsonl"
+        result = strategy_result(self.model, strategy, figures, predictions)
+        comparison = Comparison([result], self.run_info)
+        folder = self.output / tensorboard.FOLDER
+        tensorboard.write_strategy(comparison, comparison.rows[0], folder / result.class_name)
+        rank_zero_info(f"In TensorBoard: {tensorboard.command(folder)}")
+
+    def after_predict(self) -> None:
+        """Say where the results are."""
+        rank_zero_info(f"Results in {self.output}/")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; an error that is the user's to mend ends it with one message, not a traceback.
+
+    Args:
+        args: The command line; by default that of the process.
+    """
+    # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
+    run_or_exit(EvaluateCLI, args)
+
+
+def _predictions_file(output: str) -> str:
+    return str(prediction_files(Path(output))[0])
+
+
+def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
+    resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
+    return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
+
+
+def check_precision(trainer: Trainer, precision: str | int | None) -> None:
+    """Refuse a precision that the device does not have, where Lightning would take or simulate another one.
+
+    Raises:
+        UserError: Naming the precisions to take.
+    """
+    device = trainer.strategy.root_device.type
+    if device == "cpu" and str(precision) in ("16", "16-mixed"):
+        raise UserError(
+            f"--trainer.precision={precision} is not available on the CPU: give bf16-mixed, or 32-true for full "
+            "precision."
+        )
+    wants_bfloat16 = str(precision).startswith("bf16")
+    if device == "cuda" and wants_bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"--trainer.precision={precision} is not available on {torch.cuda.get_device_name()}: give 16-mixed, or "
+            "32-true for full precision."
+        )

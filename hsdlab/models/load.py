@@ -1,0 +1,171 @@
+"""Load a decoder-only language model and its tokenizer, ready for decoding."""
+
+import hashlib
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hsdlab.errors import UserError
+from hsdlab.models.adapters import base_of, merge
+from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX, embedded_folder
+from hsdlab.models.weights import load_tokenizer, load_weights
+
+Attention = Literal["sdpa", "eager"]
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+
+def load_model(
+    name: str | PathLike[str],
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    adapter: str | PathLike[str] | None = None,
+    revision: str | None = None,
+    attention: Attention | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model in eval mode, and its tokenizer, which pads on the left.
+
+    No code of a model repository is run. Weights are safetensors, or PyTorch files read as weights only.
+
+    Args:
+        name: an embedded model ("embedded:smollm2-135m") or one of its adapters
+            ("embedded:smollm2-135m-e2e-skip-aware"), a local Hugging Face folder, a .gguf file, a folder with a LoRA
+            adapter (its base model is loaded and the adapter merged into it), or the id of a model on the hub
+            ("HuggingFaceTB/SmolLM2-360M").
+        dtype: of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one.
+        adapter: folder of a LoRA adapter to merge into the model.
+        revision: branch, tag or commit of a model on the hub.
+        attention: "sdpa", torch's fused attention, or "eager", plain matrix products, which trains short texts faster
+            in bfloat16 on a CPU; transformers' choice by default (sdpa where the model has it).
+
+    Returns:
+        The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing, or a model folder lacks a part.
+        ConnectionError: the hub cannot be reached and the model is not in its local cache.
+        OSError: the hub has no such model, or does not let us read it.
+        UserError: unknown embedded model, dtype or device; a model that is not a decoder-only language model
+            or lacks some of its weights; an adapter that cannot be merged.
+        RuntimeError: an embedded model could not be fetched.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    target = _device(device)
+    name = fspath(EMBEDDED_ADAPTERS.get(fspath(name), name))
+    if adapter is None and (Path(name).expanduser() / "adapter_config.json").is_file():
+        adapter = name
+        name, revision = base_of(adapter, revision)
+
+    source, options = _locate(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        _check_decoder_only(name, config)
+        model = load_weights(name, source, dtype, options | {"attn_implementation": attention})
+        tokenizer = load_tokenizer(name, source, options)
+    except OSError as error:
+        if options.get("local_files_only"):
+            raise ConnectionError(
+                f"{name!r} is not a local folder (there is none at {Path(name).absolute()}), the hub cannot "
+                "be reached (no network, or HF_HUB_OFFLINE is set), and its local cache does not hold all of "
+                'the model. Give a local folder, a .gguf file or "embedded:smollm2-135m", '
+                "or try again with network."
+            ) from error
+        raise
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.name_or_path = name  # what an adapter trained on this model notes as its base
+    if adapter is not None:
+        model = merge(model, fspath(adapter))
+    return model.to(target).eval(), tokenizer
+
+
+def _device(device: str) -> torch.device:
+    """Turn the user's device into a torch.device on which a tensor can be made."""
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by device
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'device {device!r} cannot be used: {reason}; expected "auto", "cpu", "cuda", "cuda:0", ...'
+        ) from error
+
+
+def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Find what `name` means: the folder or hub id, and the options that from_pretrained needs for it."""
+    # Left out, this option makes transformers ask at the terminal whether to run a repository's code.
+    options: dict[str, Any] = {"trust_remote_code": False}
+    path = Path(name).expanduser()
+    if name.startswith(PREFIX):
+        return str(embedded_folder(name)), options
+    if path.is_dir():
+        _check_folder(path)
+        return str(path), options
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), options | {"gguf_file": path.name}
+    if path.is_file():
+        raise UserError(f"{path} is a file; expected a model folder, a .gguf file or a model's id on the hub")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(f"no model folder or .gguf file at {path.absolute()}") from None
+    if path.suffix == ".gguf":
+        raise FileNotFoundError(f"no .gguf file at {path.absolute()}")
+    return name, options | {"revision": revision, "local_files_only": not _hub_answers(name)}
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise FileNotFoundError unless the folder holds a configuration and weights."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a model folder: it has no config.json (nor an adapter's adapter_config.json)"
+        )
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise FileNotFoundError(f"{folder} has no weights: expected *.safetensors or pytorch_model*.bin")
+
+
+def _hub_answers(name: str) -> bool:
+    """Ask the hub for the model once, where from_pretrained would retry each file for 23 seconds."""
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except HfHubHTTPError:
+        return True  # it answers: that the model does not exist, or is not for us, from_pretrained tells best
+    except Exception:  # no network or HF_HUB_OFFLINE=1; the type depends on the hub's HTTP client
+        return False
+    return True
+
+
+def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
+    """Raise ValueError unless the configuration is that of a decoder-only language model."""
+    classes = set(config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)])
+    if config.is_encoder_decoder or not classes & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        raise UserError(
+            f"hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...); "
+            f"{name} is a {config.model_type} model with {config.architectures or 'no language-model head'}"
+        )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return 16 hex digits that tell models of other weights apart, from 64 numbers of each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        numbers = weight.detach().flatten()
+        numbers = numbers[:: max(1, len(numbers) // 64)].double().cpu()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
+    return digest.hexdigest()[:16]

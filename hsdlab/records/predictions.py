@@ -1,0 +1,136 @@
+"""The prediction records of a run: appended batch by batch, read back after a kill, merged over the processes."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from hsdlab.errors import UserError
+from hsdlab.records.files import replace_file
+
+Record = dict[str, Any]
+Batches = dict[int, list[Record]]
+
+
+class PredictionFile:
+    """A file of records, one JSON object a line; every record says under "batch" to which batch it belongs.
+
+    A single process appends to the file itself. Several append each to a working file of its own beside it
+    ("predictions.rank1.jsonl"), and the first merges them at the end: the one file, in the order of the data.
+
+    The lines of a batch reach the disk together. What a kill cut off, the last line or lines of the last batch, is
+    dropped when the file is read, so that the whole batch is decoded again.
+
+    Args:
+        path: The file; its folder is made when something is written.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, path: Path, rank: int = 0, world_size: int = 1) -> None:
+        self.path = path
+        self.own = path if world_size == 1 else path.with_suffix(f".rank{rank}{path.suffix}")
+
+    def clear(self) -> None:
+        """Remove the file and the working files of all processes."""
+        for file in self._files():
+            file.unlink()
+
+    def read(self) -> Batches:
+        """Return the finished batches of all processes, by number; drop what was cut off from this process's file.
+
+        Raises:
+            UserError: A line is damaged, or written by a version of hsdlab that did not number the batches.
+        """
+        if self.own.exists():
+            whole = b"".join(_line(record) for records in _read(self.own).values() for record in records)
+            if len(whole) != self.own.stat().st_size:
+                replace_file(self.own, whole)
+        return self._read_all()
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write the records of a batch; when this returns, they are on the disk."""
+        self.own.parent.mkdir(parents=True, exist_ok=True)
+        with self.own.open("ab") as file:
+            file.write(b"".join(map(_line, records)))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def merge(self) -> None:
+        """Make the one file out of all; killed at any moment, it can be done again."""
+        working = [file for file in self._files() if file != self.path]
+        if working:
+            replace_file(self.path, b"".join(map(_line, self.records())))
+        for file in working:
+            file.unlink()
+
+    def records(self) -> list[Record]:
+        """Return the records of all finished batches, in the order of the data."""
+        batches = self._read_all()
+        return [record for number in sorted(batches) for record in batches[number]]
+
+    def _files(self) -> list[Path]:
+        """The file, if it exists, and all working files: also those of a run with more processes."""
+        working = self.path.parent.glob(f"{self.path.stem}.rank*{self.path.suffix}")
+        return [*([self.path] if self.path.exists() else []), *sorted(working)]
+
+    def _read_all(self) -> Batches:
+        """A batch that stands in two files, after a kill while merging, is the same in both."""
+        return {number: records for file in self._files() for number, records in _read(file).items()}
+
+
+def batch_costs(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """Yield what each batch cost, once: what `Efficiency.update` takes."""
+    batches = {record["batch"]["number"]: record["batch"] for record in records}
+    for batch in batches.values():
+        yield {name: value for name, value in batch.items() if name not in ("number", "rows")}
+
+
+def check_same_examples(records: Sequence[Record], examples: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    """Refuse to go on with predictions for other examples.
+
+    Args:
+        records: Of the run that should go on.
+        examples: Id, source and references of what they should be for.
+
+    Raises:
+        UserError: Naming the first example that differs.
+    """
+    before = [(record["id"], record["source"], record["references"]) for record in records]
+    now = [(example_id, source, list(references)) for example_id, source, references in examples]
+    for old, new in zip_longest(before, now):
+        if old != new:
+            name = (old or new or ("",))[0]
+            raise UserError(
+                f"The data has changed since the run began: example {name!r} has other texts, another place or is "
+                "missing. Give another folder with --output, or --overwrite to start anew."
+            )
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _read(file: Path) -> Batches:
+    """Return the finished batches of one file; a batch that was cut off is left out."""
+    batches: Batches = {}
+    for record in _records(file):
+        batches.setdefault(record["batch"]["number"], []).append(record)
+    return {number: records for number, records in batches.items() if len(records) == records[0]["batch"]["rows"]}
+
+
+def _records(file: Path) -> Iterator[Record]:
+    """Yield the records of the whole lines of a file."""
+    *lines, _ = file.read_bytes().split(b"\n")  # what follows the last newline was cut off, or is empty
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["batch"]["number"], record["batch"]["rows"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{file}, line {number}: expected a prediction with the number of its batch, got {line[:80]!r}. The "
+                "run cannot go on from it: start it anew with --overwrite."
+            ) from error
+        yield record

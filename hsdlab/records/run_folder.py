@@ -1,0 +1,193 @@
+"""The output folder of a run: made, gone on with after a kill, or refused."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from hsdlab.records.files import replace_file
+
+WRITTEN = (
+    *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
+    *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
+    *("calibration.md", "calibration.json", "calibration.png", "calibrated.yaml"),
+    *("tuning.md", "tuning.json", "frontier.png", "scores.jsonl", "strategy.yaml"),
+    *("inspect.json", "inspect.md", "inspect.png", "tensorboard/*/events.out.tfevents.*"),
+)
+"""What a run writes into its output folder, and `--overwrite` removes from it."""
+
+WITHOUT_EFFECT = (
+    *("trainer.enable_progress_bar.", "trainer.enable_model_summary.", "trainer.enable_checkpointing."),
+    *("trainer.logger.", "trainer.log_every_n_steps.", "trainer.profiler.", "data.init_args.num_workers.", "verbose."),
+    *("trainer.devices.", "trainer.num_nodes.", "trainer.strategy."),  # several processes have the batches of one
+)
+"""Options that change no result: a run goes on with other ones."""
+
+OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "strategies.", "first.", "trials.", "decodes.")
+"""Options of `tune` that change what is scored and decoded, and nothing of what has been: a run goes on with others."""
+
+ABSENT = "nothing"
+
+
+class RunFolder:
+    """A run is known by its run.json: subcommand, configuration, weights, versions.
+
+    Args:
+        path: The folder.
+        subcommand: Of `evaluate.py`.
+        config: The resolved configuration.
+        overwrite: Start anew, whatever is there.
+
+    Raises:
+        FileExistsError: The path is a file.
+    """
+
+    def __init__(self, path: Path, subcommand: str, config: Mapping[str, Any], overwrite: bool) -> None:
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"--output={path} is a file; expected a folder.")
+        self.path = path
+        self.subcommand = subcommand
+        self.config = config
+        file = path / "run.json"
+        self.before: dict[str, Any] | None = None
+        if not overwrite and file.is_file():
+            self.before = json.loads(file.read_text(encoding="utf-8"))
+        self.empty = overwrite or not path.exists() or not any(path.iterdir())
+
+    def check(self, can_resume: bool) -> bool:
+        """Say whether the run goes on with what the folder holds.
+
+        Args:
+            can_resume: Whether the subcommand can.
+
+        Returns:
+            True to go on, False to start.
+
+        Raises:
+            FileExistsError: The folder holds something else: no run, or one of other settings, which are named.
+        """
+        if self.empty:
+            return False
+        if self.before is None or not can_resume:
+            raise FileExistsError(
+                f"The output folder {self.path} is not empty. Give another one with --output, or --overwrite to "
+                "replace the results in it."
+            )
+        lines = self._differences(self.before)
+        if lines:
+            raise FileExistsError(
+                "\n  ".join([f"The output folder {self.path} holds a run with other settings:", *lines])
+                + "\nGive another folder with --output, --overwrite to replace the results in it, or the settings of "
+                f"that run to go on with it: --config {self.path / 'config.yaml'} --output {self.path}"
+            )
+        return True
+
+    def check_unchanged(self, what: str, run: Mapping[str, Any]) -> None:
+        """Refuse to go on with other weights or examples under the same name.
+
+        Args:
+            what: "weights" or "examples": where run.json has their fingerprint.
+            run: Provenance of this run.
+
+        Raises:
+            FileExistsError: They are not those that the run in the folder began with.
+        """
+        if self.before is not None and self.before.get(what) != run[what]:
+            raise FileExistsError(
+                f"The {what} are not those that the run in {self.path} began with, under the same name. Give another "
+                "folder with --output, or --overwrite to replace the results in it."
+            )
+
+    def open(self, run: dict[str, Any]) -> None:
+        """Remove an earlier run's results, unless this one goes on with them; write config.yaml and run.json.
+
+        Args:
+            run: Provenance, of `run_provenance`; where the run goes on, "earlier" is added: with which versions, commit
+                and machine it began.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.before is None:
+            for file in (file for pattern in WRITTEN for file in self.path.glob(pattern)):
+                file.unlink()
+        elif earlier := _sessions(self.before, run):
+            run["earlier"] = earlier
+        write_config(self.path, self.config, f"python evaluate.py {self.subcommand}")
+        write_json(self.path / "run.json", run)
+
+    def warn_of_changes(self, run: Mapping[str, Any], console: Console) -> None:
+        """Say what is another version or machine than the run was last made with."""
+        before = _made_with(self.before or run)
+        for name, now in _made_with(run).items():
+            if before.get(name) != now:
+                text = f"Warning: the run was made with {name} {before.get(name)} so far; it is {now} now."
+                console.print(text, highlight=False, soft_wrap=True)
+
+    def _differences(self, before: Mapping[str, Any]) -> list[str]:
+        """A line for each setting that changes results and is another one than in the run before."""
+        if before.get("subcommand") != self.subcommand:
+            return [f"subcommand: {before.get('subcommand', 'unknown')} then, {self.subcommand} now"]
+        old, new = _flat(before["config"]), _flat(json.loads(json.dumps(self.config, default=str)))
+        begun, wanted = old.get("strategies"), new.get("strategies")
+        longer = self.subcommand == "compare"  # the order of a calibration is fixed before its losses are seen
+        if longer and begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
+            del old["strategies"], new["strategies"]
+        free = WITHOUT_EFFECT + (OF_THE_SEARCH if self.subcommand == "tune" else ())
+        return [
+            f"{name}: {old.get(name, ABSENT)} then, {new.get(name, ABSENT)} now"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name) and not f"{name}.".startswith(free)
+        ]
+
+
+def write_config(folder: Path, config: Mapping[str, Any], command: str) -> None:
+    """Write config.yaml: with `command`, it runs again as it is."""
+    path = folder / "config.yaml"
+    write_yaml(path, config, f"{command} --config {path}")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any], *comments: str) -> None:
+    """Write a YAML file, with lines of comment above, whole or not at all."""
+    lines = "".join(f"# {comment}\n" for comment in comments)
+    replace_file(path, lines + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    replace_file(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """Return 16 hex digits that tell lists of texts apart."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their names on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _sessions(before: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return with what a run was made so far, where that is something else than now; oldest first."""
+    session = {name: before[name] for name in ("date_utc", "versions", "git", "machine")}
+    earlier = list(before.get("earlier", []))
+    same = all(session[name] == run[name] for name in ("versions", "git", "machine"))
+    return earlier if same else [*earlier, session]
+
+
+def _made_with(run: Mapping[str, Any]) -> dict[str, str]:
+    """Name what may change results or times a little."""
+    return {
+        **run["versions"],
+        "commit": str((run["git"] or {}).get("commit"))[:10],
+        "machine": " and ".join(map(str, [run["machine"]["cpu"], *run["machine"]["gpus"]])),
+    }

@@ -1,0 +1,1 @@
+"""Runs: what each command does, one file a command."""

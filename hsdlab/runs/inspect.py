@@ -1,0 +1,174 @@
+"""What each layer is worth to a model on some text: does it predict what the last one does, can it be left out.
+
+Teacher-forced: the prompt runs at full depth once and its keys and values are kept; then the text after it runs at
+full depth, and again for each layer without it. Only the positions of decode steps count, whose inputs are the new
+tokens but the last: step t has new token t as its input and predicts token t + 1.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from hsdlab.decoding import generate
+from hsdlab.decoding.families import DecoderParts, decoder_parts
+from hsdlab.decoding.forced import ForcedTexts, decode_steps
+from hsdlab.decoding.probe import check_model
+from hsdlab.errors import UserError
+from hsdlab.strategies.confidence import softmax_response
+from hsdlab.strategies.full_depth import FullDepth
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Sums over the decode steps of each example, in float64; over ``steps`` they are means.
+
+    Attributes:
+        steps: [examples], decode steps.
+        agreement: [examples, layers], steps in which the layer's prediction (the final norm and the head on its
+            output) is the last layer's.
+        saturation: [examples, layers], steps in which so are the predictions of all later layers.
+        confidence: [examples, layers], softmax response of the layer's prediction (CALM, arXiv 2207.07061).
+        cosine: [examples, layers], cosine of the layer's output and its input (CALM's hidden-state saturation).
+        oracle_layers: [examples], layers up to the first whose prediction is the last one's.
+        loss: [examples], negative log-likelihood of the text's next token at full depth, nats.
+        dropped_loss: [examples, layers], the same without the layer.
+        dropped_agreement: [examples, layers], steps in which the prediction without the layer is the full model's.
+    """
+
+    steps: FloatArray
+    agreement: FloatArray
+    saturation: FloatArray
+    confidence: FloatArray
+    cosine: FloatArray
+    oracle_layers: FloatArray
+    loss: FloatArray
+    dropped_loss: FloatArray
+    dropped_agreement: FloatArray
+
+
+def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Inspection:
+    """Measure every layer of a model on some text, with a progress bar; examples without a decode step are left out.
+
+    Args:
+        model: A decoder-only transformers model in eval mode.
+        batches: Each "input_ids" and "attention_mask" [rows, length] with prompts padded on the left, and
+            "target_mask", BoolTensor [rows, length], true at the new tokens (``collate_pairs`` of hsdlab.data).
+
+    Raises:
+        UserError: No row of any batch has two new tokens, so there is no decode step.
+        UnsupportedModelError: If the model cannot be served.
+    """
+    parts = decoder_parts(model)
+    if not parts.proven:
+        check_model(parts)
+    batches = [batch for batch in batches if decode_steps(batch["target_mask"]).any()]
+    if not batches:
+        raise UserError("No text has two tokens or more after its prompt: there is no decode step to measure.")
+    with torch.inference_mode(), Progress() as progress:
+        task = progress.add_task("inspecting", total=len(batches) * (parts.num_layers + 1))
+        sums = [_sums_of_rows(parts, batch, lambda: progress.advance(task)) for batch in batches]
+    has_steps = torch.cat([each["steps"] for each in sums]) > 0
+    return Inspection(**{name: torch.cat([each[name] for each in sums])[has_steps].numpy() for name in sums[0]})
+
+
+def own_text(model: nn.Module, prompts: Mapping[str, Tensor], max_new_tokens: int) -> dict[str, Tensor]:
+    """Continue prompts greedily at full depth; returns a batch for :func:`inspect_layers`.
+
+    Args:
+        model: A decoder-only transformers model in eval mode.
+        prompts: "input_ids" and "attention_mask" [rows, length], padded on the left.
+        max_new_tokens: The most tokens of a continuation.
+    """
+    given = {name: prompts[name] for name in ("input_ids", "attention_mask")}
+    output = generate(model, **given, strategy=FullDepth(), max_new_tokens=max_new_tokens, num_beams=1, do_sample=False)
+    last_token = output.trace.live.sum(dim=0).to(output.sequences.device)  # (rows); step t makes new token t + 1
+    new_tokens = torch.arange(output.sequences.shape[1] - output.trace.prompt_length, device=last_token.device)
+    is_new = new_tokens <= last_token[:, None]  # (rows, new)
+    return {
+        "input_ids": output.sequences,
+        "attention_mask": torch.cat([given["attention_mask"], is_new.long()], dim=1),
+        "target_mask": torch.cat([torch.zeros_like(given["attention_mask"], dtype=torch.bool), is_new], dim=1),
+    }
+
+
+def _sums_of_rows(
+    parts: DecoderParts, batch: Mapping[str, Tensor], after_pass: Callable[[], None]
+) -> dict[str, Tensor]:
+    """The fields of :class:`Inspection` for the rows of one batch, on the CPU."""
+    texts = ForcedTexts(parts.model, batch)
+    executed = texts.decode.new_ones(*texts.decode.shape, parts.num_layers)
+    with _states(parts, texts.decode) as states:
+        logits = texts.logits(executed)  # (steps, vocabulary)
+    after_pass()
+    full_loss, full_tokens = texts.loss(logits), logits.argmax(dim=-1)
+    losses, agrees = [], []
+    for layer in range(parts.num_layers):
+        without = executed.clone()
+        without[:, :, layer] = ~texts.decode
+        logits = texts.logits(without)
+        losses.append(texts.loss(logits))
+        agrees.append(logits.argmax(dim=-1) == full_tokens)
+        after_pass()
+    of_steps = {
+        **_predictions(parts, states),
+        "steps": torch.ones_like(full_loss),
+        "loss": full_loss,
+        "dropped_loss": torch.stack(losses, dim=1),  # (steps, layers)
+        "dropped_agreement": torch.stack(agrees, dim=1),
+    }
+    row = texts.decode.nonzero()[:, 0].cpu()  # (steps)
+    return {name: _sums(values.cpu().double(), row, len(texts.decode)) for name, values in of_steps.items()}
+
+
+def _sums(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Sums over the steps of each row: [steps, ...] to [rows, ...]."""
+    return values.new_zeros(rows, *values.shape[1:]).index_add(0, row, values)
+
+
+@contextmanager
+def _states(parts: DecoderParts, decode: Tensor) -> Iterator[list[Tensor]]:
+    """Collect the input of the first layer and the outputs of all layers of one pass, each [steps, d]."""
+    states: list[Tensor] = []
+
+    def collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not states:
+            states.append((args[0] if args else kwargs["hidden_states"])[decode])
+        states.append((output[0] if isinstance(output, tuple) else output)[decode])
+
+    handles = [layer.register_forward_hook(collect, with_kwargs=True) for layer in parts.layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _predictions(parts: DecoderParts, states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What the states of one pass tell, each [steps, layers] or [steps]; one layer's logits at a time."""
+    predicted, confidence, cosine = [], [], []
+    for arrived, output in pairwise(states):  # (steps, d)
+        logits = parts.logits(output)  # (steps, vocabulary)
+        predicted.append(logits.argmax(dim=-1))
+        confidence.append(softmax_response(logits))
+        wider = torch.promote_types(output.dtype, torch.float32)
+        cosine.append(cosine_similarity(output.to(wider), arrived.to(wider), dim=-1))
+    tokens = torch.stack(predicted, dim=1)  # (steps, layers)
+    agrees = tokens == tokens[:, -1:]
+    return {
+        "agreement": agrees,
+        "saturation": agrees.flip(1).long().cumprod(dim=1).flip(1),
+        "confidence": torch.stack(confidence, dim=1),
+        "cosine": torch.stack(cosine, dim=1),
+        "oracle_layers": agrees.long().argmax(dim=1) + 1,
+    }

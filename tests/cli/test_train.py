@@ -1,0 +1,306 @@
+"""`train.py`: whole runs on a tiny model, killed runs, and what is refused before anything is written."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import hsdlab.cli.train
+from hsdlab import CALM, HSD, generate, load_model
+from hsdlab.cli.train import TrainCLI, main
+from hsdlab.testing import tiny_model
+from tests.test_configs import ARCHITECTURES
+from tests.tiny_checkpoints import save, tiny_llama, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("finetune*.yaml"))
+EXIT_CLASSIFIER = ROOT / "configs/experiment/exit_classifier.yaml"
+SPLITS = {"train": 11, "validation": 3}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def options(tmp_path):
+    """A tiny model, eleven training examples in batches of four, and the options that run them."""
+    save(tiny_llama(), tmp_path / "base")
+    (tmp_path / "data").mkdir()
+    for split, number in SPLITS.items():
+        lines = [
+            {"id": f"{i}", "source": "hello " * (1 + i % 3), "references": [f"hell {i}", "he"]} for i in range(number)
+        ]
+        text = "\n".join(json.dumps(line) for line in lines)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return [
+        "fit",
+        f"--model.name={tmp_path / 'base'}",
+        "--model.max_new_tokens=6",
+        "--model.learning_rate=0.01",
+        "--data=JSONLines",
+        f"--data.folder={tmp_path / 'data'}",
+        "--data.batch_size=4",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+        "--checkpoint_every=2",
+        f"--output={tmp_path / 'out'}",
+    ]
+
+
+@pytest.fixture
+def cli(monkeypatch):
+    """Run the command line in this process."""
+
+    def run(*args, cls=TrainCLI):
+        monkeypatch.setattr(sys, "argv", ["train.py"])
+        return cls(args)
+
+    return run
+
+
+def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path):
+    skip = "[{class_path: FullDepth}, {class_path: HSD, init_args: {max_exit: 1}}]"
+    made = cli(*options, f"--model.skip_strategies={skip}", "--model.lora.rank=4", "--trainer.max_epochs=2")
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml",
+        "run.json",
+        "checkpoints",
+        "lightning_logs",
+        "model",
+    }
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    exported = made.model.state_dict()
+    assert all(torch.equal(exported[name], weight) for name, weight in best.items())
+    load_model(out / "model", device="cpu")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["model"]["lora"] == {"rank": 4, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}
+    assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (2, 1.0)
+    assert json.loads((out / "run.json").read_text())["config"]["model"]["learning_rate"] == 0.01
+
+    again = cli("fit", f"--config={out / 'config.yaml'}", f"--output={tmp_path / 'again'}")
+    assert again.trainer.callback_metrics["val/loss"] == made.trainer.callback_metrics["val/loss"]
+    assert [repr(s) for s in again.model.mixture.strategies] == [repr(s) for s in made.model.mixture.strategies]
+    assert isinstance(again.config_init.fit.skip, type(made.config_init.fit.skip))
+
+
+def test_validate_reads_a_checkpoint(cli, options, tmp_path):
+    cli(*options, "--trainer.max_epochs=1")
+    rest = [option for option in options[1:] if not option.startswith(("--checkpoint_every", "--output"))]
+    best = tmp_path / "out" / "checkpoints" / "best.ckpt"
+    made = cli("validate", *rest, f"--ckpt_path={best}", "--model.generate_every=1", "--skip=HSD", "--skip.max_exit=1")
+    assert isinstance(made.config_init.validate.skip, HSD)
+    assert {"val/loss", "val/rougeL", "val/average_layers"} <= made.trainer.callback_metrics.keys()
+
+
+def logged_losses(folder):
+    """train/loss by step out of the event files; what was logged twice has to agree."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses = {}
+    for file in sorted(folder.rglob("events.*")):
+        events = EventAccumulator(str(file)).Reload()
+        for event in events.Scalars("train/loss") if "train/loss" in events.Tags()["scalars"] else ():
+            assert event.value == pytest.approx(losses.get(event.step, event.value), abs=1e-6)
+            losses[event.step] = event.value
+    return losses
+
+
+def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_path):
+    options = [*options, "--model.lora.rank=4", "--model.lora.dropout=0.1", "--trainer.max_epochs=3"]
+    whole = [*options, f"--output={tmp_path / 'whole'}"]
+    cli(*whole)
+    last = tmp_path / "out" / "checkpoints" / "last.ckpt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # slow enough to be met in the middle: 18 steps with a pause after each
+    script = (
+        "import time; from hsdlab.modules import FinetuneModule as M; from hsdlab.cli.train import main\n"
+        "old = M.on_train_batch_end\n"
+        "M.on_train_batch_end = lambda self, *args: (old(self, *args), time.sleep(0.3))[0]\n"
+        "main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, *options], env=environment, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert last.exists()
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < step < 18
+    cli(*options, "--ckpt_path=last")
+    expected = logged_losses(tmp_path / "whole")
+    losses = logged_losses(tmp_path / "out")
+    assert set(range(step, 18)) <= set(losses) <= set(expected) == set(range(18))
+    assert losses == pytest.approx({number: expected[number] for number in losses}, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model.learning_rate=0"], "learning_rate=0.0: expected more than 0"),
+        (["--model.lora.rank=0"], r"^error: lora\.rank=0: expected 1 or more"),
+        (["--model.lora.targets=[c_attn]"], "'c_attn' matches no linear layer of LlamaForCausalLM; it has down_proj"),
+        (
+            ["--model.deep_supervision.scale=2"],
+            r"^error: deep_supervision\.scale=2\.0: expected more than 0 and 1 at most",
+        ),
+        (["--model.layer_dropout.rate=1"], r"^error: layer_dropout\.rate=1\.0: expected 0 or more, and less than 1"),
+        (["--model.skip_strategies=[CALM]"], "CALM.*decides while it decodes"),
+        (
+            ["--model.skip_strategies=[{class_path: HSD, init_args: {max_exit: 9}}]"],
+            "max_exit=9 is beyond this model's 3",
+        ),
+        (["--skip=HSD", "--skip.max_exit=9"], "max_exit=9 is beyond this model's 3 layers"),
+        (["--data.folder=nowhere"], "No folder nowhere"),
+        (["--trainer.precision=16-mixed"], "precision=16-mixed is not available on the CPU: give bf16-mixed"),
+    ],
+    ids=[
+        "learning-rate",
+        "lora-rank",
+        "lora-target",
+        "supervision",
+        "layer-dropout",
+        "not-scheduled",
+        "too-deep",
+        "skip-too-deep",
+        "no-data",
+        "precision",
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(monkeypatch, options, tmp_path, more, message):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=message):
+        main([*options, *more])
+    assert not (tmp_path / "out").exists()
+
+
+def test_fit_without_a_train_split_is_an_error(monkeypatch, options, tmp_path):
+    (tmp_path / "data" / "train.jsonl").unlink()
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"No file .*train\.jsonl; .*: validation\.jsonl"):
+        main(options)
+
+
+def test_an_output_folder_that_exists_is_refused_unless_the_run_goes_on(monkeypatch, options, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"is not empty\. Give another one with --output, or .* --ckpt_path=last"):
+        main(options)
+    main([*options, "--ckpt_path=last", "--trainer.max_epochs=1"])  # cut short before the first checkpoint
+    assert (tmp_path / "out" / "model").is_dir()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_resumed_run_whose_data_changed_is_refused(monkeypatch, cli, options, tmp_path):
+    cli(*options, "--trainer.max_epochs=1")
+    file = tmp_path / "data" / "train.jsonl"
+    file.write_text(file.read_text().replace("hell 3", "help 3"))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"training examples: '.*' in the checkpoint, '.*' in this run"):
+        main([*options, "--ckpt_path=last", "--trainer.max_epochs=2"])
+
+
+class InstantiateOnly(TrainCLI):
+    """Makes all objects; reads no data and writes nothing."""
+
+    def before_instantiate_classes(self): ...
+
+    def after_instantiate_classes(self): ...
+
+    def _run_subcommand(self, subcommand): ...
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, monkeypatch):
+    monkeypatch.setattr(
+        hsdlab.cli.train, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
+    )
+    monkeypatch.chdir(ROOT)
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
+    made = cli(*shlex.split(command)[3:], cls=InstantiateOnly)
+    results = path.parent.name == "results"
+    assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
+    assert made.trainer.precision == "bf16-mixed"
+    if made.model.mixture:
+        assert len(made.model.mixture.strategies) == len(made.model.mixture.weights)
+        assert sum(made.model.mixture.weights) == pytest.approx(1)
+
+
+TRAINING = sorted((ROOT / "configs/training").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", ["gpt2", "phi2", "opt_1.3b", "smollm2_135m"])
+def test_each_training_layer_fits_each_model(path, model, cli, monkeypatch):
+    family, num_layers = ARCHITECTURES[
+        yaml.safe_load((ROOT / f"configs/model/{model}.yaml").read_text())["model"]["name"]
+    ]
+    monkeypatch.setattr(
+        hsdlab.cli.train,
+        "load_model",
+        lambda name, **_: (tiny_model(family, num_layers=num_layers, eos_token_id=1), tiny_tokenizer()),
+    )
+    monkeypatch.chdir(ROOT)
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
+    assert str(path.relative_to(ROOT)) in command
+    arguments = [argument for argument in shlex.split(command)[3:] if argument != "--config"]
+    configs = [f"--config={file}" for file in arguments[1:] if "configs/model" not in file]
+    made = cli("fit", f"--config=configs/model/{model}.yaml", *configs, cls=InstantiateOnly)
+    assert made.model.learning_rate == 5e-5
+    assert (made.model.lora is not None) == (path.stem == "lora")
+    assert (made.model.mixture is not None) == (path.stem == "skip_aware")
+    assert (made.model.deep_supervision is not None) == (path.stem == "deep_supervision")
+    assert (made.model.layer_dropout is not None) == (path.stem == "layer_dropout")
+
+
+def test_an_exit_classifier_is_trained_and_written(options, cli, tmp_path):
+    untrained = [option for option in options if not option.startswith("fit")]
+    cli("fit_exit_classifier", *untrained, "--trainer.max_epochs=1")
+    written = json.loads((tmp_path / "out/exit_classifier.json").read_text())
+    assert written["run"]["config"]["model"]["name"] == str(tmp_path / "base")
+    layers = written["layers"]
+    assert set(layers) == {"agreement", "f1", "auroc", "calibration_error"}
+    assert all(len(values) == 2 for values in layers.values())  # of the three layers all but the last
+    assert (tmp_path / "out/exit_classifier.png").read_bytes().startswith(b"\x89PNG")
+    (run,) = (tmp_path / "out/lightning_logs").iterdir()
+    assert EventAccumulator(str(run)).Reload().Tags()["images"] == ["exit_classifier"]
+    model, _ = load_model(str(tmp_path / "base"))
+    classifier = str(tmp_path / "out/exit_classifier.safetensors")
+    out = generate(
+        model,
+        input_ids=torch.tensor([[5, 6, 7]]),
+        strategy=CALM(threshold=0.0, measure="classifier", classifier=classifier),
+        max_new_tokens=4,
+    )
+    assert out.trace.average_layers == 1  # any confidence is 0 or more
+
+
+def test_the_exit_classifiers_config_instantiates(cli, monkeypatch):
+    monkeypatch.setattr(hsdlab.cli.train, "load_model", lambda name, **_: (tiny_model(num_layers=30), tiny_tokenizer()))
+    made = cli("fit_exit_classifier", f"--config={EXIT_CLASSIFIER}", cls=InstantiateOnly)
+    assert made.model.quality == {}
+    assert made.trainer.max_steps == 60
+
+
+def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
+    with pytest.raises(SystemExit):
+        cli("fit_exit_classifier", *[option for option in options if option != "fit"], "--skip=HSD")
+    assert "skip" in capsys.readouterr().err
+
+
+def test_there_are_configs():
+    docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
+    results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in ("plain", "skip_aware")}
+    assert {path.stem for path in CONFIGS} == docstrings | results

@@ -1,0 +1,129 @@
+"""Prediction files: what a kill leaves is read back, and the files of several processes become one."""
+
+import json
+
+import pytest
+
+from hsdlab.records.predictions import PredictionFile, batch_costs, check_same_examples
+
+
+def batch(number, rows=2):
+    return [
+        {
+            "id": f"{number}-{row}",
+            "source": "a\u2028b",  # a line break for str.splitlines, not for JSON Lines
+            "references": ["é"],
+            "batch": {"number": number, "rows": rows, "flops": 10.0 * number},
+        }
+        for row in range(rows)
+    ]
+
+
+def ids(records):
+    return [record["id"] for record in records]
+
+
+def written(path, *numbers, **options):
+    file = PredictionFile(path, **options)
+    for number in numbers:
+        file.append(batch(number))
+    return file
+
+
+def test_what_is_appended_is_read_back(tmp_path):
+    path = tmp_path / "new" / "predictions.jsonl"
+    assert written(path).read() == {}
+    file = written(path, 0, 1)
+    assert file.read() == {0: batch(0), 1: batch(1)}
+    assert file.records() == batch(0) + batch(1)
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == batch(0) + batch(1)
+
+
+def test_whatever_a_kill_cuts_off_the_whole_batches_stay(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    written(path, 0)
+    first = path.stat().st_size
+    written(path, 1)
+    content = path.read_bytes()
+    for length in sorted({*range(0, len(content), 13), first - 1, first, first + 1, len(content) - 1, len(content)}):
+        path.write_bytes(content[:length])
+        whole = (length >= first) + (length == len(content))
+        assert PredictionFile(path).read() == {number: batch(number) for number in range(whole)}
+        assert path.read_bytes() == (b"", content[:first], content)[whole]
+        PredictionFile(path).append(batch(2))
+        assert sorted(PredictionFile(path).read()) == [*range(whole), 2]
+
+
+def test_the_processes_files_become_one_in_order(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    first = written(path, 0, 2, 4, rank=0, world_size=2)
+    second = written(path, 1, 3, rank=1, world_size=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["predictions.rank0.jsonl", "predictions.rank1.jsonl"]
+    assert first.read() == second.read() == {number: batch(number) for number in range(5)}
+    first.merge()
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.jsonl"]
+    assert path.read_bytes() == written(tmp_path / "alone.jsonl", 0, 1, 2, 3, 4).path.read_bytes()
+    first.merge()
+    assert first.records() == [record for number in range(5) for record in batch(number)]
+
+
+def test_a_merge_that_was_killed_is_done_again(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    first = written(path, 0, rank=0, world_size=2)
+    written(path, 1, rank=1, world_size=2)
+    left = first.own.read_bytes()
+    first.merge()
+    content = path.read_bytes()
+    first.own.write_bytes(left)  # as if it had not been removed yet
+    first.merge()
+    assert path.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.jsonl"]
+
+
+def test_a_single_process_goes_on_with_what_several_left(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    written(path, 0, 2, rank=0, world_size=2)
+    torn = written(path, 1, rank=1, world_size=2)
+    torn.own.write_bytes(torn.own.read_bytes()[:-1])
+    alone = PredictionFile(path)
+    assert sorted(alone.read()) == [0, 2]
+    alone.append(batch(1))
+    alone.merge()
+    assert ids(alone.records()) == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.jsonl"]
+
+
+def test_clear_removes_all_files_of_the_run_and_no_other(tmp_path):
+    path = tmp_path / "01_A.jsonl"
+    file = written(path, 0)
+    written(path, 1, rank=5, world_size=8)
+    written(tmp_path / "01_AB.jsonl", 0)
+    file.clear()
+    assert [file.name for file in tmp_path.iterdir()] == ["01_AB.jsonl"]
+    assert file.read() == {}
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"id": "x"}', '{"batch": {"number": 1}}'])
+def test_a_line_that_is_no_record_is_refused_with_its_number(tmp_path, line):
+    path = tmp_path / "predictions.jsonl"
+    written(path, 0)
+    path.write_bytes(path.read_bytes() + line.encode() + b"\n")
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 3: expected a prediction with the number"):
+        PredictionFile(path).read()
+
+
+def test_each_batch_costs_once():
+    assert list(batch_costs(batch(3) + batch(1))) == [{"flops": 30.0}, {"flops": 10.0}]
+
+
+def test_other_examples_are_refused():
+    examples = [("0-0", "a\u2028b", ("é",)), ("0-1", "a\u2028b", ("é",))]
+    check_same_examples(batch(0), examples)
+    for other, named in (
+        ([examples[0], ("0-1", "b", ("é",))], "0-1"),
+        ([("0-0", "a\u2028b", ("é", "x")), examples[1]], "0-0"),
+        (examples[1:], "0-0"),
+        ([*examples, ("0-2", "", ("",))], "0-2"),
+    ):
+        with pytest.raises(ValueError, match=f"example '{named}' has other texts"):
+            check_same_examples(batch(0), other)

@@ -1,0 +1,201 @@
+"""What layers are worth, against transformers' own hidden states and plain forward hooks; the report of it."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from hsdlab import FullDepth, generate
+from hsdlab.decoding.families import position_ids
+from hsdlab.reporting.inspection import figures, markdown, run_inspection, summary
+from hsdlab.runs.inspect import inspect_layers, own_text
+from hsdlab.testing import prompts, tiny_model
+from tests.reference import slow
+
+LAYERS = 6
+NEW = [6, 1, 3]  # new tokens of each row: 5, 0 and 2 decode steps
+
+
+def make_batch():
+    """Three rows padded on the left, the prompts of different lengths too."""
+    length = 10
+    input_ids = torch.randint(7, 64, (3, length), generator=torch.Generator().manual_seed(1))
+    column = torch.arange(length)
+    attention_mask = (column >= torch.tensor([0, 6, 2])[:, None]).long()
+    target_mask = column >= length - torch.tensor(NEW)[:, None]
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask, "target_mask": target_mask}
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+def steps_of(batch, row):
+    """Positions of a row's decode steps: of all new tokens but the last."""
+    return range(10 - NEW[row], 9)
+
+
+def by_hand(model, batch):
+    """Agreement, saturation and oracle depth by rows, from `output_hidden_states`; its last entry is normed."""
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    last = []
+    hook = model.get_decoder().layers[-1] if hasattr(model.get_decoder(), "layers") else model.get_decoder().h[-1]
+    handle = hook.register_forward_hook(
+        lambda module, args, output: last.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        output = model(**given, position_ids=position_ids(given["attention_mask"]), output_hidden_states=True)
+    handle.remove()
+    states = [*output.hidden_states[:-1], last[0]]
+    decoder = model.get_decoder()
+    norm = next(getattr(decoder, name) for name in ("norm", "ln_f", "final_layernorm") if hasattr(decoder, name))
+    head = model.get_output_embeddings()
+    rows = []
+    for row in (0, 2):
+        sums = {"agreement": [0] * LAYERS, "saturation": [0] * LAYERS, "cosine": [0] * LAYERS, "oracle_layers": 0}
+        for position in steps_of(batch, row):
+            tokens = [int(head(norm(state[row, position])).argmax()) for state in states[1:]]
+            assert tokens[-1] == int(output.logits[row, position].argmax())
+            sums["oracle_layers"] += tokens.index(tokens[-1]) + 1
+            for layer in range(LAYERS):
+                sums["agreement"][layer] += tokens[layer] == tokens[-1]
+                sums["saturation"][layer] += set(tokens[layer:]) == {tokens[-1]}
+                before, after = states[layer][row, position], states[layer + 1][row, position]
+                sums["cosine"][layer] += float(before @ after / (before.norm() * after.norm()))
+        rows.append(sums)
+    return {name: np.array([sums[name] for sums in rows], dtype=float) for name in rows[0]}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "qwen2"])
+def test_predictions_and_cosines_are_those_of_the_hidden_states(family, tiny, batch):
+    with torch.no_grad():
+        expected = by_hand(tiny(family), batch)
+    got = inspect_layers(tiny(family), [batch])
+    assert got.steps.tolist() == [5, 2]  # the row without a decode step is left out
+    for name, values in expected.items():
+        np.testing.assert_allclose(getattr(got, name), values, rtol=0, atol=1e-9, err_msg=name)
+    assert 0 < got.agreement[:, :-1].sum() < 7 * (LAYERS - 1)  # there is something to count
+
+
+def test_the_loss_of_dropping_is_that_of_plain_hooks(family_model, batch):
+    got = inspect_layers(family_model, [batch])
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+
+    def logits(layer=None):
+        executed = torch.ones(3, 10, LAYERS, dtype=torch.bool)
+        for row in range(3):
+            if layer is not None:
+                executed[row, list(steps_of(batch, row)), layer] = False
+        return slow.masked_logits(family_model, input_ids, attention_mask, executed)
+
+    def losses(logits):
+        likelihood = logits.log_softmax(-1)
+        return [-sum(float(likelihood[row, p, input_ids[row, p + 1]]) for p in steps_of(batch, row)) for row in (0, 2)]
+
+    full = logits()
+    np.testing.assert_allclose(got.loss, losses(full), atol=1e-9)
+    for layer in range(LAYERS):
+        dropped = logits(layer)
+        np.testing.assert_allclose(got.dropped_loss[:, layer], losses(dropped), atol=1e-9)
+        same = [sum(int(dropped[r, p].argmax() == full[r, p].argmax()) for p in steps_of(batch, r)) for r in (0, 2)]
+        assert got.dropped_agreement[:, layer].tolist() == same
+        assert np.abs(got.dropped_loss[:, layer] - got.loss).min() > 1e-6
+
+
+def test_a_layer_that_is_the_identity_costs_nothing(batch):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for projection in (model.model.layers[3].self_attn.o_proj, model.model.layers[3].mlp.down_proj):
+            projection.weight.zero_()
+    got = inspect_layers(model, [batch])
+    np.testing.assert_allclose(got.dropped_loss[:, 3], got.loss, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(got.cosine[:, 3], got.steps, rtol=0, atol=1e-12)
+    assert got.dropped_agreement[:, 3].tolist() == got.steps.tolist()
+    assert got.agreement[:, 3].tolist() == got.agreement[:, 2].tolist()
+
+
+def test_batches_are_joined_and_padding_on_the_right_is_no_text(tiny, batch):
+    model = tiny()
+    alone = inspect_layers(model, [batch])
+    end = torch.ones(3, 2, dtype=torch.long)
+    padded = {
+        "input_ids": torch.cat([batch["input_ids"], 9 * end], dim=1),
+        "attention_mask": torch.cat([batch["attention_mask"], 0 * end], dim=1),
+        "target_mask": torch.cat([batch["target_mask"], (0 * end).bool()], dim=1),
+    }
+    stepless = {name: tensor[1:2] for name, tensor in batch.items()}
+    both = inspect_layers(model, [batch, stepless, padded])
+    for name, values in vars(alone).items():
+        np.testing.assert_allclose(getattr(both, name), np.concatenate([values, values]), atol=1e-9, err_msg=name)
+
+
+def test_own_text_is_the_greedy_one_up_to_its_end():
+    model = tiny_model()
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
+    input_ids, attention_mask = prompts(3)
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    free = generate(model, **given, strategy=FullDepth(), max_new_tokens=6).sequences
+    model.generation_config.eos_token_id = int(free[0, 5 + 2])  # the first row's third new token
+    model.generation_config.pad_token_id = 0
+    batch = own_text(model, given, 6)
+    first = free[0, 5:8].tolist().index(free[0, 7]) + 1
+    assert batch["target_mask"][0].sum() == first
+    for row in range(3):
+        new = int(batch["target_mask"][row].sum())
+        assert batch["target_mask"][row].tolist() == [5 <= p < 5 + new for p in range(len(batch["input_ids"][row]))]
+        assert batch["input_ids"][row, : 5 + new].tolist() == free[row, : 5 + new].tolist()
+    assert inspect_layers(model, [batch]).agreement[:, -1].sum() == batch["target_mask"].sum() - 3
+
+
+def test_text_without_a_decode_step_is_refused(tiny, batch):
+    batch["target_mask"] = torch.arange(10) >= torch.tensor([9, 10, 9])[:, None]
+    with pytest.raises(ValueError, match="no decode step"):
+        inspect_layers(tiny(), [batch])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of a tiny model, and its folder."""
+    folder = tmp_path_factory.mktemp("inspection") / "new"
+    return run_inspection(tiny_model(), [make_batch()], text="a text", output=folder, run={"seed": 1}), folder
+
+
+def test_figures_are_means_over_all_steps(report):
+    measured = inspect_layers(tiny_model(), [make_batch()])
+    layer = report[0]["layers"][2]
+    assert layer["layer"] == 2
+    assert layer["agreement"]["value"] == pytest.approx(measured.agreement[:, 2].sum() / 7)
+    increase = measured.dropped_loss[:, 2] - measured.loss
+    assert layer["dropped_loss"]["value"] == pytest.approx(increase.sum() / 7)
+    assert layer["dropped_loss"]["low"] == pytest.approx(min(increase / measured.steps))  # one example twice
+    saturated_at = [(LAYERS + 1) * steps - sum(row) for steps, row in zip([5, 2], measured.saturation, strict=True)]
+    assert report[0]["saturated_layers"]["value"] == pytest.approx(sum(saturated_at) / 7)
+    losses = [row["dropped_loss"]["value"] for row in report[0]["layers"]]
+    assert [losses[layer] for layer in report[0]["cheapest_first"]] == sorted(losses)
+
+
+def test_files_and_summary(report):
+    content, folder = report
+    assert sorted(path.name for path in folder.iterdir()) == ["inspect.json", "inspect.md", "inspect.png"]
+    assert json.loads((folder / "inspect.json").read_text()) == content
+    assert (content["examples"], content["decode_steps"], content["run"]) == (2, 7, {"seed": 1})
+    text = (folder / "inspect.md").read_text()
+    assert summary(content) in text
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == LAYERS + 2
+    cheapest = content["cheapest_first"][0]
+    assert f"Dropping layer {cheapest} costs least (" in summary(content)
+    assert f"An oracle exit would run {content['oracle_layers']['value']:.1f} [" in summary(content)
+    assert (folder / "inspect.png").read_bytes().startswith(b"\x89PNG")
+    assert not plt.get_fignums()
+
+
+def test_one_example_has_no_intervals(tiny, batch, tmp_path):
+    one = {name: tensor[:1] for name, tensor in batch.items()}
+    content = run_inspection(tiny(), [one], text="a text", output=tmp_path)
+    assert json.loads((tmp_path / "inspect.json").read_text())["oracle_layers"]["low"] is None
+    assert "nan" not in markdown(content)
+    assert "[" not in summary(content)
+    assert figures(inspect_layers(tiny(), [one]))["examples"] == 1

@@ -1,0 +1,134 @@
+"""Two processes give what one gives: texts, figures and one file in the order of the data."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hsdlab.cli.train import TrainCLI
+from tests.tiny_runs import options, read_records, run, without_costs
+from tests.two_processes import FITS, RUNS, run_all
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("processes")  # one worker runs the two processes once, for all tests here
+TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What all subcommands write, run in one process and in two; and what the two print."""
+    folder = tmp_path_factory.mktemp("processes")
+    tiny = options(folder)
+    shutil.copy(folder / "data" / "test.jsonl", folder / "data" / "train.jsonl")
+    validation = folder / "data" / "validation.jsonl"  # with a reference that the model meets: a quality to keep
+    validation.write_text(validation.read_text(encoding="utf-8").replace('"hell"', '"hell", "m"'), encoding="utf-8")
+    argv = sys.argv
+    sys.argv = ["evaluate.py"]
+    run_all(folder / "one", tiny)
+    sys.argv = argv
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.two_processes", str(folder / "two"), *tiny],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "one", folder / "two", done
+
+
+def written(folder):
+    """The files of a run; those of TensorBoard without the time and process in their names."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path.with_name("events") if path.name.startswith("events.") else path for path in files]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_files_are_those_of_one_process(name, folders):
+    one, two = (sorted(written(folder / name)) for folder in folders[:2])
+    assert one == two
+    for file in (path for path in one if path.suffix == ".jsonl"):
+        expected, records = (read_records(folder / name / file) for folder in folders[:2])
+        assert without_costs(records) == without_costs(expected)
+        if file.name != "scores.jsonl":  # of the search, which has no batches
+            assert [r["batch"]["number"] for r in records] == [r["batch"]["number"] for r in expected]
+
+
+@pytest.mark.parametrize("name", ["test", "sampled", "validate", "one_example"])
+def test_the_figures_are_those_of_one_process(name, folders):
+    one, two = (json.loads((folder / name / "metrics.json").read_text(encoding="utf-8")) for folder in folders[:2])
+    assert one.keys() == two.keys()
+    for figure in one:
+        if not figure.endswith(TIMES):
+            assert two[figure] == pytest.approx(one[figure], rel=1e-6, abs=1e-6), figure
+
+
+def test_the_comparison_is_that_of_one_process(folders):
+    one, two = (
+        json.loads((folder / "compare" / "comparison.json").read_text(encoding="utf-8")) for folder in folders[:2]
+    )
+    for expected, row in zip(one["strategies"], two["strategies"], strict=True):
+        for name in ("name", "examples", "quality", "output_tokens"):
+            assert row[name] == expected[name]
+        costs = {name: value for name, value in expected["cost"].items() if name not in TIMES}
+        assert {name: row["cost"][name] for name in costs} == pytest.approx(costs)
+
+
+def test_the_calibration_is_that_of_one_process(folders):
+    one, two = (
+        json.loads((folder / "calibrate" / "calibration.json").read_text(encoding="utf-8")) for folder in folders[:2]
+    )
+    assert two["chosen"] == one["chosen"]
+    for name in ("losses", "mean_loss", "p_value", "passed"):
+        assert [test[name] for test in two["tests"]] == [test[name] for test in one["tests"]]
+
+
+def test_the_tuning_is_that_of_one_process(folders):
+    one, two = (json.loads((folder / "tune" / "tuning.json").read_text(encoding="utf-8")) for folder in folders[:2])
+    assert two["chosen"] == one["chosen"]
+    assert two["settings"] == one["settings"]
+    decoded = [[each["decoded"] and each["decoded"]["scores"] for each in run["frontier"]] for run in (one, two)]
+    assert decoded[0] == decoded[1]
+    assert any(decoded[0])
+
+
+def test_only_the_first_process_prints(folders):
+    done = folders[2]
+    assert done.stdout.count("2 of 2 strategies finished") == 1
+    assert done.stdout.count("Strategy 1 of 2") == 1
+    assert done.stdout.count("Setting 1 of 1") == 1
+    assert "sync_dist=True" not in done.stderr  # Lightning's advice where figures are not those of all processes
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_training_with_two_processes_validates_as_one_does(name, folders, monkeypatch):
+    config, best = folders[1] / name / "config.yaml", folders[1] / name / "checkpoints" / "best.ckpt"
+    callbacks = torch.load(best, map_location="cpu", weights_only=True)["callbacks"]
+    loss = "val/loss" if "layerskip" in name else "val/skip_loss"
+    (score,) = (state["best_model_score"] for key, state in callbacks.items() if f"'{loss}'" in key)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["trainer"] |= {"devices": 1, "strategy": "auto"}
+    del settings["checkpoint_every"]
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    made = run(monkeypatch, "validate", f"--config={config}", f"--ckpt_path={best}", cli=TrainCLI)
+    assert made.trainer.callback_metrics[loss] == pytest.approx(float(score), rel=1e-6)
+
+
+def test_one_process_goes_on_with_what_two_have_left(folders, monkeypatch, capsys):
+    out = folders[1] / "test"
+    records = read_records(out / "predictions.jsonl")
+    for rank in (0, 1):  # as if the last batch, and the merge, had not come to be
+        share = [json.dumps(r) for r in records if r["batch"]["number"] % 2 == rank and r["batch"]["number"] < 2]
+        (out / f"predictions.rank{rank}.jsonl").write_text("".join(f"{line}\n" for line in share), encoding="utf-8")
+    (out / "predictions.jsonl").unlink()
+    run(monkeypatch, *RUNS["test"], *options(folders[0].parent), f"--output={out}")
+    assert "4 of 5 predictions are done" in capsys.readouterr().out
+    assert [path.name for path in out.glob("*.jsonl")] == ["predictions.jsonl"]
+    assert without_costs(read_records(out / "predictions.jsonl")) == without_costs(records)
