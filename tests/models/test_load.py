@@ -88,7 +88,7 @@ def test_an_adapter_is_merged(family, given, tmp_path):
 
 def test_an_adapter_remembers_an_embedded_base_by_its_name(tmp_path, monkeypatch):
     folder = save(tiny_llama(), tmp_path / "base")
-    monkeypatch.setattr("hsdlab.models.embedded_folder", {"embedded:tiny": folder}.__getitem__)
+    monkeypatch.setattr("hsdlab.models.load.embedded_folder", {"embedded:tiny": folder}.__getitem__)
     model, _ = load_model("embedded:tiny", device="cpu")
     adapted = save_adapter(model.name_or_path, model, tmp_path / "adapter", ["q_proj"])
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == (
