@@ -17,10 +17,10 @@ from hsdlab.decoding.cost import decode_cost
 from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
-from hsdlab.models.load import load_model
 from hsdlab.models.embedded import PREFIX, embedded_folder
-from hsdlab.records.layer_ranges import layer_ranges
+from hsdlab.models.load import load_model
 from hsdlab.records.example import Batch, ExampleRecord, batch_costs
+from hsdlab.records.layer_ranges import layer_ranges
 from hsdlab.records.predictions import Batches, PredictionFile, check_same_examples
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
@@ -201,7 +201,9 @@ class DecodeModule(LightningModule):
         """Count a batch of an earlier run in the corpus figures, and in the strategy's depth and speed."""
         check_same_examples(records, zip(batch["ids"], batch["sources"], batch["references"], strict=True))
         for name, metric in self.text_metrics().items():
-            metric.update_from_scores([record.bleu_statistics if name == "bleu" else record.scores for record in records])
+            metric.update_from_scores(
+                [record.bleu_statistics if name == "bleu" else record.scores for record in records]
+            )
         strategy: Any = self._run().strategy
         for cost in batch_costs(records):
             self._wall_s = max(self._wall_s, cost.wall_s)

@@ -99,6 +99,7 @@ class BenchResult(Document):
     """
 
     kind: ClassVar[str] = "bench"
+    oldest: ClassVar[int] = 1
     upgrade = staticmethod(version_1.bench)
 
     model: ModelInfo

@@ -57,7 +57,8 @@ class Measured:
     @classmethod
     def by(cls, run: RunInfo) -> Measured:
         """Return when and by which commit a run was made."""
-        return cls(run.date_utc, run.git and run.git.commit, run.git and run.git.dirty)
+        git = run.git
+        return cls(run.date_utc, None if git is None else git.commit, None if git is None else git.dirty)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Comparison(Document):
     """
 
     kind: ClassVar[str] = "comparison"
+    oldest: ClassVar[int] = 1
     upgrade = staticmethod(version_1.comparison)
 
     run: RunInfo

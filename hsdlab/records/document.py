@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -26,8 +26,6 @@ JsonObject = Mapping[str, JsonValue]
 """Settings of the user's, whose names and types are not ours: a configuration, the arguments of a class."""
 
 Record = TypeVar("Record")
-Upgrade = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
-"""Turns the content of an older file into what the present version would have written."""
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 for _type, _accepted in ((float, (int, float)), (int, (int,)), (str, (str,)), (bool, (bool,))):
@@ -59,11 +57,17 @@ def from_plain(content: Mapping[str, JsonValue], record: type[Record]) -> Record
 class Document:
     """A frozen dataclass that is written to a file of its own.
 
-    A subclass names its `kind`, and where the version before had such a file too, how to `upgrade` it.
+    A subclass names its `kind`, and the `oldest` schema version that it reads: if that is 1, it knows how to `upgrade`
+    the content of such a file.
     """
 
     kind: ClassVar[str]
-    upgrade: ClassVar[Upgrade | None] = None
+    oldest: ClassVar[int] = SCHEMA_VERSION
+
+    @staticmethod
+    def upgrade(content: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """Turn the content of a file of version 1 into what the present version would have written."""
+        return content
 
     def to_json(self) -> str:
         """Return the record as JSON text."""
@@ -107,16 +111,13 @@ class Document:
             raise RunError(f"{where}: expected a {cls.kind} as a JSON object, got {text[:80]!r}.") from error
         if kind != cls.kind:
             raise RunError(f"{where}: expected a {cls.kind}, got a {kind}.")
-        if version not in (1, SCHEMA_VERSION) or (version == 1 and cls.upgrade is None):
+        if version not in range(cls.oldest, SCHEMA_VERSION + 1):
             raise RunError(
-                f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads "
-                f"{'1 and ' if cls.upgrade else ''}{SCHEMA_VERSION}. Make it anew, or read it with the hsdlab that "
-                "wrote it."
+                f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads versions "
+                f"{cls.oldest} to {SCHEMA_VERSION}. Make it anew, or read it with the hsdlab that wrote it."
             )
         try:
-            if version == 1 and cls.upgrade is not None:
-                content = cls.upgrade(content)
-            return from_plain(content, cls)
+            return from_plain(cls.upgrade(content) if version == 1 else content, cls)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise RunError(f"{where}: expected a whole {cls.kind}; {error or type(error).__name__}.") from error
 

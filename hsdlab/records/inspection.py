@@ -53,6 +53,7 @@ class InspectionResult(Document):
     """
 
     kind: ClassVar[str] = "inspection"
+    oldest: ClassVar[int] = 1
     upgrade = staticmethod(version_1.inspection)
 
     model: ModelInfo

@@ -95,6 +95,7 @@ class RunInfo(Document):
     """
 
     kind: ClassVar[str] = "run"
+    oldest: ClassVar[int] = 1  # the same, without a version
 
     date_utc: str
     command: tuple[str, ...]
@@ -107,11 +108,6 @@ class RunInfo(Document):
     examples: str | None = None
     weights: str | None = None
     earlier: tuple[Session, ...] = field(default=())
-
-    @staticmethod
-    def upgrade(content: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """Read what the version before wrote: the same, without a version."""
-        return content
 
     @property
     def session(self) -> Session:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "strategies.", "first.", "t
 ABSENT = "nothing"
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.json"
 
 
 class RunFolder:
@@ -146,6 +148,20 @@ class RunFolder:
             for name in sorted({*old, *new})
             if old.get(name) != new.get(name) and not f"{name}.".startswith(free)
         ]
+
+
+def prediction_file(folder: Path, name: str | None = None, number: int | None = None) -> Path:
+    """Return the file of predictions that a run writes into its folder.
+
+    Args:
+        folder: Of the run.
+        name: Of the strategy, where a run decodes under several; None for the file of a run of one.
+        number: Its place, from 1 on, where the order is known beforehand.
+    """
+    if name is None:
+        return folder / "predictions.jsonl"
+    plain = re.sub(r"[^\w.=-]+", "_", name).strip("_")  # what a file name should not have
+    return folder / "predictions" / f"{'' if number is None else f'{number:02}_'}{plain}.jsonl"
 
 
 def write_config(folder: Path, config: Mapping[str, Any], command: str) -> None:

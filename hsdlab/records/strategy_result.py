@@ -44,6 +44,10 @@ class StrategyResult(Document):
         """The strategy's class without its module."""
         return self.strategy.class_name
 
+    def figures(self) -> dict[str, float]:
+        """Return the scores and the figures of the cost."""
+        return {**self.scores, **self.cost.figures()}
+
     def without_examples(self) -> StrategyResult:
         """Return the same without its examples, which have a file of their own."""
         return replace(self, examples=())

@@ -77,6 +77,7 @@ class TuningResult(Document):
     """
 
     kind: ClassVar[str] = "tuning"
+    oldest: ClassVar[int] = 1
     upgrade = staticmethod(version_1.tuning)
 
     run: RunInfo
