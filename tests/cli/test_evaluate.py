@@ -403,6 +403,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         "metrics.json",
         "notes.txt",
         "predictions.jsonl",
+        "result.json",
         "run.json",
     ]
 
