@@ -70,7 +70,7 @@ class SubcommandCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         known = self.subcommands()
         named = {name: skipped for name, skipped in known.items() if name in self._words} or known
-        vars(self)["subcommands"] = lambda: named
+        self.__dict__["subcommands"] = lambda: named
         super()._add_subcommands(parser, **kwargs)
 
 
