@@ -67,7 +67,7 @@ def _assert_equals_replay(model, seen, tolerance):
     torch.testing.assert_close(got / scale, expected[:, laws.PROMPT_TOKENS - 1 : -1] / scale, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("family_model", "law", "strategy", "mode"), cells(), ids=ids, indirect=["family_model"])
+@pytest.mark.parametrize(("family_model", "law", "strategy", "mode"), list(cells()), ids=ids, indirect=["family_model"])
 def test_laws_2_to_7(family_model, decodes, law, strategy, mode):
     law(family_model, strategy, mode, decodes)
 
