@@ -37,6 +37,8 @@ from hsdlab.strategies import SkipStrategy
 RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
 ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
 """The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
+UNDER_ONE_STRATEGY = ("validate", "test", "predict")
+"""The subcommands that decode under the one strategy of `--skip`."""
 
 
 DESCRIPTION = (
@@ -93,7 +95,7 @@ class EvaluateCLI(SubcommandCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if "strategies" not in self._subcommand_method_arguments[subcommand] and subcommand != "inspect":
+        if subcommand in UNDER_ONE_STRATEGY:
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})

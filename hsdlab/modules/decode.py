@@ -19,6 +19,7 @@ from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
 from hsdlab.models.embedded import PREFIX, embedded_folder
 from hsdlab.models.load import load_model
+from hsdlab.records.document import to_plain
 from hsdlab.records.example import Batch, ExampleRecord, batch_costs
 from hsdlab.records.layer_ranges import layer_ranges
 from hsdlab.records.predictions import Batches, PredictionFile, check_same_examples
@@ -106,9 +107,14 @@ class DecodeModule(LightningModule):
         """Decode, score and write a batch of `hsdlab.data`."""
         self._step(batch, batch_index)
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[ExampleRecord]:
-        """Decode, score and write a batch of `hsdlab.data`; return a record for each of its examples."""
-        return self._step(batch, batch_index)
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[dict[str, Any]]:
+        """Decode, score and write a batch of `hsdlab.data`.
+
+        Returns:
+            What the prediction file holds of each example: Lightning moves results between devices, which it cannot do
+            with frozen records.
+        """
+        return [to_plain(record) for record in self._step(batch, batch_index)]
 
     def _start(self) -> None:
         """Forget what an earlier run scored; forget what it wrote, or go on with it."""
