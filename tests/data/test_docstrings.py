@@ -54,7 +54,6 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.mark.slow
 def test_the_installed_packages_give_enough_in_80_10_10(splits):
     sizes = {split: len(examples) for split, examples in splits.items()}
     assert sum(sizes.values()) > 2500
