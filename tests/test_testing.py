@@ -38,7 +38,7 @@ class Local:
         (OracleExit(), {"law_2_never_skip", "law_3_replay", "law_4_trace", "law_9_knob"}),
         (Local.strategy(), {"law_8_config"}),
     ],
-    ids=repr,
+    ids=lambda value: "without " + ", ".join(sorted(value)) if isinstance(value, set) else repr(value),
 )
 def test_accepts_good_strategies_and_says_what_it_did_not_check(strategy, without):
     report = check_strategy(strategy, tiny_model(num_layers=4))
