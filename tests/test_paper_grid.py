@@ -99,6 +99,7 @@ def settings_of_the_tables():
     return [repr(strategy) for strategy in (FullDepth(), *calm, *(strategy for strategy, _ in PUBLISHED))]
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_grid_runs(tiny_world, tmp_path, monkeypatch):
     size = ["--data.limit=1", "--model.max_new_tokens=6", "--model.num_beams=2"]
     compare(monkeypatch, "opt_1.3b", "e2e_nlg", tmp_path / "run", *size)

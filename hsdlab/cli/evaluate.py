@@ -10,12 +10,12 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import EvaluateParser, dropping_arguments_of_other_classes
+from hsdlab.cli.parser import EvaluateParser, SubcommandCLI, dropping_arguments_of_other_classes
 from hsdlab.cli.report import REPORT, report_command
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.data.base import Split
@@ -47,7 +47,7 @@ DESCRIPTION = (
 )
 
 
-class EvaluateCLI(LightningCLI):
+class EvaluateCLI(SubcommandCLI):
     """LightningCLI for decoding: validate, test, predict, compare, calibrate, tune, bench, inspect.
 
     Args:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, _typehints
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
@@ -54,6 +54,24 @@ class EvaluateParser(LightningArgumentParser):
             )
         sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
         sys.exit(2)
+
+
+class SubcommandCLI(LightningCLI):
+    """LightningCLI that builds the parser of the subcommand that the command line names, and no other.
+
+    Each subcommand has all options of the Trainer, so that all parsers together take longer than most tests. Where no
+    subcommand is named (``--help``, a misspelled one), all are built.
+    """
+
+    def __init__(self, *positional: Any, args: Sequence[str] | None = None, **options: Any) -> None:
+        self._words = sys.argv[1:] if args is None else args
+        super().__init__(*positional, args=args, **options)
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        known = self.subcommands()
+        named = {name: skipped for name, skipped in known.items() if name in self._words} or known
+        self.__dict__["subcommands"] = lambda: named
+        super()._add_subcommands(parser, **kwargs)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hsdlab.cli.evaluate import check_precision, resolved_config
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import EvaluateParser, dropping_arguments_of_other_classes
+from hsdlab.cli.parser import EvaluateParser, SubcommandCLI, dropping_arguments_of_other_classes
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
@@ -100,7 +100,7 @@ MODULES: dict[str, Any] = {
 """What each subcommand makes its `model` with."""
 
 
-class TrainCLI(LightningCLI):
+class TrainCLI(SubcommandCLI):
     """LightningCLI for training: fit, validate, fit_exit_classifier.
 
     `fit` writes into --output: config.yaml (runs again as it is), run.json (what it was made with), checkpoints/

@@ -114,6 +114,7 @@ def logged_losses(folder):
     return losses
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_path):
     options = [*options, "--model.lora.rank=4", "--model.lora.dropout=0.1", "--trainer.max_epochs=3"]
     whole = [*options, f"--output={tmp_path / 'whole'}"]

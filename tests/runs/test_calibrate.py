@@ -155,6 +155,7 @@ def test_too_few_examples_are_warned_of(calibrate):
     assert "With 5 examples none could pass: 14 are needed" in guarantee(report)
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_ends_as_if_nothing_had_happened(tiny, tmp_path, monkeypatch, capsys):
     slow = "{class_path: tests.runs.test_resume.Slow, init_args: {layers: %d}}"
     args = ["calibrate", *tiny, f"--strategies=[{slow % 3}, {slow % 2}, {slow % 1}]", "--tolerance=0.2"]

@@ -121,6 +121,7 @@ def decoded(monkeypatch):
     return numbers
 
 
+@pytest.mark.slow
 def test_compare_killed_twice_and_interrupted_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, capsys):
     args = ["compare", *options(tmp_path), "--data.batch_size=1", "--model.num_beams=1"]
     args += ["--model.generate_kwargs={do_sample: true, temperature: 3.0}"]
