@@ -8,7 +8,7 @@ A cell that was not measured is a dash.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from docs import results_data

@@ -134,10 +134,10 @@ class ExitClassifierModule(LightningModule):
         count = reliability["count"].sum(dim=1)
         positives = (reliability["rate"].nan_to_num(0.0) * reliability["count"]).sum(dim=1)
         both = (positives > 0) & (positives < count)  # without both kinds of cases there is no order to get right
-        auroc = self.layer_metrics["auroc"].compute().double()  # type: ignore[operator]
+        auroc = self.layer_metrics["auroc"].compute().to(count.device).double()  # type: ignore[operator]
         self.quality = {
             "agreement": positives / count,
-            "f1": self.layer_metrics["f1"].compute().double(),  # type: ignore[operator]
+            "f1": self.layer_metrics["f1"].compute().to(count.device).double(),  # type: ignore[operator]
             "auroc": auroc.where(both, torch.nan),
             **reliability,
         }
