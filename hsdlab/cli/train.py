@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,6 +21,7 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
+from hsdlab.modules.lora import LoRA
 from hsdlab.records.run_folder import write_config, write_json
 from hsdlab.reporting import run_provenance
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
@@ -115,6 +117,7 @@ class TrainCLI(LightningCLI):
     trainer_defaults: dict[str, Any]
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
+        set_parsing_settings(subclasses_disabled=[LoRA])  # its options themselves, as configs have them
         super().__init__(
             load_finetune_module,
             GenerationDataModule,

@@ -156,7 +156,7 @@ class ExitClassifierModule(LightningModule):
             weight_decay=0.0,
             steps=self.trainer.estimated_stepping_batches,
             warmup=0.0,
-            decay="linear",
+            schedule="linear",
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
