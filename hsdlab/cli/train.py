@@ -195,6 +195,7 @@ class TrainCLI(LightningCLI):
             skip = self.config_init[self.subcommand].skip
             with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
+            self.model.check_callbacks(self.trainer.callbacks)
         if self.subcommand == "validate" or rank_zero_only.rank != 0:
             return
         config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])

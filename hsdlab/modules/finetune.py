@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
+from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
 from hsdlab.modules.lora import LoRA, add_lora, described
 from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
@@ -58,7 +59,7 @@ class FinetuneModule(LightningModule):
             divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.
         seed: Of the draws and of dropout.
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
-            one, and log val/rouge1 … val/bleu4; 0 for never.
+            one, and log val/rouge1 … val/bleu4; 0 for never, and then a strategy that skips is refused.
         generate_batches: How many batches to decode then, per process.
         deep_supervision: Train every layer's output to predict the next token; train/loss is then a weighted mean over
             the layers, val/loss the last one's as ever. By default only the last layer is supervised.
@@ -67,7 +68,8 @@ class FinetuneModule(LightningModule):
 
     Raises:
         UserError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
-            with, or a tokenizer whose end of sequence does not end `model.generate`.
+            with, or a tokenizer whose end of sequence does not end `model.generate`. In a Trainer: a strategy with
+            nothing to act on.
 
     Example::
 
@@ -307,8 +309,18 @@ class FinetuneModule(LightningModule):
 
     # Checkpoints and export ----------------------------------------------------------------------------------
 
+    def check_callbacks(self, callbacks: Iterable[Callback]) -> None:
+        """Refuse a skip strategy that would have nothing to act on.
+
+        Raises:
+            UserError: If the module never decodes.
+        """
+        if not self.generate_every:
+            refuse_idle_strategies(callbacks, self.model, self.max_new_tokens)
+
     def setup(self, stage: str) -> None:
-        """Note what a checkpoint has to have in common with this run."""
+        """Check the Trainer's strategy; note what a checkpoint has to have in common with this run."""
+        self.check_callbacks(self.trainer.callbacks)
         self._identity = self._model_identity()
         if stage == "fit":
             self._identity |= {

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 import warnings
 from typing import get_args
 
@@ -14,7 +15,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hsdlab import HSD, FullDepth, SkipDecode, load_model
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.modules import FinetuneModule, LoRA
 from hsdlab.modules.lora import described
@@ -233,6 +234,21 @@ def test_generation_in_validation_is_under_the_trainers_strategy():
     (logged,) = trainer().validate(tested, datamodule=Toy(), verbose=False)
     assert {"val/loss", "val/rouge1", "val/bleu4"} <= logged.keys()
     assert "val/average_layers" not in logged
+
+
+@pytest.mark.parametrize("strategy", [HSD(1, 0, 1), CALM(0.5)], ids=repr)
+@pytest.mark.parametrize("run", ["fit", "validate"])
+def test_a_strategy_with_nothing_to_act_on_is_refused(strategy, run):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(repr(strategy))} \(--skip\) would have no effect: .*skip_strategies"
+    ):
+        getattr(trainer(strategy), run)(module(), datamodule=Toy())
+
+
+@pytest.mark.parametrize("strategy", [FullDepth(), HSD(0), SkipDecode(None, None)], ids=repr)
+def test_full_depth_has_no_effect_anywhere_and_may_stay(strategy):
+    (logged,) = trainer(strategy).validate(module(), datamodule=Toy(), verbose=False)
+    assert logged["val/loss"] > 0
 
 
 def test_bfloat16_autocast_works_with_skipping():
