@@ -49,7 +49,7 @@ def publish(run: Path, folder: Path) -> None:
     }
     megabytes = sum(weight.nbytes for weight in weights.values()) / 1e6
     if megabytes > LARGEST_MB:
-        raise ValueError(f"{run} has an adapter of {megabytes:.1f} MB; expected at most {LARGEST_MB}: lower lora.rank.")
+        raise ValueError(f"{run} has an adapter of {megabytes:.1f} MB; expected at most {LARGEST_MB}: lower lora.r.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from docs.markers import filled
 from hsdlab import HSD, ScheduledStrategy, SkipDecode
+from hsdlab.reporting.markdown import markdown_table
 from tests.strategies.test_paper_tables import COLUMNS, PUBLISHED
 
 PAGE = Path(__file__).with_name("reconstruction.md")
@@ -38,8 +39,7 @@ def average(strategy: ScheduledStrategy, num_layers: int, max_steps: int) -> flo
 def table() -> str:
     """Published and computed averages, every setting × every column."""
     heads = [f"{DATA_SETS[data]}, {model}" for data, _, model, _ in COLUMNS]
-    lines = [["Setting", *heads], ["---", *("---:" for _ in heads)]]
-    differences, beyond_rounding = [], 0
+    rows, differences, beyond_rounding = [], [], 0
     for strategy, figures in PUBLISHED:
         cells = []
         for (_, max_steps, _, num_layers), published in zip(COLUMNS, figures, strict=True):
@@ -47,13 +47,13 @@ def table() -> str:
             differences.append(abs(computed - published))
             beyond_rounding += differences[-1] > 0.005 + 1e-9
             cells.append(f"{published:.2f} / {computed:.3f}")
-        lines.append([f"`{setting(strategy)}`", *cells])
+        rows.append([f"`{setting(strategy)}`", *cells])
     summary = (
         f"{len(differences)} cells; largest difference {max(differences):.4f} layers, mean "
         f"{sum(differences) / len(differences):.4f}; {beyond_rounding} differ by more than the rounding of the "
         "published figures to two decimals explains (0.005)."
     )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{summary}"
+    return markdown_table(["Setting", *heads], rows) + f"\n\n{summary}"
 
 
 def other_readings() -> str:
@@ -68,7 +68,7 @@ def other_readings() -> str:
         ("first decode step is t = 1", lambda s, n, t: _average(s, n, t, steps=range(1, t))),
         ("the prompt pass counted as a step", lambda s, n, t: (_average(s, n, t) * (t - 1) + n) / t),
     ]
-    lines = ["| Reading | Cells within 0.015 | Largest difference, layers |", "| --- | ---: | ---: |"]
+    rows = []
     for name, reading in readings:
         differences = [
             abs(reading(strategy, num_layers, max_steps) - published)
@@ -76,13 +76,13 @@ def other_readings() -> str:
             for (_, max_steps, _, num_layers), published in zip(COLUMNS, figures, strict=True)
         ]
         within = sum(difference <= TOLERANCE for difference in differences)
-        lines.append(f"| {name} | {within} of {len(differences)} | {max(differences):.3f} |")
-    return "\n".join(lines)
+        rows.append([name, f"{within} of {len(differences)}", f"{max(differences):.3f}"])
+    return markdown_table(["Reading", "Cells within 0.015", "Largest difference, layers"], rows)
 
 
 def lengths() -> str:
     """Which T fit all cells of a data set, of 10 to 250."""
-    lines = ["| Data set | T used | T from 10 to 250 that fit all 16 cells |", "| --- | ---: | --- |"]
+    rows = []
     for data, name in DATA_SETS.items():
         columns = [i for i, column in enumerate(COLUMNS) if column[0] == data]
         fitting = [
@@ -95,13 +95,14 @@ def lengths() -> str:
             )
         ]
         found = str(*fitting) if len(fitting) == 1 else f"{len(fitting)}, from {fitting[0]} to {fitting[-1]}"
-        lines.append(f"| {name} | {COLUMNS[columns[0]][1]} | {found} |")
-    return "\n".join(lines)
+        rows.append([name, str(COLUMNS[columns[0]][1]), found])
+    header = ["Data set", "T used", "T from 10 to 250 that fit all 16 cells"]
+    return markdown_table(header, rows, align=["left", "right", "left"])
 
 
 def other_settings() -> str:
     """Which settings, of all that were tried, fit all ten columns of a row."""
-    lines = ["| Row | Settings tried | Settings that fit all ten columns |", "| --- | ---: | --- |"]
+    rows = []
     for strategy, figures in PUBLISHED:
         hsd = isinstance(strategy, HSD)
         bottoms = _hierarchies() if hsd else _warm_ups()
@@ -112,8 +113,9 @@ def other_settings() -> str:
             for low, high in budgets
             if _fits(bottom, low, high, figures)
         ]
-        lines.append(f"| `{setting(strategy)}` | {len(bottoms) * len(budgets):,} | {'; '.join(fitting)} |")
-    return "\n".join(lines)
+        rows.append([f"`{setting(strategy)}`", f"{len(bottoms) * len(budgets):,}", "; ".join(fitting)])
+    header = ["Row", "Settings tried", "Settings that fit all ten columns"]
+    return markdown_table(header, rows, align=["left", "right", "left"])
 
 
 def _hierarchies() -> dict[str, Bottom]:

@@ -8,7 +8,7 @@ A cell that was not measured is a dash.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from docs import results_data
@@ -17,6 +17,7 @@ from docs.results_figure import Point, results_figure
 from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS
 from hsdlab.records.files import replace_figure
+from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.tables import METRIC_LABELS
 
 PAGE = results_data.ROOT / "docs/results.md"
@@ -28,12 +29,6 @@ DASH = "–"
 
 def _commit(measured: Mapping[str, Any]) -> str:
     return (measured["commit"] or "outside git")[:10] + (" with uncommitted changes" if measured["dirty"] else "")
-
-
-def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column is text, the others numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def estimate(figure: Mapping[str, float | None] | None, digits: int, unit: str = "") -> str:
@@ -61,7 +56,7 @@ def quality_table(found: Mapping[str, Cell], timed: Mapping[str, dict[str, Any]]
         if timed is not None:
             row.append(step_time(timed.get(cell.name)))
         rows.append(row)
-    return pipes(header, rows)
+    return markdown_table(header, rows)
 
 
 def step_time(side: Mapping[str, Any] | None) -> str:
@@ -132,7 +127,7 @@ def tuned(data: str) -> str:
         decoded=sum(setting["decoded"] is not None for setting in tuning["frontier"]),
         kept=f"{kept:g} % of {metric}",
     )
-    return text.strip() + "\n\n" + pipes(header, rows)
+    return text.strip() + "\n\n" + markdown_table(header, rows)
 
 
 def published_table(data: str) -> str:
@@ -149,7 +144,7 @@ def published_table(data: str) -> str:
             row.append(DASH if cell is None else " · ".join(f"{n:.0f}" for n in (cell.percent_of_layers, *shares)))
         rows.append(row)
     header = ["Strategy", "GPT-2, published", "Phi-2, published", *(f"Ours, {how}" for how in MODELS.values())]
-    return pipes(header, rows)
+    return markdown_table(header, rows)
 
 
 def trained(data: str) -> str:
@@ -253,7 +248,7 @@ def page() -> str:
         parts += [
             "## How far it came",
             GOALS.strip(),
-            pipes(header, reached),
+            markdown_table(header, reached),
         ]
     for data, title in SETS.items():
         parts += [f"## {title}", trained(data)]

@@ -17,6 +17,8 @@ from typing import Any
 
 from markers import filled
 
+from hsdlab.reporting.markdown import markdown_table
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs/demo_pareto.png"
@@ -50,9 +52,7 @@ def demo(aware: dict[str, Any], plain: dict[str, Any]) -> str:
     sides = [[(row["name"], row["examples"]) for row in side] for side in (rows, others)]
     if sides[0] != sides[1]:
         raise ValueError(f"expected the same strategies and examples on both sides, got {sides[0]} and {sides[1]}")
-    table = [HEADER, ("---", *("---:" for _ in HEADER[1:]))]
-    table += [_cells(row, other) for row, other in zip(rows, others, strict=True)]
-    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    table = markdown_table(HEADER, [_cells(row, other) for row, other in zip(rows, others, strict=True)])
     notes = [
         f"{rows[0]['examples']} examples; in brackets 95 % bootstrap intervals over them. Both models had equally many "
         "training steps. Layers and times are those of the model trained to skip.",
@@ -60,7 +60,7 @@ def demo(aware: dict[str, Any], plain: dict[str, Any]) -> str:
         provenance(aware["run"]),
     ]
     picture = f"![Quality against layers and against time]({PICTURE.relative_to(ROOT).as_posix()})"
-    return "\n\n".join(["\n".join(lines), picture, "\n".join(f"- {note}" for note in notes)])
+    return "\n\n".join([table, picture, "\n".join(f"- {note}" for note in notes)])
 
 
 def _cells(row: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS, embedded_folder
 from hsdlab.reporting import Comparison, StrategyResult, TuningReport
 from hsdlab.tuning import Goal, Setting
+from tests.markdown_tables import unpadded
 from tests.tiny_runs import ParseOnly, run
 
 RUN = {
@@ -76,7 +77,7 @@ def measured(tmp_path, monkeypatch):
 
 def lines_of(page, heading):
     """The lines of the table under a heading, without those of its head."""
-    _, _, rest = page.partition(f"{heading}\n")
+    _, _, rest = unpadded(page).partition(f"{heading}\n")
     return [line for line in rest.split("\n## ")[0].split("\n### ")[0].splitlines() if line.startswith("|")][2:]
 
 

@@ -35,9 +35,9 @@ LAYERSKIP = (
 )
 FITS = {  # a layer that the drawn strategy skips in the whole text must not be without gradient in any process
     "fit_whole": (SKIP_AWARE, "--data.limit=1", "--model.generate_every=1"),  # one process validates nothing
-    "fit_lora": (SKIP_AWARE, "--model.lora.rank=4", "--model.skip_draws=example", "--model.distillation=0.5"),
+    "fit_lora": (SKIP_AWARE, "--model.lora.r=4", "--model.skip_draws=example", "--model.distillation=0.5"),
     "fit_layerskip": LAYERSKIP,  # most batches leave a layer out that the other process's batch uses, or both do
-    "fit_layerskip_lora": (*LAYERSKIP, "--model.lora.rank=4"),
+    "fit_layerskip_lora": (*LAYERSKIP, "--model.lora.r=4"),
 }
 
 

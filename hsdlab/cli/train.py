@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -21,6 +22,7 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
+from hsdlab.modules.lora import LoRA
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import RUN_FILE, write_config
@@ -117,6 +119,7 @@ class TrainCLI(SubcommandCLI):
     trainer_defaults: dict[str, Any]
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
+        set_parsing_settings(subclasses_disabled=[LoRA])  # its options themselves, as configs have them
         super().__init__(
             load_finetune_module,
             GenerationDataModule,
@@ -194,6 +197,7 @@ class TrainCLI(SubcommandCLI):
             skip = self.config_init[self.subcommand].skip
             with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
+            self.model.check_callbacks(self.trainer.callbacks)
         if self.subcommand == "validate" or rank_zero_only.rank != 0:
             return
         config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])

@@ -1,8 +1,8 @@
 """Where a decoder-only transformers model keeps its layers, final norm and head.
 
 The only file that touches attribute paths of transformers models. Seven families are listed and proven by the
-tests; any other decoder-only model is probed by structure and then has to agree with itself numerically
-(:mod:`hsdlab.decoding.probe`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
+tests; any other decoder-only model is read by its structure and then has to agree with itself numerically
+(:mod:`hsdlab.decoding.semantics`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class DecoderParts:
         after_layers: Modules between the last layer and the head.
         head: Hidden state to vocabulary logits.
         queries: The query projection of each layer; None where it is fused with keys and values.
-        proven: Whether the family is in ``FAMILIES``; others are probed before use.
+        proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
 
     model: PreTrainedModel

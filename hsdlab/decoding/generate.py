@@ -19,7 +19,7 @@ from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
-from hsdlab.decoding.probe import check_model
+from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
@@ -126,7 +126,7 @@ def applied(
     strategy.check_model(parts)
     Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
     if not parts.proven:
-        check_model(parts)
+        check_semantics(parts)
     run = AppliedRun(strategy, max_new_tokens, on_decode)
     attributes = vars(parts.model)
     own = {"generate": attributes["generate"]} if "generate" in attributes else {}

@@ -14,13 +14,15 @@ from hsdlab.errors import UserError
 class SumMetric(Metric):
     """A metric whose states are sums, so that uneven shares over processes are exact.
 
-    Two traps of torchmetrics 1.9 are closed here for all metrics:
+    Three traps of torchmetrics 1.9 are closed here for all metrics:
 
     - A state is replaced, never changed in place. Under ``ddp_spawn`` on the CPU the first states are memory
       shared between the processes, and an in-place ``+=`` would be counted once per process.
     - The states keep their dtype when the module that holds the metric is cast.
       ``module.to(torch.bfloat16)``, which Lightning calls for ``precision="bf16-true"``, would otherwise make
       every sum a bfloat16.
+    - A state stays where it is when the module moves to a device without float64 (Apple's MPS, whose ``to`` raises a
+      TypeError). Amounts from that device are moved to the state.
     """
 
     full_state_update = False
@@ -29,13 +31,19 @@ class SumMetric(Metric):
     def _add(self, **amounts: Tensor | float) -> None:
         """Add each amount to the state of that name."""
         for name, amount in amounts.items():
-            setattr(self, name, getattr(self, name) + amount)
+            state: Tensor = getattr(self, name)
+            setattr(self, name, state + (amount.to(state.device) if isinstance(amount, Tensor) else amount))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
-        """Move the states to where ``fn`` puts them, but keep their dtype."""
+        """Move the states to where ``fn`` puts them, if they can be there, but keep their dtype."""
 
         def move_only(tensor: Tensor) -> Tensor:
-            return tensor.to(fn(tensor).device)
+            try:
+                return tensor.to(fn(tensor).device)
+            except TypeError:
+                if tensor.dtype != torch.float64:
+                    raise
+                return tensor  # float32 would count whole numbers up to 2 ** 24 only
 
         return super()._apply(move_only, exclude_state)
 
@@ -130,7 +138,7 @@ class TextMetric(SumMetric):
     def _add_scores(self, scores: list[Any]) -> None:
         rows = torch.tensor([self._row(score) for score in scores], dtype=self.sums.dtype)
         rows = rows.reshape(len(scores), len(self.sums))  # (examples, numbers), also for no example
-        self._add(sums=rows.sum(dim=0).to(self.sums.device), examples=len(scores))
+        self._add(sums=rows.sum(dim=0), examples=len(scores))
 
 
 class MeanScore(TextMetric):

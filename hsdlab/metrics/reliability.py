@@ -40,7 +40,8 @@ class Reliability(SumMetric):
             confidences: [cases, classifiers], 0 to 1: how sure each classifier is of "yes".
             positive: BoolTensor [cases, classifiers], whether "yes" is right.
         """
-        confidences = confidences.double()
+        device = self.count.device  # not the module's, where that has no float64
+        confidences, positive = confidences.to(device).double(), positive.to(device)
         place = (confidences * self.bins).long().clamp(0, self.bins - 1)  # (cases, classifiers)
         in_bin = torch.nn.functional.one_hot(place, self.bins).double()  # (cases, classifiers, bins)
         self._add(

@@ -3,9 +3,14 @@
 import os
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def cache_folder() -> Path:
-    """The folder for embedded models and data: $HSDLAB_CACHE, or hsdlab in the user's cache folder."""
+    """The folder for embedded models and data: $HSDLAB_CACHE, or the user's cache folder of the system.
+
+    On Linux that is $XDG_CACHE_HOME/hsdlab, by default ~/.cache/hsdlab.
+    """
     if os.environ.get("HSDLAB_CACHE"):
         return Path(os.environ["HSDLAB_CACHE"]).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsdlab"
+    return user_cache_path("hsdlab", appauthor=False)

@@ -166,6 +166,6 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         numbers = weight.detach().flatten()
-        numbers = numbers[:: max(1, len(numbers) // 64)].double().cpu()
+        numbers = numbers[:: max(1, len(numbers) // 64)].cpu().double()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -134,10 +134,10 @@ class ExitClassifierModule(LightningModule):
         count = reliability["count"].sum(dim=1)
         positives = (reliability["rate"].nan_to_num(0.0) * reliability["count"]).sum(dim=1)
         both = (positives > 0) & (positives < count)  # without both kinds of cases there is no order to get right
-        auroc = self.layer_metrics["auroc"].compute().double()  # type: ignore[operator]
+        auroc = self.layer_metrics["auroc"].compute().to(count.device).double()  # type: ignore[operator]
         self.quality = {
             "agreement": positives / count,
-            "f1": self.layer_metrics["f1"].compute().double(),  # type: ignore[operator]
+            "f1": self.layer_metrics["f1"].compute().to(count.device).double(),  # type: ignore[operator]
             "auroc": auroc.where(both, torch.nan),
             **reliability,
         }
@@ -156,7 +156,7 @@ class ExitClassifierModule(LightningModule):
             weight_decay=0.0,
             steps=self.trainer.estimated_stepping_batches,
             warmup=0.0,
-            decay="linear",
+            schedule="linear",
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +19,11 @@ from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
+from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
-from hsdlab.modules.lora import LoRA, add_lora
+from hsdlab.modules.lora import LoRA, add_lora, described
 from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
-from hsdlab.modules.optimizer import Decay, adamw
+from hsdlab.modules.optimizer import LearningRateSchedule, adamw
 from hsdlab.modules.skip_aware import SkipMixture
 
 Draws = Literal["batch", "example"]
@@ -44,11 +45,12 @@ class FinetuneModule(LightningModule):
         model: A decoder-only transformers model.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; T of the strategies' schedules.
-        lora: Train LoRA's matrices; by default all weights are trained.
+        lora: Train LoRA's matrices, with any option of `peft.LoraConfig`; by default all weights are trained.
         learning_rate: Of AdamW, at its peak; 5e-5 as in the HSD paper.
         weight_decay: Of AdamW, for matrices; 0.01 is torch's default. Norms and biases have none.
-        warmup: Share of the steps in which the learning rate rises.
-        decay: How it falls to 0 after them.
+        warmup: Share of the steps in which the learning rate rises from 0.
+        learning_rate_schedule: What it does after them, by the names of `transformers.get_scheduler`; linear, the
+            default, and cosine fall to 0.
         skip_strategies: Strategies with layers known before a step, full depth among them if it is to stay good.
         skip_weights: How often each is drawn, in proportion to their sum; by default all equally often.
         final_skip_weights: Weights at the end: the draws move there in a straight line. By default they stay.
@@ -57,7 +59,7 @@ class FinetuneModule(LightningModule):
             divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.
         seed: Of the draws and of dropout.
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
-            one, and log val/rouge1 … val/bleu4; 0 for never.
+            one, and log val/rouge1 … val/bleu4; 0 for never, and then a strategy that skips is refused.
         generate_batches: How many batches to decode then, per process.
         deep_supervision: Train every layer's output to predict the next token; train/loss is then a weighted mean over
             the layers, val/loss the last one's as ever. By default only the last layer is supervised.
@@ -66,7 +68,8 @@ class FinetuneModule(LightningModule):
 
     Raises:
         UserError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
-            with, or a tokenizer whose end of sequence does not end `model.generate`.
+            with, or a tokenizer whose end of sequence does not end `model.generate`. In a Trainer: a strategy with
+            nothing to act on.
 
     Example::
 
@@ -87,7 +90,7 @@ class FinetuneModule(LightningModule):
         learning_rate: float = 5e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
-        decay: Decay = "linear",
+        learning_rate_schedule: LearningRateSchedule = "linear",
         skip_strategies: Sequence[Strategy] = (),
         skip_weights: Sequence[float] | None = None,
         final_skip_weights: Sequence[float] | None = None,
@@ -105,7 +108,11 @@ class FinetuneModule(LightningModule):
         _check(learning_rate > 0, f"learning_rate={learning_rate}: expected more than 0.")
         _check(weight_decay >= 0, f"weight_decay={weight_decay}: expected 0 or more.")
         _check(0 <= warmup <= 1, f"warmup={warmup}: expected a share of the steps, 0 to 1.")
-        _check(decay in ("linear", "cosine"), f"decay={decay!r}: expected linear or cosine.")
+        _check(
+            learning_rate_schedule in get_args(LearningRateSchedule),
+            f"learning_rate_schedule={learning_rate_schedule!r}: expected one of "
+            f"{', '.join(get_args(LearningRateSchedule))}.",
+        )
         _check(generate_every >= 0, f"generate_every={generate_every}: expected 0 (never) or more.")
         _check(generate_batches >= 1, f"generate_batches={generate_batches}: expected 1 or more.")
         _check(skip_draws in ("batch", "example"), f"skip_draws={skip_draws!r}: expected batch or example.")
@@ -130,7 +137,7 @@ class FinetuneModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
-        self.decay: Decay = decay
+        self.learning_rate_schedule: LearningRateSchedule = learning_rate_schedule
         self.skip_draws: Draws = skip_draws
         self.distillation = distillation
         self.seed = seed
@@ -245,7 +252,7 @@ class FinetuneModule(LightningModule):
             weight_decay=self.weight_decay,
             steps=self.trainer.estimated_stepping_batches,
             warmup=self.warmup,
-            decay=self.decay,
+            schedule=self.learning_rate_schedule,
         )
 
     # Validation ----------------------------------------------------------------------------------------------
@@ -302,15 +309,25 @@ class FinetuneModule(LightningModule):
 
     # Checkpoints and export ----------------------------------------------------------------------------------
 
+    def check_callbacks(self, callbacks: Iterable[Callback]) -> None:
+        """Refuse a skip strategy that would have nothing to act on.
+
+        Raises:
+            UserError: If the module never decodes.
+        """
+        if not self.generate_every:
+            refuse_idle_strategies(callbacks, self.model, self.max_new_tokens)
+
     def setup(self, stage: str) -> None:
-        """Note what a checkpoint has to have in common with this run."""
+        """Check the Trainer's strategy; note what a checkpoint has to have in common with this run."""
+        self.check_callbacks(self.trainer.callbacks)
         self._identity = self._model_identity()
         if stage == "fit":
             self._identity |= {
                 "learning_rate": self.learning_rate,
                 "weight_decay": self.weight_decay,
                 "warmup": self.warmup,
-                "decay": self.decay,
+                "learning_rate_schedule": self.learning_rate_schedule,
                 "skip_strategies": repr(self.mixture and self.mixture.strategies),
                 "skip_weights": repr(self.mixture and self.mixture.weights),
                 "final_skip_weights": repr(self.mixture and self.mixture.final_weights),
@@ -331,7 +348,7 @@ class FinetuneModule(LightningModule):
         sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
         return {
             "model": f"{config.model_type} ({sizes})",
-            "lora": repr(self.lora),
+            "lora": self.lora and described(self.lora),
             "max_new_tokens": self.max_new_tokens,
         }
 

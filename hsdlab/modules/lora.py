@@ -1,7 +1,10 @@
 """LoRA: train a few small matrices beside the model's own (Hu et al. 2021, arXiv 2106.09685)."""
 
-from dataclasses import dataclass
-from typing import Literal
+import copy
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -10,67 +13,114 @@ from transformers.pytorch_utils import Conv1D
 
 from hsdlab.errors import UserError
 
+_ALWAYS_NAMED = ("r", "lora_alpha", "lora_dropout", "target_modules")
+_NEVER_NAMED = ("peft_version",)  # the same setting under another version of peft is the same setting
 
-@dataclass(frozen=True)
-class LoRA:
-    """How to train with LoRA.
 
-    Attributes:
-        rank: Of the added matrices; 16 as in the HSD paper (arXiv 2403.14919, section 4.1).
-        alpha: The added product is scaled by alpha / rank; 32 as there.
-        dropout: Share of its inputs that is dropped in training; 0 is peft's default.
-        targets: Names of the layers that get them, such as [c_attn], or "all-linear": every linear layer but
-            the head, which the HSD paper leaves open and QLoRA (arXiv 2305.14314) found needed to match full
-            fine-tuning.
+@dataclass(repr=False)
+class LoRA(LoraConfig):
+    """How to train with LoRA: a `peft.LoraConfig` with the defaults of the HSD paper. All of peft's options hold.
+
+    Args:
+        r: Rank of the added matrices; 16 as in the HSD paper (arXiv 2403.14919, section 4.1).
+        lora_alpha: The added product is scaled by lora_alpha / r; 32 as there.
+        lora_dropout: Share of its inputs that is dropped in training; 0 is peft's default.
+        target_modules: Names of the layers that get them, such as [c_attn], or a regular expression for whole names, or
+            "all-linear": every linear layer but the head, which the HSD paper leaves open and QLoRA (arXiv 2305.14314)
+            found needed to match full fine-tuning. null takes peft's own choice for the architecture.
 
     Raises:
-        UserError: A number out of its range.
+        UserError: A number out of its range, or options that peft refuses together.
     """
 
-    rank: int = 16
-    alpha: float = 32
-    dropout: float = 0.0
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: list[str] | str | None = "all-linear"
+    task_type: str | None = "CAUSAL_LM"
+    loftq_config: dict[str, Any] = field(default_factory=dict)  # peft's default is one that it then warns about
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank}: expected 1 or more.")
-        if self.alpha <= 0:
-            raise UserError(f"lora.alpha={self.alpha}: expected more than 0.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout={self.dropout}: expected 0 or more, and less than 1.")
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"lora: peft refuses it: {error}") from error
+        check_numbers(self)
+
+    def __repr__(self) -> str:
+        return described(self)
 
 
-def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
+def described(config: LoraConfig) -> str:
+    """Return a setting in one line, the same in every process: the usual options, and what is not LoRA's default.
+
+    Example:
+        >>> described(LoRA(r=4, target_modules=["q_proj", "k_proj"], use_rslora=True))
+        "LoRA(r=4, lora_alpha=32, lora_dropout=0.0, target_modules=['k_proj', 'q_proj'], use_rslora=True)"
+    """
+    defaults = {each.name: getattr(LoRA(), each.name) for each in fields(LoRA)}
+    values = {name: getattr(config, name) for name in (*_ALWAYS_NAMED, *defaults)}
+    named = ", ".join(
+        f"{name}={sorted(value) if isinstance(value, set) else value!r}"
+        for name, value in values.items()
+        if name in _ALWAYS_NAMED or (name not in _NEVER_NAMED and value != defaults[name])
+    )
+    return f"{type(config).__name__}({named})"
+
+
+def check_numbers(config: LoraConfig) -> None:
+    """Check that the numbers of a setting are in their ranges.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    if config.r < 1:
+        raise UserError(f"lora.r={config.r}: expected 1 or more.")
+    if not 0 < config.lora_alpha < math.inf:
+        raise UserError(f"lora.lora_alpha={config.lora_alpha}: expected more than 0.")
+    if not 0 <= config.lora_dropout < 1:
+        raise UserError(f"lora.lora_dropout={config.lora_dropout}: expected 0 or more, and less than 1.")
+
+
+def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     """Freeze the model's weights and add those of LoRA, in place.
 
     Args:
         model: A transformers model.
-        lora: How.
+        lora: How: a `LoRA`, or another `peft.LoraConfig`; it is not changed.
 
     Returns:
         A peft model around the model.
 
     Raises:
-        UserError: A target names no layer of the model; the message lists what there is.
+        UserError: A number out of its range, a target that names no layer of the model (the message lists what there
+            is), or what else peft cannot do with the model.
     """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    if lora.targets != "all-linear":
-        for target in lora.targets:
-            if not any(f".{name}".endswith(f".{target}") for name in linear):
-                there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-                raise UserError(
-                    f"lora.targets: {target!r} matches no linear layer of {type(model).__name__}; it has {there}. "
-                    '"all-linear" takes all but the head.'
-                )
-        if not lora.targets:
-            raise UserError('lora.targets is empty: name layers, or give "all-linear".')
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),  # GPT-2 keeps weights transposed
-    )
-    return get_peft_model(model, config)
+    check_numbers(lora)
+    _check_targets(model, lora)
+    config = copy.deepcopy(lora)  # peft notes the model and the layers that it found in it
+    config.task_type = "CAUSAL_LM"
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's are transposed
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"lora: peft cannot add it to {type(model).__name__}: {error}") from error
+
+
+def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
+    """Refuse names of layers that the model does not have."""
+    targets = lora.target_modules
+    if targets is None or targets == "all-linear":
+        return
+    if not targets and not lora.target_parameters:
+        raise UserError('lora.target_modules is empty: name layers, or give "all-linear".')
+    names = [name for name, _ in model.named_modules()]
+    for target in [targets] if isinstance(targets, str) else sorted(targets):
+        pattern = target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}"  # as peft matches them
+        if not any(re.fullmatch(pattern, name) for name in names):
+            linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(
+                f"lora.target_modules: {target!r} matches no layer of {type(model).__name__}; its linear ones are "
+                f'{there}. "all-linear" takes all but the head.'
+            )

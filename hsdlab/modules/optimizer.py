@@ -6,11 +6,14 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
 
 from hsdlab.errors import UserError
 
-Decay = Literal["linear", "cosine"]
+LearningRateSchedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "constant_with_warmup"
+]
+"""The schedules of `transformers.get_scheduler` that need a warm-up and a length, and no number besides."""
 
 
 def adamw(
@@ -20,7 +23,7 @@ def adamw(
     weight_decay: float,
     steps: float,
     warmup: float,
-    decay: Decay,
+    schedule: LearningRateSchedule,
 ) -> dict[str, Any]:
     """Make what `configure_optimizers` returns: AdamW and its schedule, one step of which goes with one of the run.
 
@@ -29,35 +32,19 @@ def adamw(
         learning_rate: At its peak.
         weight_decay: For matrices; norms and biases have none.
         steps: Of the whole run.
-        warmup: Share of the steps in which the learning rate rises.
-        decay: How it falls to 0 after them.
+        warmup: Share of the steps in which the learning rate rises from 0.
+        schedule: What it does after them.
 
     Raises:
         UserError: A run without an end.
     """
     if math.isinf(steps):
-        raise UserError("The learning rate falls over the whole run: give its length (trainer.max_epochs).")
+        raise UserError("The learning rate is scheduled over the whole run: give its length (trainer.max_epochs).")
     trained = list(parameters)
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.dim() > 1]},
         {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer = AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
-    scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, int(steps), warmup, decay))
+    scheduler = get_scheduler(schedule, optimizer, round(warmup * steps), int(steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float, decay: Decay) -> float:
-    """The learning rate of a step as a share of its peak.
-
-    It rises in equal steps over the first `warmup` of all, then falls to 0 after the last.
-
-    Example:
-        >>> [round(learning_rate_factor(step, 10, 0.2, "linear"), 3) for step in (0, 1, 2, 6, 10)]
-        [0.333, 0.667, 1.0, 0.5, 0.0]
-    """
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    progress = min(1.0, (step - rising) / max(1, steps - rising))
-    return 1 - progress if decay == "linear" else (1 + math.cos(math.pi * progress)) / 2

@@ -5,7 +5,6 @@ the LightningModule with skipped layers, in validation, test and predict; teache
 Outside Lightning, ``with strategy.applied_to(model):`` does the same.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.errors import UserError
 from hsdlab.metrics.efficiency import Efficiency
+from hsdlab.strategies.arguments import init_arguments
 
 
 class SkipStrategy(Callback, ABC):
@@ -54,8 +54,12 @@ class SkipStrategy(Callback, ABC):
         """
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Raise ValueError if the strategy does not fit a model; asked before anything is decoded."""
-        return
+        """Refuse a model that the strategy does not fit; asked before anything is decoded. Call ``super()``'s too.
+
+        Raises:
+            UserError: If it does not fit; here, if the class loses arguments (:meth:`parameters`).
+        """
+        self.parameters()
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
         """The layers of steps 0 … max_steps - 2 if they are known beforehand, else None (then ``plan`` is asked)."""
@@ -83,9 +87,19 @@ class SkipStrategy(Callback, ABC):
             yield run
 
     def parameters(self) -> dict[str, Any]:
-        """The arguments of ``__init__`` by name, as they are now."""
-        names = inspect.signature(type(self)).parameters
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        """The arguments of ``__init__`` by name, as they are now: those of base classes too that ``**kwargs`` pass on.
+
+        Raises:
+            UserError: If an argument is not an attribute of its name; configs and names would silently lack it.
+        """
+        names = init_arguments(type(self))
+        for name in names:
+            if not hasattr(self, name):
+                raise UserError(
+                    f"{type(self).__name__}.__init__ takes {name!r}, but the object has no attribute of that name; "
+                    f"expected self.{name} = {name}, so that configs and names of the strategy hold it."
+                )
+        return {name: getattr(self, name) for name in names}
 
     def config(self) -> dict[str, Any]:
         """The strategy as a config names it, ready for YAML and JSON: ``class_path`` and ``init_args``."""
@@ -97,7 +111,7 @@ class SkipStrategy(Callback, ABC):
 
     def shown_parameters(self) -> dict[str, Any]:
         """The parameters that tell this setting from others, in its name: all but text and None at their default."""
-        defaults = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
+        defaults = init_arguments(type(self))
         return {
             name: value
             for name, value in self.parameters().items()

@@ -41,6 +41,7 @@ class Compose(SkipStrategy):
 
     def check_model(self, parts: DecoderParts) -> None:
         """Refuse a model that one of the two does not fit."""
+        super().check_model(parts)
         self.schedule.check_model(parts)
         self.confidence.check_model(parts)
 

@@ -2,8 +2,15 @@
 
 from typing import Self
 
-from hsdlab.errors import UserError
-from hsdlab.strategies.schedule import ScheduledStrategy, Trial, budget, check_budget, check_fits, propose_budget
+from hsdlab.strategies.schedule import (
+    ScheduledStrategy,
+    Trial,
+    budget,
+    check_budget,
+    check_fits,
+    check_layers,
+    propose_budget,
+)
 
 
 class HSD(ScheduledStrategy):
@@ -33,9 +40,10 @@ class HSD(ScheduledStrategy):
     def __init__(
         self, num_skipped: int = 1, min_exit: int = 0, max_exit: int | None = None, decay: str = "linear"
     ) -> None:
+        check_layers("HSD", "num_skipped", num_skipped)
+        check_layers("HSD", "min_exit", min_exit)
+        check_layers("HSD", "max_exit", max_exit, also=[None])
         check_budget("HSD", min_exit, max_exit, decay)
-        if isinstance(num_skipped, bool) or not isinstance(num_skipped, int) or num_skipped < 0:
-            raise UserError(f"HSD: num_skipped={num_skipped!r}; expected a number of layers, 0 or more.")
         self.num_skipped = num_skipped
         self.min_exit = min_exit
         self.max_exit = max_exit

@@ -64,6 +64,7 @@ class ProbingStrategy(ConfidenceStrategy):
 
     def check_model(self, parts: DecoderParts) -> None:
         """Refuse layers, a shortlist or a head that the model does not have."""
+        super().check_model(parts)
         name, last = type(self).__name__, parts.num_layers - 1
         if isinstance(self.probe_layers, list) and max(self.probe_layers) > last:
             raise UserError(f"{name}: probe_layers={self.probe_layers}; this model has layers 0 to {last}.")

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ DECAYS: dict[str, Callable[[float], float]] = {
 ``linear`` is the papers'; the others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
 exponential with time constant T/4, four equal steps.
 """
+
+Layers = int | Literal["auto"] | None
+"""A number of layers; "auto" for a share of the model's, None for all of them."""
 
 
 class Trial(Protocol):
@@ -122,16 +125,24 @@ def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str =
     return max(1, round(max_exit - (max_exit - min_exit) * DECAYS[decay](progress)))
 
 
-def check_budget(name: str, min_exit: int | None, max_exit: int | None, decay: str) -> None:
-    """Check the parameters of a budget when a strategy is made.
+def check_layers(name: str, parameter: str, value: object, least: int = 0, also: Sequence[object] = ()) -> None:
+    """Check a parameter that is a number of layers, or one of a few other values.
 
     Raises:
         UserError: In the words of the strategy's parameters.
     """
-    for parameter, value in (("min_exit", min_exit), ("max_exit", max_exit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise UserError(f"{name}: {parameter}={value!r}; expected a number of layers, 0 or more.")
-    if min_exit is not None and max_exit is not None and min_exit > max_exit:
+    if (isinstance(value, bool) or not isinstance(value, int) or value < least) and value not in also:
+        expected = ", or ".join([f"a number of layers, {least} or more", *map(repr, also)])
+        raise UserError(f"{name}: {parameter}={value!r}; expected {expected}.")
+
+
+def check_budget(name: str, min_exit: Layers, max_exit: Layers, decay: str) -> None:
+    """Check that a budget falls, in a way that there is, when a strategy is made.
+
+    Raises:
+        UserError: In the words of the strategy's parameters.
+    """
+    if isinstance(min_exit, int) and isinstance(max_exit, int) and min_exit > max_exit:
         raise UserError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}; the budget falls.")
     if decay not in DECAYS:
         raise UserError(f"{name}: decay={decay!r}; expected one of {', '.join(DECAYS)}.")

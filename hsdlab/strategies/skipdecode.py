@@ -2,8 +2,16 @@
 
 from typing import Self
 
-from hsdlab.errors import UserError
-from hsdlab.strategies.schedule import ScheduledStrategy, Trial, budget, check_budget, check_fits, propose_budget
+from hsdlab.strategies.schedule import (
+    Layers,
+    ScheduledStrategy,
+    Trial,
+    budget,
+    check_budget,
+    check_fits,
+    check_layers,
+    propose_budget,
+)
 
 
 class SkipDecode(ScheduledStrategy):
@@ -17,9 +25,11 @@ class SkipDecode(ScheduledStrategy):
     HSD's tables (docs/reconstruction.md). The prompt runs at full depth.
 
     Args:
-        min_exit: Layers scheduled at the end; None for all of the model's.
-        max_exit: Layers scheduled at the start; None for all of the model's. The defaults are the first setting of
-            HSD's tables.
+        min_exit: Layers scheduled at the end; None for all of the model's. "auto" is 10/36 of them, rounded, and at
+            most ``max_exit``.
+        max_exit: Layers scheduled at the start; None for all of the model's. "auto" is 20/36 of them, rounded, and
+            at least ``min_exit``. The defaults are the first setting of the HSD paper's tables (arXiv 2403.14919),
+            (10, 20) on the 36 layers of GPT-2 Large, in proportion to the model's layers.
         warmup: Layers that always run at the bottom.
         decay: How the budget falls; ``linear`` is the paper's.
 
@@ -29,20 +39,33 @@ class SkipDecode(ScheduledStrategy):
     """
 
     def __init__(
-        self, min_exit: int | None = 10, max_exit: int | None = 20, warmup: int = 1, decay: str = "linear"
+        self, min_exit: Layers = "auto", max_exit: Layers = "auto", warmup: int = 1, decay: str = "linear"
     ) -> None:
+        check_layers("SkipDecode", "min_exit", min_exit, also=["auto", None])
+        check_layers("SkipDecode", "max_exit", max_exit, also=["auto", None])
+        check_layers("SkipDecode", "warmup", warmup)
         check_budget("SkipDecode", min_exit, max_exit, decay)
-        if warmup < 0:
-            raise UserError(f"SkipDecode: warmup={warmup} must not be negative.")
         self.min_exit = min_exit
         self.max_exit = max_exit
         self.warmup = warmup
         self.decay = decay
 
+    def exits_on(self, num_layers: int) -> tuple[int, int]:
+        """``min_exit`` and ``max_exit`` on a model of L layers.
+
+        Example:
+            >>> SkipDecode().exits_on(num_layers=36), SkipDecode().exits_on(num_layers=12)
+            ((10, 20), (3, 7))
+        """
+        min_exit = _number(self.min_exit, 10, num_layers)
+        max_exit = _number(self.max_exit, 20, num_layers)
+        if self.min_exit == "auto":
+            return min(min_exit, max_exit), max_exit
+        return min_exit, max(min_exit, max_exit) if self.max_exit == "auto" else max_exit
+
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
         """The warm-up layers and the top l(t) layers, sorted."""
-        min_exit = num_layers if self.min_exit is None else self.min_exit
-        max_exit = num_layers if self.max_exit is None else self.max_exit
+        min_exit, max_exit = self.exits_on(num_layers)
         check_fits("SkipDecode", min_exit, max_exit, num_layers)
         scheduled = budget(step, max_steps, min_exit, max_exit, self.decay)
         return tuple(sorted({*range(min(self.warmup, num_layers)), *range(num_layers - scheduled, num_layers)}))
@@ -56,3 +79,10 @@ class SkipDecode(ScheduledStrategy):
     def never_skip(self) -> "SkipDecode":
         """A budget of all layers."""
         return SkipDecode(min_exit=None, max_exit=None, warmup=self.warmup, decay=self.decay)
+
+
+def _number(layers: Layers, of_36: int, num_layers: int) -> int:
+    """A number of layers, of a model of L layers; "auto" stands for the share that ``of_36`` layers are of 36."""
+    if layers == "auto":
+        return round(of_36 * num_layers / 36)
+    return num_layers if layers is None else layers

@@ -3,7 +3,7 @@
 from typing import Literal, Self, cast, get_args
 
 from hsdlab.errors import UserError
-from hsdlab.strategies.schedule import ScheduledStrategy, Trial
+from hsdlab.strategies.schedule import Layers, ScheduledStrategy, Trial, check_layers
 
 Keep = Literal["unified", "bottom", "top"]
 
@@ -16,7 +16,8 @@ class StaticDepth(ScheduledStrategy):
     ``number`` layers, a static early exit; ``top`` runs the last ones. Every k-th layer is ``HSD(k - 1, 0, 0)``.
 
     Args:
-        number: How many layers run; None for all of the model's.
+        number: How many layers run; None for all of the model's. "auto" is half of them, rounded down, as HSD's default
+            ``max_exit``, but at least 2.
         keep: Which ones: ``unified``, ``bottom`` or ``top``.
 
     Example:
@@ -24,18 +25,17 @@ class StaticDepth(ScheduledStrategy):
         (0, 3, 6, 9, 12, 15, 18, 23)
     """
 
-    def __init__(self, number: int | None = 15, keep: Keep = "unified") -> None:
+    def __init__(self, number: Layers = "auto", keep: Keep = "unified") -> None:
         if keep not in get_args(Keep):
             raise UserError(f"StaticDepth: keep={keep!r}; expected one of {', '.join(get_args(Keep))}.")
         least = 2 if keep == "unified" else 1
-        if number is not None and number < least:
-            raise UserError(f"StaticDepth: number={number}; expected {least} or more with keep={keep}.")
+        check_layers("StaticDepth", "number", number, least, also=["auto", None])
         self.number = number
         self.keep = keep
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
         """The kept layers, sorted."""
-        number = num_layers if self.number is None else self.number
+        number = self._number_on(num_layers)
         if number > num_layers:
             raise UserError(f"StaticDepth: number={number} is more than the model's {num_layers} layers.")
         if self.keep == "bottom" or number == num_layers:
@@ -44,6 +44,11 @@ class StaticDepth(ScheduledStrategy):
             return tuple(range(num_layers - number, num_layers))
         between = range(num_layers // (number - 1), num_layers - 1, num_layers // (number - 1))
         return (0, *between[: number - 2], num_layers - 1)
+
+    def _number_on(self, num_layers: int) -> int:
+        if self.number == "auto":
+            return min(max(num_layers // 2, 2), num_layers)
+        return num_layers if self.number is None else self.number
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:

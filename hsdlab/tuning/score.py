@@ -38,7 +38,7 @@ class ReplayScore:
         losses = []
         for texts in self._texts:
             executed = forced_mask(schedule[None].to(texts.decode.device), texts.decode)
-            losses.append(texts.loss(texts.logits(executed)).double().cpu())
+            losses.append(texts.loss(texts.logits(executed)).cpu().double())
         return float(torch.cat(losses).mean())
 
 

@@ -136,6 +136,12 @@ def test_an_argument_alone_changes_the_configured_strategy(layer, monkeypatch, t
     assert skip == {"class_path": "hsdlab.SkipDecode", "init_args": expected}
 
 
+def test_a_number_of_layers_may_be_left_to_the_model(monkeypatch, tmp_path, refused):
+    skip = parsed_skip(monkeypatch, tmp_path, SKIPDECODE, "--skip.max_exit=auto", "--skip.min_exit=null")
+    assert skip["init_args"] == {"min_exit": None, "max_exit": "auto", "warmup": 2, "decay": "cosine"}
+    assert "max_exit" in refused("test", "--skip=SkipDecode", "--skip.max_exit=half")
+
+
 def test_the_default_is_full_depth_and_never_none(monkeypatch, tmp_path, refused):
     assert parsed_skip(monkeypatch, tmp_path)["class_path"] == "hsdlab.FullDepth"
     assert "skip" in refused("test", "--skip=null")

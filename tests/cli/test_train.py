@@ -67,7 +67,7 @@ def cli(monkeypatch):
 
 def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path):
     skip = "[{class_path: FullDepth}, {class_path: HSD, init_args: {max_exit: 1}}]"
-    made = cli(*options, f"--model.skip_strategies={skip}", "--model.lora.rank=4", "--trainer.max_epochs=2")
+    made = cli(*options, f"--model.skip_strategies={skip}", "--model.lora.r=4", "--trainer.max_epochs=2")
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "config.yaml",
@@ -82,7 +82,8 @@ def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path):
     assert all(torch.equal(exported[name], weight) for name, weight in best.items())
     load_model(out / "model", device="cpu")
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert config["model"]["lora"] == {"rank": 4, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}
+    lora = {"r": 4, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "use_rslora": False}
+    assert config["model"]["lora"].items() >= lora.items()  # and peft's other options
     assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (2, 1.0)
     assert json.loads((out / "run.json").read_text())["config"]["model"]["learning_rate"] == 0.01
 
@@ -116,7 +117,7 @@ def logged_losses(folder):
 
 @pytest.mark.slow
 def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_path):
-    options = [*options, "--model.lora.rank=4", "--model.lora.dropout=0.1", "--trainer.max_epochs=3"]
+    options = [*options, "--model.lora.r=4", "--model.lora.lora_dropout=0.1", "--trainer.max_epochs=3"]
     whole = [*options, f"--output={tmp_path / 'whole'}"]
     cli(*whole)
     last = tmp_path / "out" / "checkpoints" / "last.ckpt"
@@ -150,8 +151,15 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
     ("more", "message"),
     [
         (["--model.learning_rate=0"], "learning_rate=0.0: expected more than 0"),
-        (["--model.lora.rank=0"], r"^error: lora\.rank=0: expected 1 or more"),
-        (["--model.lora.targets=[c_attn]"], "'c_attn' matches no linear layer of LlamaForCausalLM; it has down_proj"),
+        (["--model.lora.r=0"], r"^error: lora\.r=0: expected 1 or more"),
+        (
+            ["--model.lora.layers_to_transform=[0]"],
+            r"^error: lora: peft refuses it: `layers_to_transform` cannot be used",
+        ),
+        (
+            ["--model.lora.target_modules=[c_attn]"],
+            "'c_attn' matches no layer of LlamaForCausalLM; its linear ones are down_proj",
+        ),
         (
             ["--model.deep_supervision.scale=2"],
             r"^error: deep_supervision\.scale=2\.0: expected more than 0 and 1 at most",
@@ -163,18 +171,21 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
             "max_exit=9 is beyond this model's 3",
         ),
         (["--skip=HSD", "--skip.max_exit=9"], "max_exit=9 is beyond this model's 3 layers"),
+        (["--skip=HSD", "--skip.max_exit=1"], r"--skip\) would have no effect: .* --model\.generate_every=1 to decode"),
         (["--data.folder=nowhere"], "No folder nowhere"),
         (["--trainer.precision=16-mixed"], "precision=16-mixed is not available on the CPU: give bf16-mixed"),
     ],
     ids=[
         "learning-rate",
         "lora-rank",
+        "lora-options",
         "lora-target",
         "supervision",
         "layer-dropout",
         "not-scheduled",
         "too-deep",
         "skip-too-deep",
+        "skip-without-effect",
         "no-data",
         "precision",
     ],

@@ -135,7 +135,7 @@ def test_early_layers_learn_and_validation_is_of_the_last_one():
     assert trainer().validate(supervised, datamodule=Toy(), verbose=False) == [logged]
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4, dropout=0.2)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, LoRA(r=4, lora_dropout=0.2)], ids=["full", "lora"])
 def test_layerskips_training_goes_on_after_a_kill_to_the_same_losses(tmp_path, lora):
     def start(recorder, checkpoint=None, **options):
         run = trainer(recorder, last(tmp_path), enable_checkpointing=True)
@@ -158,7 +158,7 @@ def test_layerskips_training_goes_on_after_a_kill_to_the_same_losses(tmp_path, l
 
 def test_bfloat16_autocast_works():
     run = trainer(precision="bf16-mixed", max_epochs=1, accumulate_grad_batches=2)
-    run.fit(module(lora=LoRA(rank=4), **LAYERSKIP), datamodule=Toy())
+    run.fit(module(lora=LoRA(r=4), **LAYERSKIP), datamodule=Toy())
     assert math.isfinite(run.callback_metrics["train/loss"])
 
 

@@ -1,19 +1,25 @@
 """FinetuneModule in a Trainer, on tiny models: learning, resuming, exporting, refusing."""
 
+import copy
 import logging
 import math
+import re
+import warnings
+from typing import get_args
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hsdlab import HSD, FullDepth, SkipDecode, load_model
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.modules import FinetuneModule, LoRA
-from hsdlab.modules.optimizer import learning_rate_factor
+from hsdlab.modules.lora import described
+from hsdlab.modules.optimizer import LearningRateSchedule, adamw
 from tests.tiny_checkpoints import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -61,7 +67,7 @@ def trainer(*callbacks, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"lora": LoRA(rank=4)}, MIXED, ROW_BY_ROW], ids=["full", "lora", "batches", "rows"]
+    "options", [{}, {"lora": LoRA(r=4)}, MIXED, ROW_BY_ROW], ids=["full", "lora", "batches", "rows"]
 )
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_it_learns_and_logs(make, options):
@@ -90,7 +96,7 @@ def test_validation_loss_weighs_each_token_the_same():
 
 
 def test_only_loras_matrices_are_trained():
-    tested = module(lora=LoRA(rank=4))
+    tested = module(lora=LoRA(r=4))
     before = {name: weight.clone() for name, weight in tested.named_parameters()}
     trainer(max_epochs=1).fit(tested, datamodule=Toy())
     changed = {name for name, weight in tested.named_parameters() if not torch.equal(weight, before[name])}
@@ -106,7 +112,7 @@ def last(folder, every=3):
 @pytest.fixture(scope="module")
 def whole_run():
     """Steps of a run that nothing cuts short: LoRA with dropout, skip-aware."""
-    trainer(recorder := Recorder()).fit(module(lora=LoRA(rank=4, dropout=0.2), **ROW_BY_ROW), datamodule=Toy())
+    trainer(recorder := Recorder()).fit(module(lora=LoRA(r=4, lora_dropout=0.2), **ROW_BY_ROW), datamodule=Toy())
     return recorder.steps
 
 
@@ -114,7 +120,7 @@ def whole_run():
 def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, whole_run, killed_after):
     def start(recorder, checkpoint=None):
         run = trainer(recorder, last(tmp_path), enable_checkpointing=True)
-        run.fit(module(lora=LoRA(rank=4, dropout=0.2), **ROW_BY_ROW), datamodule=Toy(), ckpt_path=checkpoint)
+        run.fit(module(lora=LoRA(r=4, lora_dropout=0.2), **ROW_BY_ROW), datamodule=Toy(), ckpt_path=checkpoint)
 
     before, after = Recorder(killed_after), Recorder()
     with pytest.raises(InterruptedError):
@@ -138,7 +144,7 @@ def test_dropout_and_draws_differ_from_step_to_step(whole_run):
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run = trainer(last(folder, every=2), enable_checkpointing=True, max_epochs=1)
-    run.fit(module(lora=LoRA(rank=4)), datamodule=Toy())
+    run.fit(module(lora=LoRA(r=4)), datamodule=Toy())
     return folder / "last.ckpt"
 
 
@@ -154,14 +160,14 @@ def test_a_checkpoint_holds_the_trained_weights_only(checkpoint):
     [
         (
             tiny_llama,
-            {"lora": LoRA(rank=4)},
+            {"lora": LoRA(r=4)},
             {"letter": "a"},
             "training examples: '.*' in the checkpoint, '.*' in this",
         ),
-        (tiny_llama, {"lora": LoRA(rank=4)}, {"batch_size": 2}, "batch_size: 4 in the checkpoint, 2 in this run"),
-        (tiny_gpt2, {"lora": LoRA(rank=4)}, {}, r"model: 'llama \(3 layers.*' in the checkpoint, 'gpt2 \(3 layers"),
-        (tiny_llama, {"lora": LoRA(rank=8)}, {}, "lora: .*rank=4.* in the checkpoint, .*rank=8"),
-        (tiny_llama, {"lora": LoRA(rank=4), "learning_rate": 0.1}, {}, "learning_rate: 0.01 in the checkpoint, 0.1"),
+        (tiny_llama, {"lora": LoRA(r=4)}, {"batch_size": 2}, "batch_size: 4 in the checkpoint, 2 in this run"),
+        (tiny_gpt2, {"lora": LoRA(r=4)}, {}, r"model: 'llama \(3 layers.*' in the checkpoint, 'gpt2 \(3 layers"),
+        (tiny_llama, {"lora": LoRA(r=8)}, {}, "lora: .*r=4,.* in the checkpoint, .*r=8,"),
+        (tiny_llama, {"lora": LoRA(r=4), "learning_rate": 0.1}, {}, "learning_rate: 0.01 in the checkpoint, 0.1"),
     ],
     ids=["data", "batch-size", "architecture", "lora", "learning-rate"],
 )
@@ -172,9 +178,9 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused(checkpoint, model, op
 
 def test_validation_of_a_checkpoint_minds_the_model_only(checkpoint):
     run = trainer()
-    (fresh,) = run.validate(module(lora=LoRA(rank=4)), datamodule=Toy(batch_size=2), verbose=False)
+    (fresh,) = run.validate(module(lora=LoRA(r=4)), datamodule=Toy(batch_size=2), verbose=False)
     (trained,) = run.validate(
-        module(lora=LoRA(rank=4), learning_rate=1.0), datamodule=Toy(batch_size=2), ckpt_path=checkpoint, verbose=False
+        module(lora=LoRA(r=4), learning_rate=1.0), datamodule=Toy(batch_size=2), ckpt_path=checkpoint, verbose=False
     )
     assert trained["val/loss"] < fresh["val/loss"]
     with pytest.raises(ValueError, match="lora: "):
@@ -192,7 +198,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
 def test_the_export_loads_everywhere(tmp_path, make, lora):
     base = save(make(), tmp_path / "base")
     model, tokenizer = load_model(base, device="cpu")
@@ -220,7 +226,7 @@ def test_generation_in_validation_is_under_the_trainers_strategy():
             logged = trainer.callback_metrics
             seen.append((logged.pop("val/rougeL", None), logged.pop("val/average_layers", None)))
 
-    tested = module(lora=LoRA(rank=4), generate_every=2, generate_batches=1)
+    tested = module(lora=LoRA(r=4), generate_every=2, generate_batches=1)
     trainer(strategy, Note(), max_epochs=4, num_sanity_val_steps=1).fit(tested, datamodule=Toy())
     assert [scores is not None for scores, _ in seen] == [False, False, True, False, True]  # the first is the check
     assert seen[4][1] == pytest.approx(2.0)  # layers 0 and 2 of 3
@@ -230,21 +236,56 @@ def test_generation_in_validation_is_under_the_trainers_strategy():
     assert "val/average_layers" not in logged
 
 
+@pytest.mark.parametrize("strategy", [HSD(1, 0, 1), CALM(0.5)], ids=repr)
+@pytest.mark.parametrize("run", ["fit", "validate"])
+def test_a_strategy_with_nothing_to_act_on_is_refused(strategy, run):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(repr(strategy))} \(--skip\) would have no effect: .*skip_strategies"
+    ):
+        getattr(trainer(strategy), run)(module(), datamodule=Toy())
+
+
+@pytest.mark.parametrize("strategy", [FullDepth(), HSD(0), SkipDecode(None, None)], ids=repr)
+def test_full_depth_has_no_effect_anywhere_and_may_stay(strategy):
+    (logged,) = trainer(strategy).validate(module(), datamodule=Toy(), verbose=False)
+    assert logged["val/loss"] > 0
+
+
 def test_bfloat16_autocast_works_with_skipping():
     run = trainer(HSD(1, 0, 1), precision="bf16-mixed", max_epochs=1, accumulate_grad_batches=2)
-    run.fit(module(lora=LoRA(rank=4), generate_every=1, **MIXED), datamodule=Toy())
+    run.fit(module(lora=LoRA(r=4), generate_every=1, **MIXED), datamodule=Toy())
     assert run.global_step == 3
     assert math.isfinite(run.callback_metrics["val/loss"])
 
 
+def rates(schedule, warmup):
+    """The learning rate of each of 100 steps and after them, as a share of its peak."""
+    made = adamw(
+        [nn.Parameter(torch.ones(1, 1))], learning_rate=2.0, weight_decay=0, steps=100, warmup=warmup, schedule=schedule
+    )
+    found = []
+    for _ in range(101):
+        found.append(made["optimizer"].param_groups[0]["lr"] / 2.0)
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    return found
+
+
+@pytest.mark.parametrize("schedule", get_args(LearningRateSchedule))
+def test_every_schedule_needs_no_more_than_a_warm_up_and_a_length(schedule):
+    found = rates(schedule, warmup=0.2)
+    assert found[20] == pytest.approx(1.0)
+    assert found[10] == pytest.approx(0.5)
+    assert min(found[20:]) >= 0.0
+    assert (found[99] < 0.95) == (schedule != "constant_with_warmup")
+
+
 def test_the_learning_rate_rises_and_falls():
-    rates = [learning_rate_factor(step, 100, 0.1, "cosine") for step in range(101)]
-    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-    assert learning_rate_factor(0, 100, 0.0, "linear") == 1.0
-    assert learning_rate_factor(50, 100, 0.0, "linear") == 0.5
+    cosine = rates("cosine", warmup=0.1)
+    assert cosine[:11] == pytest.approx([step / 10 for step in range(11)])
+    assert cosine[55] == pytest.approx(0.5)
+    assert cosine[100] == pytest.approx(0.0)
+    assert rates("linear", warmup=0.0) == pytest.approx([1 - step / 100 for step in range(101)])
     with pytest.raises(ValueError, match=r"give its length \(trainer\.max_epochs\)"):
         trainer(max_epochs=-1, max_steps=-1).fit(module(), datamodule=Toy())
 
@@ -265,7 +306,7 @@ def test_norms_and_biases_are_not_decayed():
         ({"learning_rate": -1e-5}, "learning_rate=-1e-05: expected more than 0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1: expected 0 or more"),
         ({"warmup": 1.5}, "warmup=1.5: expected a share of the steps"),
-        ({"decay": "step"}, "decay='step': expected linear or cosine"),
+        ({"learning_rate_schedule": "step"}, "learning_rate_schedule='step': expected one of linear, cosine, "),
         ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1 or more"),
         ({"generate_every": -1}, "generate_every=-1: expected 0"),
         ({"generate_batches": 0}, "generate_batches=0: expected 1 or more"),
@@ -285,14 +326,18 @@ def test_parameters_are_checked_in_the_users_words(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, r"lora\.rank=0: expected 1 or more"),
-        ({"alpha": 0}, r"lora\.alpha=0: expected more than 0"),
-        ({"dropout": 1.0}, r"lora\.dropout=1.0: expected 0 or more, and less"),
-        ({"targets": []}, r"lora\.targets is empty"),
+        ({"r": 0}, r"lora\.r=0: expected 1 or more"),
+        ({"lora_alpha": 0}, r"lora\.lora_alpha=0: expected more than 0"),
+        ({"lora_alpha": math.inf}, r"lora\.lora_alpha=inf: expected more than 0"),
+        ({"lora_dropout": 1.0}, r"lora\.lora_dropout=1.0: expected 0 or more, and less"),
+        ({"target_modules": []}, r"lora\.target_modules is empty"),
         (
-            {"targets": ["q_proj", "proj"]},
-            r"'proj' matches no linear layer of LlamaForCausalLM; it has down_proj, .*q_proj",
+            {"target_modules": ["q_proj", "proj"]},
+            r"'proj' matches no layer of LlamaForCausalLM; its linear ones are down_proj, .*q_proj",
         ),
+        ({"target_modules": r".*\.attn\.\w_proj"}, r"target_modules: '.*' matches no layer of LlamaForCausalLM"),
+        ({"target_modules": ["mlp"]}, r"lora: peft cannot add it to LlamaForCausalLM: Target module LlamaMLP"),
+        ({"layers_to_transform": [0]}, r"lora: peft refuses it: `layers_to_transform` cannot be used"),
     ],
 )
 def test_lora_is_checked_in_the_users_words(options, message):
@@ -300,10 +345,45 @@ def test_lora_is_checked_in_the_users_words(options, message):
         module(lora=LoRA(**options))
 
 
-def test_lora_targets_choose_layers():
-    names = [name for name, p in module(lora=LoRA(targets=["self_attn.q_proj"])).named_parameters() if p.requires_grad]
+def trained(lora, make=tiny_llama):
+    return {name for name, parameter in module(make(), lora=lora).named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("targets", [["self_attn.q_proj"], r".*\.q_proj"], ids=["names", "regular-expression"])
+def test_lora_targets_choose_layers(targets):
+    names = trained(LoRA(target_modules=targets))
     assert names
     assert all("q_proj.lora_" in name for name in names)
+
+
+def test_lora_takes_every_option_of_peft():
+    assert any("magnitude" in name for name in trained(LoRA(use_dora=True)))
+    names = trained(LoRA(target_modules=[], target_parameters=["q_proj.weight"]))
+    assert names
+    assert all("q_proj.lora_" in name for name in names)
+    tested = module(lora=LoRA(r=4, use_rslora=True))
+    assert tested.model.base_model.model.model.layers[0].mlp.up_proj.scaling == {"default": 16.0}  # 32 / sqrt(4)
+
+
+def test_a_config_of_peft_is_taken_as_it_is():
+    config = LoraConfig(r=2, target_modules=["c_attn"])
+    before = copy.deepcopy(vars(config))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="fan_in_fan_out")  # where it is wrong for GPT-2
+        tested = module(tiny_gpt2(), lora=config)
+    assert vars(config) == before
+    adapter = tested.model.peft_config["default"]
+    assert (adapter.r, adapter.lora_alpha, adapter.fan_in_fan_out, adapter.task_type) == (2, 8, True, "CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"lora\.r=0: expected 1 or more"):
+        module(lora=LoraConfig(r=0))
+
+
+def test_a_lora_is_named_by_its_usual_options_and_what_differs():
+    assert repr(LoRA()) == "LoRA(r=16, lora_alpha=32, lora_dropout=0.0, target_modules='all-linear')"
+    listed = [f"layer_{number}" for number in range(9)]
+    assert described(LoRA(target_modules=listed[::-1])).endswith(f"target_modules={listed})")  # a set has no order
+    assert "rank_pattern={'q': 2}" in repr(LoRA(rank_pattern={"q": 2}))
+    assert "peft_version" not in described(LoraConfig(peft_version="0.1"))
 
 
 def test_a_model_that_stops_at_another_token_is_refused():

@@ -69,7 +69,7 @@ def test_a_layer_that_no_example_uses_is_not_called():
     assert {2, 3} <= numbers
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
 def test_a_rate_of_0_is_plain_training_bit_for_bit(lora):
     runs = []
     for options in ({}, {"layer_dropout": LayerDropout(0.0)}):

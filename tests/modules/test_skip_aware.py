@@ -125,7 +125,7 @@ def test_rows_that_skip_learn_from_full_depth_and_the_others_from_the_reference_
         assert module.loss(batch, [1]) != pytest.approx(expected.item(), abs=1e-3)  # the validation's: no distillation
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
 def test_the_teachers_pass_takes_no_gradient_away_under_autocast(lora):
     """Autocast keeps its casts of the weights, and those of a pass without gradients have none."""
     model = tiny_model(dtype=torch.float32, eos_token_id=1)

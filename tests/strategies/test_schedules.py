@@ -1,13 +1,22 @@
 """What the schedules are, on hand-computed values."""
 
+import inspect
 import itertools
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hsdlab
 from hsdlab import HSD, FullDepth, SkipDecode
 from hsdlab.strategies.schedule import DECAYS, budget
+
+SCHEDULED = [
+    name
+    for name, value in vars(hsdlab.strategies).items()
+    if isinstance(value, type) and issubclass(value, hsdlab.ScheduledStrategy) and not inspect.isabstract(value)
+]
 
 
 def test_hsd_keeps_every_layer_of_the_hierarchy_and_the_top():
@@ -20,6 +29,31 @@ def test_hsd_keeps_every_layer_of_the_hierarchy_and_the_top():
 def test_skipdecode_runs_the_warm_up_and_the_top():
     assert SkipDecode(10, 20).layers_at(0, 36, 150) == (0, *range(16, 36))
     assert SkipDecode(10, 20, warmup=3).layers_at(149, 36, 150) == (0, 1, 2, *range(26, 36))
+
+
+def test_skipdecodes_defaults_are_the_papers_setting_in_proportion():
+    assert [SkipDecode().exits_on(layers) for layers in (36, 30, 12)] == [(10, 20), (8, 17), (3, 7)]
+    assert SkipDecode().layers_at(0, 36, 150) == SkipDecode(10, 20).layers_at(0, 36, 150)
+    assert SkipDecode(max_exit=24).exits_on(36) == (10, 24)  # the paper's other setting
+    assert SkipDecode(max_exit=2).exits_on(36) == (2, 2)
+    assert SkipDecode(min_exit=30).exits_on(36) == (30, 30)
+    assert SkipDecode(min_exit=None).exits_on(12) == (12, 12)  # None is still all layers
+
+
+@pytest.mark.parametrize("num_layers", range(1, 49))
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_defaults_fit_every_depth(name, num_layers):
+    strategy = getattr(hsdlab, name)()
+    for layers in strategy.scheduled_layers(num_layers, 10):
+        assert set(layers) <= set(range(num_layers))
+        assert layers[-1] == num_layers - 1
+    assert strategy.never_skip().layers_at(0, num_layers, 10) == tuple(range(num_layers))
+
+
+def test_auto_is_no_part_of_a_name_and_survives_yaml():
+    assert repr(SkipDecode()) == "SkipDecode(warmup=1)"
+    config = yaml.safe_load(yaml.safe_dump(SkipDecode(min_exit=2).config()))
+    assert config["init_args"] == {"min_exit": 2, "max_exit": "auto", "warmup": 1, "decay": "linear"}
 
 
 def test_budget_rounds_as_python_does_and_never_reaches_zero():
@@ -62,6 +96,8 @@ def test_schedules_shrink_and_keep_the_last_layer(num_layers, steps, skipped, ex
         (lambda: HSD(min_exit=9, max_exit=4), "min_exit=9 is larger than max_exit=4"),
         (lambda: HSD(decay="log"), "expected one of linear, cosine"),
         (lambda: HSD(max_exit=2.5), "max_exit=2.5"),
+        (lambda: HSD(min_exit=None), "min_exit=None; expected a number of layers, 0 or more"),
+        (lambda: SkipDecode(max_exit="half"), "max_exit='half'; expected a number of layers, 0 or more, or 'auto', or"),
         (lambda: SkipDecode(20, 10), "min_exit=20 is larger than max_exit=10"),
         (lambda: SkipDecode(warmup=-1), "warmup=-1"),
     ],

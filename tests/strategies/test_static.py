@@ -35,8 +35,9 @@ def test_bottom_and_top():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"number": 1}, "number=1; expected 2 or more"),
-        ({"number": 0, "keep": "top"}, "number=0; expected 1 or more"),
+        ({"number": 1}, "number=1; expected a number of layers, 2 or more, or 'auto', or None"),
+        ({"number": 0, "keep": "top"}, "number=0; expected a number of layers, 1 or more"),
+        ({"number": "all"}, "number='all'; expected a number of layers"),
         ({"keep": "middle"}, "keep='middle'; expected one of unified, bottom, top"),
     ],
 )
@@ -47,4 +48,9 @@ def test_settings_that_are_none(arguments, message):
 
 def test_more_layers_than_there_are():
     with pytest.raises(ValueError, match="number=15 is more than the model's 6 layers"):
-        StaticDepth().layers_at(0, 6, 10)
+        StaticDepth(15).layers_at(0, 6, 10)
+
+
+@pytest.mark.parametrize("keep", ["unified", "bottom", "top"])
+def test_the_default_is_half_of_any_model(keep):
+    assert [len(StaticDepth(keep=keep).layers_at(0, layers, 10)) for layers in (1, 2, 3, 12, 31)] == [1, 2, 2, 6, 15]

@@ -1,4 +1,4 @@
-"""Ask a model of an unknown architecture whether it obeys the law, before it is trusted.
+"""Check that a model of an unknown architecture keeps the decoding semantics, before it is trusted.
 
 A structural guess (:mod:`hsdlab.decoding.families`) can be wrong in silence: a head with a scale, biases that depend on
 the row, a cache that is used otherwise. So a few tokens are decoded twice, on the lazily filled cache and by
@@ -35,7 +35,7 @@ class _Alternate:
         return (layers + rows + state.step) % 2 == 0
 
 
-def check_model(parts: DecoderParts) -> None:
+def check_semantics(parts: DecoderParts) -> None:
     """Decode a few tokens of a model with skipped layers and compare with ``replay`` and with the model itself.
 
     Raises:
@@ -51,7 +51,7 @@ def check_model(parts: DecoderParts) -> None:
         )
 
 
-_problems: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a model is asked once
+_problems: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a model is checked once
 
 
 def _problem(parts: DecoderParts) -> str | None:

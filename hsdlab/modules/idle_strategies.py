@@ -1,0 +1,34 @@
+"""A skip strategy in a Trainer that never decodes would do nothing, and nobody would know."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from hsdlab.decoding.families import decoder_parts
+from hsdlab.decoding.forced import schedule_mask
+from hsdlab.errors import UserError
+
+
+def refuse_idle_strategies(callbacks: Iterable[Any], model: nn.Module, max_new_tokens: int) -> None:
+    """Refuse a strategy that skips layers in a Trainer whose module does not decode; full depth may stay.
+
+    Args:
+        callbacks: Of the Trainer; those that are strategies have a method ``scheduled_layers``.
+        model: The model that they would act on.
+        max_new_tokens: T of the strategies' schedules.
+
+    Raises:
+        UserError: Naming the strategy, and how it would act.
+    """
+    num_layers = decoder_parts(model).num_layers
+    for strategy in callbacks:
+        if not hasattr(strategy, "scheduled_layers"):
+            continue
+        schedule = schedule_mask(strategy, num_layers, max_new_tokens)
+        if schedule is None or not schedule.all():
+            raise UserError(
+                f"{strategy!r} (--skip) would have no effect: this module decodes in validations only, and with "
+                "generate_every=0 in none of them. Give --model.generate_every=1 to decode in each, or leave --skip "
+                "out. To train with the layers that it runs, name it in --model.skip_strategies."
+            )

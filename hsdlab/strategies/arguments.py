@@ -1,0 +1,33 @@
+"""Which arguments a strategy class takes: what configs and names are made of."""
+
+import inspect
+from inspect import Parameter
+from typing import Any
+
+from hsdlab.errors import UserError
+
+
+def init_arguments(cls: type) -> dict[str, Any]:
+    """The arguments that a class can be made with, by name, and their defaults (``Parameter.empty`` for none).
+
+    ``*args`` and ``**kwargs`` stand for the arguments of the next ``__init__`` among the base classes.
+
+    Raises:
+        UserError: If there is no next one: what they take has no name that a config could use.
+    """
+    found: dict[str, Any] = {}
+    taken: list[Parameter] = []
+    for base in cls.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        _, *parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        taken = [each for each in parameters if each.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+        found |= {each.name: each.default for each in parameters if each not in taken and each.name not in found}
+        if not taken:
+            break
+    if taken:
+        raise UserError(
+            f"{cls.__name__}.__init__ takes {' and '.join(map(str, taken))}, and no base class of it names what that "
+            "may be; expected each argument by its own name, so that configs and names of the strategy hold it."
+        )
+    return found
