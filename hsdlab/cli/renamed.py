@@ -47,11 +47,10 @@ def with_new_keys(text: str, subcommand: str | None, renamed: Mapping[str, Mappi
         return text
     changed = False
     for name, names in renamed.items():
-        for old, new in names.items():
-            if subcommand == name:
-                changed |= _rename(top, old, new, name)
-            elif subcommand is None:
-                changed |= any([_rename(each, old, new, name) for each in _below(top, [name])])
+        if subcommand in (None, name):
+            for settings in _below(top, [] if subcommand else [name]):
+                for old, new in names.items():
+                    changed |= _rename(settings, old, new, name)
     return yaml.serialize(top, Dumper=yaml.SafeDumper, allow_unicode=True) if changed else text
 
 
