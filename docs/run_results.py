@@ -19,6 +19,7 @@ import hsdlab
 from docs.results import MODELS
 from docs.results_data import ROOT, SETS, collect, read, short, times
 from hsdlab import load_model
+from hsdlab.cli.configs import config_files
 from hsdlab.models import weights_fingerprint
 
 TOKENS = {"e2e": 50, "common_gen": 30}
@@ -50,7 +51,11 @@ class Comparison(NamedTuple):
 
     def strategies(self) -> list[dict[str, Any]]:
         """Return the strategies that its configuration lists."""
-        return yaml.safe_load((ROOT / self.configs[-1]).read_text(encoding="utf-8"))["strategies"]
+        listed: list[dict[str, Any]] = []
+        for file in (file for config in self.configs for file in config_files(ROOT / config)):
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+            listed = settings.get("strategies", listed) + settings.get("strategies+", [])
+        return listed
 
     def missing(self) -> list[dict[str, Any]]:
         """Return those that docs/results does not hold for the present weights."""

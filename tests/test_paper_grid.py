@@ -26,11 +26,15 @@ from tests.tiny_runs import read_records, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GRID = CONFIGS / "strategy" / "paper_grid.yaml"
-MODELS = {path.stem: path for path in sorted((CONFIGS / "model").glob("*.yaml"))}
+MODELS = {
+    path.stem: path
+    for path in sorted((CONFIGS / "model").glob("*.yaml"))
+    if yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"] in ARCHITECTURES  # not the fine-tuned
+}
 DATA = {
     path.stem: path
     for path in sorted((CONFIGS / "data").glob("*.yaml"))
-    if yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["class_path"] == "HubDataset"
+    if yaml.safe_load(path.read_text(encoding="utf-8"))["data"].get("class_path") == "HubDataset"
 }
 
 

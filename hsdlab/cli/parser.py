@@ -1,6 +1,7 @@
 """The parser of `evaluate.py` and `train.py`: classes by their short names, and errors in one message."""
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
+from hsdlab.cli.configs import with_included_configs, without_include
+from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.data import GenerationDataModule
+from hsdlab.errors import UserError
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -37,9 +41,23 @@ class EvaluateParser(LightningArgumentParser):
         return [nested_key]
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
-        """Parse; the name of an option may be written with hyphens: ``--max-loss`` is ``--max_loss``."""
+        """Parse; configs may include others, and options be written with hyphens (``--max-loss``) or by old names."""
         args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
+        try:
+            args = with_new_options(with_included_configs(args))
+        except UserError as error:
+            self.error(str(error), error)
         return super().parse_args(args, *more, **options)
+
+    def parse_string(self, content: str, path: str | os.PathLike[str] = "", *more: Any, **options: Any) -> Namespace:
+        """Parse a config's own settings under their present names; what it includes stands on the command line."""
+        if os.path.isfile(path):  # not settings that were given as a string, which cannot include anything
+            content = without_include(content)
+        try:
+            content = with_new_keys(content, getattr(self, "subcommand", None))
+        except UserError as error:
+            self.error(str(error), error)
+        return super().parse_string(content, path, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and end with exit code 2."""
