@@ -30,14 +30,7 @@ NAMES = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 THINKS = NAMES.replace("{{ m.content }}", "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}")
-BARE = "{% for m in messages %} {{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-CHATS = {
-    "ChatML": (CHAT_ML, ""),
-    "Llama 2": (LLAMA_2, " "),
-    "names": (NAMES, " "),
-    "thinks": (THINKS, ""),
-    "bare": (BARE, ""),
-}
+CHATS = {"ChatML": (CHAT_ML, ""), "Llama 2": (LLAMA_2, " "), "names": (NAMES, " "), "thinks": (THINKS, "")}
 """Chat templates, and what they write between their header and the assistant's text."""
 
 
@@ -189,6 +182,13 @@ def test_a_chat_template_for_users_only_is_enough():
         "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('users only') }}{% endif %}"
         "{{ m.content }}{% endfor %}:"
     )
+    target, _ = PromptTemplate("{source}", chat=True).encode_target("river", tokenizer)
+    assert decoded(tokenizer, target) == "river</s>"
+
+
+def test_an_answer_that_is_written_without_the_header_shows_no_space():
+    tokenizer = tokenizer_of("byte-level")
+    tokenizer.chat_template = "{% for m in messages %} {{ m.content }}{% endfor %}{{ ':' if add_generation_prompt }}"
     target, _ = PromptTemplate("{source}", chat=True).encode_target("river", tokenizer)
     assert decoded(tokenizer, target) == "river</s>"
 
