@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
+from torch import Tensor
 
 from hsdlab.cli.evaluate import check_precision, resolved_config
 from hsdlab.cli.exits import run_or_exit
@@ -20,8 +21,9 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
-from hsdlab.records.run_folder import write_config, write_json
-from hsdlab.reporting import run_provenance
+from hsdlab.records.exit_quality import ExitQuality
+from hsdlab.records.provenance import run_info
+from hsdlab.records.run_folder import RUN_FILE, write_config
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
 from hsdlab.strategies import SkipStrategy
 
@@ -196,10 +198,10 @@ class TrainCLI(LightningCLI):
             return
         config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
-        self.run_info = run_provenance(config["seed_everything"], config)
+        self.run_info = run_info(config["seed_everything"], config, self.subcommand)
         self.output.mkdir(parents=True, exist_ok=True)
         write_config(self.output, config, f"python train.py {self.subcommand}")
-        write_json(self.output / "run.json", self.run_info)
+        self.run_info.write(self.output / RUN_FILE)
 
     def after_fit(self) -> None:
         """Export the best weights (the last ones, if there was no validation)."""
@@ -217,11 +219,13 @@ class TrainCLI(LightningCLI):
         file = self.output / "exit_classifier.safetensors"
         if rank_zero_only.rank == 0:
             self.model.folded().save(file)
-            write_exit_quality(self.model.quality, self.output, self.run_info)
-            print_exit_quality(self.model.quality, Console())
+            figures = {name: _numbers(values) for name, values in self.model.quality.items()}
+            quality = ExitQuality(**figures, run=self.run_info)
+            write_exit_quality(quality, self.output)
+            print_exit_quality(quality, Console())
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(self.model.quality))
+                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(quality))
                     logger.experiment.flush()
         rank_zero_info(
             "Decode with it: python evaluate.py test --skip=CALM --skip.measure=classifier "
@@ -242,6 +246,11 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line; by default that of the process.
     """
     run_or_exit(TrainCLI, args)
+
+
+def _numbers(values: Tensor) -> tuple[Any, ...]:
+    """Return a tensor [layers] or [layers, bins] as tuples."""
+    return tuple(_numbers(row) for row in values) if values.dim() > 1 else tuple(values.tolist())
 
 
 def _checkpoints(folder: Path, every_steps: int, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
