@@ -1,5 +1,6 @@
 """The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -99,6 +100,7 @@ class EvaluateCLI(SubcommandCLI):
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
+        parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
         parser.add_argument(
             "--overwrite",
@@ -127,7 +129,7 @@ class EvaluateCLI(SubcommandCLI):
         strategies = self._listed(made)
         if strategies is not None:
             baseline_first(strategies)
-        made.data.prepare_data()
+        made.data.check(self._split(made))
         examples = made.data.examples(self._split(made))
         if self.subcommand == "calibrate":
             check_calibration(
@@ -283,10 +285,11 @@ def main(args: Sequence[str] | None = None) -> None:
     run_or_exit(_command, args)
 
 
-def _command(args: list[str]) -> None:
+def _command(args: list[str] | None) -> None:
     """Run a subcommand; `report`, which needs no model and no data, has a parser of its own."""
-    if args[:1] == [REPORT]:
-        report_command(args[1:])
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == [REPORT]:
+        report_command(words[1:])
     else:
         EvaluateCLI(args)
 

@@ -9,7 +9,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from hsdlab.cli.configs import top_level
 from hsdlab.errors import UserError
 
-RENAMED: dict[str, dict[str, str]] = {}
+_TRAINING = {
+    "model.decay": "model.learning_rate_schedule",
+    "model.lora.rank": "model.lora.r",
+    "model.lora.alpha": "model.lora.lora_alpha",
+    "model.lora.dropout": "model.lora.lora_dropout",
+    "model.lora.targets": "model.lora.target_modules",
+}
+RENAMED: dict[str, dict[str, str]] = {
+    "fit": _TRAINING,
+    "validate": _TRAINING,
+    "tune": {"strategies": "classes"},
+}
 """Subcommand -> old name -> new name, without hyphens. Of dotted names ("model.old") only the last part may differ."""
 
 

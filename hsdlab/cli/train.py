@@ -153,6 +153,7 @@ class TrainCLI(SubcommandCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         self._model_class = MODULES[subcommand]
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         if subcommand != "fit_exit_classifier":
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
@@ -186,9 +187,8 @@ class TrainCLI(SubcommandCLI):
             monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
             self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every, monitor)
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [self.best, last]}
-        data.prepare_data()
-        for split in ("validation",) if self.subcommand == "validate" else ("train", "validation"):
-            data.examples(split)
+        splits = ("validation",) if self.subcommand == "validate" else ("train", "validation")
+        data.check(*splits, for_training=True)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""

@@ -30,7 +30,7 @@ WITHOUT_EFFECT = (
 )
 """Options that change no result: a run goes on with other ones."""
 
-OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "strategies.", "first.", "trials.", "decodes.")
+OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "classes.", "first.", "trials.", "decodes.")
 """Options of `tune` that change what is scored and decoded, and nothing of what has been: a run goes on with others."""
 
 ABSENT = "nothing"

@@ -423,7 +423,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         (["--skip=Unknown"], "unknown class 'Unknown'; expected one of "),
         (["--skip=Unknown"], "CALM, "),
         (["--skip=my_package.EveryOther"], "No module named 'my_package'"),
-        (["--data=Unknown"], "unknown class 'Unknown'; expected one of Docstrings, "),
+        (["--data=Unknown"], "unknown class 'Unknown'; expected one of DataFolder, Docstrings, "),
         (["--skip=HSD", "--skip.min_exit=5", "--skip.max_exit=2"], "min_exit=5 is larger than max_exit=2"),
         (["--skip=HSD", "--skip.num_skipped=-1"], "num_skipped=-1; expected"),
         (["--skip.threshold=1"], "'threshold' is not accepted"),
