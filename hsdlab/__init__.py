@@ -12,6 +12,7 @@ from hsdlab.version import __version__
 
 if TYPE_CHECKING:
     from hsdlab.decoding import generate, replay
+    from hsdlab.errors import UserError
     from hsdlab.models import load_model
     from hsdlab.strategies import (
         CALM,
@@ -41,13 +42,14 @@ __all__ = [
     "SkipDecode",
     "SkipStrategy",
     "StaticDepth",
+    "UserError",
     "__version__",
     "generate",
     "load_model",
     "replay",
 ]
 
-_MODULES = {"generate": "decoding", "replay": "decoding", "load_model": "models"}  # the others are strategies
+_MODULES = {"generate": "decoding", "replay": "decoding", "load_model": "models", "UserError": "errors"}  # the others are strategies
 
 
 def __getattr__(name: str) -> Any:
