@@ -49,13 +49,14 @@ __all__ = [
     "replay",
 ]
 
-_MODULES = {"generate": "decoding", "replay": "decoding", "load_model": "models", "UserError": "errors"}  # the others are strategies
+_ROOMS = {"generate": "decoding", "replay": "decoding", "load_model": "models", "UserError": "errors"}
+"""Where the public names are; all others are strategies."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'hsdlab' has no attribute {name!r}")
-    return getattr(import_module(f"hsdlab.{_MODULES.get(name, 'strategies')}"), name)
+    return getattr(import_module(f"hsdlab.{_ROOMS.get(name, 'strategies')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """What import-linter's contracts in pyproject.toml cannot say: how strategies and attribute paths keep apart."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
 def test_no_strategy_imports_another():
-    bases = {"__init__", "base", "schedule", "confidence", "probing"}
+    bases = {"__init__", "arguments", "base", "schedule", "confidence", "probing"}
     concrete = {path.stem for path in (ROOT / "strategies").glob("*.py")} - bases
     assert {"calm", "compose", "hsd"} <= concrete
     for path in (ROOT / "strategies").glob("*.py"):
@@ -60,5 +61,6 @@ def test_only_families_touches_attribute_paths_of_models():
     }
     for path in FILES:
         if path.name != "families.py" and part(path) in ("decoding", "strategies", "modules", "runs"):
-            found = [name for name in paths if name in path.read_text()]
+            code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)  # examples in docstrings name them
+            found = [name for name in paths if name in code]
             assert not found, f"{path}: {found}"
