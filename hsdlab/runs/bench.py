@@ -1,7 +1,7 @@
 """Decode steps under each strategy against full depth, and full depth against plain ``model.generate``.
 
-Batch 1, greedy, on the same prompts (`bench_sides.py`). All cut the prefill off at the same point, where the first decode
-step enters layer 0, and end when transformers' ``generate`` returns.
+Batch 1, greedy, on the same prompts (`bench_sides.py`). All cut the prefill off at the same point, where the first
+decode step enters layer 0, and end when transformers' ``generate`` returns.
 """
 
 import os

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hsdlab.costs import Cost
 from hsdlab.decoding import DecodeOutput, Timing, generate
-from hsdlab.decoding.cost import decode_flops, ideal_speedup
+from hsdlab.decoding.cost import decode_cost, ideal_speedup
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.timing import now_s
 from hsdlab.strategies.base import SkipStrategy
@@ -79,14 +80,14 @@ class StrategySide:
 
     def costs(self) -> dict[str, float | None]:
         """Depth and cost over all prompts; the ideal speed-up only where the layers are known beforehand."""
-        traces = [output.trace for output in self.outputs.values()]
-        steps = sum(trace.compute_steps for trace in traces)
-        schedule = self.strategy.scheduled_layers(traces[0].num_layers, self._new_tokens)
+        figures = sum((decode_cost(self._model, output) for output in self.outputs.values()), Cost()).figures()
+        num_layers = next(iter(self.outputs.values())).trace.num_layers
+        schedule = self.strategy.scheduled_layers(num_layers, self._new_tokens)
         if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
             schedule = None
         return {
-            "average_layers": sum(trace.compute_depth_sum for trace in traces) / steps,
+            "average_layers": figures["average_layers"],
             "ideal_speed_up": None if schedule is None else ideal_speedup(self._model, schedule),
-            "flops_per_token": sum(decode_flops(self._model, trace) for trace in traces) / steps,
-            "cache_mib": max(output.cache_bytes for output in self.outputs.values()) / 2**20,
+            "flops_per_token": figures["flops_per_token"],
+            "cache_mib": figures["cache_peak_mib"],
         }
