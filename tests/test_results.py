@@ -174,8 +174,8 @@ def test_rows_of_one_comparison_may_come_from_several_runs(tmp_path):
     assert shares_and_commits(both) == [(0.5, "0"), (0.25, "f")]
     both.write(tmp_path / "both.json")
     assert Comparison.read(tmp_path / "both.json").to_json() == both.to_json()
-    again = results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.75, **LATER))
-    assert shares_and_commits(again) == [(pytest.approx(0.75), "f"), (0.25, "f")]
+    again = results_data.merged(both, comparison_of(HSD(2, 0, 8), 0.75, **LATER))
+    assert shares_and_commits(again) == [(0.5, "0"), (pytest.approx(0.75), "f")]
     for other in ({"weights": "x"}, {"examples": "x"}, {"config": {"model": {"name": "m", "num_beams": 4}}}):
         assert len(results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.7, **other)).rows) == 1
 
