@@ -5,6 +5,7 @@
 A config is parsed, and no model is loaded. The summary shows where a change of a layer lands.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -16,10 +17,12 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from hsdlab.cli import EvaluateCLI
 from hsdlab.cli.parser import dropping_arguments_of_other_classes
 from hsdlab.cli.train import TrainCLI
+from hsdlab.modules import LoRA
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {str(path.relative_to(ROOT / "configs")): path for path in sorted((ROOT / "configs").rglob("*.yaml"))}
@@ -67,7 +70,8 @@ def _cli(script: str) -> Any:
     base: type[Any] = {"evaluate.py": EvaluateCLI, "train.py": TrainCLI}[script]
     subcommand = {"evaluate.py": "test", "train.py": "validate"}[script]
     steps = ("before_instantiate_classes", "instantiate_classes", "after_instantiate_classes", "_run_subcommand")
-    parse_only = type("ParseOnly", (base,), dict.fromkeys(steps, lambda *_: None))
+    of_all = {"_add_subcommands": LightningCLI._add_subcommands}  # not of the named subcommand alone
+    parse_only = type("ParseOnly", (base,), {**dict.fromkeys(steps, lambda *_: None), **of_all})
     with patch.object(sys, "argv", [script]):
         return parse_only([subcommand, "--model.name=embedded:smollm2-135m", "--data=Docstrings"])
 
@@ -84,7 +88,11 @@ def _without_defaults(value: Any) -> Any:
         given = {name: _without_defaults(each) for name, each in arguments if each != defaults.get(name, ...)}
         name = value["class_path"].rpartition(".")[2]
         return {name: given} if given else name
-    return {name: _without_defaults(each) for name, each in value.items()}
+    named = {name: _without_defaults(each) for name, each in value.items()}
+    if "lora_alpha" in named:  # a dataclass of its own, which a config names without its class
+        defaults = dataclasses.asdict(LoRA())
+        return {name: each for name, each in named.items() if name in ("r", "lora_alpha") or each != defaults[name]}
+    return named
 
 
 def _defaults(class_path: str) -> dict[str, Any]:

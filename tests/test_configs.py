@@ -8,7 +8,7 @@ import yaml
 import hsdlab.modules.decode
 from hsdlab.cli import EvaluateCLI
 from hsdlab.cli.configs import config_files
-from hsdlab.runs.tune import scheduled_classes
+from hsdlab.runs.tunable import scheduled_classes
 from hsdlab.testing import tiny_model
 from tests.resolved_configs import CONFIGS, ROOT, SUMMARY, command_of, summary
 from tests.tiny_checkpoints import tiny_tokenizer
@@ -78,8 +78,8 @@ def test_its_strategies_fit_the_model(name, tiny_models, monkeypatch):
     cli = run(monkeypatch, *arguments, cli=InstantiateOnly)  # tries each strategy on the model
     made = cli.config_init[cli.subcommand]
     if cli.subcommand == "tune":
-        assert [each.__name__ for each in scheduled_classes(made.strategies)] == COMMITTED[name].get(
-            "strategies",
+        assert [each.__name__ for each in scheduled_classes(made.classes)] == COMMITTED[name].get(
+            "classes",
             ["HSD", "SkipDecode"],  # the default
         )
         strategies, resolved = made.first or [], COMMITTED[name].get("first", [])

@@ -70,6 +70,9 @@ class EvaluateParser(LightningArgumentParser):
                 f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
                 "or the dotted path of your own, such as my_package.MyClass"
             )
+        if message == "the following arguments are required: folder":
+            message = "no data: give a folder of your own with --data.folder=path/to/folder, or a data set with --data="
+            message += f", one of {', '.join(sorted(_names_of_subclasses(GenerationDataModule)))}"
         sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
         sys.exit(2)
 

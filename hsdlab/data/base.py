@@ -1,4 +1,7 @@
-"""The base of every data set: examples in, left-padded prompts out, and pairs with references for training."""
+"""The base of every data set: examples in, left-padded prompts out, and pairs with references for training.
+
+Longer than other files: Lightning's hooks of one class, and what they share.
+"""
 
 import hashlib
 import random

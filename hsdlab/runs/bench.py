@@ -1,17 +1,12 @@
 """Decode steps under each strategy against full depth, and full depth against plain ``model.generate``.
 
-Batch 1, greedy, on the same prompts. Every side makes exactly ``new_tokens`` tokens: ``eos_token_id=None``
-switches the end of a sequence off and leaves no logits processor and the length as the only stopping
-criterion, whereas ``min_new_tokens`` would add two processors over the vocabulary to each step. All sides cut
-the prompt pass off at the same point, where the first decode step enters layer 0, and end when transformers'
-``generate`` returns.
+Batch 1, greedy, on the same prompts (`bench_sides.py`). All cut the prefill off at the same point, where the first
+decode step enters layer 0, and end when transformers' ``generate`` returns.
 """
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -19,15 +14,14 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from hsdlab.data import GenerationDataModule
-from hsdlab.decoding import DecodeOutput, Timing, generate
-from hsdlab.decoding.cost import decode_flops, ideal_speedup
-from hsdlab.decoding.families import context_length, decoder_parts
-from hsdlab.decoding.timing import now_s
+from hsdlab.decoding import Timing
+from hsdlab.decoding.families import context_length
 from hsdlab.errors import RunError, UserError
 from hsdlab.modules import DecodeModule
 from hsdlab.records.bench import BenchEnvironment, BenchResult, BenchSide
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting.bench import print_bench, write_bench
+from hsdlab.runs.bench_sides import PlainSide, StrategySide
 from hsdlab.runs.model_info import model_info
 from hsdlab.runs.timing import Side, interleave, ratio_spread, spread
 from hsdlab.strategies.base import SkipStrategy
@@ -35,7 +29,6 @@ from hsdlab.strategies.full_depth import FullDepth
 
 WARMUP_ROUNDS = 1
 PLAIN, FULL_DEPTH = "plain generate", "FullDepth"
-OPTIONS = {"do_sample": False, "num_beams": 1, "eos_token_id": None}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT")
 
 
@@ -98,75 +91,6 @@ def first_prompts(module: DecodeModule, datamodule: GenerationDataModule, number
     return [torch.tensor([token_ids]) for token_ids, _ in encoded]
 
 
-class _PlainSide:
-    """transformers' own ``generate``; keeps the tokens of each prompt."""
-
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], new_tokens: int) -> None:
-        self._parts = decoder_parts(model)
-        self._prompts = prompts
-        self._new_tokens = new_tokens
-        self.sequences: dict[int, Tensor] = {}
-
-    def __call__(self, case: int) -> Timing:
-        model, prompt = self._parts.model, self._prompts[case]
-        mask = torch.ones_like(prompt)
-        passes = itertools.count()
-        readings_s: list[float] = []
-
-        def read_clock(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if next(passes) == 1:  # the pass after the prompt's
-                readings_s.append(now_s(model.device))
-                hook.remove()  # the steps that follow run without it
-
-        hook = self._parts.layers[0].register_forward_pre_hook(read_clock)
-        try:
-            readings_s.append(now_s(model.device))
-            sequences = model.generate(prompt, attention_mask=mask, max_new_tokens=self._new_tokens, **OPTIONS)
-            readings_s.append(now_s(model.device))
-        finally:
-            hook.remove()
-        self.sequences[case] = sequences
-        start, first_step, end = readings_s
-        return Timing(first_step - start, end - first_step, sequences.shape[1] - prompt.shape[1] - 1)
-
-
-class _StrategySide:
-    """``hsdlab.generate`` under one strategy; keeps the last output of each prompt."""
-
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], new_tokens: int, strategy: SkipStrategy) -> None:
-        self._model = model
-        self._prompts = prompts
-        self._new_tokens = new_tokens
-        self.strategy = strategy
-        self.outputs: dict[int, DecodeOutput] = {}
-
-    def __call__(self, case: int) -> Timing:
-        prompt = self._prompts[case]
-        self.outputs[case] = generate(
-            self._model,
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            strategy=self.strategy,
-            max_new_tokens=self._new_tokens,
-            **OPTIONS,
-        )
-        return self.outputs[case].timing
-
-    def costs(self) -> dict[str, float | None]:
-        """Depth and cost over all prompts; the ideal speed-up only where the layers are known beforehand."""
-        traces = [output.trace for output in self.outputs.values()]
-        steps = sum(trace.compute_steps for trace in traces)
-        schedule = self.strategy.scheduled_layers(traces[0].num_layers, self._new_tokens)
-        if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
-            schedule = None
-        return {
-            "average_layers": sum(trace.compute_depth_sum for trace in traces) / steps,
-            "ideal_speed_up": None if schedule is None else ideal_speedup(self._model, schedule),
-            "flops_per_token": sum(decode_flops(self._model, trace) for trace in traces) / steps,
-            "cache_mib": max(output.cache_bytes for output in self.outputs.values()) / 2**20,
-        }
-
-
 def run_bench(
     model: nn.Module,
     prompts: Sequence[Tensor],
@@ -198,9 +122,9 @@ def run_bench(
     _check_arguments(prompts, strategies, new_tokens, repeats)
     device = next(model.parameters()).device
     prompts = [prompt.to(device) for prompt in prompts]
-    plain = _PlainSide(model, prompts, new_tokens)
+    plain = PlainSide(model, prompts, new_tokens)
     full_depth, *others = [
-        _StrategySide(model, prompts, new_tokens, strategy) for strategy in (FullDepth(), *strategies)
+        StrategySide(model, prompts, new_tokens, strategy) for strategy in (FullDepth(), *strategies)
     ]
     sides: list[Side] = [plain, full_depth, *others]
     load_before = _load_average()
@@ -305,7 +229,7 @@ def _check_arguments(
         raise UserError(f"repeats is {repeats}; expected at least 1.")
 
 
-def _check_same_tokens(plain: _PlainSide, full_depth: _StrategySide) -> None:
+def _check_same_tokens(plain: PlainSide, full_depth: StrategySide) -> None:
     """Raise RuntimeError unless full depth decodes what plain ``generate`` does."""
     for case, sequence in plain.sequences.items():
         ours = full_depth.outputs[case].sequences

@@ -432,6 +432,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         (["--model.metrics=[meteor]"], "model.metrics"),
         (["--model.dtype=int8"], "model.dtype"),
         (["--data.folder=nowhere"], "nowhere"),
+        (["--data=DataFolder"], "--data.folder"),
         (["--data.batch_size=0"], "batch_size=0"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -479,7 +480,11 @@ def test_an_output_folder_with_something_in_it_is_refused(refused, tmp_path):
     ("subcommand", "args", "expected"),
     [
         ("test", ["--skip=HSD", "--skip.max_exit=4"], "max_exit=4 is beyond this model's 3 layers"),
-        ("compare", ["--strategies=[HSD, SkipDecode]"], "max_exit=20 is beyond this model's 3 layers"),
+        (
+            "compare",
+            ["--strategies=[HSD, {class_path: SkipDecode, init_args: {max_exit: 20}}]"],
+            "max_exit=20 is beyond this model's 3 layers",
+        ),
         ("test", ["--skip=HSD", "--trainer.callbacks=CALM"], "Expected one skip strategy in a run, got 2"),
         ("test", ["--model.name=nowhere/at/all"], "nowhere/at/all"),
     ],

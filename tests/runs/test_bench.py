@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +12,11 @@ import hsdlab.decoding.timing
 from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.records.bench import BenchResult, Spread
 from hsdlab.records.provenance import run_info
+from hsdlab.runs import bench_sides
 from hsdlab.runs.bench import run_bench
+from hsdlab.runs.bench_sides import PlainSide
 from hsdlab.strategies import CALM, HSD, FullDepth, OracleExit, SkipDecode
 
-decode = import_module("hsdlab.runs.bench")  # hsdlab.runs.bench itself is the function of that name
 LAYERS = 4
 NEW_TOKENS = 6
 STEPS = NEW_TOKENS - 1
@@ -148,7 +148,7 @@ def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, 
     layer, seen = model.model.layers[0], []
     own = type(layer)
     layer.mlp.register_forward_pre_hook(lambda module, args: seen.append((type(layer), len(layer._forward_pre_hooks))))
-    decode._PlainSide(model, prompts, NEW_TOKENS)(0)
+    PlainSide(model, prompts, NEW_TOKENS)(0)
     # the clock's hook is gone once it has read the clock: it weighs on the prompt pass alone
     assert seen == [(own, 1), *[(own, 0)] * STEPS]
 
@@ -156,13 +156,13 @@ def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, 
 def test_no_hook_is_left_after_an_error(model, prompts):
     model.model.layers[1].register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        decode._PlainSide(model, prompts, NEW_TOKENS)(0)
+        PlainSide(model, prompts, NEW_TOKENS)(0)
     assert not model.model.layers[0]._forward_pre_hooks
 
 
 def test_other_tokens_than_plain_generate_are_an_error(model, prompts, tmp_path, monkeypatch):
-    generate, wrong = decode.generate, {"strategy": HALF}
-    monkeypatch.setattr(decode, "generate", lambda *args, **options: generate(*args, **options | wrong))
+    generate, wrong = bench_sides.generate, {"strategy": HALF}
+    monkeypatch.setattr(bench_sides, "generate", lambda *args, **options: generate(*args, **options | wrong))
     with pytest.raises(RuntimeError, match="different tokens from prompt 0"):
         bench(model, prompts, [], tmp_path)
     assert not list(tmp_path.iterdir())
