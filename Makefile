@@ -47,4 +47,4 @@ lint: models
 	$(BIN)/lint-imports --no-logo
 
 clean:  ## remove .venv and all that was built (not the fetched models)
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache

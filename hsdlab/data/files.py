@@ -57,7 +57,7 @@ def _names_in(folder: Path, wanted: str) -> list[str]:
             return sorted(path.name for path in folder.iterdir() if path.is_file())
         if folder.exists():
             raise UserError(f"{folder} is a file: give the folder that holds {wanted}")
-        siblings = [path.name for path in folder.parent.glob("*/")]
+        siblings = [path.name for path in folder.parent.glob("[!.]*/")]
     except OSError as error:
         raise UserError(f"The folder {shown(str(folder))} cannot be read: {error.strerror}") from error
     raise FileNotFoundError(f"No folder {folder}; {_listing(folder.parent, 'folders', siblings)}")
