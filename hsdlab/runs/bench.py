@@ -9,7 +9,7 @@ the prompt pass off at the same point, where the first decode step enters layer 
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from hsdlab.data import GenerationDataModule
 from hsdlab.decoding import DecodeOutput, Timing, generate
 from hsdlab.decoding.cost import decode_flops, ideal_speedup
-from hsdlab.decoding.families import context_length, decoder_parts
+from hsdlab.decoding.families import context_length, decoder_parts, plain_model
 from hsdlab.decoding.timing import now_s
 from hsdlab.errors import RunError, UserError
+from hsdlab.models.generation import fixed_length, generation
 from hsdlab.modules import DecodeModule
 from hsdlab.records.bench import BenchEnvironment, BenchResult, BenchSide
 from hsdlab.records.provenance import RunInfo, run_info
@@ -35,7 +36,6 @@ from hsdlab.strategies.full_depth import FullDepth
 
 WARMUP_ROUNDS = 1
 PLAIN, FULL_DEPTH = "plain generate", "FullDepth"
-OPTIONS = {"do_sample": False, "num_beams": 1, "eos_token_id": None}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT")
 
 
@@ -76,6 +76,7 @@ def bench(
         strategies,
         new_tokens=new_tokens,
         repeats=repeats,
+        generate_kwargs=module.generate_kwargs,
         folder=Path(folder),
         run=run,
     )
@@ -101,10 +102,10 @@ def first_prompts(module: DecodeModule, datamodule: GenerationDataModule, number
 class _PlainSide:
     """transformers' own ``generate``; keeps the tokens of each prompt."""
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], new_tokens: int) -> None:
+    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         self._parts = decoder_parts(model)
         self._prompts = prompts
-        self._new_tokens = new_tokens
+        self._options = options
         self.sequences: dict[int, Tensor] = {}
 
     def __call__(self, case: int) -> Timing:
@@ -121,7 +122,7 @@ class _PlainSide:
         hook = self._parts.layers[0].register_forward_pre_hook(read_clock)
         try:
             readings_s.append(now_s(model.device))
-            sequences = model.generate(prompt, attention_mask=mask, max_new_tokens=self._new_tokens, **OPTIONS)
+            sequences = model.generate(prompt, attention_mask=mask, **self._options)
             readings_s.append(now_s(model.device))
         finally:
             hook.remove()
@@ -133,10 +134,12 @@ class _PlainSide:
 class _StrategySide:
     """``hsdlab.generate`` under one strategy; keeps the last output of each prompt."""
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], new_tokens: int, strategy: SkipStrategy) -> None:
+    def __init__(
+        self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any], strategy: SkipStrategy
+    ) -> None:
         self._model = model
         self._prompts = prompts
-        self._new_tokens = new_tokens
+        self._options = options
         self.strategy = strategy
         self.outputs: dict[int, DecodeOutput] = {}
 
@@ -147,8 +150,7 @@ class _StrategySide:
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             strategy=self.strategy,
-            max_new_tokens=self._new_tokens,
-            **OPTIONS,
+            **self._options,
         )
         return self.outputs[case].timing
 
@@ -156,7 +158,7 @@ class _StrategySide:
         """Depth and cost over all prompts; the ideal speed-up only where the layers are known beforehand."""
         traces = [output.trace for output in self.outputs.values()]
         steps = sum(trace.compute_steps for trace in traces)
-        schedule = self.strategy.scheduled_layers(traces[0].num_layers, self._new_tokens)
+        schedule = self.strategy.scheduled_layers(traces[0].num_layers, self._options["max_new_tokens"])
         if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
             schedule = None
         return {
@@ -175,6 +177,7 @@ def run_bench(
     new_tokens: int,
     repeats: int,
     folder: Path,
+    generate_kwargs: Mapping[str, Any] | None = None,
     run: RunInfo | None = None,
 ) -> BenchResult:
     """Measure plain ``generate``, full depth and some strategies, interleaved; print and write the result.
@@ -186,6 +189,7 @@ def run_bench(
         new_tokens: Tokens that every side makes from each prompt, at least 2: the first needs no step.
         repeats: Measured rounds, at least 1; one more comes before them as warm-up.
         folder: Where to write bench.json and bench.md; made if missing, files of an earlier run are replaced.
+        generate_kwargs: More options of ``generate``; those for samples, beams and ends of a text have no effect here.
         run: What the run is made with; by default noted now.
 
     Returns:
@@ -198,9 +202,10 @@ def run_bench(
     _check_arguments(prompts, strategies, new_tokens, repeats)
     device = next(model.parameters()).device
     prompts = [prompt.to(device) for prompt in prompts]
-    plain = _PlainSide(model, prompts, new_tokens)
+    decoding = generation(plain_model(model), fixed_length(generate_kwargs or {}) | {"max_new_tokens": new_tokens})
+    plain = _PlainSide(model, prompts, decoding.options)
     full_depth, *others = [
-        _StrategySide(model, prompts, new_tokens, strategy) for strategy in (FullDepth(), *strategies)
+        _StrategySide(model, prompts, decoding.options, strategy) for strategy in (FullDepth(), *strategies)
     ]
     sides: list[Side] = [plain, full_depth, *others]
     load_before = _load_average()
@@ -242,7 +247,7 @@ def run_bench(
                 for side, rows in zip(others, timings[2:], strict=True)
             ),
         ),
-        run=run or run_info(),
+        run=run or run_info(generation=decoding.record()),
     )
     print_bench(result)
     write_bench(result, folder)
