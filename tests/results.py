@@ -142,3 +142,8 @@ def recorded() -> tuple[StrategyResult, StrategyResult]:
         return replace(result, examples=examples)
 
     return of(full_depth()), of(hsd())
+
+
+def replace_examples(result: StrategyResult, **values: Any) -> StrategyResult:
+    """Return a result with other values in each of its examples."""
+    return replace(result, examples=tuple(replace(each, **values) for each in result.examples))
