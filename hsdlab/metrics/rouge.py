@@ -24,6 +24,10 @@ class RougeTokenizer(Protocol):
         """Return the words of a text."""
         ...
 
+    def __hash__(self) -> int:
+        """Tell tokenizers apart: a scorer is kept for each."""
+        ...
+
 
 class UnicodeTokenizer:
     """Words of any script in lower case; of scripts without spaces between words each character is a word.

@@ -112,9 +112,10 @@ class Document:
         if kind != cls.kind:
             raise RunError(f"{where}: expected a {cls.kind}, got a {kind}.")
         if version not in range(cls.oldest, SCHEMA_VERSION + 1):
+            known = f"version {SCHEMA_VERSION}" if cls.oldest == SCHEMA_VERSION else f"versions 1 to {SCHEMA_VERSION}"
             raise RunError(
-                f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads versions "
-                f"{cls.oldest} to {SCHEMA_VERSION}. Make it anew, or read it with the hsdlab that wrote it."
+                f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads {known}. "
+                "Make it anew, or read it with the hsdlab that wrote it."
             )
         try:
             return from_plain(cls.upgrade(content) if version == 1 else content, cls)

@@ -10,7 +10,7 @@ from rich.text import Text
 from hsdlab.records.bench import BenchResult, BenchSide, Spread
 from hsdlab.records.files import replace_file
 from hsdlab.reporting.markdown import markdown_table
-from hsdlab.reporting.tables import MISSING, WIDTH, number
+from hsdlab.reporting.tables import MISSING, number
 
 FILE = "bench.json"
 HEADER = (
@@ -45,10 +45,8 @@ def write_bench(result: BenchResult, folder: Path) -> None:
     replace_file(folder / "bench.md", bench_markdown(result))
 
 
-def print_bench(result: BenchResult) -> None:
-    """Print the result on the terminal."""
-    console = Console()
-    console.width = max(console.width, WIDTH)
+def print_bench(result: BenchResult, console: Console) -> None:
+    """Print the result on a terminal of at least 120 columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("Strategy", width=16, overflow="fold")
     rows = [[cell.replace(" [", "\n").rstrip("]") for cell in _cells(side)] for side in result.sides]

@@ -12,7 +12,7 @@ from hsdlab.records.inspection import InspectedLayer, InspectionResult
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.inspection_figure import CHEAPEST, inspection_figure
 from hsdlab.reporting.markdown import markdown_table
-from hsdlab.reporting.tables import WIDTH, estimate
+from hsdlab.reporting.tables import estimate
 
 FILE = "inspect.json"
 HEADER = (
@@ -86,10 +86,8 @@ def inspection_markdown(result: InspectionResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def print_inspection(result: InspectionResult) -> None:
-    """Print the report on the terminal; the layers that are cheapest to drop in bold."""
-    console = Console()
-    console.width = max(console.width, WIDTH)
+def print_inspection(result: InspectionResult, console: Console) -> None:
+    """Print the report on a terminal of at least 120 columns; the layers that are cheapest to drop in bold."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     rows = [_cells(layer) for layer in result.layers]
     for name, column in zip(HEADER, zip(*rows, strict=True), strict=True):

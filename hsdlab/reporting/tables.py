@@ -33,9 +33,9 @@ WIDTH = 120  # characters that the tables need; more than rich assumes where the
 
 
 def console(quiet: bool = False) -> Console:
-    """Return a console on which the tables fit: of 120 columns where the output is not a terminal."""
+    """Return a console on which the tables fit: of 120 columns where the output is no terminal, or a narrower one."""
     made = Console(quiet=quiet)
-    return made if made.is_terminal else Console(width=WIDTH, quiet=quiet)
+    return made if made.is_terminal and made.width >= WIDTH else Console(width=WIDTH, quiet=quiet)
 
 
 def terminal_table(title: str, first: str, header: Sequence[str]) -> Table:

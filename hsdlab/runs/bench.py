@@ -21,6 +21,7 @@ from hsdlab.modules import DecodeModule
 from hsdlab.records.bench import BenchEnvironment, BenchResult, BenchSide
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting.bench import print_bench, write_bench
+from hsdlab.reporting.tables import console
 from hsdlab.runs.bench_sides import PlainSide, StrategySide
 from hsdlab.runs.model_info import model_info
 from hsdlab.runs.timing import Side, interleave, ratio_spread, spread
@@ -168,7 +169,7 @@ def run_bench(
         ),
         run=run or run_info(),
     )
-    print_bench(result)
+    print_bench(result, console())
     write_bench(result, folder)
     return result
 

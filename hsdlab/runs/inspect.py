@@ -32,6 +32,7 @@ from hsdlab.records.inspection import InspectedLayer, InspectionResult
 from hsdlab.records.model_info import ModelInfo
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting.inspection import print_inspection, write_inspection
+from hsdlab.reporting.tables import console
 from hsdlab.runs.model_info import model_info
 from hsdlab.strategies.confidence import softmax_response
 from hsdlab.strategies.full_depth import FullDepth
@@ -78,7 +79,7 @@ def inspect(
     what = f"{text} of at most {module.max_new_tokens} tokens"
     result = inspection_result(inspect_layers(model, texts), model_info(model), what, run or run_info())
     write_inspection(result, Path(folder))
-    print_inspection(result)
+    print_inspection(result, console())
     return result
 
 

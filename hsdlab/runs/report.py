@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -92,49 +93,36 @@ def _draw_result(folder: Path, terminal: Console) -> StrategyResult:
     return result
 
 
-def _draw_calibration(folder: Path, terminal: Console) -> CalibrationResult:
-    result = CalibrationResult.read(folder / calibration.FILE)
-    calibration.write_calibration(result, folder)
-    calibration.print_calibration(result, terminal)
-    return result
+def _drawing(
+    record: type[Document],
+    file: str,
+    write: Callable[[Any, Path], None],
+    show: Callable[[Any, Console], None],
+) -> Callable[[Path, Console], Document]:
+    """Return what draws a record that holds all that its report shows."""
 
+    def draw(folder: Path, terminal: Console) -> Document:
+        found = record.read(folder / file)
+        write(found, folder)
+        show(found, terminal)
+        return found
 
-def _draw_tuning(folder: Path, terminal: Console) -> TuningResult:
-    result = TuningResult.read(folder / tuning.FILE)
-    tuning.write_tuning(result, folder)
-    tuning.print_tuning(result, terminal)
-    return result
-
-
-def _draw_bench(folder: Path, terminal: Console) -> BenchResult:
-    result = BenchResult.read(folder / bench.FILE)
-    bench.write_bench(result, folder)
-    bench.print_bench(result)
-    return result
-
-
-def _draw_inspection(folder: Path, terminal: Console) -> InspectionResult:
-    result = InspectionResult.read(folder / inspection.FILE)
-    inspection.write_inspection(result, folder)
-    inspection.print_inspection(result)
-    return result
-
-
-def _draw_exit_quality(folder: Path, terminal: Console) -> ExitQuality:
-    quality = ExitQuality.read(folder / exit_quality.FILE)
-    exit_quality.write_exit_quality(quality, folder)
-    exit_quality.print_exit_quality(quality, terminal)
-    return quality
+    return draw
 
 
 DRAWN: dict[str, Callable[[Path, Console], Document]] = {
     comparison.FILE: _draw_comparison,
-    calibration.FILE: _draw_calibration,
-    tuning.FILE: _draw_tuning,
-    bench.FILE: _draw_bench,
-    inspection.FILE: _draw_inspection,
-    exit_quality.FILE: _draw_exit_quality,
     RESULT_FILE: _draw_result,
+    **{
+        file: _drawing(record, file, write, show)
+        for record, file, write, show in (
+            (CalibrationResult, calibration.FILE, calibration.write_calibration, calibration.print_calibration),
+            (TuningResult, tuning.FILE, tuning.write_tuning, tuning.print_tuning),
+            (BenchResult, bench.FILE, bench.write_bench, bench.print_bench),
+            (InspectionResult, inspection.FILE, inspection.write_inspection, inspection.print_inspection),
+            (ExitQuality, exit_quality.FILE, exit_quality.write_exit_quality, exit_quality.print_exit_quality),
+        )
+    },
 }
 """The file by which each kind of run is known, and what draws it."""
 

@@ -57,7 +57,7 @@ def search(
 ) -> list[Setting]:
     """Try settings for a speed-up as large, and a score as low, as can be had together.
 
-    The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127). They depend on
+    The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127) and depend on
     the seed, the scores and the given settings only. Settings of equal schedules are one setting: the first that was
     proposed. After one that was there before, the next proposal is drawn at random.
 
@@ -122,8 +122,8 @@ def trial_parameters(
 ) -> dict[str, Any] | None:
     """Express a setting as the parameters of a trial in which its class would propose it.
 
-    A class may ask its trial for other values than it has parameters, and a parameter may be beyond the range that it
-    asks for. So the class proposes a setting from its own parameters, and what it proposes is compared.
+    A class may ask its trial for other values than it has parameters, and a parameter may be out of the range that it
+    asks for. So the class proposes a setting by the parameters, and that one is compared.
 
     Args:
         strategy: The setting.
@@ -141,7 +141,7 @@ def trial_parameters(
     fixed = optuna.trial.FixedTrial({"strategy": name, **parameters})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a value beyond its range is a warning of Optuna's
+            warnings.simplefilter("error", UserWarning)  # which Optuna gives for a value out of its range
             proposed = classes[name].propose(_Named(fixed, name), num_layers, max_steps)
     except (ValueError, TypeError, UserWarning):
         return None

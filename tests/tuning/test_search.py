@@ -35,6 +35,21 @@ class Half(ScheduledStrategy):
         return range(math.ceil(self.share * num_layers))
 
 
+class Bottom(ScheduledStrategy):
+    """Of its two arguments only one is searched."""
+
+    def __init__(self, number: int = 3, more: int = 0) -> None:
+        self.number = number
+        self.more = more
+
+    @classmethod
+    def propose(cls, trial, num_layers, max_steps):
+        return cls(trial.suggest_int("number", 1, num_layers))
+
+    def layers_at(self, step, num_layers, max_steps):
+        return range(self.number + self.more)
+
+
 def layers_of(schedule):
     return [step.nonzero().flatten().tolist() for step in schedule[:-1]]
 
@@ -147,13 +162,29 @@ def test_the_estimator_learns_of_what_is_given(monkeypatch, setting, parameters)
 
 @pytest.mark.parametrize(
     "setting",
-    [Half(0.7), HSD(), SkipDecode(None, None), SkipDecode(0, 2, warmup=5), HSD(0, 0, 3), FullDepth()],
-    ids=["asks-for-another-value", "none", "all-layers", "out-of-range", "never-skips", "not-searched"],
+    [
+        Half(0.7),
+        HSD(),
+        SkipDecode(None, None),
+        SkipDecode(0, 2, warmup=5),
+        HSD(0, 0, 3),
+        Bottom(2, more=1),
+        FullDepth(),
+    ],
+    ids=[
+        "asks-for-another-value",
+        "none",
+        "all-layers",
+        "out-of-range",
+        "never-skips",
+        "argument-not-asked-for",
+        "not-searched",
+    ],
 )
 def test_what_its_class_would_not_propose_is_tried_all_the_same(monkeypatch, setting):
     made, create = [], optuna.create_study
     monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[0])
-    settings = find([HSD, SkipDecode, Half], trials=3, first=[setting])
+    settings = find([HSD, SkipDecode, Half, Bottom], trials=3, first=[setting])
     assert settings[0].strategy is setting
     assert len(made[0].trials) == 2  # it counts as a trial of the search, not of the estimator
 
