@@ -220,7 +220,7 @@ def test_bench_and_inspect_agree_with_test(command, tmp_path, monkeypatch):
     if command == "bench":
         args += ["--strategies=[]", "--prompts=1", "--new_tokens=4", "--repeats=1"]
     else:
-        args += ["--examples=2", "--text=generated", "--data.batch_size=1"]
+        args += ["--examples=2", "--text=generated"]
     run(monkeypatch, command, *args)
     info = RunInfo.read(tmp_path / "out/run.json")
     assert info.generation["not_taken"] == {**CHAT, "min_new_tokens": 3, "forced_eos_token_id": 4}
