@@ -86,6 +86,7 @@ The darker, the more of the examples ran the layer in that decode step; grey whe
   "subcommand": "",
   "examples": null,
   "weights": null,
+  "generation": null,
   "earlier": []
 }}
 ```
