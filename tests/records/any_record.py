@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import hsdlab.records
 from hsdlab.records.document import Document, JsonObject
 
-ODD_TEXT = st.text(st.characters(), max_size=8) | st.sampled_from(["", "/", "~1", "a\u2028b", "\ud800", "\x00", "é漢🙂"])
+ODD_TEXT = st.text(max_size=8) | st.sampled_from(["", "/", "~1", "a\u2028b", "\ud800", "\x00", "é漢🙂"])
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | ODD_TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD_TEXT, inner, max_size=3),

@@ -16,7 +16,7 @@ from tests.records.any_record import JSON_VALUES, any_record, document_kinds, fi
 FREE = ("config", "init_args")
 """Objects whose content is the user's: any JSON is right there."""
 
-few = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 each_kind = pytest.mark.parametrize("kind", document_kinds(), ids=lambda kind: kind.__name__)
 
 
@@ -150,7 +150,9 @@ def test_a_document_that_was_cut_off_is_refused(kind, data):
 def test_arbitrary_content_is_refused(kind, data):
     """With the right names, other values; in the present version and the one before."""
     names = st.sampled_from([*field_types(kind), KIND_KEY, VERSION_KEY, NOT_FINITE_KEY, "strategies", "baseline"])
-    values = JSON_VALUES | st.sampled_from([1, 2, kind.kind, {"name": "a"}, {"/seed": "a"}, {"/seed": 10**400}, 10**400])
+    values = JSON_VALUES | st.sampled_from(
+        [1, 2, kind.kind, {"name": "a"}, {"/seed": "a"}, {"/seed": 10**400}, 10**400]
+    )
     content = data.draw(JSON_VALUES | st.dictionaries(names, values))
     with pytest.raises(RunError, match=r"^here: "):
         kind.from_json(json.dumps(content), "here")
@@ -180,5 +182,5 @@ def test_a_missing_file_is_none(tmp_path):
 @settings(few, max_examples=60)
 @given(line=st.binary() | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
 def test_an_arbitrary_line_is_no_example(line):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"no prediction"):
         ExampleRecord.from_line(line)
