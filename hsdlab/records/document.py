@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 import cattrs
 
@@ -19,6 +20,9 @@ from hsdlab.records.files import replace_file
 
 SCHEMA_VERSION = 2
 VERSION_KEY, KIND_KEY, NOT_FINITE_KEY = "schema_version", "kind", "not_finite"
+
+NOT_A_RECORD = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What reading a record from other content may raise."""
 
 JsonValue = Any
 """None, bool, int, float, str, or a list or dict of such: what JSON holds."""
@@ -32,6 +36,25 @@ for _type, _accepted in ((float, (int, float)), (int, (int,)), (str, (str,)), (b
     _converter.register_structure_hook(_type, lambda value, type_, accepted=_accepted: _of(type_, value, accepted))
 
 
+@_converter.register_structure_hook_factory(lambda type_: get_origin(type_) is tuple)
+def _list_as_tuple(type_: Any, converter: cattrs.Converter) -> Callable[[JsonValue, Any], tuple[Any, ...]]:
+    """Make tuples of lists alone: a text or an object, of which a tuple could be made too, is none."""
+    element = get_args(type_)[0]
+
+    def structure(value: JsonValue, _: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise TypeError(f"expected a list, got {value!r}")
+        return tuple(converter.structure(item, element) for item in value)
+
+    return structure
+
+
+def json_text(content: JsonValue, indent: int | None = None) -> str:
+    """Return strict JSON that UTF-8 can encode: half of a surrogate pair, as odd file names have it, is escaped."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
 def to_plain(record: object) -> dict[str, JsonValue]:
     """Return a record as JSON holds it; see the module on numbers that are none."""
     lost: dict[str, str] = {}
@@ -43,7 +66,7 @@ def from_plain(content: Mapping[str, JsonValue], record: type[Record]) -> Record
     """Return the record that `to_plain` made the content of.
 
     Raises:
-        ValueError, TypeError, KeyError: The content is that of no such record.
+        NOT_A_RECORD: One of these errors, where the content is that of no such record.
     """
     lost = content.get(NOT_FINITE_KEY, {})
     content = {name: value for name, value in content.items() if name != NOT_FINITE_KEY}
@@ -72,7 +95,7 @@ class Document:
     def to_json(self) -> str:
         """Return the record as JSON text."""
         document = {KIND_KEY: self.kind, VERSION_KEY: SCHEMA_VERSION, **to_plain(self)}
-        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(document, indent=2) + "\n"
 
     def write(self, path: Path) -> None:
         """Write the record to a file, whole or not at all."""
@@ -119,7 +142,7 @@ class Document:
             )
         try:
             return from_plain(cls.upgrade(content) if version == 1 else content, cls)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except NOT_A_RECORD as error:
             raise RunError(f"{where}: expected a whole {cls.kind}; {error or type(error).__name__}.") from error
 
 

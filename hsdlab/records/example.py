@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from hsdlab.costs import Cost
 from hsdlab.records import version_1
-from hsdlab.records.document import SCHEMA_VERSION, VERSION_KEY, from_plain, to_plain
+from hsdlab.records.document import NOT_A_RECORD, SCHEMA_VERSION, VERSION_KEY, from_plain, json_text, to_plain
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,23 @@ class ExampleRecord:
     def to_line(self) -> bytes:
         """Return the record as a line of JSON in UTF-8."""
         content = {VERSION_KEY: SCHEMA_VERSION, **to_plain(self)}
-        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return json_text(content).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> ExampleRecord:
         """Return the record of a line, also of one that the version before wrote.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: The line holds no such record.
+            ValueError: The line holds no such record.
         """
-        content = json.loads(line)
-        version = content.pop(VERSION_KEY, 1)
-        if version not in (1, SCHEMA_VERSION):
-            raise ValueError(f"schema version {version}")
-        return from_plain(version_1.example(content) if version == 1 else content, cls)
+        try:
+            content = json.loads(line)
+            version = content.pop(VERSION_KEY, 1)
+            if version not in (1, SCHEMA_VERSION):
+                raise ValueError(f"schema version {version}")
+            return from_plain(version_1.example(content) if version == 1 else content, cls)
+        except NOT_A_RECORD as error:
+            raise ValueError(f"no prediction: {error}") from error
 
 
 def batch_costs(records: Iterable[ExampleRecord]) -> list[Cost]:

@@ -119,7 +119,7 @@ def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
     for number, line in enumerate(lines, start=1):
         try:
             yield number, ExampleRecord.from_line(line)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise _damaged(file, number, repr(line[:80])) from error
 
 
