@@ -123,8 +123,8 @@ def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: in
     if switch is not None and prompt_length <= switch < prompt_length + max_new_tokens - 1:
         raise UserError(
             f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} pass {switch} tokens, the "
-            "original context of this model, where its rotary embeddings (longrope) change for all tokens and its cache is no "
-            "longer valid; decode fewer new tokens, or after a longer prompt."
+            "original context of this model, where its rotary embeddings (longrope) change for all tokens and its "
+            "cache is no longer valid; decode fewer new tokens, or after a longer prompt."
         )
 
 

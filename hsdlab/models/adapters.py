@@ -19,6 +19,7 @@ from hsdlab.errors import UserError
 from hsdlab.models.embedded import EMBEDDED_MODELS, embedded_folder
 from hsdlab.models.merging import check_same_logits, few_logits, tied_names
 from hsdlab.models.reasons import reason
+from hsdlab.models.weights import read_generation_config
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -83,12 +84,7 @@ class Adapter:
         Raises:
             UserError: It cannot be read.
         """
-        if not (self.folder / "generation_config.json").is_file():
-            return None
-        try:
-            return GenerationConfig.from_pretrained(str(self.folder))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.folder / 'generation_config.json'} cannot be read: {reason(error)}") from error
+        return read_generation_config(self.folder)
 
 
 def read_adapter(adapter: str) -> Adapter:
@@ -143,6 +139,9 @@ def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedMo
             f"{folder}: the adapter's weights cannot be read (truncated or garbage?): {reason(error)}. Expected a "
             "whole adapter_model.safetensors; copy or export the adapter again"
         ) from error
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{folder}: the adapter's {name} holds numbers that are not finite; export it again")
     _resize(model, weights, tokens, folder)
     try:
         with warnings.catch_warnings():
@@ -215,7 +214,9 @@ def _resize(model: PreTrainedModel, weights: Mapping[str, Tensor], tokens: int, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the rows are drawn next to the mean: the same ones each time
         model.resize_token_embeddings(wanted)
-    own = [name for name in _embedding_names(model) if f"{_WRAPPED}{name}.weight" in weights]
+    own = [
+        name for name in _embedding_names(model) if any(f"{_WRAPPED}{name}.{suffix}" in weights for suffix in _MATRICES)
+    ]
     if wanted > rows and len(own) < len({id(module.weight) for module in _embeddings(model)}):
         warnings.warn(
             f"the tokenizer of the adapter {folder} has {wanted - rows} more tokens than {model.name_or_path} has "
@@ -233,6 +234,7 @@ _SIZES = (
     ("lora_B.weight", 0),
 )
 """Which tensors of an embedding or a head tell how many rows it has, and along which axis."""
+_MATRICES = tuple(suffix for suffix, _ in _SIZES if suffix.endswith("weight") and "lora" not in suffix)
 
 
 def _rows_of(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[int]:

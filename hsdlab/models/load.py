@@ -20,7 +20,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from hsdlab.errors import UserError
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX, embedded_folder
-from hsdlab.models.weights import NO_CODE, check_tokenizer_fits, load_config, load_tokenizer, load_weights
+from hsdlab.models.weights import (
+    NO_CODE,
+    check_tokenizer_fits,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    read_generation_config,
+)
 
 Attention = Literal["sdpa", "eager"]
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -90,6 +97,7 @@ def _load(
     try:
         config = load_config(name, source, options)
         _check_decoder_only(name, config)
+        read_generation_config(Path(source))
         model = load_weights(name, source, dtype, options | {"attn_implementation": attention})
         if adapter is not None and adapter.brings_tokenizer:
             tokenizer = load_tokenizer(str(adapter.folder), str(adapter.folder), {"config": config, **NO_CODE})

@@ -1,5 +1,6 @@
 """Read a model's configuration, weights and tokenizer, and refuse what is not whole, in a sentence of our own."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -79,6 +81,21 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
         if not torch.isfinite(weight).all():
             raise UserError(f"{name}: {weight_name} holds numbers that are not finite. {_AGAIN}")
     return model
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """Read the generation config in a folder, None where there is none; transformers would pass over a damaged one.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}. Copy it again, or remove it") from error
 
 
 def _why_unreadable(error: Exception) -> str:
