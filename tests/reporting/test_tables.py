@@ -111,7 +111,7 @@ def test_no_footnote_without_a_slow_row(full_depth, hsd):
 
 def test_labels_cover_the_metrics_names():
     names = [
-        *rouge_scores("a", ["a"]),
+        *rouge_scores("a", ["a"], lsum=True),
         *bleu_from_statistics([1, 1, 1, 0, 0, 0, 1, 0, 0, 0]),
         *BERTSCORE_KEYS,
     ]
