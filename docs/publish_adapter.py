@@ -9,13 +9,15 @@ A run that is not there leaves its adapter as it is.
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX
+from hsdlab.records.document import to_plain
+from hsdlab.records.provenance import RunInfo
+from hsdlab.records.run_folder import RUN_FILE
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs/results"
@@ -54,9 +56,10 @@ def publish(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(run / "model/adapter_config.json", folder / "adapter_config.json")
-    training = json.loads((run / "run.json").read_text(encoding="utf-8")) | {"losses": losses(run)}
+    info = RunInfo.read(run / RUN_FILE)
+    training = to_plain(info) | {"losses": losses(run)}
     (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(papers(folder.name, training, megabytes), encoding="utf-8")
+    (folder / "README.md").write_text(papers(folder.name, info, megabytes), encoding="utf-8")
 
 
 def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -71,7 +74,7 @@ def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def papers(name: str, training: dict[str, Any], megabytes: float) -> str:
+def papers(name: str, run: RunInfo, megabytes: float) -> str:
     """Return the README of an adapter."""
     aware = name.endswith("-skip-aware")
     data = name.removesuffix("-skip-aware")
@@ -82,8 +85,8 @@ def papers(name: str, training: dict[str, Any], megabytes: float) -> str:
         if aware
         else "at full depth on the references"
     )
-    git = training.get("git") or {}
-    changed = " with uncommitted changes" if git.get("dirty") else ""
+    commit = "outside git" if run.git is None else run.git.commit[:10]
+    changed = " with uncommitted changes" if run.git and run.git.dirty else ""
     lines = [
         f"# {PREFIX}smollm2-135m-{name}",
         "",
@@ -91,8 +94,8 @@ def papers(name: str, training: dict[str, Any], megabytes: float) -> str:
         f"bfloat16, trained {kind}. docs/results.md has its figures.",
         "",
         f'- Load: `load_model("{PREFIX}smollm2-135m-{name}")`',
-        f"- Training: `python train.py fit --config configs/results/{config}`, {training['date_utc'][:10]}, commit "
-        f"{git.get('commit', 'outside git')[:10]}{changed}; all of it in training.json",
+        f"- Training: `python train.py fit --config configs/results/{config}`, {run.date_utc[:10]}, commit "
+        f"{commit}{changed}; all of it in training.json",
         f"- Data: {DATA.get(name, DATA[data])}",
         "- Base model: SmolLM2-135M-Instruct (Hugging Face TB, arXiv 2502.02737), Apache-2.0",
     ]

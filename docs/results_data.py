@@ -1,50 +1,24 @@
 """What docs/results holds: how it gets there out of runs/results, its rows, its times, and the paper's own rows."""
 
 import csv
-import json
-import math
 import re
 import shutil
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-from hsdlab.records.run_folder import write_json
+from hsdlab.records.bench import BenchResult, BenchSide
+from hsdlab.records.comparison import Comparison, ComparisonRow, Measured
+from hsdlab.records.document import Document
+from hsdlab.records.provenance import RunInfo
+from hsdlab.records.tuning import TuningResult
+from hsdlab.reporting import bench, comparison, tuning
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 RUNS = ROOT / "runs/results"
 SETS = {"e2e": "E2E", "common_gen": "CommonGen"}
-
-
-class Cell(NamedTuple):
-    """A strategy on a model: one row of `evaluate.py compare`."""
-
-    name: str
-    figures: dict[str, Any]
-
-    @property
-    def layers(self) -> float:
-        """Average layers of a decode step."""
-        return number(self.figures["cost"].get("average_layers"))
-
-    @property
-    def percent_of_layers(self) -> float:
-        """The same as percentage of the model's."""
-        return 100 * self.layers / self.figures["num_layers"]
-
-    def quality(self, metric: str) -> float:
-        """A corpus figure from 0 to 1."""
-        return number(self.figures["quality"].get(metric, {}).get("value"))
-
-    def share(self, metric: str) -> float:
-        """The figure as percentage of the same model's full depth."""
-        return number(self.figures["percent_of_baseline"].get(metric, {}).get("value"))
-
-
-def number(value: float | None) -> float:
-    """Return a figure out of JSON, where null stands for not a number."""
-    return math.nan if value is None else float(value)
+Record = TypeVar("Record", bound=Document)
 
 
 def short(name: str) -> str:
@@ -55,62 +29,77 @@ def short(name: str) -> str:
 def collect() -> None:
     """Take over the results of finished and unfinished runs; rows of one comparison may come from several runs."""
     for run in sorted(RUNS.glob("*")):
-        for whole in ("bench.json", "tuning.json"):
+        for whole in (bench.FILE, tuning.FILE):
             if (run / whole).is_file():
                 shutil.copyfile(run / whole, RESULTS / f"{run.name}.json")
-        if (run / "comparison.json").is_file():
-            new = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
-            write_json(RESULTS / f"{run.name}.json", merged(read(run.name), new))
+        if (run / comparison.FILE).is_file():
+            new = Comparison.read(run / comparison.FILE)
+            merged(read(run.name, Comparison), new).write(RESULTS / f"{run.name}.json")
 
 
-def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison with the rows of an older one that it does not hold, if these are of the same cells.
+def merged(old: Comparison | None, new: Comparison) -> Comparison:
+    """Return a comparison with the rows of an older one that it lacks, if both decoded the same examples alike.
 
     Args:
-        old: What docs/results holds, if it does.
-        new: Of a run. Each row is told by which commit and when it was made, under "measured".
+        old: What docs/results holds, None where it holds nothing.
+        new: Of a run.
+
+    Returns:
+        The comparison of the run. Each row says in `measured` by which commit and when it was made.
     """
-    rows = {row["name"]: row | {"measured": measured_by(new["run"])} for row in new["strategies"]}
-    if old is not None and _what(old) == _what(new):
-        rows = {row["name"]: {"measured": measured_by(old["run"])} | row for row in old["strategies"]} | rows
-    return new | {"strategies": list(rows.values())}
+    rows = {row.name: row for row in _dated(new)}
+    if old is not None and _what(old.run) == _what(new.run):
+        rows = {row.name: row for row in _dated(old)} | rows
+    numbered = (replace(row, number=number) for number, row in enumerate(rows.values(), start=1))
+    return replace(new, rows=tuple(numbered))
 
 
-def _what(comparison: Mapping[str, Any]) -> dict[str, Any]:
+def _dated(made: Comparison) -> list[ComparisonRow]:
+    return [replace(row, measured=row.measured or Measured.by(made.run)) for row in made.rows]
+
+
+def _what(run: RunInfo) -> tuple[Any, ...]:
     """Name what rows have to have in common to stand in one table."""
-    run = comparison["run"]
-    return {name: run[name] for name in ("weights", "examples")} | {"model": run["config"]["model"]}
+    return run.weights, run.examples, run.config["model"]
 
 
-def measured_by(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return when and by which commit a run was made."""
-    git = run.get("git") or {}
-    return {"date_utc": run["date_utc"], "commit": git.get("commit"), "dirty": git.get("dirty")}
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """Return the content of docs/results/name.json, None where it is not there."""
+def read(name: str, kind: type[Record]) -> Record | None:
+    """Return the record in docs/results/name.json, None where there is no such file."""
     file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return kind.read(file) if file.is_file() else None
 
 
-def cells(name: str) -> dict[str, Cell]:
+def rows(name: str) -> dict[str, ComparisonRow]:
     """Return the rows of a comparison by their short names, the paper's first; none where it was not run."""
-    found = [Cell(short(each["name"]), each) for each in (read(name) or {"strategies": []})["strategies"]]
-    order = list(published(next(data for data in SETS if name.startswith(data))))
-    return {cell.name: cell for cell in sorted(found, key=lambda cell: (*order, cell.name).index(cell.name))}
+    made = read(name, Comparison)
+    found = {} if made is None else {short(row.name): row for row in made.rows}
+    order = [*published(next(data for data in SETS if name.startswith(data))), *found]
+    return {each: found[each] for each in sorted(found, key=order.index)}
 
 
-def times(data: str, model: str = "skip_aware") -> dict[str, dict[str, Any]]:
+def times(data: str, model: str = "skip_aware") -> dict[str, BenchSide]:
     """Return the sides of a set's bench by their short names.
 
     The model that was trained to skip ran it. A schedule takes another model as long, but CALM leaves that one after
     other layers: it has no time there.
     """
-    sides = {short(side["name"]): side for side in (read(f"{data}_bench") or {"sides": []})["sides"]}
+    made = read(f"{data}_bench", BenchResult)
+    sides = {} if made is None else {short(side.name): side for side in made.sides}
     if "FullDepth" in sides:  # which bench always runs
         sides["FullDepth()"] = sides["FullDepth"]
     return {name: side for name, side in sides.items() if model == "skip_aware" or not name.startswith("CALM")}
+
+
+def runs(data: str) -> dict[str, tuple[RunInfo, set[Measured]]]:
+    """Return, for each file of a set, its run, and when and by which commits its rows were made."""
+    wholes = {f"{data}_bench": BenchResult, f"{data}_tune": TuningResult}
+    found = {}
+    for file in sorted(RESULTS.glob(f"{data}_*.json")):
+        record = wholes.get(file.stem, Comparison).read(file)
+        made = record.rows if isinstance(record, Comparison) else ()
+        measured = {row.measured or Measured.by(record.run) for row in made}
+        found[file.name] = record.run, measured or {Measured.by(record.run)}
+    return found
 
 
 def published(data: str) -> dict[str, dict[str, dict[str, float]]]:
@@ -118,7 +107,7 @@ def published(data: str) -> dict[str, dict[str, dict[str, float]]]:
     with (RESULTS / "published.csv").open(encoding="utf-8") as file:
         lines = [line for line in csv.DictReader(file) if line["dataset"].startswith(data)]
     full = {line["model"]: line for line in lines if line["strategy"] == "FullDepth"}
-    rows: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for line in lines:
         settings = line["hyperparameters"].replace(" ", ", ").replace("lambda=", "depth, ")
         figures = {
@@ -126,5 +115,5 @@ def published(data: str) -> dict[str, dict[str, dict[str, float]]]:
             for metric in ("rougeL", "bleu1", "bertscore")
         }
         figures["layers"] = 100 * float(line["avg_layers"]) / float(line["num_layers"])
-        rows.setdefault(short(f"{line['strategy']}({settings})"), {})[line["model"]] = figures
-    return rows
+        found.setdefault(short(f"{line['strategy']}({settings})"), {})[line["model"]] = figures
+    return found

@@ -10,7 +10,6 @@ goes on with the row at which it was. A tuning is made anew for new weights, a b
 import argparse
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -19,12 +18,16 @@ import hsdlab
 from docs.results import MODELS
 from docs.results_data import ROOT, SETS, collect, read, short, times
 from hsdlab import load_model
+from hsdlab.cli.configs import config_files
 from hsdlab.models import weights_fingerprint
+from hsdlab.records.comparison import Comparison
+from hsdlab.records.provenance import RunInfo
+from hsdlab.records.tuning import TuningResult
 
 TOKENS = {"e2e": 50, "common_gen": 30}
 
 
-class Comparison(NamedTuple):
+class Decode(NamedTuple):
     """One file of docs/results: a model decoded under a list of strategies."""
 
     data: str
@@ -50,16 +53,18 @@ class Comparison(NamedTuple):
 
     def strategies(self) -> list[dict[str, Any]]:
         """Return the strategies that its configuration lists."""
-        return yaml.safe_load((ROOT / self.configs[-1]).read_text(encoding="utf-8"))["strategies"]
+        listed: list[dict[str, Any]] = []
+        for file in (file for config in self.configs for file in config_files(ROOT / config)):
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+            listed = settings.get("strategies", listed) + settings.get("strategies+", [])
+        return listed
 
     def missing(self) -> list[dict[str, Any]]:
         """Return those that docs/results does not hold for the present weights."""
-        committed = read(self.name)
-        if committed is None:
+        committed = read(self.name, Comparison)
+        if committed is None or not _of_present_weights(committed.run, self.weights):
             return self.strategies()
-        if not _of_present_weights(committed, self.weights):
-            return self.strategies()
-        done = {row["name"] for row in committed["strategies"]}
+        done = {row.name for row in committed.rows}
         return [each for each in self.strategies() if _name(each) not in done]
 
     def command(self, strategies: list[dict[str, Any]]) -> list[str]:
@@ -75,7 +80,7 @@ class Comparison(NamedTuple):
         ]
 
 
-COMPARISONS = [Comparison(data, model, mode) for mode in ("greedy", "beam4") for data in SETS for model in MODELS]
+DECODES = [Decode(data, model, mode) for mode in ("greedy", "beam4") for data in SETS for model in MODELS]
 BENCHES = [f"{data}_bench" for data in SETS]
 TUNINGS = [f"{data}_tune" for data in SETS]
 
@@ -84,19 +89,17 @@ def _name(strategy: dict[str, Any]) -> str:
     return repr(getattr(hsdlab, strategy["class_path"])(**strategy.get("init_args", {})))
 
 
-def _of_present_weights(committed: Mapping[str, Any], name: str) -> bool:
+def _of_present_weights(run: RunInfo, name: str) -> bool:
     model, _ = load_model(name, dtype="bfloat16")
-    return bool(committed["run"]["weights"] == weights_fingerprint(model))
+    return run.weights == weights_fingerprint(model)
 
 
 def is_made(name: str) -> bool:
     """Say whether docs/results holds a tuning of the present weights, or a bench of every strategy."""
-    committed = read(name)
-    if committed is None:
-        return False
-    skip_aware = Comparison(name.rpartition("_")[0], "skip_aware", "greedy")
+    skip_aware = Decode(name.rpartition("_")[0], "skip_aware", "greedy")
     if name in TUNINGS:
-        return _of_present_weights(committed, skip_aware.weights)
+        committed = read(name, TuningResult)
+        return committed is not None and _of_present_weights(committed.run, skip_aware.weights)
     return {short(_name(each)) for each in skip_aware.strategies()} <= times(skip_aware.data).keys()
 
 
@@ -116,16 +119,16 @@ def tune_command(name: str) -> list[str]:
 
 def main() -> None:
     """Run what is missing."""
-    names = [each.name for each in COMPARISONS] + TUNINGS + BENCHES
+    names = [each.name for each in DECODES] + TUNINGS + BENCHES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"Which of {', '.join(names)}; all by default.")
     only = parser.parse_args().only or names
     if unknown := [name for name in only if name not in names]:
         parser.error(f"no {', '.join(unknown)}: expected some of {', '.join(names)}")
     collect()  # what a run that was stopped had finished
-    for comparison in COMPARISONS:
-        if comparison.name in only and (missing := comparison.missing()):
-            _run(comparison.name, comparison.command(missing))
+    for decode in DECODES:
+        if decode.name in only and (missing := decode.missing()):
+            _run(decode.name, decode.command(missing))
     for wholes, command in ((TUNINGS, tune_command), (BENCHES, bench_command)):
         for name in wholes:
             if name in only and not is_made(name):

@@ -12,6 +12,7 @@ from hsdlab.version import __version__
 
 if TYPE_CHECKING:
     from hsdlab.decoding import generate, replay
+    from hsdlab.errors import UserError
     from hsdlab.models import load_model
     from hsdlab.strategies import (
         CALM,
@@ -41,19 +42,21 @@ __all__ = [
     "SkipDecode",
     "SkipStrategy",
     "StaticDepth",
+    "UserError",
     "__version__",
     "generate",
     "load_model",
     "replay",
 ]
 
-_MODULES = {"generate": "decoding", "replay": "decoding", "load_model": "models"}  # the others are strategies
+_ROOMS = {"generate": "decoding", "replay": "decoding", "load_model": "models", "UserError": "errors"}
+"""Where the public names are; all others are strategies."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'hsdlab' has no attribute {name!r}")
-    return getattr(import_module(f"hsdlab.{_MODULES.get(name, 'strategies')}"), name)
+    return getattr(import_module(f"hsdlab.{_ROOMS.get(name, 'strategies')}"), name)
 
 
 def __dir__() -> list[str]:

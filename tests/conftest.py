@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from hsdlab.testing import TINY_FAMILIES, tiny_model
+from hsdlab.testing import TINY_FAMILIES, RememberedDecodes, tiny_model
 
 transformers.logging.set_verbosity_error()
 
@@ -31,7 +31,13 @@ def tiny():
     return get
 
 
-@pytest.fixture(scope="session", params=TINY_FAMILIES)
+@pytest.fixture(scope="session", params=[pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in TINY_FAMILIES])
 def family_model(request, tiny):
-    """A tiny model of each family."""
+    """A tiny model of each family. One worker runs all tests of a family, which share decodes."""
     return tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def decodes(family_model):
+    """Decodes of one family, each made once."""
+    return RememberedDecodes()

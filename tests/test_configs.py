@@ -1,32 +1,32 @@
-"""Every file under configs/ parses and instantiates, with a tiny random model in place of the hub's."""
+"""Every file under configs/ resolves to the committed summary, and fits a tiny random model in place of the hub's."""
 
-import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
 
 import hsdlab.modules.decode
 from hsdlab.cli import EvaluateCLI
-from hsdlab.runs.tune import scheduled_classes
+from hsdlab.cli.configs import config_files
+from hsdlab.runs.tunable import scheduled_classes
 from hsdlab.testing import tiny_model
+from tests.resolved_configs import CONFIGS, ROOT, SUMMARY, command_of, summary
 from tests.tiny_checkpoints import tiny_tokenizer
-from tests.tiny_runs import ParseOnly, run
+from tests.tiny_runs import run
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(  # those of train.py are in test_train_cli.py
-    path
-    for path in (ROOT / "configs").rglob("*.yaml")
-    if not path.stem.startswith(("finetune", "exit_classifier")) and path.parent.name != "training"
-)
+EVALUATE = [  # those of train.py are in tests/cli/test_train.py; data sets fit any model
+    name
+    for name, path in CONFIGS.items()
+    if command_of(path).startswith("evaluate.py") and not name.startswith("data/")
+]
+COMMITTED = yaml.safe_load(SUMMARY.read_text(encoding="utf-8"))
 ARCHITECTURES = {  # name in the configs -> family and layers
     "embedded:smollm2-135m": ("llama", 30),
     "openai-community/gpt2-large": ("gpt2", 36),
     "microsoft/phi-2": ("phi", 32),
     "facebook/opt-1.3b": ("opt", 24),
 }
-DEFAULTS = {"model": "--model.name=embedded:smollm2-135m", "data": "--data=Docstrings"}
+RENEW = "If that is meant: python -m tests.resolved_configs, and look at the difference before you commit it."
 
 
 class InstantiateOnly(EvaluateCLI):
@@ -40,6 +40,12 @@ class InstantiateOnly(EvaluateCLI):
 
 
 @pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    """The commands name configs from the project's folder."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
 def tiny_models(monkeypatch, tmp_path):
     """Give a tiny model of the same architecture and depth for each name, and any encoder."""
 
@@ -52,54 +58,71 @@ def tiny_models(monkeypatch, tmp_path):
     monkeypatch.setattr(hsdlab.modules.decode, "embedded_folder", lambda name: tmp_path)
 
 
-def command_of(path):
-    """The arguments of the command in a config's header."""
-    (command,) = re.findall(r"^# python evaluate\.py (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return command
+def test_the_summary_holds_every_config():
+    assert list(COMMITTED) == sorted(CONFIGS), RENEW
+    folders = {name.partition("/")[0] for name in CONFIGS}
+    assert folders == {"model", "data", "strategy", "training", "experiment", "results"}
 
 
-def test_there_are_configs_of_every_layer():
-    assert {path.parent.name for path in CONFIGS} == {"model", "data", "strategy", "experiment", "results"}
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_resolves_as_committed(name):
+    command = command_of(CONFIGS[name])
+    assert f"configs/{name}" in command
+    resolved = {"command": command, **summary(command)}
+    assert resolved == COMMITTED.get(name), f"configs/{name} does not resolve as committed. {RENEW}"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_it_instantiates(path, monkeypatch):
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    missing = [flag for layer, flag in DEFAULTS.items() if layer not in content or layer == "model"]
-    if "name" in content.get("model", {}):
-        missing.remove(DEFAULTS["model"])
-    subcommand = shlex.split(command_of(path))[0]
-    cli = run(monkeypatch, subcommand, f"--config={path}", *missing, cli=InstantiateOnly)
-
-    made = cli.config_init[subcommand]
-    if subcommand == "tune":  # names of classes
-        assert made.strategies == content["strategies"]
-        assert scheduled_classes(made.strategies)
+@pytest.mark.parametrize("name", EVALUATE)
+def test_its_strategies_fit_the_model(name, tiny_models, monkeypatch):
+    _, *arguments = shlex.split(command_of(CONFIGS[name]))
+    cli = run(monkeypatch, *arguments, cli=InstantiateOnly)  # tries each strategy on the model
+    made = cli.config_init[cli.subcommand]
+    if cli.subcommand == "tune":
+        assert [each.__name__ for each in scheduled_classes(made.classes)] == COMMITTED[name].get(
+            "classes",
+            ["HSD", "SkipDecode"],  # the default
+        )
+        strategies, resolved = made.first or [], COMMITTED[name].get("first", [])
+    elif "strategies" in made:
+        strategies, resolved = made.strategies, COMMITTED[name]["strategies"]
     else:
-        for strategy, configured in zip(
-            made.get("strategies") or [made.skip], content.get("strategies") or [content.get("skip", {})], strict=True
-        ):
-            assert type(strategy).__name__ == configured.get("class_path", "FullDepth")
-            assert _holds(strategy.config()["init_args"], configured.get("init_args", {}))
-    for name, value in content.get("model", {}).items():
-        assert cli.config[subcommand].model[name] == value
-    for name, value in content.get("data", {}).get("init_args", {}).items():
-        assert cli.config[subcommand].data.init_args[name] == value
+        strategies, resolved = [made.skip], [COMMITTED[name].get("skip", "FullDepth")]
+    names = [each if isinstance(each, str) else next(iter(each)) for each in resolved]
+    assert [type(strategy).__name__ for strategy in strategies] == names
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_the_command_in_its_header_uses_it_and_parses(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    command = command_of(path)
-    assert str(path.relative_to(ROOT)) in command
-    run(monkeypatch, *shlex.split(command), cli=ParseOnly)
+@pytest.mark.parametrize("start", ["evaluate.py test", "train.py fit", "train.py fit_exit_classifier"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith(("model/", "data/"))])
+def test_models_and_data_serve_every_command(name, start):
+    section, _, _ = name.partition("/")
+    layers = {"model": "model/smollm2_135m.yaml", "data": "data/docstrings.yaml"} | {section: name}
+    resolved = summary(start + "".join(f" --config configs/{layer}" for layer in layers.values()))
+    if section == "data":
+        assert resolved["data"] == COMMITTED[name]["data"]
+        assert resolved["model"].get("max_new_tokens", 50) == COMMITTED[name]["model"].get("max_new_tokens", 50)
+    else:
+        assert resolved["model"] == COMMITTED[name]["model"] | {"max_new_tokens": 30}  # of docstrings.yaml
 
 
-def _holds(actual, configured):
-    """Whether all that was configured is so; a strategy within a strategy may be named shortly."""
-    if not isinstance(configured, dict):
-        return actual == configured
-    if "class_path" in configured:
-        same = actual["class_path"].rpartition(".")[2] == configured["class_path"].rpartition(".")[2]
-        return same and _holds(actual["init_args"], configured.get("init_args", {}))
-    return all(_holds(actual[name], value) for name, value in configured.items())
+def test_experiments_and_results_repeat_no_layer():
+    """What an included layer says is not said once more."""
+    for name in CONFIGS:
+        *included, own = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in config_files(CONFIGS[name]))
+        said = {}
+        for layer in included:
+            said |= _flat(layer)
+        repeated = [key for key, value in _flat(own).items() if key != "include" and said.get(key, ...) == value]
+        assert repeated == [], f"configs/{name} repeats {repeated} of what it includes"
+
+
+def test_the_tuner_begins_with_what_training_was_for():
+    training = yaml.safe_load(CONFIGS["training/skip_aware_to_a_third.yaml"].read_text(encoding="utf-8"))["model"]
+    tuner = yaml.safe_load(CONFIGS["strategy/tune_skip_aware.yaml"].read_text(encoding="utf-8"))
+    assert [{"class_path": "FullDepth"}, *tuner["first"]] == training["skip_strategies"]
+
+
+def _flat(settings, prefix=""):
+    """A config's settings by their dotted names."""
+    if not isinstance(settings, dict):
+        return {prefix.removesuffix("."): settings}
+    return {key: each for name, value in settings.items() for key, each in _flat(value, f"{prefix}{name}.").items()}

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from docs import reconstruction
 from docs.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
 from hsdlab.cli.train import TrainCLI
-from hsdlab.reporting import Comparison, StrategyResult
+from hsdlab.records.comparison import compare_results
+from hsdlab.records.provenance import GitState
+from hsdlab.reporting.comparison import write_comparison
 from hsdlab.runs.bench import run_bench
 from hsdlab.runs.tune import scheduled_classes
 from hsdlab.testing import prompts, tiny_model
+from tests.doc_records import RUN, strategy_result
 from tests.markdown_tables import unpadded
 from tests.tiny_runs import ParseOnly, run
 
@@ -91,7 +95,7 @@ def test_commands_parse(command, as_a_user, monkeypatch):
         config = run(monkeypatch, *arguments[1:], cli=cli)
         made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]
         if config.subcommand == "tune":
-            assert scheduled_classes(made.strategies)
+            assert scheduled_classes(made.classes)
             return
         strategies = made.get("strategies") or ([made.skip] if "skip" in made else [])
         assert all(isinstance(strategy, SkipStrategy) for strategy in strategies)
@@ -174,27 +178,9 @@ def test_markers_are_filled_and_missing_ones_refused():
         filled(text, "y", "new")
 
 
-RUN = {
-    "date_utc": "2031-01-02T03:04:05+00:00",
-    "git": {"commit": "0123456789" * 4, "dirty": True},
-    "machine": {"cpu": "A CPU", "cores": 2},
-    "versions": {"torch": "9.9"},
-}
-
-
 def result(strategy, layers):
     scores = {"rougeL": layers / 8, "bertscore_f1": layers / 10}
-    example = {"id": "a", "new_tokens": 4, "average_layers": layers, "scores": scores}
-    cost = {"average_layers": layers, "compute_layers": layers, "decode_step_ms": 5 * layers, "tokens_per_second": 50.0}
-    cost |= {"prompt_ms": 20.0, "flops_per_token": 1e9, "cache_peak_mib": 1.0}
-    return StrategyResult(
-        name=repr(strategy),
-        strategy={"class_path": f"hsdlab.{type(strategy).__name__}", "init_args": {}},
-        num_layers=4,
-        scores=scores,
-        efficiency=cost,
-        examples=[example, example | {"id": "b"}],
-    )
+    return strategy_result(strategy, layers, scores, num_layers=4, step_ms=5 * layers)
 
 
 def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
@@ -202,9 +188,11 @@ def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
     (tmp_path / "docs").mkdir()
     for file in ("README.md", "docs/update_readme.py", "docs/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
-    Comparison([result(FullDepth(), 4.0), result(HSD(), 2.5)], RUN).write(tmp_path / "runs/demo")
-    Comparison([result(FullDepth(), 3.0), result(HSD(), 1.2)], RUN).write(tmp_path / "runs/demo_plain")
-    run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, output=tmp_path / "runs/bench", run=RUN)
+    made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
+    for name, depths in (("demo", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
+        results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
+        write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
+    run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, folder=tmp_path / "runs/bench", run=made)
     subprocess.run([sys.executable, "docs/update_readme.py"], cwd=tmp_path, check=True)
 
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

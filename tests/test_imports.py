@@ -1,72 +1,14 @@
-"""Imports point one way (architecture.md)."""
+"""What import-linter's contracts in pyproject.toml cannot say: how strategies and attribute paths keep apart."""
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
-
-import pytest
 
 import hsdlab
 
 ROOT = Path(hsdlab.__file__).parent
-# What each part of the package may import of the package, besides itself.
-ALLOWED = {
-    "version": set(),
-    "decoding": set(),
-    "metrics": set(),
-    "paths": set(),
-    "files": set(),
-    "embedded": {"models", "paths"},
-    "models": {"embedded"},
-    "data": {"paths"},
-    "calibration": set(),
-    "tuning": {"decoding", "files", "strategies"},
-    "strategies": {"decoding", "metrics.efficiency"},
-    "testing": {"decoding", "strategies"},
-    "modules": {"decoding", "files", "metrics", "models", "embedded"},
-    "reporting": {"calibration", "decoding.layer_ranges", "files", "metrics", "tuning", "version"},
-    "bench": {"decoding", "files", "reporting", "strategies.base", "strategies.confidence", "strategies.full_depth"},
-    "run_folder": {"files"},
-    "strategy_runs": {"data", "decoding.families", "metrics", "modules", "reporting", "strategies"},
-    "calibration_run": {"calibration", "metrics", "modules", "reporting", "strategies", "strategy_runs"},
-    "tuning_run": {
-        "calibration_run",
-        "data",
-        "decoding",
-        "modules",
-        "reporting",
-        "strategies",
-        "strategy_runs",
-        "tuning",
-    },
-    "trainer": {
-        "bench",
-        "calibration",
-        "calibration_run",
-        "data",
-        "decoding.families",
-        "modules",
-        "reporting",
-        "strategies",
-        "strategy_runs",
-        "tuning",
-        "tuning_run",
-    },
-    "parser": {"data", "strategies"},
-    "cli": {
-        "calibration_run",
-        "data",
-        "models",
-        "modules",
-        "parser",
-        "reporting",
-        "run_folder",
-        "strategies",
-        "strategy_runs",
-        "trainer",
-        "tuning_run",
-    },
-    "train_cli": {"cli", "parser", "run_folder", "data", "models", "modules", "reporting", "strategies"},
-}
 
 
 def imports(path):
@@ -90,19 +32,8 @@ def part(path):
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
-def test_every_part_is_listed():
-    assert {part(p) for p in FILES} == set(ALLOWED)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    for name in imports(path):
-        allowed = {part(path), *ALLOWED[part(path)]}
-        assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path} imports hsdlab.{name}"
-
-
 def test_no_strategy_imports_another():
-    bases = {"__init__", "base", "schedule", "confidence", "probing"}
+    bases = {"__init__", "arguments", "base", "schedule", "confidence", "probing"}
     concrete = {path.stem for path in (ROOT / "strategies").glob("*.py")} - bases
     assert {"calm", "compose", "hsd"} <= concrete
     for path in (ROOT / "strategies").glob("*.py"):
@@ -110,17 +41,11 @@ def test_no_strategy_imports_another():
             assert not concrete & {name.removeprefix("strategies.") for name in imports(path)}, path
 
 
-def test_decoding_knows_no_lightning():
-    for path in (ROOT / "decoding").glob("*.py"):
-        modules = {
-            name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            for name in (
-                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
-            )
-            if isinstance(node, ast.Import | ast.ImportFrom)
-        }
-        assert not modules & {"lightning", "torchmetrics", "jsonargparse"}, path
+def test_importing_hsdlab_does_no_work():
+    """The public names come lazily: neither torch nor Lightning is loaded before one of them is used."""
+    code = "import sys, hsdlab; print(sorted({'torch', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_only_families_touches_attribute_paths_of_models():
@@ -135,6 +60,7 @@ def test_only_families_touches_attribute_paths_of_models():
         "get_decoder",
     }
     for path in FILES:
-        if path.name != "families.py" and part(path) in ("decoding", "strategies", "modules", "bench"):
-            found = [name for name in paths if name in path.read_text()]
+        if path.name != "families.py" and part(path) in ("decoding", "strategies", "modules", "runs"):
+            code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)  # examples in docstrings name them
+            found = [name for name in paths if name in code]
             assert not found, f"{path}: {found}"

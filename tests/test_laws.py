@@ -1,76 +1,14 @@
 """The ten laws (architecture.md; CONTRIBUTING.md), for every strategy found, every family and every way to decode."""
 
-import importlib
-import inspect
-import pkgutil
-from pathlib import Path
-
 import pytest
 import torch
 
-import hsdlab.strategies
-from hsdlab import (
-    CALM,
-    HSD,
-    PABEE,
-    Compose,
-    DeeBERT,
-    FullDepth,
-    OracleExit,
-    ScheduledStrategy,
-    SkipDecode,
-    SkipStrategy,
-    StaticDepth,
-    replay,
-)
+from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, ScheduledStrategy, SkipDecode, replay
 from hsdlab import testing as laws
 from hsdlab.decoding.families import decoder_parts
+from tests.law_cells import ALL, CLASSIFIER, SETTINGS, cells, ids
 from tests.reference import slow
-from tests.strategies_for_tests import Changing, RandomPlan
-
-# Random weights for the width of the tiny models.
-CLASSIFIER = str(Path(__file__).parent / "exit_classifier_32.safetensors")
-SETTINGS = {
-    FullDepth: [FullDepth()],
-    SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
-    HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
-    StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
-    CALM: [
-        CALM(threshold=0.5),
-        CALM(schedule="depth", slope=0.2),
-        CALM(threshold=0.6, schedule="time", form="t5x"),
-        CALM(threshold=0.5, measure="saturation", exit_rule="source_mean"),
-        CALM(threshold=0.6, measure="classifier", classifier=CLASSIFIER),
-        CALM(threshold=0.4, probe_layers=2, shortlist=8),
-        CALM(threshold=0.5, probe_layers=[0, 2, 3], gate=0.5, exit_rule="min"),
-    ],
-    DeeBERT: [DeeBERT(threshold=0.8), DeeBERT(threshold=0.7, shortlist=8, exit_rule="mean")],
-    PABEE: [PABEE(patience=1, exit_rule="source_min"), PABEE(patience=1, probe_layers=2, shortlist=8)],
-    Compose: [
-        Compose(HSD(2, 0, 4), CALM(0.5)),
-        Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
-    ],
-    OracleExit: [OracleExit(), OracleExit("full")],
-}
-EXEMPT = {(OracleExit, laws.law_3_replay), (OracleExit, laws.law_4_trace)}  # it claims what did not happen
-# Not part of the package; they need what the published strategies do not: late fills of any pattern.
-HARD = [RandomPlan(share=0.5), Changing()]
-ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD
-
-
-def ids(value):
-    return repr(value) if isinstance(value, SkipStrategy) else str(value)
-
-
-def test_the_table_holds_every_strategy_of_the_package():
-    for module in pkgutil.walk_packages(hsdlab.strategies.__path__, "hsdlab.strategies."):
-        importlib.import_module(module.name)
-
-    def leaves(cls):
-        return {cls, *(leaf for sub in cls.__subclasses__() for leaf in leaves(sub))}
-
-    found = {c for c in leaves(SkipStrategy) if not inspect.isabstract(c) and c.__module__.startswith("hsdlab.")}
-    assert found == set(SETTINGS)
+from tests.strategies_for_tests import RandomPlan
 
 
 @pytest.mark.parametrize("layer", range(6))
@@ -129,28 +67,20 @@ def _assert_equals_replay(model, seen, tolerance):
     torch.testing.assert_close(got / scale, expected[:, laws.PROMPT_TOKENS - 1 : -1] / scale, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("mode", laws.MODES)
-@pytest.mark.parametrize("strategy", ALL, ids=ids)
-@pytest.mark.parametrize("law", laws.LAWS_OF_A_DECODE)
-def test_laws_2_to_7(family_model, strategy, mode, law):
-    if (type(strategy), law) not in EXEMPT:
-        law(family_model, strategy, mode)
-
-
-def test_only_oracles_are_exempt():
-    assert {cls for cls in SETTINGS if cls.is_oracle} == {cls for cls, _ in EXEMPT}
-    assert {law for _, law in EXEMPT} == set(laws.NOT_FOR_ORACLES)
+@pytest.mark.parametrize(("family_model", "law", "strategy", "mode"), list(cells()), ids=ids, indirect=["family_model"])
+def test_laws_2_to_7(family_model, decodes, law, strategy, mode):
+    law(family_model, strategy, mode, decodes)
 
 
 @pytest.mark.parametrize("mode", laws.MODES)
-def test_an_oracle_whose_entries_follow_the_law_obeys_law_3(family_model, mode):
-    laws.law_3_replay(family_model, OracleExit(), mode)
+def test_an_oracle_whose_entries_follow_the_law_obeys_law_3(family_model, decodes, mode):
+    laws.law_3_replay(family_model, OracleExit(), mode, decodes)
 
 
-def test_an_oracle_exits_where_the_prediction_is_that_of_the_full_model(family_model):
+def test_an_oracle_exits_where_the_prediction_is_that_of_the_full_model(family_model, decodes):
     """With the full model's keys and values; its exits are found anew, in one full pass over the finished text."""
-    here = laws.decode(family_model, OracleExit("full"), eos_token_id=None).output
-    full = laws.decode(family_model, FullDepth(), eos_token_id=None).output
+    here = decodes(family_model, OracleExit("full"), eos_token_id=None).output
+    full = decodes(family_model, FullDepth(), eos_token_id=None).output
     assert torch.equal(here.sequences, full.sequences)
     outputs = []
     parts = decoder_parts(family_model)
@@ -197,9 +127,9 @@ def test_law_9_more_skipping_never_runs_more_layers(family_model, settings):
 
 
 @pytest.mark.parametrize("strategy", [s for s in ALL if isinstance(s, ScheduledStrategy)], ids=ids)
-def test_scheduled_strategies_equal_a_reference_without_cache(family_model, strategy):
+def test_scheduled_strategies_equal_a_reference_without_cache(family_model, decodes, strategy):
     input_ids, mask = laws.prompts(3)
-    here = laws.decode(family_model, strategy, eos_token_id=None)
+    here = decodes(family_model, strategy, eos_token_id=None)
     schedule = strategy.scheduled_layers(6, laws.NEW_TOKENS)
     tokens, logits = slow.greedy_by_schedule(family_model, input_ids, mask, schedule, laws.NEW_TOKENS)
     assert torch.equal(here.output.sequences, tokens)
@@ -207,19 +137,19 @@ def test_scheduled_strategies_equal_a_reference_without_cache(family_model, stra
 
 
 @pytest.mark.parametrize("strategy", [*SETTINGS[CALM], *SETTINGS[DeeBERT], *SETTINGS[PABEE]], ids=ids)
-def test_confidence_strategies_equal_a_reference_without_cache(family_model, strategy):
-    _compare_with_slow_confidence(family_model, strategy, strategy)
+def test_confidence_strategies_equal_a_reference_without_cache(family_model, decodes, strategy):
+    _compare_with_slow_confidence(family_model, decodes, strategy, strategy)
 
 
 @pytest.mark.parametrize("strategy", SETTINGS[Compose], ids=ids)
-def test_composed_strategies_equal_a_reference_without_cache(family_model, strategy):
+def test_composed_strategies_equal_a_reference_without_cache(family_model, decodes, strategy):
     schedule = strategy.schedule.scheduled_layers(6, laws.NEW_TOKENS)
-    _compare_with_slow_confidence(family_model, strategy, strategy.confidence, schedule)
+    _compare_with_slow_confidence(family_model, decodes, strategy, strategy.confidence, schedule)
 
 
-def _compare_with_slow_confidence(model, strategy, confidence, schedule=None):
+def _compare_with_slow_confidence(model, decodes, strategy, confidence, schedule=None):
     input_ids, mask = laws.prompts(3)
-    here = laws.decode(model, strategy, eos_token_id=None)
+    here = decodes(model, strategy, eos_token_id=None)
     leaves = slow.leaves_of(confidence, decoder_parts(model), laws.NEW_TOKENS)
     tokens, logits, executed = slow.greedy_by_confidence(model, input_ids, mask, laws.NEW_TOKENS, leaves, schedule)
     assert torch.equal(here.output.sequences, tokens)

@@ -1,7 +1,6 @@
 """The papers' grid: every model layer with every hub data layer, on tiny random models of the same architectures."""
 
 import itertools
-import json
 import re
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hsdlab.cli import EvaluateCLI
 from hsdlab.data import HubDataset
 from hsdlab.data.hub import HUB_SETS
 from hsdlab.decoding.families import decoder_parts
+from hsdlab.records.comparison import Comparison
 from hsdlab.testing import tiny_model
 from tests.data.test_hub import EXAMPLES, ROWS
 from tests.strategies.test_paper_tables import PUBLISHED
@@ -26,11 +26,15 @@ from tests.tiny_runs import read_records, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GRID = CONFIGS / "strategy" / "paper_grid.yaml"
-MODELS = {path.stem: path for path in sorted((CONFIGS / "model").glob("*.yaml"))}
+MODELS = {
+    path.stem: path
+    for path in sorted((CONFIGS / "model").glob("*.yaml"))
+    if yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"] in ARCHITECTURES  # not the fine-tuned
+}
 DATA = {
     path.stem: path
     for path in sorted((CONFIGS / "data").glob("*.yaml"))
-    if yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["class_path"] == "HubDataset"
+    if yaml.safe_load(path.read_text(encoding="utf-8"))["data"].get("class_path") == "HubDataset"
 }
 
 
@@ -99,12 +103,13 @@ def settings_of_the_tables():
     return [repr(strategy) for strategy in (FullDepth(), *calm, *(strategy for strategy, _ in PUBLISHED))]
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_grid_runs(tiny_world, tmp_path, monkeypatch):
     size = ["--data.limit=1", "--model.max_new_tokens=6", "--model.num_beams=2"]
     compare(monkeypatch, "opt_1.3b", "e2e_nlg", tmp_path / "run", *size)
-    report = json.loads((tmp_path / "run" / "comparison.json").read_text(encoding="utf-8"))
-    assert [strategy["name"] for strategy in report["strategies"]] == settings_of_the_tables()
-    assert {strategy["num_layers"] for strategy in report["strategies"]} == {24}
+    comparison = Comparison.read(tmp_path / "run" / "comparison.json")
+    assert [row.name for row in comparison.rows] == settings_of_the_tables()
+    assert {row.num_layers for row in comparison.rows} == {24}
     files = list((tmp_path / "run" / "predictions").iterdir())
     assert len(files) == 11
     (record,) = read_records(files[0])

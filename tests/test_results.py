@@ -1,6 +1,7 @@
 """docs/results.md says what the committed JSON says, and the adapters are what their papers say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,42 +12,45 @@ from torch.utils.tensorboard import SummaryWriter
 from docs import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS, embedded_folder
-from hsdlab.reporting import Comparison, StrategyResult, TuningReport
-from hsdlab.tuning import Goal, Setting
+from hsdlab.records.comparison import Comparison, compare_results
+from hsdlab.records.provenance import GitState
+from hsdlab.records.strategy import StrategyConfig
+from hsdlab.records.tuning import DecodedSetting, TunedSetting, TuningGoal, TuningResult
+from tests.doc_records import RUN, bench_result, bench_side, strategy_result
 from tests.markdown_tables import unpadded
 from tests.tiny_runs import ParseOnly, run
-
-RUN = {
-    "date_utc": "2031-01-02T03:04:05+00:00",
-    "git": {"commit": "0123456789" * 4, "dirty": False},
-    "machine": {"cpu": "A CPU", "cores": 2},
-    "versions": {"torch": "9.9", "transformers": "8.8"},
-    "seed": 0,
-    "weights": "w",
-    "examples": "e",
-    "config": {"model": {"name": "m", "num_beams": 1}},
-}
 
 
 def result(strategy, layers, share):
     """A strategy on 20 layers whose scores are a share of 0.8."""
-    figures = {**dict.fromkeys(results.METRICS, 0.8 * share)}
-    examples = [
-        {"id": letter, "new_tokens": 4, "average_layers": layers, "scores": figures, "bleu_statistics": [9] * 10}
-        for letter in "ab"
-    ]
-    cost = {"average_layers": layers, "compute_layers": layers, "decode_step_ms": layers}
-    return StrategyResult(repr(strategy), strategy.config(), 20, figures, cost, examples)
+    return strategy_result(strategy, layers, dict.fromkeys(results.METRICS, 0.8 * share))
 
 
-def side(strategy, layers, speed_up):
-    spread = {"median": speed_up, "low": speed_up - 0.1, "high": speed_up + 0.1}
-    return {
-        "name": repr(strategy),
-        "average_layers": layers,
-        "decode_step_ms": {"median": 50 / speed_up},
-        "speed_up": spread,
-    }
+def setting(strategy, layers, ideal_speed_up, nats):
+    return TunedSetting(repr(strategy), StrategyConfig.of(strategy.config()), layers, ideal_speed_up, nats)
+
+
+def tuning():
+    """A search that kept three settings and decoded two, the first of which keeps 99 %."""
+    frontier = (
+        setting(HSD(1, 0, 18), 14.0, 1.25, 0.25),
+        setting(HSD(2, 0, 8), 9.0, 2.0, 0.5),
+        setting(HSD(3, 0, 4), 7.0, 2.5, 1.0),
+    )
+    decoded = [result(FullDepth(), 20.0, 1.0), result(HSD(2, 0, 8), 9.5, 0.99), result(HSD(3, 0, 4), 7.5, 0.9)]
+    return TuningResult(
+        run=RUN,
+        goal=TuningGoal(max_loss=0.02),
+        metric="rougeL",
+        scored_texts=2,
+        reference_nats_per_token=0.125,
+        settings=frontier,
+        frontier=(0, 1, 2),
+        decoded=(DecodedSetting(1, True), DecodedSetting(2, False)),
+        comparison=compare_results(decoded, RUN),
+        chosen=1,
+        another_might_be_better=False,
+    )
 
 
 @pytest.fixture
@@ -66,11 +70,14 @@ def measured(tmp_path, monkeypatch):
         result(HSD(3, 0, 4), 7.0, 0.9),
         result(CALM(schedule="depth", slope=0.02), 3.0, 0.2),
     ]
-    for name, each in (("e2e_plain_greedy", plain), ("e2e_skip_aware_greedy", aware)):
-        Comparison(each, RUN).write(tmp_path / "runs" / name)
-    bench = {"run": RUN, "sides": [side(FullDepth(), 20.0, 1.0), side(HSD(1, 0, 18), 9.5, 1.7)]}
-    (tmp_path / "runs/e2e_bench").mkdir()
-    (tmp_path / "runs/e2e_bench/bench.json").write_text(json.dumps(bench))
+    bench = bench_result(bench_side("FullDepth", 20.0, 1.0), bench_side(repr(HSD(1, 0, 18)), 9.5, 1.7))
+    for name, record in (
+        ("e2e_plain_greedy/comparison.json", compare_results(plain, RUN)),
+        ("e2e_skip_aware_greedy/comparison.json", compare_results(aware, RUN)),
+        ("e2e_bench/bench.json", bench),
+    ):
+        (tmp_path / "runs" / name).parent.mkdir(parents=True)
+        record.write(tmp_path / "runs" / name)
     results_data.collect()
     return results.page()
 
@@ -108,9 +115,9 @@ def test_a_row_has_quality_with_its_share_and_the_time_of_the_bench(measured):
 
 def test_a_schedule_takes_both_models_as_long_and_calm_has_a_time_on_the_benchs_own_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(results_data, "RESULTS", tmp_path)
-    calm = CALM(schedule="depth", slope=0.02)
-    sides = [side(FullDepth(), 20.0, 1.0), side(HSD(1, 0, 18), 9.5, 1.7), side(calm, 3.0, 0.2)]
-    (tmp_path / "e2e_bench.json").write_text(json.dumps({"sides": sides}))
+    calm = repr(CALM(schedule="depth", slope=0.02))
+    sides = [bench_side(name, 9.5, 1.7) for name in (repr(FullDepth()), repr(HSD(1, 0, 18)), calm)]
+    bench_result(*sides).write(tmp_path / "e2e_bench.json")
     assert list(results_data.times("e2e")) == ["FullDepth()", "HSD(1, 0, 18)", "CALM(depth, 0.02)"]
     assert list(results_data.times("e2e", "plain")) == ["FullDepth()", "HSD(1, 0, 18)"]
 
@@ -127,15 +134,8 @@ def test_the_papers_rows_stand_beside_ours(measured):
 
 def test_the_tuners_frontier_stands_with_its_set(measured):
     assert lines_of(measured, "### E2E: the tuner") == []
-    frontier = [
-        Setting(HSD(1, 0, 18), average_layers=14.0, ideal_speedup=1.25, score=0.25),
-        Setting(HSD(2, 0, 8), average_layers=9.0, ideal_speedup=2.0, score=0.5),
-        Setting(HSD(3, 0, 4), average_layers=7.0, ideal_speedup=2.5, score=1.0),
-    ]
-    full, *decoded = [result(FullDepth(), 20.0, 1.0), result(HSD(2, 0, 8), 9.5, 0.99), result(HSD(3, 0, 4), 7.5, 0.9)]
-    places = dict(zip((1, 2), decoded, strict=True))
-    report = TuningReport(Goal(max_loss=0.02), "rougeL", full, 0.125, frontier, frontier, places, 2, RUN)
-    report.write(results_data.RUNS / "e2e_tune")
+    (results_data.RUNS / "e2e_tune").mkdir()
+    tuning().write(results_data.RUNS / "e2e_tune/tuning.json")
     results_data.collect()
     page = results.page()
     assert lines_of(page, "### E2E: the tuner") == [
@@ -155,32 +155,53 @@ def test_the_run_of_each_file_is_named(measured):
     ) in measured
 
 
+LATER = {"date_utc": "2031-02-03T00:00:00+00:00", "git": GitState("f" * 40, dirty=False)}
+
+
 def comparison_of(strategy, share, **run):
-    return json.loads(json.dumps({"run": RUN | run, "strategies": [{"name": repr(strategy), "share": share}]}))
+    return compare_results([result(strategy, 20.0, share)], replace(RUN, **run))
 
 
-def test_rows_of_one_comparison_may_come_from_several_runs():
-    later = {"date_utc": "2031-02-03T00:00:00+00:00", "git": {"commit": "f" * 40, "dirty": False}}
+def shares_and_commits(comparison):
+    rows = [(row.quality["rougeL"].value / 0.8, row.measured.commit[0]) for row in comparison.rows]
+    assert [row.number for row in comparison.rows] == list(range(1, len(rows) + 1))
+    return rows
+
+
+def test_rows_of_one_comparison_may_come_from_several_runs(tmp_path):
     old = results_data.merged(None, comparison_of(HSD(1, 0, 18), 0.5))
-    both = results_data.merged(old, comparison_of(HSD(2, 0, 8), 0.4, **later))
-    assert [(row["share"], row["measured"]["commit"][0]) for row in both["strategies"]] == [(0.5, "0"), (0.4, "f")]
-    again = results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.6, **later))
-    assert [(row["share"], row["measured"]["commit"][0]) for row in again["strategies"]] == [(0.6, "f"), (0.4, "f")]
+    both = results_data.merged(old, comparison_of(HSD(2, 0, 8), 0.25, **LATER))
+    assert shares_and_commits(both) == [(0.5, "0"), (0.25, "f")]
+    both.write(tmp_path / "both.json")
+    assert Comparison.read(tmp_path / "both.json").to_json() == both.to_json()
+    again = results_data.merged(both, comparison_of(HSD(2, 0, 8), 0.75, **LATER))
+    assert shares_and_commits(again) == [(0.5, "0"), (pytest.approx(0.75), "f")]
     for other in ({"weights": "x"}, {"examples": "x"}, {"config": {"model": {"name": "m", "num_beams": 4}}}):
-        assert len(results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.7, **other))["strategies"]) == 1
+        assert len(results_data.merged(both, comparison_of(HSD(1, 0, 18), 0.7, **other)).rows) == 1
+
+
+def test_a_page_names_every_run_of_a_comparisons_rows(measured):
+    (results_data.RUNS / "e2e_plain_greedy/comparison.json").unlink()
+    later = compare_results([result(FullDepth(), 20.0, 1.0), result(HSD(2, 0, 8), 8.0, 0.4)], replace(RUN, **LATER))
+    later.write(results_data.RUNS / "e2e_plain_greedy/comparison.json")
+    results_data.collect()
+    page = results.page()
+    assert "e2e_plain_greedy.json): 2031-01-02, commit 0123456789; 2031-02-03, commit ffffffffff; seed 0," in page
+    names = [line.split("`")[1] for line in lines_of(page, "### E2E, table A: trained plainly")]
+    assert names == ["FullDepth()", "HSD(1, 0, 18)", "HSD(2, 0, 8)"]
 
 
 def test_what_is_missing_is_decoded_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(results_data, "RESULTS", tmp_path)
     monkeypatch.setattr(run_results, "load_model", lambda name, dtype: (torch.nn.Linear(1, 1), None))
     monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "w")
-    beams = run_results.Comparison("e2e", "plain", "beam4")
+    beams = run_results.Decode("e2e", "plain", "beam4")
     assert len(beams.missing()) == len(beams.strategies()) == 4
-    rows = [{"name": repr(strategy)} for strategy in (FullDepth(), HSD(1, 0, 18))]
-    (tmp_path / "e2e_plain_beam4.json").write_text(json.dumps({"run": RUN, "strategies": rows}))
+    done = compare_results([result(FullDepth(), 20.0, 1.0), result(HSD(1, 0, 18), 14.0, 0.5)], RUN)
+    done.write(tmp_path / "e2e_plain_beam4.json")
     missing = beams.missing()
     assert [each["class_path"] for each in missing] == ["SkipDecode", "HSD"]
-    (tmp_path / "e2e_plain_beam4.json").write_text(json.dumps({"run": RUN | {"weights": "x"}, "strategies": rows}))
+    replace(done, run=replace(RUN, weights="x")).write(tmp_path / "e2e_plain_beam4.json")
     assert len(beams.missing()) == 4
 
 
@@ -190,26 +211,26 @@ def test_a_tuning_is_made_anew_for_other_weights_and_a_bench_for_a_new_strategy(
     monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "w")
     assert not run_results.is_made("e2e_tune")
     assert not run_results.is_made("e2e_bench")
-    (tmp_path / "e2e_tune.json").write_text(json.dumps({"run": RUN}))
+    tuning().write(tmp_path / "e2e_tune.json")
     assert run_results.is_made("e2e_tune")
     monkeypatch.setattr(run_results, "weights_fingerprint", lambda model: "x")
     assert not run_results.is_made("e2e_tune")
 
-    names = [run_results._name(each) for each in run_results.Comparison("e2e", "skip_aware", "greedy").strategies()]
+    names = [run_results._name(each) for each in run_results.Decode("e2e", "skip_aware", "greedy").strategies()]
     assert names[0] == "FullDepth()"
     for timed, enough in ((names[:-1], False), (names[1:], False), (names, True), (["FullDepth", *names[1:]], True)):
-        (tmp_path / "e2e_bench.json").write_text(json.dumps({"sides": [{"name": name} for name in timed]}))
+        bench_result(*(bench_side(name, 20.0, 1.0) for name in timed)).write(tmp_path / "e2e_bench.json")
         assert run_results.is_made("e2e_bench") == enough
 
 
-@pytest.mark.parametrize("comparison", run_results.COMPARISONS, ids=lambda comparison: comparison.name)
-def test_the_commands_parse(comparison, monkeypatch):
+@pytest.mark.parametrize("decode", run_results.DECODES, ids=lambda decode: decode.name)
+def test_the_commands_parse(decode, monkeypatch):
     monkeypatch.chdir(results_data.ROOT)
-    script, *command = comparison.command(comparison.strategies())
+    script, *command = decode.command(decode.strategies())
     cli = run(monkeypatch, *command, cli=ParseOnly)
     assert script == "evaluate.py"
-    assert len(cli.config["compare"].strategies) == len(comparison.strategies())
-    assert cli.config["compare"].model.name == comparison.weights
+    assert len(cli.config["compare"].strategies) == len(decode.strategies())
+    assert cli.config["compare"].model.name == decode.weights
 
 
 @pytest.mark.parametrize("name", run_results.TUNINGS)
@@ -233,7 +254,7 @@ def test_an_adapter_is_published_in_bfloat16_with_its_papers(tmp_path):
     weights = {"a.lora_A.weight": torch.randn(4, 8), "a.lora_B.weight": torch.randn(8, 4)}
     save_file(weights, run / "model/adapter_model.safetensors")
     (run / "model/adapter_config.json").write_text("{}")
-    (run / "run.json").write_text(json.dumps(RUN))
+    RUN.write(run / "run.json")
     with SummaryWriter(run / "lightning_logs/version_0") as writer:
         for step, loss in [(99, 1.25), (199, 1.5)]:
             writer.add_scalar("val/loss", loss, step)
@@ -247,7 +268,7 @@ def test_an_adapter_is_published_in_bfloat16_with_its_papers(tmp_path):
     }
     training = json.loads((folder / "training.json").read_text())
     assert training["losses"] == {"val/loss": [[100, 1.25], [200, 1.125]]}
-    assert training["git"] == RUN["git"]
+    assert training["git"] == {"commit": "0123456789" * 4, "dirty": False}
     text = (folder / "README.md").read_text()
     for part in ("configs/results/finetune_e2e_skip_aware.yaml", "commit 0123456789;", "CC BY-SA 4.0", "Apache-2.0"):
         assert part in text
@@ -257,7 +278,7 @@ def test_an_adapter_too_large_for_a_repository_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(publish_adapter, "LARGEST_MB", 0)
     (tmp_path / "model").mkdir()
     save_file({"a": torch.zeros(9)}, tmp_path / "model/adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"expected at most 0: lower lora\.rank"):
+    with pytest.raises(ValueError, match=r"expected at most 0: lower lora\.r\."):
         publish_adapter.publish(tmp_path, tmp_path / "out")
 
 

@@ -1,7 +1,9 @@
 """The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers."""
 
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +11,44 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import EvaluateParser, dropping_arguments_of_other_classes
+from hsdlab.cli.parser import EvaluateParser, SubcommandCLI, dropping_arguments_of_other_classes
+from hsdlab.cli.report import REPORT, report_command
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.data.base import Split
 from hsdlab.errors import UserError
 from hsdlab.models import weights_fingerprint
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.records.predictions import PredictionFile, check_same_examples
-from hsdlab.records.run_folder import RunFolder, fingerprint, write_json, write_yaml
-from hsdlab.reporting import Comparison, StrategyResult, run_provenance, tensorboard
+from hsdlab.records.provenance import run_info
+from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
+from hsdlab.records.strategy import StrategyConfig
+from hsdlab.reporting import calibration, tensorboard, tuning
 from hsdlab.runs.calibrate import check_calibration
 from hsdlab.runs.strategies import baseline_first, prediction_files, strategy_result
+from hsdlab.runs.test import write_result
 from hsdlab.runs.trainer import DecodingTrainer
-from hsdlab.runs.tune import check_tuning
+from hsdlab.runs.tunable import check_tuning
 from hsdlab.strategies import SkipStrategy
 
 RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
 ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
 """The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
+UNDER_ONE_STRATEGY = ("validate", "test", "predict")
+"""The subcommands that decode under the one strategy of `--skip`."""
 
 
-class EvaluateCLI(LightningCLI):
+DESCRIPTION = (
+    "Decode text with fewer layers per token and compare the strategies. Besides the subcommands below, "
+    "`evaluate.py report RUN …` draws the tables and pictures of finished runs anew, without a model."
+)
+
+
+class EvaluateCLI(SubcommandCLI):
     """LightningCLI for decoding: validate, test, predict, compare, calibrate, tune, bench, inspect.
 
     Args:
@@ -57,7 +71,7 @@ class EvaluateCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             parser_class=EvaluateParser,
-            parser_kwargs={"description": "Decode text with fewer layers per token and compare the strategies."},
+            parser_kwargs={"description": DESCRIPTION},
             save_config_callback=None,  # it wants a logger's folder; ours is written beside the results
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -82,10 +96,11 @@ class EvaluateCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if "strategies" not in self._subcommand_method_arguments[subcommand] and subcommand != "inspect":
+        if subcommand in UNDER_ONE_STRATEGY:
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
+        parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
         parser.add_argument(
             "--overwrite",
@@ -110,11 +125,11 @@ class EvaluateCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite)
             self.resumes = self.folder.check(can_resume=self.subcommand in RESUMABLE)
-        self.run_info = run_provenance(config.seed_everything, resolved) | {"subcommand": self.subcommand}
+        self.run_info = run_info(config.seed_everything, resolved, self.subcommand)
         strategies = self._listed(made)
         if strategies is not None:
             baseline_first(strategies)
-        made.data.prepare_data()
+        made.data.check(self._split(made))
         examples = made.data.examples(self._split(made))
         if self.subcommand == "calibrate":
             check_calibration(
@@ -126,16 +141,18 @@ class EvaluateCLI(LightningCLI):
             )
         if self.subcommand == "tune":
             check_tuning(
-                **{name: made[name] for name in ("strategies", "max_loss", "speedup", "metric", "trials")},
+                **{name: made[name] for name in ("classes", "max_loss", "speedup", "metric", "trials")},
                 first=made.first or (),
                 computed=config.model.metrics,
                 max_new_tokens=config.model.max_new_tokens,
                 examples=[example.id for example in examples],
             )
-        self.run_info["examples"] = fingerprint(repr(example) for example in examples)
+        self.run_info = replace(self.run_info, examples=fingerprint(repr(example) for example in examples))
         if rank_zero_only.rank == 0 and self.resumes:
             if self.subcommand == "tune":
                 self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")))
+            elif strategies is None:
+                self._go_on(examples, [prediction_file(self.output)])
             else:
                 self._go_on(examples, prediction_files(self.output, strategies))
 
@@ -155,7 +172,7 @@ class EvaluateCLI(LightningCLI):
         done = 0
         for file in files:
             records = PredictionFile(file).records()
-            known = [current[record["id"]] for record in records if record["id"] in current]
+            known = [current[record.id] for record in records if record.id in current]
             check_same_examples(records, ((each.id, each.source, each.references) for each in known))
             done += len(records)
         self.folder.check_unchanged("examples", self.run_info)  # those without a prediction
@@ -186,12 +203,12 @@ class EvaluateCLI(LightningCLI):
 
     def open_output(self) -> None:
         """Refuse to go on with another model; make the folder and write config.yaml and run.json."""
-        self.run_info["weights"] = weights_fingerprint(self.model.model)
+        self.run_info = replace(self.run_info, weights=weights_fingerprint(self.model.model))
         self.model.resume = True  # a new run's folder is empty
         if rank_zero_only.rank == 0:
             if self.resumes:
                 self.folder.check_unchanged("weights", self.run_info)
-            self.folder.open(self.run_info)
+            self.run_info = self.folder.open(self.run_info)
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run."""
@@ -199,30 +216,32 @@ class EvaluateCLI(LightningCLI):
 
     def calibrate(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.calibrate` with the provenance of this run; write the config of what it chose."""
-        report = self.trainer.calibrate(**kwargs, run=self.run_info)
+        found = self.trainer.calibrate(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
-        command = self._write_choice("calibrated.yaml", report.chosen, report.guarantee(), "runs/calibrated")
+        why = calibration.guarantee(found)
+        command = self._write_choice("calibrated.yaml", found.chosen.strategy, why, "runs/calibrated")
         text = f"In {self.output}: the report in calibration.md, .json and .png, the texts in predictions/. Decode so: "
         Console().print(text + command, highlight=False, soft_wrap=True)
 
     def tune(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.tune` with the provenance of this run; write the config of what it chose."""
-        report = self.trainer.tune(**kwargs, run=self.run_info)
+        found = self.trainer.tune(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
-        command = self._write_choice("strategy.yaml", report.chosen, report.summary(), "runs/tuned")
+        why = tuning.summary(found)
+        command = self._write_choice("strategy.yaml", found.chosen_row.strategy, why, "runs/tuned")
         text = (
             f"In {self.output}: the report in tuning.md and .json, frontier.png, the texts in predictions/. Decode so: "
         )
         Console().print(text + command, highlight=False, soft_wrap=True)
 
-    def _write_choice(self, name: str, chosen: StrategyResult, why: str, output: str) -> str:
+    def _write_choice(self, name: str, chosen: StrategyConfig, why: str, output: str) -> str:
         """Write a config that decodes the test split as this run would with what it chose; return the command."""
         path = self.output / name
         config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
         command = f"python evaluate.py test --config {path} --output {output}"
-        write_yaml(path, config | {"skip": chosen.strategy}, why, command)
+        write_yaml(path, config | {"skip": chosen.as_config()}, why, command)
         return command
 
     def bench(self, **kwargs: Any) -> None:
@@ -237,21 +256,18 @@ class EvaluateCLI(LightningCLI):
         """Write the logged figures."""
         if rank_zero_only.rank == 0:
             figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-            write_json(self.output / "metrics.json", figures)
-            if self.subcommand == "test":
-                self._write_events(figures)
+            write_json(self.output / METRICS_FILE, figures)
+            self._write_result(figures)
         self.after_predict()
 
     after_validate = after_test
 
-    def _write_events(self, figures: dict[str, float]) -> None:
-        """Write the run of TensorBoard that `compare` would write for the strategy."""
-        strategy, predictions = self.config_init["test"].skip, self.output / "predictions.jsonl"
-        result = strategy_result(self.model, strategy, figures, predictions)
-        comparison = Comparison([result], self.run_info)
-        folder = self.output / tensorboard.FOLDER
-        tensorboard.write_strategy(comparison, comparison.rows[0], folder / result.class_name)
-        rank_zero_info(f"In TensorBoard: {tensorboard.command(folder)}")
+    def _write_result(self, figures: dict[str, float]) -> None:
+        """Write result.json, and the run of TensorBoard that `compare` would write for the strategy."""
+        strategy = self.config_init[self.subcommand].skip
+        result = strategy_result(self.model, strategy, figures, prediction_file(self.output))
+        write_result(replace(result, run=self.run_info), self.output)
+        rank_zero_info(f"In TensorBoard: {tensorboard.command(self.output / tensorboard.FOLDER)}")
 
     def after_predict(self) -> None:
         """Say where the results are."""
@@ -266,11 +282,20 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
-    run_or_exit(EvaluateCLI, args)
+    run_or_exit(_command, args)
+
+
+def _command(args: list[str] | None) -> None:
+    """Run a subcommand; `report`, which needs no model and no data, has a parser of its own."""
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == [REPORT]:
+        report_command(words[1:])
+    else:
+        EvaluateCLI(args)
 
 
 def _predictions_file(output: str) -> str:
-    return str(prediction_files(Path(output))[0])
+    return str(prediction_file(Path(output)))
 
 
 def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:

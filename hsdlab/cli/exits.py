@@ -13,21 +13,26 @@ FOR_THE_USER = (UserError, OSError, MisconfigurationException)
 DEBUG = "--debug"
 
 
-def run_or_exit(command: Callable[[list[str]], object], args: Sequence[str] | None = None) -> None:
+def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[str] | None = None) -> None:
     """Run a command; end with one sentence where the error is the user's to mend.
 
     Args:
-        command: Takes the arguments.
+        command: Takes the arguments; None for those of the process.
         args: The command line; by default that of the process. ``--debug`` in it shows the traceback of every error.
 
     Raises:
         SystemExit: With the sentence, for an error that is the user's to mend.
         Exception: Any other error; with ``--debug`` every error.
     """
-    args = list(sys.argv[1:] if args is None else args)
-    debug = DEBUG in args
+    given = list(sys.argv[1:] if args is None else args)
+    words = [word for word in given if word != DEBUG]
+    debug = words != given
     try:
-        command([arg for arg in args if arg != DEBUG])
+        if args is None:  # LightningCLI warns of arguments beside those of the process
+            sys.argv[1:] = words
+            command(None)
+        else:
+            command(words)
     except Exception as error:
         chain = (error, error.__cause__)  # jsonargparse wraps what the classes of an option refuse
         message = next((each for each in chain if isinstance(each, FOR_THE_USER)), None)

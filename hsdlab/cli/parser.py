@@ -1,6 +1,7 @@
 """The parser of `evaluate.py` and `train.py`: classes by their short names, and errors in one message."""
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, _typehints
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
+from hsdlab.cli.configs import with_included_configs, without_include
+from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.data import GenerationDataModule
+from hsdlab.errors import UserError
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -37,9 +41,23 @@ class EvaluateParser(LightningArgumentParser):
         return [nested_key]
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
-        """Parse; the name of an option may be written with hyphens: ``--max-loss`` is ``--max_loss``."""
+        """Parse; configs may include others, and options be written with hyphens (``--max-loss``) or by old names."""
         args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
+        try:
+            args = with_new_options(with_included_configs(args))
+        except UserError as error:
+            self.error(str(error), error)
         return super().parse_args(args, *more, **options)
+
+    def parse_string(self, content: str, path: str | os.PathLike[str] = "", *more: Any, **options: Any) -> Namespace:
+        """Parse a config's own settings under their present names; what it includes stands on the command line."""
+        if os.path.isfile(path):  # not settings that were given as a string, which cannot include anything
+            content = without_include(content)
+        try:
+            content = with_new_keys(content, getattr(self, "subcommand", None))
+        except UserError as error:
+            self.error(str(error), error)
+        return super().parse_string(content, path, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and end with exit code 2."""
@@ -52,8 +70,29 @@ class EvaluateParser(LightningArgumentParser):
                 f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
                 "or the dotted path of your own, such as my_package.MyClass"
             )
+        if message == "the following arguments are required: folder":
+            message = "no data: give a folder of your own with --data.folder=path/to/folder, or a data set with --data="
+            message += f", one of {', '.join(sorted(_names_of_subclasses(GenerationDataModule)))}"
         sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
         sys.exit(2)
+
+
+class SubcommandCLI(LightningCLI):
+    """LightningCLI that builds the parser of the subcommand that the command line names, and no other.
+
+    Each subcommand has all options of the Trainer, so that all parsers together take longer than most tests. Where no
+    subcommand is named (``--help``, a misspelled one), all are built.
+    """
+
+    def __init__(self, *positional: Any, args: Sequence[str] | None = None, **options: Any) -> None:
+        self._words = sys.argv[1:] if args is None else args
+        super().__init__(*positional, args=args, **options)
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        known = self.subcommands()
+        named = {name: skipped for name, skipped in known.items() if name in self._words} or known
+        self.__dict__["subcommands"] = lambda: named
+        super()._add_subcommands(parser, **kwargs)
 
 
 @contextmanager

@@ -9,21 +9,23 @@ from jsonargparse import set_parsing_settings
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
+from torch import Tensor
 
 from hsdlab.cli.evaluate import check_precision, resolved_config
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import EvaluateParser, dropping_arguments_of_other_classes
+from hsdlab.cli.parser import EvaluateParser, SubcommandCLI, dropping_arguments_of_other_classes
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
 from hsdlab.modules.lora import LoRA
-from hsdlab.records.run_folder import write_config, write_json
-from hsdlab.reporting import run_provenance
+from hsdlab.records.exit_quality import ExitQuality
+from hsdlab.records.provenance import run_info
+from hsdlab.records.run_folder import RUN_FILE, write_config
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
 from hsdlab.strategies import SkipStrategy
 
@@ -100,7 +102,7 @@ MODULES: dict[str, Any] = {
 """What each subcommand makes its `model` with."""
 
 
-class TrainCLI(LightningCLI):
+class TrainCLI(SubcommandCLI):
     """LightningCLI for training: fit, validate, fit_exit_classifier.
 
     `fit` writes into --output: config.yaml (runs again as it is), run.json (what it was made with), checkpoints/
@@ -151,6 +153,7 @@ class TrainCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         self._model_class = MODULES[subcommand]
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         if subcommand != "fit_exit_classifier":
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
@@ -184,9 +187,8 @@ class TrainCLI(LightningCLI):
             monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
             self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every, monitor)
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [self.best, last]}
-        data.prepare_data()
-        for split in ("validation",) if self.subcommand == "validate" else ("train", "validation"):
-            data.examples(split)
+        splits = ("validation",) if self.subcommand == "validate" else ("train", "validation")
+        data.check(*splits, for_training=True)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""
@@ -200,10 +202,10 @@ class TrainCLI(LightningCLI):
             return
         config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
-        self.run_info = run_provenance(config["seed_everything"], config)
+        self.run_info = run_info(config["seed_everything"], config, self.subcommand)
         self.output.mkdir(parents=True, exist_ok=True)
         write_config(self.output, config, f"python train.py {self.subcommand}")
-        write_json(self.output / "run.json", self.run_info)
+        self.run_info.write(self.output / RUN_FILE)
 
     def after_fit(self) -> None:
         """Export the best weights (the last ones, if there was no validation)."""
@@ -221,11 +223,13 @@ class TrainCLI(LightningCLI):
         file = self.output / "exit_classifier.safetensors"
         if rank_zero_only.rank == 0:
             self.model.folded().save(file)
-            write_exit_quality(self.model.quality, self.output, self.run_info)
-            print_exit_quality(self.model.quality, Console())
+            figures = {name: _numbers(values) for name, values in self.model.quality.items()}
+            quality = ExitQuality(**figures, run=self.run_info)
+            write_exit_quality(quality, self.output)
+            print_exit_quality(quality, Console())
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(self.model.quality))
+                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(quality))
                     logger.experiment.flush()
         rank_zero_info(
             "Decode with it: python evaluate.py test --skip=CALM --skip.measure=classifier "
@@ -246,6 +250,11 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line; by default that of the process.
     """
     run_or_exit(TrainCLI, args)
+
+
+def _numbers(values: Tensor) -> tuple[Any, ...]:
+    """Return a tensor [layers] or [layers, bins] as tuples."""
+    return tuple(_numbers(row) for row in values) if values.dim() > 1 else tuple(values.tolist())
 
 
 def _checkpoints(folder: Path, every_steps: int, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:

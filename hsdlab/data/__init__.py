@@ -2,8 +2,9 @@
 
 from hsdlab.data.base import Example, GenerationDataModule
 from hsdlab.data.docstrings import Docstrings
+from hsdlab.data.folder import DataFolder
 from hsdlab.data.hub import HubDataset
 from hsdlab.data.jsonl import JSONLines
 from hsdlab.data.prompt import PromptTemplate
 
-__all__ = ["Docstrings", "Example", "GenerationDataModule", "HubDataset", "JSONLines", "PromptTemplate"]
+__all__ = ["DataFolder", "Docstrings", "Example", "GenerationDataModule", "HubDataset", "JSONLines", "PromptTemplate"]

@@ -1,4 +1,7 @@
-"""The base of every data set: examples in, left-padded prompts out, and pairs with references for training."""
+"""The base of every data set: examples in, left-padded prompts out, and pairs with references for training.
+
+Longer than other files: Lightning's hooks of one class, and what they share.
+"""
 
 import hashlib
 import random
@@ -24,6 +27,7 @@ from hsdlab.data.batches import (
     pad_token_id_of,
 )
 from hsdlab.data.batches import Example as Example  # the seam of every data set
+from hsdlab.data.checks import check_examples
 from hsdlab.data.prompt import PromptTemplate
 from hsdlab.data.targets import read_targets
 from hsdlab.data.training import TrainingLoader
@@ -176,15 +180,33 @@ class GenerationDataModule(LightningDataModule, ABC):
         `at_most` is a smaller limit for this call: it takes some of those that `limit` draws.
 
         Raises:
-            UserError: There is no such split, or it holds no example.
+            UserError: There is no such split, it holds no example, or one that is not what it has to be.
         """
         _check_split(split)
         examples = self.load_examples(split)
         if not examples:
             raise UserError(f"The {split} split of {type(self).__name__} holds no example: expected at least one")
+        check_examples(examples, f"The {split} split of {type(self).__name__}")
         positions = list(range(len(examples)))
         random.Random(self.seed).shuffle(positions)
         return [examples[position] for position in sorted(positions[: self.limit][:at_most])]
+
+    def check(self, *splits: str, for_training: bool = False) -> None:
+        """Read everything that a run reads of these splits, so that what is wrong is known before a model is loaded.
+
+        Args:
+            *splits: Of train, validation and test.
+            for_training: Read the files of `targets` too.
+
+        Raises:
+            UserError: Something in the data is not what it has to be.
+            OSError: It is missing.
+        """
+        self.prepare_data()
+        for split in splits:
+            examples = self.examples(split)
+            if for_training and self.targets:
+                read_targets(self.targets, examples)
 
     def train_dataloader(self) -> TrainingLoader:
         """Return batches of training pairs (see `collate_pairs`), shuffled anew in each epoch."""

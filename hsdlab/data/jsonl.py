@@ -1,23 +1,31 @@
 """Examples from JSON Lines files."""
 
-import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hsdlab.data.base import Example, GenerationDataModule
+from hsdlab.data.checks import check_text
+from hsdlab.data.files import shown, split_files
+from hsdlab.data.rows import Row, json_lines
 from hsdlab.errors import UserError
 
 
 class JSONLines(GenerationDataModule):
-    """A folder with train.jsonl, validation.jsonl and test.jsonl: one example a line, UTF-8.
+    r"""A folder with train.jsonl, validation.jsonl and test.jsonl: one example a line, UTF-8.
 
     A line is `{"id": "a-1", "source": "name[...], ...", "references": ["...", "..."]}`; other keys are
-    ignored. Only the files of the splits in use have to be there. Every line is checked before the first is
-    used.
+    ignored, blank lines are passed over. Only the files of the splits in use have to be there. Every line is checked
+    before the first is used. For other names, kinds of files and several rows of one source see `DataFolder`.
 
     Args:
         folder: The folder that holds the files.
         **kwargs: See `GenerationDataModule`.
+
+    Example::
+
+        data = JSONLines("my_data", prompt="{source}\n\nSummary:")
+        data.examples("test")[0].references
     """
 
     def __init__(self, folder: str, **kwargs: Any) -> None:
@@ -29,16 +37,9 @@ class JSONLines(GenerationDataModule):
 
         Raises:
             FileNotFoundError: The folder or the file is missing.
-            UserError: A line is not an example; the message names the file and the line.
+            UserError: The file or a line of it is not what it has to be; the message names the file and the line.
         """
-        folder = Path(self.folder)
-        if not folder.is_dir():
-            siblings = [path.name for path in folder.parent.glob("*/")]
-            raise FileNotFoundError(f"No folder {folder}; {_listing(folder.parent, 'folders', siblings)}")
-        path = folder / f"{split}.jsonl"
-        if not path.is_file():
-            files = [path.name for path in folder.glob("*.jsonl")]
-            raise FileNotFoundError(f"No file {path}; {_listing(folder, '.jsonl files', files)}")
+        (path,) = split_files(Path(self.folder), split, [".jsonl"])
         return read_examples(path)
 
 
@@ -48,49 +49,39 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         UserError: The file is empty or a line is not an example; the message names the file and the line.
     """
-    examples: list[Example] = []
-    line_of_id: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}, line {number}"
-        example = _parse(line, where)
-        if example.id in line_of_id:
-            raise UserError(f'{where}: id "{example.id}" is also that of line {line_of_id[example.id]}')
-        line_of_id[example.id] = number
-        examples.append(example)
+    examples = with_unique_ids((row, _example(row)) for row in json_lines(path))
     if not examples:
         raise UserError(f"{path} is empty: expected one JSON object a line")
     return examples
 
 
-def _parse(line: bytes, where: str) -> Example:
-    """Return the example on one line; `where` opens the message of every error."""
-    try:
-        fields = json.loads(line)
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise UserError(f"{where} is not JSON in UTF-8: {error}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}")
+def with_unique_ids(examples: Iterable[tuple[Row, Example]]) -> list[Example]:
+    """Return the examples made of rows.
+
+    Raises:
+        UserError: Two have the same id; the message names both rows.
+    """
+    row_of_id: dict[str, Row] = {}
+
+    def checked() -> Iterator[Example]:
+        for row, example in examples:
+            other = row_of_id.setdefault(example.id, row)
+            if other is not row:
+                place = other.place if other.path == row.path else other.where
+                raise UserError(f'{row.where}: id "{shown(example.id)}" is also that of {place}')
+            yield example
+
+    return list(checked())
+
+
+def _example(row: Row) -> Example:
     for key in ("id", "source", "references"):
-        if key not in fields:
-            raise UserError(f'{where}: no key "{key}"; got {", ".join(fields) or "an empty object"}')
-    for key in ("id", "source"):
-        _check_text(fields[key], f'"{key}"', where)
-    references = fields["references"]
+        row.get(key)
+    example_id, source, references = row.text("id"), row.text("source"), row.get("references")
     if not isinstance(references, list):
-        raise UserError(f'{where}: "references" has to be a list of strings, got {type(references).__name__}')
+        raise UserError(f'{row.where}: "references" has to be a list of strings, got {type(references).__name__}')
     if not references:
-        raise UserError(f'{where}: "references" is empty: expected at least one')
+        raise UserError(f'{row.where}: "references" is empty: expected at least one')
     for reference in references:
-        _check_text(reference, 'each of "references"', where)
-    return Example(fields["id"], fields["source"], tuple(references))
-
-
-def _check_text(value: object, name: str, where: str) -> None:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {name} has to be a string, got {type(value).__name__}")
-    if not value.strip():
-        raise UserError(f"{where}: {name} has to hold text, got {value!r}")
-
-
-def _listing(folder: Path, kind: str, names: list[str]) -> str:
-    return f"{kind} in {folder}: {', '.join(sorted(names)) or 'none'}"
+        check_text(reference, 'each of "references"', row.where)
+    return Example(example_id, source, tuple(references))

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from hsdlab.data.joint import bare_ids, following_ids, names_special_token, plain_ids, prompt_ids, special_tokens
 from hsdlab.errors import UserError
 
 PLACEHOLDER = "{source}"
+STAND_IN = "Source-Text"  # in the place of a source or reference, to see what is written around it
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,21 @@ class PromptTemplate:
             )
 
     def fill(self, source: str) -> str:
-        """Return the prompt for `source`, without the chat template."""
-        return self.text.replace(PLACEHOLDER, source)
+        """Return the prompt for `source`, without the chat template.
+
+        Where the source is the end of the prompt, white space at its end is dropped: a space goes before the text that
+        follows.
+        """
+        return self.text.replace(PLACEHOLDER, source.rstrip() if self.text.endswith(PLACEHOLDER) else source)
 
     def encode(
         self, source: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
     ) -> tuple[list[int], bool]:
         """Return the token ids of the prompt, with the source cut at its end until they fit.
 
-        The whole prompt is encoded in one piece, with the special tokens that the tokenizer adds by default
-        (a chat template writes its own).
+        The whole prompt is encoded in one piece, after the special tokens that the tokenizer puts before a text (a chat
+        template writes its own). Those that it puts after a text are left out: the text goes on. The names of special
+        tokens in the source are read as plain text; in the template they are special tokens.
 
         Args:
             source: The source text.
@@ -55,9 +62,12 @@ class PromptTemplate:
             The token ids, and whether the source was cut.
 
         Raises:
-            UserError: The template alone is longer than `max_tokens`, or the tokenizer has no chat template.
+            UserError: The template alone is longer than `max_tokens`, the prompt has no token, or the tokenizer's chat
+                template is missing or fails.
         """
         token_ids = self._encode_whole(source, tokenizer)
+        if not token_ids:
+            raise UserError(f"The prompt for the source {source[:40]!r} has no token: nothing to go on from")
         if max_tokens is None or len(token_ids) <= max_tokens:
             return token_ids, False
         cuts = _places_to_cut(source, tokenizer)
@@ -77,8 +87,11 @@ class PromptTemplate:
     ) -> tuple[list[int], bool]:
         """Return the token ids that a model is to write after the prompt: the reference and the end of sequence.
 
-        They are encoded apart from the prompt, since decoding begins after its last token. A space goes before the
-        reference, unless the template ends in white space or in the chat template's header.
+        They are what the reference adds to the ids of the prompt (`following_ids`), since decoding begins after the
+        prompt's last token. A space goes before the reference, unless the template ends in white space or in a special
+        token; after a chat template's header goes what the chat template itself writes there. An end-of-sequence token
+        that the reference spells out at its end is not written twice; names of special tokens elsewhere in it are read
+        as plain text.
 
         Args:
             reference: The text.
@@ -89,24 +102,63 @@ class PromptTemplate:
             The token ids, and whether they were cut (then the end of sequence is not among them).
 
         Raises:
-            UserError: The tokenizer has no end-of-sequence token.
+            UserError: The tokenizer has no end-of-sequence token, or its chat template is missing or fails.
         """
         if tokenizer.eos_token_id is None:
             raise UserError("The tokenizer has no end-of-sequence token to be learned: set tokenizer.eos_token")
-        space = "" if self.chat or self.text[-1].isspace() else " "
-        text = space + reference.strip()
-        token_ids = [*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
+        text = reference.strip().removesuffix(tokenizer.eos_token).rstrip()
+        prompt = self._written(STAND_IN, tokenizer)
+        token_ids = [tokenizer.eos_token_id]
+        if text:
+            text = self._space_after(prompt, tokenizer) + text
+            token_ids = [*plain_ids(prompt, text, tokenizer), *token_ids]
         return token_ids[:max_tokens], max_tokens is not None and len(token_ids) > max_tokens
 
     def _encode_whole(self, source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        text = self.fill(source)
-        if self.chat:
-            if tokenizer.chat_template is None:
-                raise UserError("chat=True, but the tokenizer has no chat template: set chat=False or take another")
-            message = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        # verbose=False: a prompt longer than the tokenizer expects is cut and reported by the data module
-        return list(tokenizer(text, add_special_tokens=not self.chat, verbose=False).input_ids)
+        begin = bare_ids if self.chat else prompt_ids
+        if not names_special_token(source, tokenizer):
+            return begin(self._written(source, tokenizer), tokenizer)
+        before, _, after = self._written(STAND_IN, tokenizer).partition(STAND_IN)
+        return [
+            *begin(before, tokenizer),
+            *plain_ids(before, source, tokenizer),
+            *(following_ids(source, after, tokenizer) if after else ()),
+        ]
+
+    def _written(self, source: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the text of the prompt for `source`, in the chat template if there is to be one."""
+        if not self.chat:
+            return self.fill(source)
+        return _in_chat_template([("user", self.fill(source))], tokenizer, add_generation_prompt=True)
+
+    def _space_after(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the white space that goes between the prompt for `STAND_IN` and a reference."""
+        if not self.chat:
+            return "" if prompt[-1].isspace() or prompt.endswith(special_tokens(tokenizer)) else " "
+        messages = [("user", self.fill(STAND_IN)), ("assistant", STAND_IN)]
+        try:
+            answered = _in_chat_template(messages, tokenizer, add_generation_prompt=False)
+        except UserError:  # it takes users' messages only
+            return ""
+        between = answered.removeprefix(prompt).partition(STAND_IN)[0]
+        return between if answered.startswith(prompt) and between.isspace() else ""  # "<think></think>" is not a space
+
+
+def _in_chat_template(
+    messages: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
+) -> str:
+    """Return messages, each its role and content, as the tokenizer's chat template writes them."""
+    if tokenizer.chat_template is None:
+        raise UserError("chat=True, but the tokenizer has no chat template: set chat=False or take another")
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # the template is a program: it may raise anything
+        raise UserError(
+            f"chat=True, but the tokenizer's chat template fails on {' and '.join(role for role, _ in messages)} "
+            f"messages ({type(error).__name__}: {error}): set chat=False or mend the template"
+        ) from error
+    return str(text)
 
 
 def _places_to_cut(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

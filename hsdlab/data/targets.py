@@ -1,10 +1,10 @@
 """Texts to train on in place of the references: what a model wrote, as `evaluate.py predict` leaves it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from hsdlab.data.batches import Example
+from hsdlab.data.rows import Row, json_lines
 from hsdlab.errors import UserError
 
 
@@ -30,16 +30,10 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
             raise FileNotFoundError(
                 f"data.targets: no file {file}. `python evaluate.py predict --data.predict_split=train` writes one."
             )
-        for number, line in enumerate(Path(file).read_bytes().splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                example_id, source, text = record["id"], record["source"], record["prediction"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"data.targets: {file}, line {number}: expected a prediction with id, source and prediction, got "
-                    f"{line[:80]!r}."
-                ) from error
-            if sources.get(example_id) == source:  # ids of two splits may be the same
+        for row in json_lines(Path(file)):
+            _check_prediction(row)
+            example_id, text = row.fields["id"], row.fields["prediction"]
+            if sources.get(example_id) == row.fields["source"]:  # ids of two splits may be the same
                 texts.setdefault(example_id, []).append(text)
     missing = [example_id for example_id in sources if example_id not in texts]
     if missing:
@@ -49,3 +43,11 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
             "--data.predict_split=train` (or validation)."
         )
     return texts
+
+
+def _check_prediction(row: Row) -> None:
+    for key in ("id", "source", "prediction"):
+        if not isinstance(row.get(key), str):
+            raise UserError(f'data.targets: {row.where}: "{key}" has to be a string, got {row.fields[key]!r:.80}')
+    if row.fields["prediction"].strip():  # a model may write nothing
+        row.text("prediction")

@@ -37,7 +37,8 @@ class SkipCache(LayerRunner, DynamicCache):
     Attributes:
         executed: Per decode step, the layers that ran: BoolTensor [rows or 1, layers] on the CPU, in the row order
             of that step.
-        filled: Number of (token, layer) pairs whose keys and values were made late.
+        late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
+        late_passes: Calls of each layer that computed them, LongTensor [layers].
         peak_bytes: The most bytes of keys and values held at the end of a pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
     """
@@ -54,7 +55,8 @@ class SkipCache(LayerRunner, DynamicCache):
         self._history = History(decisions)
         self._outputs: list[Tensor] = []  # of the layers of this step, for an oracle
         self.executed: list[Tensor] = []
-        self.filled = 0
+        self.late_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
+        self.late_passes = torch.zeros(parts.num_layers, dtype=torch.long)
         self.peak_bytes = 0
         self.readings_s: list[float] = []
 
@@ -195,7 +197,8 @@ class SkipCache(LayerRunner, DynamicCache):
         columns = self._prompt_length + token_steps
         storage.keys[token_rows, :, columns] = keys[:, :, 0]
         storage.values[token_rows, :, columns] = values[:, :, 0]
-        self.filled += len(token_rows)
+        self.late_tokens[index] += len(token_rows)
+        self.late_passes[index] += 1
 
     def _grow(self, index: int, length: int) -> None:
         """Extend a layer's storage to ``length`` tokens with zeros, which are written before they are read."""

@@ -1,74 +1,89 @@
-"""What a decode costs: floating-point operations and the weights that were read.
+"""What a decode cost: floating-point operations, and bytes that were read, layer by layer.
 
-Depth is not speed: a softmax probe applies the head, late keys and values are projected, attention grows with the
-text. All of it is counted here. Times are measured elsewhere (:class:`Timing`, ``evaluate.py bench``).
+Depth is not speed: an intermediate prediction applies the head, late keys and values are projected, attention grows
+with the text. All of it is counted here, each layer with its own weights. Times are measured elsewhere
+(:class:`Timing`, ``evaluate.py bench``).
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hsdlab.decoding.families import decoder_parts, key_value_size, matrix_weights
+from hsdlab.costs import Cost
+from hsdlab.decoding.families import DecoderParts, decoder_parts, key_value_size, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
 from hsdlab.decoding.trace import Trace
 
 
-def decode_cost(model: nn.Module, output: DecodeOutput) -> dict[str, Any]:
-    """What one decode cost, as plain numbers: what `hsdlab.metrics.Efficiency.update` takes.
+def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
+    """Return what one decode cost.
 
     Args:
         model: The model that decoded.
         output: What it gave.
     """
-    trace = output.trace
-    return {
-        "depth_sum": int(trace.executed.sum()),
-        "live_steps": int(trace.live.sum()),
-        "compute_depth_sum": trace.compute_depth_sum,
-        "compute_steps": trace.compute_steps,
-        "num_layers": trace.num_layers,
-        "decode_seconds": output.timing.decode_s,
-        "decode_passes": output.timing.decode_passes,
-        "prompt_seconds": output.timing.prompt_s,
-        "prompts": 1,
-        "flops": decode_flops(model, trace),
-        "cache_bytes": output.cache_bytes,
-    }
+    trace, timing = output.trace, output.timing
+    rows = trace.live.shape[1]
+    return Cost(
+        num_layers=trace.num_layers,
+        prompt_passes=1,
+        decode_passes=timing.decode_passes,
+        new_tokens=rows + int(trace.live.sum()),  # step t makes new token t + 1; the prefill makes the first
+        decode_steps=int(trace.live.sum()),
+        executed_layers=int(trace.executed.sum()),
+        computed_steps=trace.compute_steps,
+        computed_layers=trace.compute_depth_sum,
+        late_key_values=trace.filled,
+        intermediate_predictions=trace.probes.rows,
+        intermediate_weights=trace.probes.weights,
+        flops=decode_flops(model, trace),
+        bytes_read=decode_bytes(model, trace),
+        prompt_s=timing.prompt_s,
+        decode_s=timing.decode_s,
+        wall_s=timing.prompt_s + timing.decode_s,
+        peak_cache_bytes=output.cache_bytes,
+    )
 
 
 def decode_flops(model: nn.Module, trace: Trace) -> float:
-    """Floating-point operations of the decode steps of a trace, prompt pass apart.
+    """Return the floating-point operations of the decode steps of a trace, prefill apart.
 
-    Two per weight of each matrix that a token is multiplied with (layers, head, the head's rows that probes used, exit
-    classifiers, key and value projections of late fills) and four per attended token and attention channel (scores,
-    weighted sum). Norms, biases, activations, embeddings and the cosines of hidden-state saturation are left out.
+    Two per weight of each matrix that a token is multiplied with (its layers, the head, the head's rows that
+    intermediate predictions used, exit classifiers, key and value projections of late computations) and four per
+    attended token and attention channel (scores, weighted sum). Norms, biases, activations, embeddings and the cosines
+    of hidden-state saturation are left out.
 
     Args:
         model: The model that decoded.
         trace: Its trace; everything computed is counted, beams that were not returned too. That of an oracle counts
             what the oracle claims to have run.
-
-    Returns:
-        The number of operations; depth along unreturned beams is taken at its average over the whole search.
     """
     parts = decoder_parts(model)
-    config = parts.model.config.get_text_config(decoder=True)
-    per_layer = 2 * sum(matrix_weights(layer) for layer in parts.layers) / parts.num_layers
-    per_head = 2 * sum(matrix_weights(module) for module in (*parts.after_layers, parts.head))
-    per_fill = 2 * config.hidden_size * key_value_size(parts.model)
-    attention_size = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    counts = trace.layers
+    layers = 2 * (counts.tokens * _per_layer(parts, matrix_weights)).sum()
+    attention = 4 * _attention_channels(parts) * counts.attended.sum()
+    late = 2 * _key_value_weights(parts) * counts.late_tokens.sum()
+    head = 2 * sum(matrix_weights(module) for module in (*parts.after_layers, parts.head)) * trace.compute_steps
+    return float(layers + attention + late + head + 2 * trace.probes.weights)
 
-    context = trace.prompt_length + 1 + torch.arange(len(trace.live), dtype=torch.double)  # tokens attended to
-    depths = trace.depths.double()  # (steps, rows)
-    computed = trace.compute_depth_sum / max(float(depths.sum()), 1.0)  # beams computed per beam returned
-    attention = 4 * attention_size * float((depths * context[:, None]).sum()) * computed
-    layers = per_layer * trace.compute_depth_sum
-    heads = per_head * trace.compute_steps + 2 * trace.probe_weights
-    return layers + attention + heads + per_fill * trace.filled
+
+def decode_bytes(model: nn.Module, trace: Trace) -> float:
+    """Return the bytes of weights, keys and values that the decode steps of a trace read, prefill apart.
+
+    A pass reads the weights of each layer that runs for some row once, and the head once; each token that runs a layer
+    reads the keys and values that it attends to. Activations and embeddings are left out.
+
+    Args:
+        model: The model that decoded.
+        trace: Its trace.
+    """
+    parts = decoder_parts(model)
+    counts, size = trace.layers, parts.model.dtype.itemsize
+    layers = (counts.passes * _per_layer(parts, _bytes)).sum()
+    cache = key_value_size(parts.model) * size * counts.attended.sum()
+    late = _key_value_weights(parts) * size * counts.late_passes.sum()
+    return float(layers + cache + late + _head_bytes(parts) * trace.decode_passes + trace.probes.weights_read * size)
 
 
 def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Sequence[int] | None = None) -> float:
@@ -86,13 +101,34 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Se
         A factor, 1 or more.
     """
     parts = decoder_parts(model)
-    layer_bytes = [_bytes(layer) for layer in parts.layers]
-    outside = _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
+    layer_bytes, outside = _per_layer(parts, _bytes).tolist(), _head_bytes(parts)
     taken = [1] * len(schedule) if taken is None else taken
     read = sum(
         texts * (sum(layer_bytes[i] for i in layers) + outside) for texts, layers in zip(taken, schedule, strict=True)
     )
     return (sum(layer_bytes) + outside) * sum(taken) / read
+
+
+def _per_layer(parts: DecoderParts, measure: Callable[[nn.Module], int]) -> Tensor:
+    """Return a figure of each layer, LongTensor [layers]."""
+    return torch.tensor([measure(layer) for layer in parts.layers])
+
+
+def _attention_channels(parts: DecoderParts) -> int:
+    """Width of all query heads of a layer together."""
+    config = parts.model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * head_dim
+
+
+def _key_value_weights(parts: DecoderParts) -> int:
+    """Weights of the key and value projections of a layer."""
+    return parts.hidden_size * key_value_size(parts.model)
+
+
+def _head_bytes(parts: DecoderParts) -> int:
+    """Bytes of what a pass reads after its last layer."""
+    return _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
 
 
 def _bytes(module: nn.Module) -> int:

@@ -160,10 +160,23 @@ def feed_forward(layer: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: If there is none under a known name.
     """
-    for name in ("mlp", "fc1", "feed_forward"):
+    return _first_child(layer, ("mlp", "fc1", "feed_forward"))
+
+
+def attention(layer: nn.Module) -> nn.Module:
+    """The self-attention of a decoder layer; a skipped layer calls it only up to its keys and values.
+
+    Raises:
+        UnsupportedModelError: If there is none under a known name.
+    """
+    return _first_child(layer, ("self_attn", "attn", "attention", "self_attention"))
+
+
+def _first_child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    for name in names:
         if hasattr(layer, name):
             return getattr(layer, name)
-    raise UnsupportedModelError(f"Found no mlp, fc1 or feed_forward in {type(layer).__name__}.")
+    raise UnsupportedModelError(f"Found no {', '.join(names[:-1])} or {names[-1]} in {type(layer).__name__}.")
 
 
 def matrix_weights(module: nn.Module) -> int:

@@ -236,9 +236,8 @@ def _decode(
         prompt_length,
         beam_rows=None if beams is None else beams[:, 1:].clamp(min=0),
         searched_rows=len(input_ids) * config.num_beams,
-        filled=cache.filled,
-        probed_rows=decisions.probed.rows,
-        probe_weights=decisions.probed.weights,
+        late=(cache.late_tokens, cache.late_passes),
+        probes=decisions.probed,
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,

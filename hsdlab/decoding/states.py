@@ -31,10 +31,13 @@ class ProbeCost:
     Attributes:
         rows: Hidden states that the head, whole or in part, was applied to.
         weights: Weights that hidden states were multiplied with, summed over the states.
+        weights_read: Weights that were read for that: a matrix once for all states of a call, the rows of the head for
+            some tokens once for each state.
     """
 
     rows: int = 0
     weights: int = 0
+    weights_read: int = 0
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Probe:
         if which is None and self._logits is not None:
             return self._logits
         hidden = self._rows(which)
-        self._count_head(len(hidden), self.parts.vocabulary_size)
+        self._count_head(len(hidden), self.parts.vocabulary_size, read=1)
         logits = self.parts.logits(hidden)
         if which is None:
             self._logits = logits
@@ -72,21 +75,24 @@ class Probe:
 
     def token_logits(self, tokens: Tensor) -> Tensor:
         """Apply the final norm and only the head's rows for some tokens: LongTensor [rows, K] to [rows, K]."""
-        self._count_head(len(self.hidden), tokens.shape[1])
+        self._count_head(len(self.hidden), tokens.shape[1], read=len(self.hidden))
         return self.parts.token_logits(self.hidden, tokens)
 
     def apply(self, module: nn.Module) -> Tensor:
         """Apply a strategy's own small module to the rows, [rows, d]; returns what it gives."""
-        self.cost.weights += len(self.hidden) * matrix_weights(module)
+        weights = matrix_weights(module)
+        self.cost.weights += len(self.hidden) * weights
+        self.cost.weights_read += weights
         return module(self.hidden)
 
     def _rows(self, which: Tensor | None) -> Tensor:
         return self.hidden if which is None else self.hidden.index_select(0, which)
 
-    def _count_head(self, rows: int, logits: int) -> None:
+    def _count_head(self, rows: int, logits: int, read: int) -> None:
         before_head, per_logit = self.parts.head_weights
         self.cost.rows += rows
         self.cost.weights += rows * (before_head + logits * per_logit)
+        self.cost.weights_read += before_head + read * logits * per_logit
 
 
 class StepMemory:

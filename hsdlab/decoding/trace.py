@@ -1,9 +1,30 @@
 """Which layers ran for which token of which row, and the depth that follows from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from hsdlab.decoding.states import ProbeCost
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """What each layer did in all passes of a decode, over all live beams. All tensors are LongTensor [layers], CPU.
+
+    Attributes:
+        tokens: New tokens for which the layer ran.
+        attended: Keys that these attended to, summed over them; padding of the prompt counts.
+        passes: Passes in which the layer ran for some row.
+        late_tokens: Tokens whose keys and values were computed late.
+        late_passes: Calls that computed them, each for all rows at once.
+    """
+
+    tokens: Tensor
+    attended: Tensor
+    passes: Tensor
+    late_tokens: Tensor
+    late_passes: Tensor
 
 
 @dataclass(frozen=True)
@@ -18,22 +39,29 @@ class Trace:
         live: BoolTensor [steps, rows]: the row really took the step. A row's end-of-sequence token is never an
             input; steps that a row did not take are all False in ``executed``.
         prompt_length: Length of the (padded) prompt, tokens.
-        compute_depth_sum: Executed layers summed over all live beams of all steps.
-        compute_steps: Number of terms of that sum.
-        filled: Number of (token, layer) pairs whose keys and values were made late, over all beams.
-        probed_rows: Number of hidden states that the head, whole or in part, was applied to in order to decide about
-            an exit.
-        probe_weights: Weights that hidden states were multiplied with for that, of the head or of a classifier.
+        layers: What each layer did, over all live beams.
+        compute_steps: Decode steps of all live beams.
+        decode_passes: Forward passes of the decode, each for all rows.
+        probes: What deciding about exits cost.
     """
 
     executed: Tensor
     live: Tensor
     prompt_length: int
-    compute_depth_sum: int
+    layers: LayerCounts
     compute_steps: int
-    filled: int = 0
-    probed_rows: int = 0
-    probe_weights: int = 0
+    decode_passes: int
+    probes: ProbeCost = field(default_factory=ProbeCost)
+
+    @property
+    def compute_depth_sum(self) -> int:
+        """Executed layers summed over all live beams of all steps."""
+        return int(self.layers.tokens.sum())
+
+    @property
+    def filled(self) -> int:
+        """Number of (token, layer) pairs whose keys and values were computed late, over all beams."""
+        return int(self.layers.late_tokens.sum())
 
     @property
     def num_layers(self) -> int:
@@ -85,9 +113,8 @@ def trace_along(
     prompt_length: int,
     beam_rows: Tensor | None = None,
     searched_rows: int = 0,
-    filled: int = 0,
-    probed_rows: int = 0,
-    probe_weights: int = 0,
+    late: tuple[Tensor, Tensor] | None = None,
+    probes: ProbeCost | None = None,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
 
@@ -99,9 +126,8 @@ def trace_along(
         beam_rows: With beams, the row of each step's batch that a returned row came from, [rows, steps or more];
             None where the returned rows are those of the batch (then finished rows are not live and count nowhere).
         searched_rows: With beams, the number of rows in the search: sources × beams.
-        filled: See :class:`Trace`.
-        probed_rows: See :class:`Trace`.
-        probe_weights: See :class:`Trace`.
+        late: ``late_tokens`` and ``late_passes`` of :class:`LayerCounts`; none by default.
+        probes: See :class:`Trace`.
     """
     rows = len(real_tokens)
     steps = max(int(real_tokens.max()) - 1, 0)
@@ -111,17 +137,27 @@ def trace_along(
         along = ran if beam_rows is None or len(ran) == 1 else ran[beam_rows[:, step]]
         executed[step] = along & live[step, :, None]
     if beam_rows is None:
-        compute_depth_sum, compute_steps = int(executed.sum()), int(live.sum())
+        ran_for = executed.sum(dim=1)  # (steps, layers), rows
+        compute_steps = int(live.sum())
     else:
-        compute_depth_sum = sum(int(ran.sum()) * (searched_rows // len(ran)) for ran in log)
+        each = [ran.sum(dim=0) * (searched_rows // len(ran)) for ran in log]
+        ran_for = torch.stack(each) if each else torch.zeros(0, num_layers, dtype=torch.long)  # (steps, layers), beams
         compute_steps = searched_rows * len(log)
+    keys = prompt_length + 1 + torch.arange(len(ran_for))  # (steps), keys that the step's token attends to
+    none = torch.zeros(num_layers, dtype=torch.long)
+    late_tokens, late_passes = late or (none, none)
     return Trace(
         executed=executed,
         live=live,
         prompt_length=prompt_length,
-        compute_depth_sum=compute_depth_sum,
+        layers=LayerCounts(
+            tokens=ran_for.sum(dim=0),
+            attended=(ran_for * keys[:, None]).sum(dim=0),
+            passes=(ran_for > 0).sum(dim=0),
+            late_tokens=late_tokens,
+            late_passes=late_passes,
+        ),
         compute_steps=compute_steps,
-        filled=filled,
-        probed_rows=probed_rows,
-        probe_weights=probe_weights,
+        decode_passes=len(log),
+        probes=probes or ProbeCost(),
     )

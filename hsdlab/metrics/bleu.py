@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Literal, get_args
 
 import torch
 from sacrebleu.metrics.bleu import BLEU as SacreBLEU
@@ -12,19 +13,25 @@ from hsdlab.metrics.base import TextMetric, check_texts
 
 MAX_NGRAM_ORDER = 4
 NUM_BLEU_STATISTICS = 2 + 2 * MAX_NGRAM_ORDER
+BleuTokenizer = Literal["13a", "intl", "zh", "char", "none"]
+"""Tokenizers of sacrebleu that need nothing besides it."""
 
 
-def bleu_statistics(prediction: str, references: list[str], lowercase: bool = False) -> list[int]:
+def bleu_statistics(
+    prediction: str, references: list[str], lowercase: bool = False, tokenize: BleuTokenizer = "13a"
+) -> list[int]:
     """Count what BLEU needs to know of one example; corpus BLEU is a function of the summed counts.
 
     Args:
         prediction: The generated text.
         references: The texts to compare with, at least one.
         lowercase: Compare without case.
+        tokenize: sacrebleu's tokenizer: "13a", of mteval and made for languages with spaces between words; "intl", by
+            Unicode's classes of characters; "zh", each Chinese character a token; "char", each character; "none".
 
     Returns:
-        Ten integers: the length of the prediction and of the reference closest in length, in 13a tokens; the
-        matched n-grams for n = 1 to 4; all n-grams of the prediction for n = 1 to 4.
+        Ten integers: the length of the prediction and of the reference closest in length, in tokens; the matched
+        n-grams for n = 1 to 4; all n-grams of the prediction for n = 1 to 4.
 
     Raises:
         UserError: If the input is not a string and a non-empty list of strings.
@@ -34,13 +41,15 @@ def bleu_statistics(prediction: str, references: list[str], lowercase: bool = Fa
         [5, 4, 5, 3, 1, 0, 5, 4, 3, 2]
     """
     check_texts([prediction], [references])
-    score = _sacrebleu(lowercase).corpus_score([prediction], [[reference] for reference in references])
+    score = _sacrebleu(lowercase, tokenize).corpus_score([prediction], [[reference] for reference in references])
     return [score.sys_len, score.ref_len, *score.counts, *score.totals]
 
 
 @cache
-def _sacrebleu(lowercase: bool) -> SacreBLEU:
-    return SacreBLEU(lowercase=lowercase, max_ngram_order=MAX_NGRAM_ORDER)
+def _sacrebleu(lowercase: bool, tokenize: BleuTokenizer) -> SacreBLEU:
+    if tokenize not in get_args(BleuTokenizer):
+        raise UserError(f"BLEU: tokenize={tokenize!r}; expected one of {', '.join(get_args(BleuTokenizer))}.")
+    return SacreBLEU(lowercase=lowercase, tokenize=tokenize, max_ngram_order=MAX_NGRAM_ORDER)
 
 
 def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
@@ -82,11 +91,12 @@ def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
 class BLEU(TextMetric):
     """Corpus BLEU (Papineni et al., 2002) with n-grams up to 1, 2, 3 and 4, as ``sacrebleu`` computes it.
 
-    13a tokenisation, exponential smoothing, all references of an example. BLEU belongs to a corpus: one
+    13a tokenisation by default, exponential smoothing, all references of an example. BLEU belongs to a corpus: one
     example has counts (:func:`bleu_statistics`), not a score.
 
     Args:
         lowercase: Compare without case.
+        tokenize: sacrebleu's tokenizer; see :func:`bleu_statistics`.
 
     Example:
         >>> metric = BLEU()
@@ -95,9 +105,11 @@ class BLEU(TextMetric):
         {'bleu1': 1.0, 'bleu2': 0.866, 'bleu3': 0.63, 'bleu4': 0.5}
     """
 
-    def __init__(self, lowercase: bool = False) -> None:
+    def __init__(self, lowercase: bool = False, tokenize: BleuTokenizer = "13a") -> None:
         super().__init__(torch.zeros(NUM_BLEU_STATISTICS, dtype=torch.long))
+        _sacrebleu(lowercase, tokenize)  # refuses an unknown one
         self.lowercase = lowercase
+        self.tokenize: BleuTokenizer = tokenize
 
     def score(self, predictions: list[str], references: list[list[str]]) -> list[list[int]]:
         """Count each example by itself with :func:`bleu_statistics`.
@@ -114,7 +126,7 @@ class BLEU(TextMetric):
         """
         check_texts(predictions, references)
         return [
-            bleu_statistics(prediction, texts, self.lowercase)
+            bleu_statistics(prediction, texts, self.lowercase, self.tokenize)
             for prediction, texts in zip(predictions, references, strict=True)
         ]
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,12 @@ from hsdlab.decoding.cost import decode_cost
 from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
-from hsdlab.models import load_model
 from hsdlab.models.embedded import PREFIX, embedded_folder
+from hsdlab.models.load import load_model
+from hsdlab.records.document import to_plain
+from hsdlab.records.example import Batch, ExampleRecord, batch_costs
 from hsdlab.records.layer_ranges import layer_ranges
-from hsdlab.records.predictions import Batches, PredictionFile, Record, batch_costs, check_same_examples
+from hsdlab.records.predictions import Batches, PredictionFile, check_same_examples
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 MetricName = Literal["rouge", "bleu", "bertscore"]
@@ -38,16 +41,7 @@ class DecodeModule(LightningModule):
 
     `validate` and `test` log the corpus figures of the metrics (`val/rougeL`, `test/bleu4`, ...); `predict`
     returns the records. All three score each example and, if `predictions` names a file, write its record
-    there as soon as its batch is decoded, one JSON object a line (see `PredictionFile`):
-
-    - "id", "source", "references": of the example; "prediction": the new text, without special tokens;
-    - "new_tokens": the tokens of the prediction, its end-of-sequence token included;
-    - "token_ids": those tokens, and "tokens": as texts; the first comes from the prompt pass, token k+1 from decode
-      step k;
-    - "decode_steps" and "average_layers": the steps that it took and their mean depth (null without a step);
-    - "layers": for each of those steps, the layers that ran, such as "0,2,4,15-29";
-    - "scores": ROUGE and BERTScore of the example; "bleu_statistics": what corpus BLEU sums up;
-    - "batch": the "number" of the example's batch, its "rows", and what decoding it cost (see `decode_cost`).
+    there as soon as its batch is decoded, one JSON object a line (see `PredictionFile` and `ExampleRecord`).
 
     All figures can be computed again from the records. Where the attribute `resume` is set, a run goes on with what
     the file holds: batches that are there are not decoded again and count as if they had been. When samples are
@@ -102,6 +96,7 @@ class DecodeModule(LightningModule):
         self.resume = False
         self._file: PredictionFile | None = None
         self._done: Batches = {}
+        self._wall_s = 0.0  # for which this process has decoded in the run
         self._seed = 0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
@@ -112,16 +107,21 @@ class DecodeModule(LightningModule):
         """Decode, score and write a batch of `hsdlab.data`."""
         self._step(batch, batch_index)
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[Record]:
-        """Decode, score and write a batch of `hsdlab.data`; return a record for each of its examples."""
-        return self._step(batch, batch_index)
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[dict[str, Any]]:
+        """Decode, score and write a batch of `hsdlab.data`.
+
+        Returns:
+            What the prediction file holds of each example: Lightning moves results between devices, which it cannot do
+            with frozen records.
+        """
+        return [to_plain(record) for record in self._step(batch, batch_index)]
 
     def _start(self) -> None:
         """Forget what an earlier run scored; forget what it wrote, or go on with it."""
         self._seed = torch.initial_seed()
         for metric in self.text_metrics().values():
             metric.reset()  # under ddp_spawn it also ends the sharing of states between processes
-        self._file, self._done = None, {}
+        self._file, self._done, self._wall_s = None, {}, 0.0
         if self.predictions is None:
             return
         self._file = PredictionFile(Path(self.predictions), self.global_rank, self.trainer.world_size)
@@ -161,7 +161,7 @@ class DecodeModule(LightningModule):
         """Return the metrics by name."""
         return dict(self.metrics.items())  # type: ignore[arg-type]
 
-    def _step(self, batch: dict[str, Any], batch_index: int) -> list[Record]:
+    def _step(self, batch: dict[str, Any], batch_index: int) -> list[ExampleRecord]:
         """Give the records of a batch: of an earlier run, or decoded and written now."""
         if not batch["ids"]:
             return []  # there are more processes than examples
@@ -173,7 +173,7 @@ class DecodeModule(LightningModule):
             self._file.append(records)
         return records
 
-    def _decode(self, batch: dict[str, Any], number: int) -> list[Record]:
+    def _decode(self, batch: dict[str, Any], number: int) -> list[ExampleRecord]:
         run = self._run()
         if self.generate_kwargs.get("do_sample", self.model.generation_config.do_sample):
             torch.manual_seed(random.Random(f"{self._seed} {number}").getrandbits(63))
@@ -184,13 +184,14 @@ class DecodeModule(LightningModule):
             num_beams=self.num_beams,
             **self.generate_kwargs,
         )
-        assert run.output is not None
-        records = self._records(batch, run.output)
-        self._score(records)
-        cost = {"number": number, "rows": len(records), **decode_cost(self.model, run.output)}
-        for record in records:
-            record["batch"] = cost
-        return records
+        output = run.output
+        if output is None:
+            raise RuntimeError("model.generate returned without decoding.")
+        cost = decode_cost(self.model, output)
+        self._wall_s += cost.wall_s
+        decoded = Batch(number, len(batch["ids"]), replace(cost, wall_s=self._wall_s))
+        records = [self._record(batch, output, row, decoded) for row in range(decoded.rows)]
+        return self._scored(records)
 
     def _run(self) -> AppliedRun:
         """Return the strategy at work."""
@@ -202,56 +203,51 @@ class DecodeModule(LightningModule):
             )
         return run
 
-    def _restored(self, records: list[Record], batch: dict[str, Any]) -> list[Record]:
+    def _restored(self, records: list[ExampleRecord], batch: dict[str, Any]) -> list[ExampleRecord]:
         """Count a batch of an earlier run in the corpus figures, and in the strategy's depth and speed."""
         check_same_examples(records, zip(batch["ids"], batch["sources"], batch["references"], strict=True))
         for name, metric in self.text_metrics().items():
-            metric.update_from_scores([record["bleu_statistics" if name == "bleu" else "scores"] for record in records])
+            metric.update_from_scores(
+                [record.bleu_statistics if name == "bleu" else record.scores for record in records]
+            )
         strategy: Any = self._run().strategy
         for cost in batch_costs(records):
+            self._wall_s = max(self._wall_s, cost.wall_s)
             strategy.add_cost(cost)
         return records
 
-    def _records(self, batch: dict[str, Any], output: DecodeOutput) -> list[Record]:
-        """Make the records of a batch, without scores."""
-        steps = output.trace.live.sum(dim=0).tolist()  # (rows)
-        depths = output.trace.depths.sum(dim=0).tolist()  # (rows), layers over all steps
-        executed = output.trace.executed  # (steps, rows, layers)
-        new_tokens = output.sequences[:, batch["input_ids"].shape[1] :]  # (rows, new)
-        records = []
-        for row, example_id in enumerate(batch["ids"]):
-            real_tokens = steps[row] + 1  # the first comes from the prompt pass
-            token_ids = new_tokens[row, :real_tokens]
-            text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-            records.append(
-                {
-                    "id": example_id,
-                    "source": batch["sources"][row],
-                    "prediction": text.strip(),
-                    "references": batch["references"][row],
-                    "new_tokens": real_tokens,
-                    "token_ids": token_ids.tolist(),
-                    "tokens": self.tokenizer.batch_decode(token_ids[:, None]),
-                    "decode_steps": steps[row],
-                    "average_layers": depths[row] / steps[row] if steps[row] else None,
-                    "layers": [layer_ranges(step.nonzero().flatten().tolist()) for step in executed[: steps[row], row]],
-                    "scores": {},
-                }
-            )
-        return records
+    def _record(self, batch: dict[str, Any], output: DecodeOutput, row: int, decoded: Batch) -> ExampleRecord:
+        """Make the record of one row of a batch, without scores."""
+        steps = int(output.trace.live[:, row].sum())
+        executed = output.trace.executed[:steps, row]  # (steps, layers)
+        new_tokens = steps + 1  # the first comes from the prefill
+        token_ids = output.sequences[row, batch["input_ids"].shape[1] :][:new_tokens]
+        return ExampleRecord(
+            id=batch["ids"][row],
+            source=batch["sources"][row],
+            references=tuple(batch["references"][row]),
+            prediction=self.tokenizer.decode(token_ids, skip_special_tokens=True).strip(),
+            new_tokens=new_tokens,
+            token_ids=tuple(token_ids.tolist()),
+            tokens=tuple(self.tokenizer.batch_decode(token_ids[:, None])),
+            decode_steps=steps,
+            average_layers=int(executed.sum()) / steps if steps else None,
+            layers=tuple(layer_ranges(step.nonzero().flatten().tolist()) for step in executed),
+            batch=decoded,
+        )
 
-    def _score(self, records: list[Record]) -> None:
+    def _scored(self, records: list[ExampleRecord]) -> list[ExampleRecord]:
         """Score each example once: for its record and for the corpus."""
-        predictions = [record["prediction"] for record in records]
-        references = [record["references"] for record in records]
+        predictions = [record.prediction for record in records]
+        references = [list(record.references) for record in records]
         for name, metric in self.text_metrics().items():
             scores = metric.score(predictions, references)
             metric.update_from_scores(scores)
-            for record, score in zip(records, scores, strict=True):
-                if name == "bleu":  # a corpus figure: an example has counts, no score
-                    record["bleu_statistics"] = score
-                else:
-                    record["scores"].update(score)
+            if name == "bleu":  # a corpus figure: an example has counts, no score
+                records = [replace(r, bleu_statistics=tuple(s)) for r, s in zip(records, scores, strict=True)]
+            else:
+                records = [replace(r, scores={**r.scores, **s}) for r, s in zip(records, scores, strict=True)]
+        return records
 
 
 def load_decode_module(

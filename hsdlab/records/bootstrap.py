@@ -8,7 +8,9 @@ Significance Tests for Machine Translation Evaluation") does for BLEU: what make
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -24,6 +26,36 @@ SEED = 0
 FloatArray = NDArray[np.float64]
 CorpusFigure = Callable[[FloatArray], float]
 """From the statistics summed over all examples, [k], to the figure of the corpus."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of the interval; not a number where there is none.
+        high: Upper end.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """How intervals were computed.
+
+    Attributes:
+        level: Share of the resampled figures inside.
+        resamples: How many corpora were drawn.
+        seed: Of the draw.
+    """
+
+    level: float = LEVEL
+    resamples: int = RESAMPLES
+    seed: int = SEED
 
 
 def bootstrap_interval(

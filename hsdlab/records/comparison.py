@@ -1,125 +1,134 @@
-"""From the results of several strategies to one comparison: intervals, shares of the baseline, speed-ups.
+"""Comparison: several strategies on the same examples, each against the baseline, with intervals.
 
-Layers saved are never called a speed-up: the speed-up is the measured one, a decode step against the
-baseline's, the prompt pass apart, and stands beside the average layers.
+Layers saved are never called a speed-up: the speed-up is the measured one, a decode step against the baseline's,
+prefill apart, and stands beside the average layers.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar
 
 import numpy as np
-from rich.console import Console
 
+from hsdlab.costs import Cost
 from hsdlab.errors import UserError
 from hsdlab.metrics import bleu_from_statistics
-from hsdlab.records import bootstrap
-from hsdlab.records.bootstrap import CorpusFigure, FloatArray, bootstrap_interval, paired_interval
-from hsdlab.records.files import plain, replace_figure, replace_file
-from hsdlab.reporting import tables
-from hsdlab.reporting.depth import depth_figure
-from hsdlab.reporting.pareto import pareto_figure
+from hsdlab.records import bootstrap, version_1
+from hsdlab.records.bootstrap import (
+    BootstrapSettings,
+    CorpusFigure,
+    Estimate,
+    FloatArray,
+    bootstrap_interval,
+    paired_interval,
+)
+from hsdlab.records.document import Document
+from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.records.provenance import RunInfo
+from hsdlab.records.strategy import StrategyConfig
+from hsdlab.records.strategy_result import StrategyResult
 
-SCHEMA_VERSION = 1
 BASELINE_CLASS = "FullDepth"
 HEADLINE_METRIC = "rougeL"
-TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")  # of efficiency
+TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")
+"""Figures that mean nothing for an oracle."""
 BLEU_STATISTICS = 10  # system and reference length, correct and total 1- to 4-grams
 
 
 @dataclass(frozen=True)
-class StrategyResult:
-    """What one strategy gave on one data set.
+class Measured:
+    """When and by which commit a row was made, where rows of several runs stand in one comparison.
 
-    Args:
-        name: the strategy as the user wrote it, such as "HSD(num_skipped=1, min_exit=0, max_exit=15)".
-        strategy: {"class_path", "init_args"}.
-        num_layers: the model's decoder layers.
-        scores: corpus figures from 0 to 1, by the names of `hsdlab.metrics`.
-        efficiency: any of average_layers, share_skipped, compute_layers, decode_step_ms, tokens_per_second,
-            prompt_ms, flops_per_token, cache_peak_mib; not a number where there was no decode step.
-        examples: the records of the prediction file: id, source, prediction, references, new_tokens, tokens,
-            average_layers, layers, scores, bleu_statistics. What lacks tokens or layers has no depth picture.
-        is_oracle: whether it looked at layers that it claims not to have run; its times are then left out.
+    Attributes:
+        date_utc: When the run began, ISO 8601.
+        commit: 40 hex digits; None outside git.
+        dirty: Whether tracked files differed from it; None outside git.
     """
 
+    date_utc: str
+    commit: str | None
+    dirty: bool | None
+
+    @classmethod
+    def by(cls, run: RunInfo) -> Measured:
+        """Return when and by which commit a run was made."""
+        git = run.git
+        return cls(run.date_utc, None if git is None else git.commit, None if git is None else git.dirty)
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One strategy's line in the tables.
+
+    Attributes:
+        number: Its place, from 1 on.
+        name: The strategy as the user wrote it.
+        strategy: Its class and arguments.
+        num_layers: L, the model's decoder layers.
+        is_oracle: Whether it looked at layers that it claims not to have run.
+        is_baseline: Whether the others are compared with it.
+        examples: How many there are.
+        quality: Corpus figures from 0 to 1, by metric.
+        percent_of_baseline: The same as percentages of the baseline's, with paired intervals.
+        output_tokens: Mean length of a prediction, tokens.
+        figures: Of the cost (:meth:`hsdlab.costs.Cost.figures`).
+        speed_up: The baseline's milliseconds per decode step over this one's; not a number for an oracle.
+        cost: The counts behind the figures; None where an older version of hsdlab wrote the row.
+        run: The run that the row comes from, where several are compared; empty for one.
+        measured: When it was made, where the rows were made at different times.
+    """
+
+    number: int
     name: str
-    strategy: dict[str, Any]
+    strategy: StrategyConfig
     num_layers: int
-    scores: dict[str, float]
-    efficiency: dict[str, float]
-    examples: list[dict[str, Any]]
-    is_oracle: bool = False
+    is_oracle: bool
+    is_baseline: bool
+    examples: int
+    quality: Mapping[str, Estimate]
+    percent_of_baseline: Mapping[str, Estimate]
+    output_tokens: Estimate
+    figures: Mapping[str, float]
+    speed_up: float
+    cost: Cost | None = None
+    run: str = ""
+    measured: Measured | None = None
 
     @property
     def class_name(self) -> str:
         """The strategy's class without its module."""
-        return str(self.strategy["class_path"]).rpartition(".")[2]
-
-    def to_json(self) -> str:
-        """Return the result as JSON; what is not a number becomes null."""
-        return json.dumps(plain(asdict(self)), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> StrategyResult:
-        """Return the result that `to_json` wrote; null scores and costs become not-a-number again."""
-        fields = json.loads(text)
-        for name in ("scores", "efficiency"):
-            fields[name] = {key: math.nan if v is None else v for key, v in fields[name].items()}
-        return cls(**fields)
-
-
-class Estimate(NamedTuple):
-    """A figure with its interval; not a number where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One strategy's line in the tables.
-
-    `number` is its place from 1 on, `quality` is from 0 to 1, `percent_of_baseline` has paired intervals,
-    `output_tokens` is the mean length of a prediction, `speed_up` is the baseline's decode_step_ms over this
-    one's.
-    """
-
-    number: int
-    result: StrategyResult
-    is_baseline: bool
-    quality: dict[str, Estimate]
-    percent_of_baseline: dict[str, Estimate]
-    output_tokens: Estimate
-    speed_up: float
+        return self.strategy.class_name
 
     @property
     def label(self) -> str:
-        """The name without package and keywords: "HSD(1, 0, 15)"."""
-        return re.sub(r"^(\w+\.)+|\w+=|['\"]", "", self.result.name)
+        """The name without package and keywords, "HSD(1, 0, 15)", after the run's name where there are several."""
+        short = re.sub(r"^(\w+\.)+|\w+=|['\"]", "", self.name)
+        return f"{self.run}: {short}" if self.run else short
+
+    @property
+    def full_name(self) -> str:
+        """The name, after the run's where there are several."""
+        return f"{self.run}: {self.name}" if self.run else self.name
 
     @property
     def average_layers(self) -> float:
         """The mean depth of a decode step."""
-        return self.cost("average_layers")
+        return self.figure("average_layers")
 
     @property
     def percent_of_layers(self) -> float:
         """The average layers as a percentage of the model's."""
-        return 100 * self.average_layers / self.result.num_layers
+        return 100 * self.average_layers / self.num_layers
 
     @property
     def saves_layers_but_no_time(self) -> bool:
         """Whether fewer layers ran and the decode step still took longer than the baseline's."""
-        return self.average_layers < self.result.num_layers and self.speed_up < 1
+        return self.average_layers < self.num_layers and self.speed_up < 1
 
     @property
     def faster_than_its_layers(self) -> bool:
@@ -127,34 +136,39 @@ class Row:
 
         A step has costs outside the layers, so it cannot gain more than layers of the model / layers computed.
         """
-        return self.speed_up > 1.1 * self.result.num_layers / self.cost("compute_layers")
+        return self.speed_up > 1.1 * self.num_layers / self.figure("compute_layers")
 
-    def cost(self, name: str) -> float:
-        """Return a figure of the result's efficiency, not a number where it was not measured or means nothing."""
-        if self.result.is_oracle and name in TIMES:
+    def figure(self, name: str) -> float:
+        """Return a figure of the cost, not a number where it was not measured or means nothing."""
+        if self.is_oracle and name in TIMES:
             return math.nan
-        return self.result.efficiency.get(name, math.nan)
+        return self.figures.get(name, math.nan)
 
 
-class Comparison:
-    """Several strategies over the same examples and model, each against the baseline.
+@dataclass(frozen=True)
+class Comparison(Document):
+    """Several strategies over the same examples, each against the baseline; comparison.json, without the examples.
 
-    Args:
-        results: one a strategy, at least one. The baseline is the first FullDepth, else the first.
-        run: provenance, as `run_provenance` gives it.
+    `compare_results` makes it.
 
-    Raises:
-        UserError: if there is no result, or two strategies saw different examples.
+    Attributes:
+        run: What it was made with.
+        rows: One a strategy, at least one.
+        bootstrap: How the intervals were computed.
     """
 
-    def __init__(self, results: Sequence[StrategyResult], run: Mapping[str, Any]) -> None:
-        if not results:
-            raise UserError("Got no results to compare. Expected at least one finished strategy.")
-        self.run = dict(run)
-        self.baseline = next((r for r in results if r.class_name == BASELINE_CLASS), results[0])
-        self.metrics = [name for name in tables.METRIC_LABELS if any(name in each.scores for each in results)]
-        self._check_same_examples(results)
-        self.rows = [self._row(number, result) for number, result in enumerate(results, start=1)]
+    kind: ClassVar[str] = "comparison"
+    oldest: ClassVar[int] = 1
+    upgrade = staticmethod(version_1.comparison)
+
+    run: RunInfo
+    rows: tuple[ComparisonRow, ...]
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+
+    @property
+    def baseline(self) -> ComparisonRow:
+        """The row that the others are compared with."""
+        return next(row for row in self.rows if row.is_baseline)
 
     @property
     def has_full_depth(self) -> bool:
@@ -162,100 +176,89 @@ class Comparison:
         return self.baseline.class_name == BASELINE_CLASS
 
     @property
+    def metrics(self) -> list[str]:
+        """The metrics that some strategy has a figure of, in the order of the tables."""
+        return [name for name in METRIC_LABELS if any(name in row.quality for row in self.rows)]
+
+    @property
     def headline_metric(self) -> str:
         """The metric that pictures show: ROUGE-L, or the first one where it was not computed."""
         return HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
 
-    def to_markdown(self) -> str:
-        """Return the tables, the notes and the run as Markdown, with links to pareto.png and depth.png."""
-        run = json.dumps(plain(self.run), indent=2, ensure_ascii=False, default=str)
-        return tables.markdown(self, run)
 
-    def to_json(self) -> str:
-        """Return the aggregated figures (no examples) as JSON; what is not a number becomes null."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "run": self.run,
-            "baseline": {"name": self.baseline.name, "is_full_depth": self.has_full_depth},
-            "bootstrap": {
-                "level": bootstrap.LEVEL,
-                "resamples": bootstrap.RESAMPLES,
-                "seed": bootstrap.SEED,
-            },
-            "strategies": [
-                {
-                    "name": row.result.name,
-                    "strategy": row.result.strategy,
-                    "num_layers": row.result.num_layers,
-                    "is_oracle": row.result.is_oracle,
-                    "examples": len(row.result.examples),
-                    "quality": {name: figure._asdict() for name, figure in row.quality.items()},
-                    "percent_of_baseline": {name: figure._asdict() for name, figure in row.percent_of_baseline.items()},
-                    "output_tokens": row.output_tokens._asdict(),
-                    "cost": {name: row.cost(name) for name in row.result.efficiency}
-                    | {"percent_of_layers": row.percent_of_layers},
-                    "speed_up": row.speed_up,
-                    "saves_layers_but_no_time": row.saves_layers_but_no_time,
-                    "faster_than_its_layers": row.faster_than_its_layers,
-                }
-                for row in self.rows
-            ],
-        }
-        return json.dumps(plain(document), indent=2, ensure_ascii=False, default=str) + "\n"
+def compare_results(
+    results: Sequence[StrategyResult], run: RunInfo, run_names: Sequence[str] | None = None
+) -> Comparison:
+    """Compare results over the same examples.
 
-    def print(self, console: Console) -> None:
-        """Print quality above cost on a terminal of at least 120 columns."""
-        tables.print_tables(self, console)
+    Args:
+        results: One a strategy, at least one. The baseline is the first FullDepth, else the first.
+        run: What the comparison is made with.
+        run_names: Where the results come from several runs, the name of each one's.
 
-    def write(self, folder: Path) -> None:
-        """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
+    Raises:
+        UserError: There is no result, or two strategies saw different examples.
+    """
+    if not results:
+        raise UserError("Got no results to compare. Expected at least one finished strategy.")
+    baseline = next((result for result in results if result.class_name == BASELINE_CLASS), results[0])
+    _check_same_examples(results, baseline)
+    metrics = [name for name in METRIC_LABELS if any(name in each.scores for each in results)]
+    names = run_names or [""] * len(results)
+    rows = [
+        _row(number, result, baseline, metrics, name)
+        for number, (result, name) in enumerate(zip(results, names, strict=True), start=1)
+    ]
+    return Comparison(run, tuple(rows))
 
-        Args:
-            folder: made if missing; files of an earlier comparison are replaced.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures = {"pareto.png": pareto_figure(self, self.headline_metric), "depth.png": depth_figure(self.rows)}
-        replace_file(folder / "comparison.json", self.to_json())
-        for name, figure in pictures.items():
-            replace_figure(folder / name, figure)
-        replace_file(folder / "comparison.md", self.to_markdown())
 
-    def _check_same_examples(self, results: Sequence[StrategyResult]) -> None:
-        """Refuse results that no paired interval can compare."""
-        expected = _ids(self.baseline)
-        for result in results:
-            if _ids(result) != expected:
-                raise UserError(
-                    f"Got {len(result.examples)} examples from {result.name} and {len(expected)} from "
-                    f"{self.baseline.name}, with other ids. Expected the same examples from each strategy: "
-                    "run them with the same data set, limit and seed."
-                )
+def _check_same_examples(results: Sequence[StrategyResult], baseline: StrategyResult) -> None:
+    """Refuse results that no paired interval can compare."""
+    expected = _ids(baseline)
+    for result in results:
+        if _ids(result) != expected:
+            raise UserError(
+                f"Got {len(result.examples)} examples from {result.name} and {len(expected)} from "
+                f"{baseline.name}, with other ids. Expected the same examples from each strategy: "
+                "run them with the same data set, limit and seed."
+            )
 
-    def _row(self, number: int, result: StrategyResult) -> Row:
-        quality, percent = {}, {}
-        for metric in self.metrics:
-            value, reference = (each.scores.get(metric, math.nan) for each in (result, self.baseline))
-            statistics, baseline_statistics = (_statistics(each, metric) for each in (result, self.baseline))
-            compute = _corpus_figure(metric)
-            quality[metric] = Estimate(value, *bootstrap_interval(statistics, compute))
-            low, high = paired_interval(statistics, baseline_statistics, compute)
-            percent[metric] = Estimate(100 * _ratio(value, reference), 100 * low, 100 * high)
-        tokens = [example["new_tokens"] for example in result.examples]
-        mean_tokens = float(np.mean(tokens)) if tokens else math.nan
-        steps_ms = [each.efficiency.get("decode_step_ms", math.nan) for each in (self.baseline, result)]
-        return Row(
-            number=number,
-            result=result,
-            is_baseline=result is self.baseline,
-            quality=quality,
-            percent_of_baseline=percent,
-            output_tokens=Estimate(mean_tokens, *bootstrap_interval(tokens)),
-            speed_up=math.nan if result.is_oracle else _ratio(*steps_ms),
-        )
+
+def _row(
+    number: int, result: StrategyResult, baseline: StrategyResult, metrics: Sequence[str], run_name: str
+) -> ComparisonRow:
+    quality, percent = {}, {}
+    for metric in metrics:
+        value, reference = (each.scores.get(metric, math.nan) for each in (result, baseline))
+        statistics, baseline_statistics = (_statistics(each, metric) for each in (result, baseline))
+        compute = _corpus_figure(metric)
+        quality[metric] = Estimate(value, *bootstrap_interval(statistics, compute))
+        low, high = paired_interval(statistics, baseline_statistics, compute)
+        percent[metric] = Estimate(100 * _ratio(value, reference), 100 * low, 100 * high)
+    tokens = [example.new_tokens for example in result.examples]
+    figures = result.cost.figures()
+    return ComparisonRow(
+        number=number,
+        name=result.name,
+        strategy=result.strategy,
+        num_layers=result.num_layers,
+        is_oracle=result.is_oracle,
+        is_baseline=result is baseline,
+        examples=len(result.examples),
+        quality=quality,
+        percent_of_baseline=percent,
+        output_tokens=Estimate(float(np.mean(tokens)) if tokens else math.nan, *bootstrap_interval(tokens)),
+        figures=figures,
+        speed_up=math.nan
+        if result.is_oracle
+        else _ratio(baseline.cost.figures()["decode_step_ms"], figures["decode_step_ms"]),
+        cost=result.cost,
+        run=run_name,
+    )
 
 
 def _ids(result: StrategyResult) -> list[str]:
-    return sorted(str(example["id"]) for example in result.examples)
+    return sorted(example.id for example in result.examples)
 
 
 def _statistics(result: StrategyResult, metric: str) -> FloatArray:
@@ -263,12 +266,12 @@ def _statistics(result: StrategyResult, metric: str) -> FloatArray:
 
     Where an example lacks them they are not a number, and so is the interval: part of a corpus is no corpus.
     """
-    examples = sorted(result.examples, key=lambda example: str(example["id"]))
+    examples = sorted(result.examples, key=lambda example: example.id)
     if metric.startswith("bleu"):
         missing = [math.nan] * BLEU_STATISTICS
-        rows = [example.get("bleu_statistics") or missing for example in examples]
+        rows = [list(example.bleu_statistics or missing) for example in examples]
         return np.array(rows, dtype=float).reshape(-1, BLEU_STATISTICS)
-    return np.array([example["scores"].get(metric) for example in examples], dtype=float)
+    return np.array([example.scores.get(metric, math.nan) for example in examples], dtype=float)
 
 
 def _corpus_figure(metric: str) -> CorpusFigure | None:

@@ -1,21 +1,20 @@
 """The prediction records of a run: appended batch by batch, read back after a kill, merged over the processes."""
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from hsdlab.errors import UserError
+from hsdlab.errors import RunError, UserError
+from hsdlab.records.example import ExampleRecord
 from hsdlab.records.files import replace_file
 
-Record = dict[str, Any]
-Batches = dict[int, list[Record]]
+Batches = dict[int, list[ExampleRecord]]
+"""The records of finished batches, by the batch's number."""
 
 
 class PredictionFile:
-    """A file of records, one JSON object a line; every record says under "batch" to which batch it belongs.
+    """A file of example records, one JSON object a line; every record says to which batch it belongs.
 
     A single process appends to the file itself. Several append each to a working file of its own beside it
     ("predictions.rank1.jsonl"), and the first merges them at the end: the one file, in the order of the data.
@@ -42,19 +41,19 @@ class PredictionFile:
         """Return the finished batches of all processes, by number; drop what was cut off from this process's file.
 
         Raises:
-            UserError: A line is damaged, or written by a version of hsdlab that did not number the batches.
+            RunError: A line is damaged, or written by a version of hsdlab that did not number the batches.
         """
         if self.own.exists():
-            whole = b"".join(_line(record) for records in _read(self.own).values() for record in records)
+            whole = b"".join(record.to_line() for records in _read(self.own).values() for record in records)
             if len(whole) != self.own.stat().st_size:
                 replace_file(self.own, whole)
         return self._read_all()
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[ExampleRecord]) -> None:
         """Write the records of a batch; when this returns, they are on the disk."""
         self.own.parent.mkdir(parents=True, exist_ok=True)
         with self.own.open("ab") as file:
-            file.write(b"".join(map(_line, records)))
+            file.write(b"".join(record.to_line() for record in records))
             file.flush()
             os.fsync(file.fileno())
 
@@ -62,11 +61,11 @@ class PredictionFile:
         """Make the one file out of all; killed at any moment, it can be done again."""
         working = [file for file in self._files() if file != self.path]
         if working:
-            replace_file(self.path, b"".join(map(_line, self.records())))
+            replace_file(self.path, b"".join(record.to_line() for record in self.records()))
         for file in working:
             file.unlink()
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[ExampleRecord]:
         """Return the records of all finished batches, in the order of the data."""
         batches = self._read_all()
         return [record for number in sorted(batches) for record in batches[number]]
@@ -81,14 +80,7 @@ class PredictionFile:
         return {number: records for file in self._files() for number, records in _read(file).items()}
 
 
-def batch_costs(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """Yield what each batch cost, once: what `Efficiency.update` takes."""
-    batches = {record["batch"]["number"]: record["batch"] for record in records}
-    for batch in batches.values():
-        yield {name: value for name, value in batch.items() if name not in ("number", "rows")}
-
-
-def check_same_examples(records: Sequence[Record], examples: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+def check_same_examples(records: Sequence[ExampleRecord], examples: Iterable[tuple[str, str, Sequence[str]]]) -> None:
     """Refuse to go on with predictions for other examples.
 
     Args:
@@ -98,7 +90,7 @@ def check_same_examples(records: Sequence[Record], examples: Iterable[tuple[str,
     Raises:
         UserError: Naming the first example that differs.
     """
-    before = [(record["id"], record["source"], record["references"]) for record in records]
+    before = [(record.id, record.source, list(record.references)) for record in records]
     now = [(example_id, source, list(references)) for example_id, source, references in examples]
     for old, new in zip_longest(before, now):
         if old != new:
@@ -109,28 +101,30 @@ def check_same_examples(records: Sequence[Record], examples: Iterable[tuple[str,
             )
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
-
 def _read(file: Path) -> Batches:
     """Return the finished batches of one file; a batch that was cut off is left out."""
-    batches: Batches = {}
-    for record in _records(file):
-        batches.setdefault(record["batch"]["number"], []).append(record)
-    return {number: records for number, records in batches.items() if len(records) == records[0]["batch"]["rows"]}
+    batches: dict[int, list[ExampleRecord]] = {}
+    rows: dict[int, int] = {}
+    for number, record in _records(file):
+        if record.batch is None:
+            raise _damaged(file, number, "no batch")
+        batches.setdefault(record.batch.number, []).append(record)
+        rows[record.batch.number] = record.batch.rows
+    return {number: records for number, records in batches.items() if len(records) == rows[number]}
 
 
-def _records(file: Path) -> Iterator[Record]:
-    """Yield the records of the whole lines of a file."""
+def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
+    """Yield the number and the record of each whole line of a file."""
     *lines, _ = file.read_bytes().split(b"\n")  # what follows the last newline was cut off, or is empty
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            record["batch"]["number"], record["batch"]["rows"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{file}, line {number}: expected a prediction with the number of its batch, got {line[:80]!r}. The "
-                "run cannot go on from it: start it anew with --overwrite."
-            ) from error
-        yield record
+            yield number, ExampleRecord.from_line(line)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _damaged(file, number, repr(line[:80])) from error
+
+
+def _damaged(file: Path, line: int, got: str) -> RunError:
+    return RunError(
+        f"{file}, line {line}: expected a prediction with the number of its batch, got {got}. The run cannot go on "
+        "from it: start it anew with --overwrite."
+    )

@@ -1,63 +1,153 @@
-"""What a result was made with: versions, commit, seed, configuration, machine.
+"""RunInfo: what a result was made with. Versions, commit, seed, configuration, machine.
 
 "Publish only what a committed config reproduces" needs the commit and the configuration in every result file.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 
+from hsdlab.records.document import Document, JsonObject, JsonValue
 from hsdlab.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics")
 
 
-def run_provenance(seed: int | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the provenance of a run that starts now, ready for JSON if the configuration is.
+@dataclass(frozen=True)
+class GitState:
+    """The checkout that a run's code came from.
+
+    Attributes:
+        commit: 40 hex digits.
+        dirty: Whether tracked files differ from it.
+    """
+
+    commit: str
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run was made.
+
+    Attributes:
+        cpu: Name of the processor.
+        cores: Logical cores.
+        torch_threads: Threads of torch.
+        memory_gib: Memory in GiB; None where the system does not tell.
+        gpus: Names of the GPUs.
+        system: Operating system.
+    """
+
+    cpu: str
+    cores: int | None
+    torch_threads: int
+    memory_gib: float | None
+    gpus: tuple[str, ...]
+    system: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """With what one sitting of a run was made.
+
+    Attributes:
+        date_utc: When it began, ISO 8601.
+        versions: Package to version, None where not installed.
+        git: The checkout; None outside a checkout of hsdlab or without git.
+        machine: Where.
+    """
+
+    date_utc: str
+    versions: Mapping[str, str | None]
+    git: GitState | None
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class RunInfo(Document):
+    """What a run was made with: run.json of its folder, and part of each result.
+
+    Attributes:
+        date_utc: When it began, ISO 8601.
+        command: The command line.
+        seed: The random seed; None where none was set.
+        config: The resolved configuration.
+        versions: Package to version, None where not installed.
+        git: The checkout; None outside a checkout of hsdlab or without git.
+        machine: Where.
+        subcommand: Of `evaluate.py` or `train.py`; empty for a run from Python.
+        examples: Fingerprint of the examples, 16 hex digits; None where it was not taken.
+        weights: Fingerprint of the model's weights, likewise.
+        earlier: With what else a run that was resumed had been made, oldest first.
+    """
+
+    kind: ClassVar[str] = "run"
+    oldest: ClassVar[int] = 1  # the same, without a version
+
+    date_utc: str
+    command: tuple[str, ...]
+    seed: int | None
+    config: JsonObject
+    versions: Mapping[str, str | None]
+    git: GitState | None
+    machine: Machine
+    subcommand: str = ""
+    examples: str | None = None
+    weights: str | None = None
+    earlier: tuple[Session, ...] = field(default=())
+
+    @property
+    def session(self) -> Session:
+        """With what this sitting was made."""
+        return Session(self.date_utc, self.versions, self.git, self.machine)
+
+
+def run_info(seed: int | None = None, config: Mapping[str, JsonValue] | None = None, subcommand: str = "") -> RunInfo:
+    """Return the provenance of a run that starts now.
 
     Args:
-        seed: the run's random seed, None where none was set.
-        config: the run's configuration, taken over as it is.
-
-    Returns:
-        `date_utc` (ISO 8601), `command` (the command line), `seed`, `config`, `versions` (package to version,
-        None where not installed), `git` (`commit` and `dirty`: tracked files differ from it; None outside a
-        checkout of hsdlab or without git), `machine` (see `describe_machine`).
+        seed: The run's random seed, None where none was set.
+        config: The run's configuration; what JSON does not hold is taken as text.
+        subcommand: Of the command line.
     """
-    return {
-        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(sys.argv),
-        "seed": seed,
-        "config": dict(config),
-        "versions": {
+    return RunInfo(
+        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=tuple(sys.argv),
+        seed=seed,
+        config=json.loads(json.dumps(dict(config or {}), default=str)),
+        versions={
             "hsdlab": __version__,
             "python": platform.python_version(),
             **{package: _installed_version(package) for package in PACKAGES},
         },
-        "git": git_state(Path(__file__).resolve()),
-        "machine": describe_machine(),
-    }
+        git=git_state(Path(__file__).resolve()),
+        machine=describe_machine(),
+        subcommand=subcommand,
+    )
 
 
-def git_state(file: Path) -> dict[str, Any] | None:
+def git_state(file: Path) -> GitState | None:
     """Return the commit and the dirty flag of the checkout that tracks a file.
 
     Args:
-        file: any path. One that lies inside a checkout without being tracked, as an installed package in a
+        file: Any path. One that lies inside a checkout without being tracked, as an installed package in a
             virtual environment does, says nothing about the commit of its own code.
 
     Returns:
-        {"commit": 40 hex digits, "dirty": bool}, or None without git, checkout, or commit.
+        None without git, checkout, or commit.
     """
     if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return None
@@ -65,19 +155,19 @@ def git_state(file: Path) -> dict[str, Any] | None:
     changed = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changed is None:
         return None
-    return {"commit": commit, "dirty": bool(changed)}
+    return GitState(commit, bool(changed))
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return the CPU model, its logical cores, torch's threads, memory in GiB, GPU names and the system."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "system": platform.platform(),
-    }
+def describe_machine() -> Machine:
+    """Return the machine that this process runs on."""
+    return Machine(
+        cpu=_cpu_model(),
+        cores=os.cpu_count(),
+        torch_threads=torch.get_num_threads(),
+        memory_gib=_memory_gib(),
+        gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
+        system=platform.platform(),
+    )
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 
 from hsdlab.records.files import replace_file
+from hsdlab.records.provenance import RunInfo, Session
 
 WRITTEN = (
-    *("config.yaml", "run.json", "metrics.json", "predictions*.jsonl", "predictions/*.jsonl"),
+    *("config.yaml", "run.json", "metrics.json", "result.json", "predictions*.jsonl", "predictions/*.jsonl"),
     *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
     *("calibration.md", "calibration.json", "calibration.png", "calibrated.yaml"),
     *("tuning.md", "tuning.json", "frontier.png", "scores.jsonl", "strategy.yaml"),
@@ -27,10 +30,13 @@ WITHOUT_EFFECT = (
 )
 """Options that change no result: a run goes on with other ones."""
 
-OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "strategies.", "first.", "trials.", "decodes.")
+OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "classes.", "first.", "trials.", "decodes.")
 """Options of `tune` that change what is scored and decoded, and nothing of what has been: a run goes on with others."""
 
 ABSENT = "nothing"
+RUN_FILE = "run.json"
+RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.json"
 
 
 class RunFolder:
@@ -52,10 +58,8 @@ class RunFolder:
         self.path = path
         self.subcommand = subcommand
         self.config = config
-        file = path / "run.json"
-        self.before: dict[str, Any] | None = None
-        if not overwrite and file.is_file():
-            self.before = json.loads(file.read_text(encoding="utf-8"))
+        file = path / RUN_FILE
+        self.before = RunInfo.read(file) if not overwrite and file.is_file() else None
         self.empty = overwrite or not path.exists() or not any(path.iterdir())
 
     def check(self, can_resume: bool) -> bool:
@@ -86,39 +90,42 @@ class RunFolder:
             )
         return True
 
-    def check_unchanged(self, what: str, run: Mapping[str, Any]) -> None:
+    def check_unchanged(self, what: Literal["weights", "examples"], run: RunInfo) -> None:
         """Refuse to go on with other weights or examples under the same name.
 
         Args:
-            what: "weights" or "examples": where run.json has their fingerprint.
+            what: Which fingerprint of run.json to compare.
             run: Provenance of this run.
 
         Raises:
             FileExistsError: They are not those that the run in the folder began with.
         """
-        if self.before is not None and self.before.get(what) != run[what]:
+        if self.before is not None and getattr(self.before, what) != getattr(run, what):
             raise FileExistsError(
                 f"The {what} are not those that the run in {self.path} began with, under the same name. Give another "
                 "folder with --output, or --overwrite to replace the results in it."
             )
 
-    def open(self, run: dict[str, Any]) -> None:
+    def open(self, run: RunInfo) -> RunInfo:
         """Remove an earlier run's results, unless this one goes on with them; write config.yaml and run.json.
 
         Args:
-            run: Provenance, of `run_provenance`; where the run goes on, "earlier" is added: with which versions, commit
-                and machine it began.
+            run: Provenance.
+
+        Returns:
+            The same; where the run goes on, with `earlier`: with which versions, commit and machine it began.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.before is None:
             for file in (file for pattern in WRITTEN for file in self.path.glob(pattern)):
                 file.unlink()
-        elif earlier := _sessions(self.before, run):
-            run["earlier"] = earlier
+        else:
+            run = replace(run, earlier=_sessions(self.before, run))
         write_config(self.path, self.config, f"python evaluate.py {self.subcommand}")
-        write_json(self.path / "run.json", run)
+        run.write(self.path / RUN_FILE)
+        return run
 
-    def warn_of_changes(self, run: Mapping[str, Any], console: Console) -> None:
+    def warn_of_changes(self, run: RunInfo, console: Console) -> None:
         """Say what is another version or machine than the run was last made with."""
         before = _made_with(self.before or run)
         for name, now in _made_with(run).items():
@@ -126,11 +133,11 @@ class RunFolder:
                 text = f"Warning: the run was made with {name} {before.get(name)} so far; it is {now} now."
                 console.print(text, highlight=False, soft_wrap=True)
 
-    def _differences(self, before: Mapping[str, Any]) -> list[str]:
+    def _differences(self, before: RunInfo) -> list[str]:
         """A line for each setting that changes results and is another one than in the run before."""
-        if before.get("subcommand") != self.subcommand:
-            return [f"subcommand: {before.get('subcommand', 'unknown')} then, {self.subcommand} now"]
-        old, new = _flat(before["config"]), _flat(json.loads(json.dumps(self.config, default=str)))
+        if before.subcommand != self.subcommand:
+            return [f"subcommand: {before.subcommand or 'unknown'} then, {self.subcommand} now"]
+        old, new = _flat(before.config), _flat(json.loads(json.dumps(self.config, default=str)))
         begun, wanted = old.get("strategies"), new.get("strategies")
         longer = self.subcommand == "compare"  # the order of a calibration is fixed before its losses are seen
         if longer and begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
@@ -141,6 +148,20 @@ class RunFolder:
             for name in sorted({*old, *new})
             if old.get(name) != new.get(name) and not f"{name}.".startswith(free)
         ]
+
+
+def prediction_file(folder: Path, name: str | None = None, number: int | None = None) -> Path:
+    """Return the file of predictions that a run writes into its folder.
+
+    Args:
+        folder: Of the run.
+        name: Of the strategy, where a run decodes under several; None for the file of a run of one.
+        number: Its place, from 1 on, where the order is known beforehand.
+    """
+    if name is None:
+        return folder / "predictions.jsonl"
+    plain = re.sub(r"[^\w.=-]+", "_", name).strip("_")  # what a file name should not have
+    return folder / "predictions" / f"{'' if number is None else f'{number:02}_'}{plain}.jsonl"
 
 
 def write_config(folder: Path, config: Mapping[str, Any], command: str) -> None:
@@ -176,18 +197,16 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _sessions(before: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _sessions(before: RunInfo, run: RunInfo) -> tuple[Session, ...]:
     """Return with what a run was made so far, where that is something else than now; oldest first."""
-    session = {name: before[name] for name in ("date_utc", "versions", "git", "machine")}
-    earlier = list(before.get("earlier", []))
-    same = all(session[name] == run[name] for name in ("versions", "git", "machine"))
-    return earlier if same else [*earlier, session]
+    same = (before.versions, before.git, before.machine) == (run.versions, run.git, run.machine)
+    return before.earlier if same else (*before.earlier, before.session)
 
 
-def _made_with(run: Mapping[str, Any]) -> dict[str, str]:
+def _made_with(run: RunInfo) -> dict[str, str | None]:
     """Name what may change results or times a little."""
     return {
-        **run["versions"],
-        "commit": str((run["git"] or {}).get("commit"))[:10],
-        "machine": " and ".join(map(str, [run["machine"]["cpu"], *run["machine"]["gpus"]])),
+        **run.versions,
+        "commit": str(run.git and run.git.commit)[:10],
+        "machine": " and ".join([run.machine.cpu, *run.machine.gpus]),
     }

@@ -1,12 +1,18 @@
 """The report of a bench as a table, on the terminal and in Markdown."""
 
-from typing import Any
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hsdlab.records.bench import BenchResult, BenchSide, Spread
+from hsdlab.records.files import replace_file
+from hsdlab.reporting.markdown import markdown_table
+from hsdlab.reporting.tables import MISSING, number
+
+FILE = "bench.json"
 HEADER = (
     "Avg. layers",
     "ms per decode step",
@@ -20,81 +26,83 @@ HEADER = (
     "Cache MiB",
 )
 NOTE = (
-    "Medians over the rounds, with quartiles; ratios are taken within each round, since the machine drifts. "
-    "Decode steps only: the prompt pass ends, on every side, where the first decode step enters layer 0. "
+    "Medians over the rounds, with quartiles. Ratios are taken within each round, since the machine drifts. "
+    "Decode steps only: the prefill ends, for every strategy, where the first decode step enters layer 0. "
     "Ideal: weights read at full depth over weights read under the schedule, head included; blank where the "
     "layers are chosen during the step."
 )
-MISSING = "–"
-WIDTH = 120  # characters that the table needs; more than rich assumes where the output is a file
 
 
-def print_table(report: dict[str, Any]) -> None:
-    """Print the report of :func:`~hsdlab.runs.bench.run_bench` on the terminal."""
-    console = Console()
-    console.width = max(console.width, WIDTH)
+def write_bench(result: BenchResult, folder: Path) -> None:
+    """Write bench.json and bench.md, each whole or not at all.
+
+    Args:
+        result: The bench.
+        folder: Made if missing; files of an earlier bench are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    result.write(folder / FILE)
+    replace_file(folder / "bench.md", bench_markdown(result))
+
+
+def print_bench(result: BenchResult, console: Console) -> None:
+    """Print the result on a terminal of at least 120 columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("Side", width=16, overflow="fold")
-    rows = [[cell.replace(" [", "\n").rstrip("]") for cell in _cells(side)] for side in report["sides"]]
+    table.add_column("Strategy", width=16, overflow="fold")
+    rows = [[cell.replace(" [", "\n").rstrip("]") for cell in _cells(side)] for side in result.sides]
     for name, column in zip(HEADER, zip(*rows, strict=True), strict=True):
         parts = name.split() + [line for cell in column for line in cell.split("\n")]
         table.add_column(name, justify="right", width=max(map(len, parts)))
-    for side, cells in zip(report["sides"], rows, strict=True):
-        table.add_row(*map(Text, [side["name"], *cells]))
-    console.print(_conditions(report), highlight=False, markup=False)
+    for side, cells in zip(result.sides, rows, strict=True):
+        table.add_row(*map(Text, [side.name, *cells]))
+    console.print(_conditions(result), highlight=False, markup=False)
     console.print(table)
     console.print(NOTE, style="dim", highlight=False)
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """Return the report of :func:`~hsdlab.runs.bench.run_bench` in Markdown."""
-    lines = [["Side", *HEADER], ["---", *("---:" for _ in HEADER)]]
-    lines += [[f"`{side['name']}`", *_cells(side)] for side in report["sides"]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"# Decoding speed\n\n{_conditions(report)}\n\n{table}\n\n{NOTE}\n"
+def bench_markdown(result: BenchResult) -> str:
+    """Return the result in Markdown."""
+    rows = [[f"`{side.name}`", *_cells(side)] for side in result.sides]
+    return f"# Decoding speed\n\n{_conditions(result)}\n\n{markdown_table(['Strategy', *HEADER], rows)}\n\n{NOTE}\n"
 
 
-def _conditions(report: dict[str, Any]) -> str:
-    model, environment = report["model"], report["environment"]
-    shortest, longest = min(report["prompt_tokens"]), max(report["prompt_tokens"])
+def _conditions(result: BenchResult) -> str:
+    model, environment = result.model, result.environment
+    shortest, longest = min(result.prompt_tokens), max(result.prompt_tokens)
     length = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    name = model["name"] or model["class"]
     conditions = [
-        f"{name}, {model['num_layers']} layers, {model['dtype']} on {model['device']}",
-        f"batch 1, greedy, {len(report['prompt_tokens'])} prompts of {length} tokens",
-        f"{report['new_tokens']} new tokens",
-        f"{report['repeats']} interleaved rounds after {report['warmup_rounds']} of warm-up",
-        f"{environment['threads']} threads",
+        f"{model.name or model.class_name}, {model.num_layers} layers, {model.dtype} on {model.device}",
+        f"batch 1, greedy, {len(result.prompt_tokens)} prompts of {length} tokens",
+        f"{result.new_tokens} new tokens",
+        f"{result.repeats} rounds in alternation after {result.warmup_rounds} of warm-up",
+        f"{environment.threads} threads",
     ]
-    before, after = environment["load_average_before"], environment["load_average_after"]
+    before, after = environment.load_average_before, environment.load_average_after
     if before and after:
         conditions.append(f"load average {before[0]:.1f} before, {after[0]:.1f} after")
-    if report["run"] and "machine" in report["run"]:
-        conditions.append(report["run"]["machine"]["cpu"])
+    if result.run is not None:
+        conditions.append(result.run.machine.cpu)
     return "; ".join(conditions) + "."
 
 
-def _cells(side: dict[str, Any]) -> list[str]:
+def _cells(side: BenchSide) -> list[str]:
     """One side's cells under ``HEADER``."""
-    over_plain = {name: 100 * (ratio - 1) for name, ratio in side["time_over_plain"].items()}
+    plain = side.time_over_plain
+    over_plain = Spread(*(100 * (ratio - 1) for ratio in (plain.median, plain.low, plain.high)))
     return [
-        _number(side["average_layers"], 2),
-        _spread(side["decode_step_ms"], 1),
-        _number(side["tokens_per_second"]["median"], 1),
-        _spread(side["speed_up"], 2),
-        _number(side["ideal_speed_up"], 2),
-        _number(side["reached"] and 100 * side["reached"], 1),
+        number(side.average_layers, 2),
+        _spread(side.decode_step_ms, 1),
+        number(side.tokens_per_second.median, 1),
+        _spread(side.speed_up, 2),
+        number(side.ideal_speed_up, 2),
+        number(side.reached and 100 * side.reached, 1),
         _spread(over_plain, 1),
-        _spread(side["prompt_ms"], 1),
-        MISSING if side["flops_per_token"] is None else f"{side['flops_per_token'] / 1e9:.3g}",
-        _number(side["cache_mib"], 2),
+        _spread(side.prompt_ms, 1),
+        MISSING if side.flops_per_token is None else f"{side.flops_per_token / 1e9:.3g}",
+        number(side.cache_mib, 2),
     ]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
-
-
-def _spread(figure: dict[str, float], digits: int) -> str:
+def _spread(figure: Spread, digits: int) -> str:
     """Return "median [low…high]"."""
-    return f"{figure['median']:.{digits}f} [{figure['low']:.{digits}f}…{figure['high']:.{digits}f}]"
+    return f"{figure.median:.{digits}f} [{figure.low:.{digits}f}…{figure.high:.{digits}f}]"

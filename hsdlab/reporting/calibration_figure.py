@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,10 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from hsdlab.records.calibration import CalibrationResult
+from hsdlab.records.labels import metric_label
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
-
-if TYPE_CHECKING:
-    from hsdlab.reporting.calibration import CalibrationReport
 
 BLACK, BLUE, ORANGE = COLOURS[:3]
 
@@ -34,18 +32,18 @@ class Step:
     upper_bound: float
 
 
-def choices(report: CalibrationReport) -> list[Step]:
+def choices(result: CalibrationResult) -> list[Step]:
     """Return what each tolerance would choose, from 0 on.
 
     A setting is reached where it and all before it pass: at the largest of their upper bounds. One that passes
     together with the next is never chosen.
 
     Args:
-        report: Of the tests that were made; where settings were left untested, nothing is known beyond the last step.
+        result: Of the tests that were made; where settings were left untested, nothing is known beyond the last step.
     """
-    steps, start = [Step(0.0, report.comparison.rows[0].number, 0.0, 0.0)], 0.0
-    for row, test in report.tested:
-        upper = report.calibration.upper_bound(test)
+    steps, start = [Step(0.0, result.comparison.rows[0].number, 0.0, 0.0)], 0.0
+    for row, test in result.tested:
+        upper = test.risk_upper_bound
         if upper > start:
             start = upper
         else:
@@ -54,18 +52,23 @@ def choices(report: CalibrationReport) -> list[Step]:
     return steps
 
 
-def calibration_figure(report: CalibrationReport) -> Figure:
+def level(result: CalibrationResult) -> str:
+    """Return 1 − ε, in percent."""
+    return f"{100 * (1 - result.error):.10g} %"
+
+
+def calibration_figure(result: CalibrationResult) -> Figure:
     """Draw tolerance against the mean loss of the setting that it would choose, with the bound of its risk.
 
     Args:
-        report: The calibration.
+        result: The calibration.
 
     Returns:
         A figure of 9 by 4.8 inches on the Agg canvas, apart from pyplot's global state.
     """
-    steps = choices(report)
-    tolerance = report.calibration.tolerance
-    known = steps[-1].start if len(report.calibration.tests) < len(report.settings) else 1.0
+    steps = choices(result)
+    tolerance = result.tolerance
+    known = steps[-1].start if len(result.tests) < len(result.settings) else 1.0
     end = min(1.0, 1.12 * max(tolerance, steps[-1].start))
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -77,19 +80,19 @@ def calibration_figure(report: CalibrationReport) -> Figure:
     axes.set_xlim(0, end)
     axes.set_ylim(-0.02 * end, end)
     axes.set_xlabel("Tolerance", color=INK)
-    axes.set_ylabel(f"Loss ({report.metric_label}, {report.loss})", color=INK)
+    axes.set_ylabel(f"Loss ({metric_label(result.metric)}, {result.loss})", color=INK)
     axes.plot([0, end], [0, end], color=FAINT, linestyle="--", linewidth=1.2)
     _draw_steps(axes, steps, min(end, known))
     if known < end:
         axes.axvspan(known, end, color="#f3f3f3", zorder=0)
-    _draw_choice(axes, report)
+    _draw_choice(axes, result)
     handles = [
         Line2D([], [], color=BLUE, linewidth=2, label="mean loss of what is chosen"),
-        Patch(color=BLUE, alpha=0.15, linewidth=0, label=f"bound of its risk, {report.level}"),
+        Patch(color=BLUE, alpha=0.15, linewidth=0, label=f"bound of its risk, {level(result)}"),
         Line2D([], [], color=FAINT, linestyle="--", label="the tolerance itself"),
         Line2D([], [], color=BLACK, marker="o", linestyle="none", label=f"chosen at {tolerance:g}"),
         *([Patch(color="#f3f3f3", label="later settings not decoded")] if known < end else []),
-        *(Line2D([], [], linestyle="none", label=f"{row.number}  {row.label}") for row in report.comparison.rows),
+        *(Line2D([], [], linestyle="none", label=f"{row.number}  {row.label}") for row in result.comparison.rows),
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
     return figure
@@ -122,10 +125,10 @@ def _draw_steps(axes: Axes, steps: list[Step], end: float) -> None:
         )
 
 
-def _draw_choice(axes: Axes, report: CalibrationReport) -> None:
+def _draw_choice(axes: Axes, result: CalibrationResult) -> None:
     """Mark the tolerance, and the chosen setting's mean loss and bound at it."""
-    tolerance, test = report.calibration.tolerance, report.calibration.chosen_test
-    mean, upper = (0.0, math.nan) if test is None else (test.mean_loss, report.calibration.upper_bound(test))
+    tolerance, test = result.tolerance, result.chosen_test
+    mean, upper = (0.0, math.nan) if test is None else (test.mean_loss, test.risk_upper_bound)
     axes.axvline(tolerance, color=FAINT, linewidth=1)
     axes.plot([tolerance, tolerance], [mean, upper], color=BLACK, marker="_", linewidth=1.4, zorder=4)
     axes.plot(tolerance, mean, color=BLACK, marker="o", markersize=8, markeredgecolor="white", zorder=5)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,11 +17,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from hsdlab.records.bootstrap import FloatArray
+from hsdlab.records.comparison import ComparisonRow
+from hsdlab.records.example import ExampleRecord
 from hsdlab.records.layer_ranges import layers_in
+from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.pareto import FAINT, INK
-
-if TYPE_CHECKING:
-    from hsdlab.records.comparison import Row
 
 DEPTH_COLOURS = "Blues"  # one hue from light to dark: the order survives colour blindness and grey printing
 NO_ROW = "#e4e4e4"
@@ -30,18 +29,18 @@ COLUMNS = 3
 PANEL_INCHES = (3.7, 2.5)
 
 
-def shares_run(examples: Sequence[Mapping[str, Any]], num_layers: int) -> FloatArray:
+def shares_run(examples: Sequence[ExampleRecord], num_layers: int) -> FloatArray:
     """Return how often each layer ran in each decode step.
 
     Args:
-        examples: records of a prediction file; of each, "layers" is read, none if it is missing.
-        num_layers: the model's decoder layers.
+        examples: Of them, `layers` is read.
+        num_layers: L, the model's decoder layers.
 
     Returns:
         [steps, layers]: of the examples that took the decode step, the share for which the layer ran. As many
         steps as the longest example took.
     """
-    columns = zip_longest(*(example.get("layers", []) for example in examples))
+    columns = zip_longest(*(example.layers for example in examples))
     counters = [Counter(ranges for ranges in column if ranges is not None) for column in columns]
     shares = np.zeros((len(counters), num_layers))
     for step, counts in enumerate(counters):
@@ -51,32 +50,33 @@ def shares_run(examples: Sequence[Mapping[str, Any]], num_layers: int) -> FloatA
     return shares
 
 
-def token_depths(example: Mapping[str, Any], num_layers: int) -> list[tuple[str, int]]:
+def token_depths(example: ExampleRecord, num_layers: int) -> list[tuple[str, int]]:
     """Return each new token's text with the number of layers that made it.
 
     Args:
-        example: a record of a prediction file; none of its tokens where it has no "tokens" or "layers".
-        num_layers: the model's decoder layers; the prompt pass, which makes the first token, runs them all.
+        example: None of its tokens where they were not recorded.
+        num_layers: L, the model's decoder layers; the prefill, which makes the first token, runs them all.
     """
-    if "tokens" not in example or "layers" not in example:
+    if not example.tokens:
         return []
-    depths = [num_layers, *(len(layers_in(ranges)) for ranges in example["layers"])]
-    return list(zip(example["tokens"], depths, strict=True))
+    depths = [num_layers, *(len(layers_in(ranges)) for ranges in example.layers)]
+    return list(zip(example.tokens, depths, strict=True))
 
 
-def depth_figure(rows: Sequence[Row]) -> Figure:
+def depth_figure(rows: Sequence[ComparisonRow], results: Sequence[StrategyResult]) -> Figure:
     """Draw a heat map for each strategy: position in the text to the right, layer upwards.
 
     The colour is the share of examples for which the layer ran, among those that took the decode step; all
     panels share it and their axes. Grey: no example was so long.
 
     Args:
-        rows: the strategies, at least one.
+        rows: The strategies, at least one.
+        results: Their results, with the examples.
 
     Returns:
         A figure on the Agg canvas, apart from pyplot's global state.
     """
-    shares = [shares_run(row.result.examples, row.result.num_layers) for row in rows]
+    shares = [shares_run(result.examples, result.num_layers) for result in results]
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
     width, height = PANEL_INCHES
@@ -99,9 +99,9 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, row: Row, shares: FloatArray, last_step: float) -> AxesImage:
+def _draw_panel(axes: Axes, row: ComparisonRow, shares: FloatArray, last_step: float) -> AxesImage:
     """Draw one strategy's shares, [steps, layers]."""
-    layers = row.result.num_layers
+    layers = row.num_layers
     image = axes.imshow(
         shares.T if len(shares) else np.full((layers, 1), np.nan),
         cmap=DEPTH_COLOURS,

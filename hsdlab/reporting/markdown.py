@@ -1,9 +1,13 @@
 """One Markdown table for all that hsdlab writes: reports, TensorBoard's texts and the pages of docs/."""
 
+import json
 import re
 from collections.abc import Sequence
 
 from tabulate import tabulate
+
+from hsdlab.records.document import to_plain
+from hsdlab.records.provenance import RunInfo
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str] | None = None) -> str:
@@ -40,3 +44,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: 
 def _safe(text: str) -> str:
     """Return a text that stays in its cell."""
     return re.sub(r"(?<!\\)\|", r"\\|", text).replace("\r\n", "\n").replace("\n", "<br>")
+
+
+def folded_run(run: RunInfo | None) -> str:
+    """Return what a run was made with, folded, for the end of a report in Markdown."""
+    text = "{}" if run is None else json.dumps(to_plain(run), indent=2, ensure_ascii=False)
+    return f"<details><summary>The run</summary>\n\n```json\n{text}\n```\n\n</details>"

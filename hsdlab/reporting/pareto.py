@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,14 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from hsdlab.errors import UserError
-from hsdlab.records import bootstrap
-from hsdlab.reporting.tables import METRIC_LABELS
-
-if TYPE_CHECKING:
-    from hsdlab.records.comparison import Comparison, Row
+from hsdlab.records.comparison import Comparison, ComparisonRow
+from hsdlab.records.labels import METRIC_LABELS
 
 Style = dict[str, Any]
 """Keywords of a line without a line: colour and marker."""
+Cost = Callable[[ComparisonRow], float]
+"""What the x-axis of a panel shows of a strategy."""
 
 # Okabe and Ito's colour-blind-safe palette (jfly.uni-koeln.de/color) without yellow, which is faint on white.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -57,19 +56,17 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    panels: list[tuple[Axes, Callable[[Row], float]]] = [
+    panels: list[tuple[Axes, Cost]] = [
         (left, lambda row: row.average_layers),
-        (right, lambda row: row.cost("decode_step_ms")),
+        (right, lambda row: row.figure("decode_step_ms")),
     ]
-    styles = class_styles([comparison.baseline.class_name, *(row.result.class_name for row in comparison.rows)])
+    styles = class_styles([comparison.baseline.class_name, *(row.class_name for row in comparison.rows)])
     for axes, cost in panels:
         _draw_panel(axes, comparison.rows, styles, metric, cost)
     left.set_xlabel(f"Average layers per decode step (of {comparison.baseline.num_layers})", color=INK)
     right.set_xlabel("Milliseconds per decode step, measured", color=INK)
-    left.set_ylabel(f"{METRIC_LABELS[metric]}, with {bootstrap.LEVEL:.0%} interval", color=INK)
-    handles = [
-        Line2D([], [], label=f"{row.number}  {row.label}", **styles[row.result.class_name]) for row in comparison.rows
-    ]
+    left.set_ylabel(f"{METRIC_LABELS[metric]}, with {comparison.bootstrap.level:.0%} interval", color=INK)
+    handles = [Line2D([], [], label=f"{row.number}  {row.label}", **styles[row.class_name]) for row in comparison.rows]
     handles.append(Line2D([], [], color=FAINT, linestyle="--", label="Pareto frontier"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
     figure.canvas.draw()  # settles the layout in which the numbers are measured
@@ -117,14 +114,18 @@ def prepare(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
-def _drawn(rows: Sequence[Row], metric: str, cost: Callable[[Row], float]) -> list[tuple[Row, float, float]]:
+def _drawn(rows: Sequence[ComparisonRow], metric: str, cost: Cost) -> list[tuple[ComparisonRow, float, float]]:
     """Return (row, x, y) of the rows that have both."""
     points = [(row, cost(row), row.quality[metric].value) for row in rows if metric in row.quality]
     return [(row, x, y) for row, x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
 def _draw_panel(
-    axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style], metric: str, cost: Callable[[Row], float]
+    axes: Axes,
+    rows: Sequence[ComparisonRow],
+    styles: Mapping[str, Style],
+    metric: str,
+    cost: Cost,
 ) -> None:
     prepare(axes)
     points = _drawn(rows, metric, cost)
@@ -135,14 +136,26 @@ def _draw_panel(
     best = frontier([(x, y) for _, x, y in points])
     axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1.2, linestyle="--", drawstyle="steps-post", zorder=1)
     for row, x, y in points:
-        style, (_, low, high) = styles[row.result.class_name], row.quality[metric]
-        if math.isfinite(low):
-            axes.plot([x, x], [low, high], color=style["color"], marker="_", alpha=0.4, linewidth=1.4, zorder=2)
+        style, interval = styles[row.class_name], row.quality[metric]
+        if math.isfinite(interval.low):
+            axes.plot(
+                [x, x],
+                [interval.low, interval.high],
+                color=style["color"],
+                marker="_",
+                alpha=0.4,
+                linewidth=1.4,
+                zorder=2,
+            )
         axes.plot(x, y, **style, zorder=3)
 
 
 def _number_points(
-    axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style], metric: str, cost: Callable[[Row], float]
+    axes: Axes,
+    rows: Sequence[ComparisonRow],
+    styles: Mapping[str, Style],
+    metric: str,
+    cost: Cost,
 ) -> None:
     """Write each row's number at the first free place around its point, else where it covers least."""
     points = _drawn(rows, metric, cost)
@@ -165,7 +178,7 @@ def _number_points(
             fontweight="bold",
             ha="center",
             va="center",
-            color=styles[row.result.class_name]["color"],
+            color=styles[row.class_name]["color"],
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible across a line
             zorder=4,
         )

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,16 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from hsdlab.records.comparison import Comparison, Row
-from hsdlab.reporting import tables
+from hsdlab.records.comparison import Comparison, ComparisonRow
+from hsdlab.records.example import ExampleRecord
+from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
+from hsdlab.reporting.comparison import comparison_tables
 from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
+from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.pareto import pareto_figure
+from hsdlab.reporting.tables import number
 
 FOLDER = "tensorboard"
 COMPARISON_RUN = "comparison"
@@ -67,7 +72,7 @@ def remove_events(folder: Path) -> None:
         file.unlink()
 
 
-def write_strategy(comparison: Comparison, row: Row, folder: Path) -> None:
+def write_strategy(comparison: Comparison, row: ComparisonRow, result: StrategyResult, folder: Path) -> None:
     """Write the run of one strategy anew: figures, hparams, samples, heat map, text coloured by depth.
 
     Figures relative to a baseline are written only where that is the full depth; what is not a number is left
@@ -75,10 +80,10 @@ def write_strategy(comparison: Comparison, row: Row, folder: Path) -> None:
 
     Args:
         comparison: the strategies.
-        row: one of them.
-        folder: of this run; its name is the run's.
+        row: One of them.
+        result: Its result, with the examples.
+        folder: Of this run; its name is the run's.
     """
-    result = row.result
     with _new_run(folder) as writer:
         for tag, value in scalars(comparison, row).items():
             writer.add_scalar(tag, value, 0)
@@ -87,41 +92,42 @@ def write_strategy(comparison: Comparison, row: Row, folder: Path) -> None:
         _, start, end = hparams(hyperparameters(comparison, row), {})
         for summary in (start, end):
             writer._get_file_writer().add_summary(summary)
-        _add_figure(writer, "depth/heat_map", depth_figure([row]))
+        _add_figure(writer, "depth/heat_map", depth_figure([row], [result]))
         samples = result.examples[:COLOURED_SAMPLES]
-        blocks = [_block(str(each["id"]), each, result.num_layers, str(each.get("source", ""))) for each in samples]
+        blocks = [_block(each.id, each, result.num_layers, each.source) for each in samples]
         if blocks:
             _add_figure(writer, "depth/text", coloured_text_figure(blocks, result.num_layers))
         for index, example in enumerate(result.examples[:SAMPLES], start=1):
             writer.add_text(f"samples/{index}", sample_table(comparison, [(row, example)]), 0)
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
+def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
     """Write the run of what shows all strategies anew: tables, Pareto figure, depths, texts side by side, layout.
 
     Args:
-        comparison: the strategies.
-        folder: of this run.
+        comparison: The strategies.
+        results: Their results, with the examples.
+        folder: Of this run.
     """
-    baseline = comparison.baseline
-    by_id = [{example["id"]: example for example in row.result.examples} for row in comparison.rows]
+    baseline = results[comparison.baseline.number - 1]
+    by_id = [{example.id: example for example in result.examples} for result in results]
     with _new_run(folder) as writer:
         writer.add_custom_scalars(LAYOUT)
-        writer.add_text("tables", tables.report_tables(comparison), 0)
+        writer.add_text("tables", comparison_tables(comparison), 0)
         _add_figure(writer, "pareto", pareto_figure(comparison, comparison.headline_metric))
-        _add_figure(writer, "depth", depth_figure(comparison.rows))
+        _add_figure(writer, "depth", depth_figure(comparison.rows, results))
         for index, sample in enumerate(baseline.examples[:SAMPLES], start=1):
-            texts = [(row, examples[sample["id"]]) for row, examples in zip(comparison.rows, by_id, strict=True)]
+            texts = [(row, examples[sample.id]) for row, examples in zip(comparison.rows, by_id, strict=True)]
             writer.add_text(f"side_by_side/{index}", sample_table(comparison, texts), 0)
             if index <= COLOURED_SAMPLES:
-                blocks = [TextBlock(str(sample["id"]), str(sample.get("source", "")))]
-                blocks += [_block(f"{row.number} {row.label}", each, row.result.num_layers) for row, each in texts]
+                blocks = [TextBlock(sample.id, sample.source)]
+                blocks += [_block(f"{row.number} {row.label}", each, row.num_layers) for row, each in texts]
                 _add_figure(writer, f"side_by_side/{index}", coloured_text_figure(blocks, baseline.num_layers))
 
 
-def scalars(comparison: Comparison, row: Row) -> dict[str, float]:
+def scalars(comparison: Comparison, row: ComparisonRow) -> dict[str, float]:
     """Return a strategy's figures by their tags, the keys of comparison.json; only those that are numbers."""
-    cost = row.result.efficiency | {
+    cost = {name: row.figure(name) for name in row.figures} | {
         "percent_of_layers": row.percent_of_layers,
         "output_tokens": row.output_tokens.value,
     }
@@ -133,18 +139,18 @@ def scalars(comparison: Comparison, row: Row) -> dict[str, float]:
     return {tag: value for tag, value in figures.items() if math.isfinite(value)}
 
 
-def hyperparameters(comparison: Comparison, row: Row) -> dict[str, str | int | float]:
+def hyperparameters(comparison: Comparison, row: ComparisonRow) -> dict[str, str | int | float]:
     """Return what the hparams table shows of a run: its strategy, and model and data as the command line names them.
 
     Args:
         comparison: the strategies; model and data come from the run's configuration, if it has one.
         row: one of them.
     """
-    config = comparison.run.get("config", {})
+    config = comparison.run.config
     data = config.get("data") or {}
     named = {
-        "strategy": row.result.class_name,
-        **{f"strategy.{name}": value for name, value in row.result.strategy["init_args"].items()},
+        "strategy": row.class_name,
+        **{f"strategy.{name}": value for name, value in row.strategy.init_args.items()},
         **{f"model.{name}": value for name, value in (config.get("model") or {}).items()},
         "data": str(data.get("class_path", "")).rpartition(".")[2] or None,
         **{f"data.{name}": value for name, value in (data.get("init_args") or {}).items()},
@@ -152,7 +158,7 @@ def hyperparameters(comparison: Comparison, row: Row) -> dict[str, str | int | f
     return {name: _hyperparameter(value) for name, value in named.items() if value is not None}
 
 
-def sample_table(comparison: Comparison, texts: Sequence[tuple[Row, Mapping[str, Any]]]) -> str:
+def sample_table(comparison: Comparison, texts: Sequence[tuple[ComparisonRow, ExampleRecord]]) -> str:
     """Return a Markdown table of one example: source, references, and what the strategies made of it.
 
     Args:
@@ -161,17 +167,15 @@ def sample_table(comparison: Comparison, texts: Sequence[tuple[Row, Mapping[str,
     """
     metric = comparison.headline_metric
     _, first = texts[0]
-    source = str(first.get("source", ""))
+    source = first.source
     cut = source if len(source) <= MOST_CHARACTERS else source[:MOST_CHARACTERS] + " […]"
-    lines = [["", _escaped(str(first["id"])), "Avg. layers", "Tokens", tables.METRIC_LABELS[metric]], ["---"] * 5]
-    lines += [["source", _escaped(cut), "", "", ""]]
-    lines += [["reference", _escaped(reference), "", "", ""] for reference in first["references"]]
+    header = ["", _escaped(first.id), "Avg. layers", "Tokens", METRIC_LABELS[metric]]
+    lines = [["source", _escaped(cut), "", "", ""]]
+    lines += [["reference", _escaped(reference), "", "", ""] for reference in first.references]
     for row, example in texts:
-        figures = [_number(example["average_layers"], 1), str(example["new_tokens"])]
-        score = _number(example["scores"].get(metric), 3)
-        name = _escaped(f"{row.number} {row.label}")
-        lines.append([name, _escaped(example["prediction"]), *figures, score])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        figures = [number(example.average_layers, 1), str(example.new_tokens), number(example.scores.get(metric), 3)]
+        lines.append([_escaped(f"{row.number} {row.label}"), _escaped(example.prediction), *figures])
+    return markdown_table(header, lines, align=["left", "left", "right", "right", "right"])
 
 
 @contextmanager
@@ -183,8 +187,8 @@ def _new_run(folder: Path) -> Iterator[SummaryWriter]:
         yield writer
 
 
-def _block(title: str, example: Mapping[str, Any], num_layers: int, plain: str = "") -> TextBlock:
-    depth = example["average_layers"]
+def _block(title: str, example: ExampleRecord, num_layers: int, plain: str = "") -> TextBlock:
+    depth = example.average_layers
     average = "" if depth is None else f": {depth:.1f} layers"
     return TextBlock(f"{title}{average}", plain, token_depths(example, num_layers))
 
@@ -208,7 +212,3 @@ def _escaped(text: str) -> str:
     """Return a text that Markdown leaves as it is, in a cell of a table: signs as character references."""
     signs = re.sub(r"[!-/:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", text)
     return signs.replace("\r\n", "\n").replace("\n", "<br>")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return tables.MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

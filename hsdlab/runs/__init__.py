@@ -1,1 +1,14 @@
-"""Runs: what each command does, one file a command."""
+"""Runs: what each command does, one file a command, as a function that returns a record.
+
+Each takes a Trainer, a module that holds the model, the data, and the folder in which to write.
+"""
+
+from hsdlab.runs.bench import bench
+from hsdlab.runs.calibrate import calibrate
+from hsdlab.runs.compare import compare
+from hsdlab.runs.inspect import inspect
+from hsdlab.runs.report import report
+from hsdlab.runs.test import test
+from hsdlab.runs.tune import TuningOptions, tune
+
+__all__ = ["TuningOptions", "bench", "calibrate", "compare", "inspect", "report", "test", "tune"]

@@ -1,33 +1,147 @@
-"""What `calibrate` refuses before anything is decoded, and the losses that it makes of decoded texts."""
+"""Calibrate: find the last setting in a list whose loss stays within a tolerance, with a guarantee."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.console import Console
 
 from hsdlab.calibration import (
     BoundName,
+    Calibration,
     LossName,
     bounded,
     check_levels,
     exact_match,
+    fixed_sequence,
     risk_losses,
     smallest_sample,
     textual_losses,
 )
+from hsdlab.data import GenerationDataModule
 from hsdlab.errors import UserError
-from hsdlab.metrics.bertscore import BERTSCORE_KEYS
-from hsdlab.metrics.rouge import ROUGE_KEYS
 from hsdlab.modules import DecodeModule
-from hsdlab.reporting import StrategyResult
-from hsdlab.runs.strategies import StrategyRuns, baseline_first
+from hsdlab.records.calibration import CalibrationResult, CalibrationTest
+from hsdlab.records.comparison import compare_results
+from hsdlab.records.provenance import RunInfo, run_info
+from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.reporting.calibration import print_calibration, write_calibration
+from hsdlab.reporting.tables import console
+from hsdlab.runs.checks import COMPUTED_BY, EXACT_MATCH, check_computed, check_ids
+from hsdlab.runs.strategies import StrategyRuns, baseline_first, prediction_files
 from hsdlab.strategies import SkipStrategy
 
-EXACT_MATCH = "exact_match"
-COMPUTED_BY = {**dict.fromkeys(ROUGE_KEYS, "rouge"), **dict.fromkeys(BERTSCORE_KEYS, "bertscore")}
-"""The metrics that score each example by itself, and which of DecodeModule's `metrics` computes them."""
+
+def calibrate(
+    trainer: Trainer,
+    module: DecodeModule,
+    datamodule: GenerationDataModule,
+    strategies: Sequence[SkipStrategy],
+    folder: str | Path,
+    *,
+    tolerance: float = 0.05,
+    error: float = 0.05,
+    loss: LossName = "risk",
+    metric: str = "rougeL",
+    bound: BoundName = "hoeffding_bentkus",
+    run: RunInfo | None = None,
+) -> CalibrationResult:
+    """Find the last setting in a list whose loss against full depth stays within a tolerance, with a guarantee.
+
+    Decodes the validation split at full depth and then under one setting after the other. The first that is not shown
+    to be within the tolerance ends it, and later ones are not decoded. The report (calibration.md, calibration.json,
+    calibration.png) is written anew after each setting, predictions after each batch: a run that is cut short leaves
+    what it has, and goes on with it if `module.resume` is set.
+
+    Args:
+        trainer: Runs the module; its callbacks hold no strategy.
+        module: Holds the loaded model.
+        datamodule: The data.
+        strategies: The settings in order, the safest first, of any classes. FullDepth, the reference, is run in any
+            case.
+        folder: Where to write; made if missing.
+        tolerance: Mean loss against full depth that is accepted (δ), between 0 and 1.
+        error: Chance that the guarantee fails (ε), between 0 and 1.
+        loss: "risk", how much worse an example scores against its references; "textual", 1 - the score of its
+            text with full depth's as the reference.
+        metric: rouge1, rouge2, rougeL, bertscore_precision, bertscore_recall, bertscore_f1 or exact_match.
+        bound: The p-value: "hoeffding_bentkus", "hoeffding", or "binomial" for exact_match.
+        run: What the run is made with; by default noted now.
+
+    Returns:
+        What was tested; its `chosen` is the setting, or full depth where none passed.
+
+    Raises:
+        UserError: An option out of its range; a metric without a score for each example; settings that are none,
+            oracles, listed twice, or decode a row of a batch otherwise than alone; two examples of one id.
+    """
+    folder, run = Path(folder), run or run_info()
+    reference, *settings = baseline_first(strategies)
+    datamodule.prepare_data()
+    check_calibration(
+        strategies,
+        tolerance=tolerance,
+        error=error,
+        bound=bound,
+        metric=metric,
+        computed=list(module.text_metrics()),
+        examples=[example.id for example in datamodule.examples("validation")],
+        batch_size=datamodule.batch_size,
+    )
+    files = prediction_files(folder, strategies)
+    runs = StrategyRuns(trainer, module, datamodule, "validation")
+    terminal = console(quiet=not trainer.is_global_zero)
+    terminal.print(f"Reference: {reference!r}", highlight=False)
+    full = runs.result(reference, files[0])
+    names = tuple(repr(setting) for setting in settings)
+
+    def losses() -> Iterator[tuple[StrategyResult, list[float]]]:
+        """Decode under each setting when it is asked for."""
+        for number, (setting, predictions) in enumerate(zip(settings, files[1:], strict=True), start=1):
+            terminal.print(f"Setting {number} of {len(settings)}: {setting!r}", highlight=False)
+            result = runs.result(setting, predictions)
+            found = example_losses(module, loss, metric, full, result) if trainer.is_global_zero else []
+            yield result, trainer.strategy.broadcast(found)  # all processes stop at the same setting
+
+    found: CalibrationResult | None = None
+    try:
+        for calibration in fixed_sequence(losses(), tolerance=tolerance, error=error, bound=bound):
+            found = _result(calibration, full, names, loss, metric, run)
+            if trainer.is_global_zero:
+                write_calibration(found, folder)
+    finally:
+        if found is not None and trainer.is_global_zero:
+            print_calibration(found, terminal)
+    if found is None:
+        raise RuntimeError("The first setting is always tested, and it was not.")
+    return found
+
+
+def _result(
+    calibration: Calibration[StrategyResult],
+    full: StrategyResult,
+    names: tuple[str, ...],
+    loss: str,
+    metric: str,
+    run: RunInfo,
+) -> CalibrationResult:
+    """Return the record of a calibration as far as it has come."""
+    return CalibrationResult(
+        run=run,
+        tolerance=calibration.tolerance,
+        error=calibration.error,
+        bound=calibration.bound,
+        loss=loss,
+        metric=metric,
+        settings=names,
+        example_ids=tuple(example.id for example in full.examples),
+        examples_needed=smallest_sample(calibration.bound, calibration.tolerance, calibration.error),
+        tests=tuple(
+            CalibrationTest(test.losses, test.p_value, calibration.upper_bound(test), test.passed)
+            for test in calibration.tests
+        ),
+        comparison=compare_results([full, *(test.setting for test in calibration.tests)], run),
+    )
 
 
 def check_calibration(
@@ -98,73 +212,33 @@ def _check_metric(metric: str, computed: Collection[str]) -> None:
         check_computed(metric, COMPUTED_BY[metric], computed)
 
 
-def check_computed(metric: str, by: str, computed: Collection[str]) -> None:
-    """Refuse a metric that the run does not compute."""
-    if by not in computed:
-        raise UserError(f"metric={metric} is computed by {by}, which is not in model.metrics=[{', '.join(computed)}].")
-
-
-def check_ids(examples: Sequence[str], what: str) -> None:
-    """Refuse examples of one id."""
-    if len(set(examples)) < len(examples):
-        (twice, number), *_ = Counter(examples).most_common(1)
-        raise UserError(f"{number} {what} examples have the id {twice!r}; expected each to have its own.")
-
-
-def decoded_losses(
-    runs: StrategyRuns,
-    settings: Sequence[SkipStrategy],
-    files: Sequence[Path],
-    full: StrategyResult,
-    loss: LossName,
-    metric: str,
-    console: Console,
-) -> Iterator[tuple[StrategyResult, list[float]]]:
-    """Decode under each setting when it is asked for, and yield what it gave with the loss of each example.
-
-    Args:
-        runs: Decodes the calibration examples.
-        settings: In order.
-        files: The prediction file of each.
-        full: What full depth gave.
-        loss: See `example_losses`.
-        metric: A per-example metric.
-        console: Where to say what is decoded.
-    """
-    for number, (setting, predictions) in enumerate(zip(settings, files, strict=True), start=1):
-        console.print(f"Setting {number} of {len(settings)}: {setting!r}", highlight=False)
-        result = runs.result(setting, predictions)
-        losses = example_losses(runs.model, loss, metric, full, result) if runs.trainer.is_global_zero else []
-        yield result, runs.trainer.strategy.broadcast(losses)  # all processes stop at the same setting
-
-
 def example_losses(
-    model: DecodeModule, loss: LossName, metric: str, full: StrategyResult, result: StrategyResult
+    module: DecodeModule, loss: LossName, metric: str, full: StrategyResult, result: StrategyResult
 ) -> list[float]:
     """Return the loss of each example, in the order of the data, 0 to 1.
 
     Args:
-        model: Whose metrics score.
+        module: Whose metrics score.
         loss: "risk", out of the scores that the records hold; "textual", with full depth's text as the reference.
         metric: A per-example metric.
         full: What full depth gave.
         result: What a setting gave for the same examples in the same order.
     """
-    texts, full_texts = ([record["prediction"] for record in each.examples] for each in (result, full))
+    texts, full_texts = ([record.prediction for record in each.examples] for each in (result, full))
     if loss == "textual":
-        return textual_losses(texts, full_texts, lambda *pair: _scores(model, metric, *pair))
+        return textual_losses(texts, full_texts, lambda *pair: _scores(module, metric, *pair))
     return risk_losses(_recorded(metric, result), _recorded(metric, full))
 
 
-def _scores(model: DecodeModule, metric: str, predictions: list[str], references: list[list[str]]) -> list[float]:
+def _scores(module: DecodeModule, metric: str, predictions: list[str], references: list[list[str]]) -> list[float]:
     if metric == EXACT_MATCH:
         return exact_match(predictions, references)
-    scorer = model.text_metrics()[COMPUTED_BY[metric]]
+    scorer = module.text_metrics()[COMPUTED_BY[metric]]
     return [bounded(score[metric]) for score in scorer.score(predictions, references)]
 
 
 def _recorded(metric: str, result: StrategyResult) -> list[float]:
     if metric == EXACT_MATCH:
         records = result.examples
-        return exact_match([each["prediction"] for each in records], [each["references"] for each in records])
-    return [bounded(record["scores"][metric]) for record in result.examples]
+        return exact_match([each.prediction for each in records], [list(each.references) for each in records])
+    return [bounded(record.scores[metric]) for record in result.examples]

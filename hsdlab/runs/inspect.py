@@ -9,24 +9,78 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.progress import Progress
+from lightning.pytorch import Trainer
+from rich.progress import Progress, track
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from hsdlab.data import GenerationDataModule
+from hsdlab.data.sample import sample_batches
 from hsdlab.decoding import generate
-from hsdlab.decoding.families import DecoderParts, decoder_parts
+from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.forced import ForcedTexts, decode_steps
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.errors import UserError
+from hsdlab.modules import DecodeModule
+from hsdlab.records.bootstrap import Estimate, FloatArray, bootstrap_interval
+from hsdlab.records.inspection import InspectedLayer, InspectionResult
+from hsdlab.records.model_info import ModelInfo
+from hsdlab.records.provenance import RunInfo, run_info
+from hsdlab.reporting.inspection import print_inspection, write_inspection
+from hsdlab.reporting.tables import console
+from hsdlab.runs.model_info import model_info
 from hsdlab.strategies.confidence import softmax_response
 from hsdlab.strategies.full_depth import FullDepth
 
-FloatArray = NDArray[np.float64]
+Texts = Literal["references", "generated"]
+
+
+def inspect(
+    trainer: Trainer,
+    module: DecodeModule,
+    datamodule: GenerationDataModule,
+    folder: str | Path,
+    *,
+    examples: int = 32,
+    text: Texts = "references",
+    run: RunInfo | None = None,
+) -> InspectionResult:
+    """Measure what each layer is worth: how often it predicts what the last one does, what dropping it costs.
+
+    Args:
+        trainer: Names the device.
+        module: Holds the loaded model.
+        datamodule: The data; examples of its validation split are drawn by its seed.
+        folder: Where to write; made if missing.
+        examples: How many examples at most.
+        text: What is read after the prompts: each example's first reference, or the model's own greedy text.
+        run: What the run is made with; by default noted now.
+
+    Returns:
+        The figures of all layers.
+
+    Raises:
+        UserError: No text has a decode step.
+        UnsupportedModelError: The model cannot be served.
+    """
+    model = module.model.to(trainer.strategy.root_device)
+    datamodule.prepare_data()
+    datamodule.connect_to(module)
+    batches = sample_batches(datamodule, "validation", examples)
+    if text == "generated":
+        texts = [own_text(model, batch, module.max_new_tokens) for batch in track(batches, "decoding")]
+    else:
+        texts = [batch["pairs"] for batch in batches]
+    what = f"{text} of at most {module.max_new_tokens} tokens"
+    result = inspection_result(inspect_layers(model, texts), model_info(model), what, run or run_info())
+    write_inspection(result, Path(folder))
+    print_inspection(result, console())
+    return result
 
 
 @dataclass(frozen=True)
@@ -82,6 +136,49 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
     return Inspection(**{name: torch.cat([each[name] for each in sums])[has_steps].numpy() for name in sums[0]})
 
 
+def inspection_result(measured: Inspection, model: ModelInfo, text: str, run: RunInfo) -> InspectionResult:
+    """Return the means with their intervals: of the text, and of each layer.
+
+    Args:
+        measured: The sums.
+        model: On which they were measured.
+        text: What the text after the prompts is.
+        run: What the run is made with.
+    """
+    steps, layers = measured.steps, measured.agreement.shape[1]
+    of_layers = {
+        "agreement": measured.agreement,
+        "saturation": measured.saturation,
+        "confidence": measured.confidence,
+        "cosine": measured.cosine,
+        "dropped_loss": measured.dropped_loss - measured.loss[:, None],
+        "dropped_agreement": measured.dropped_agreement,
+    }
+    rows = [
+        InspectedLayer(layer, **{name: _mean(sums[:, layer], steps) for name, sums in of_layers.items()})
+        for layer in range(layers)
+    ]
+    return InspectionResult(
+        model=model,
+        text=text,
+        examples=len(steps),
+        decode_steps=int(steps.sum()),
+        loss=_mean(measured.loss, steps),
+        oracle_layers=_mean(measured.oracle_layers, steps),
+        # the layers that are not saturated, and the first that is
+        saturated_layers=_mean((layers + 1) * steps - measured.saturation.sum(axis=1), steps),
+        cheapest_first=tuple(sorted(range(layers), key=lambda layer: rows[layer].dropped_loss.value)),
+        layers=tuple(rows),
+        run=run,
+    )
+
+
+def _mean(sums: FloatArray, steps: FloatArray) -> Estimate:
+    """Return the mean over all decode steps, with its interval over resampled examples."""
+    low, high = bootstrap_interval(np.stack([sums, steps], axis=1), lambda totals: float(totals[0] / totals[1]))
+    return Estimate(float(sums.sum() / steps.sum()), low, high)
+
+
 def own_text(model: nn.Module, prompts: Mapping[str, Tensor], max_new_tokens: int) -> dict[str, Tensor]:
     """Continue prompts greedily at full depth; returns a batch for :func:`inspect_layers`.
 
@@ -90,10 +187,11 @@ def own_text(model: nn.Module, prompts: Mapping[str, Tensor], max_new_tokens: in
         prompts: "input_ids" and "attention_mask" [rows, length], padded on the left.
         max_new_tokens: The most tokens of a continuation.
     """
-    given = {name: prompts[name] for name in ("input_ids", "attention_mask")}
+    device = plain_model(model).device
+    given = {name: prompts[name].to(device) for name in ("input_ids", "attention_mask")}
     output = generate(model, **given, strategy=FullDepth(), max_new_tokens=max_new_tokens, num_beams=1, do_sample=False)
-    last_token = output.trace.live.sum(dim=0).to(output.sequences.device)  # (rows); step t makes new token t + 1
-    new_tokens = torch.arange(output.sequences.shape[1] - output.trace.prompt_length, device=last_token.device)
+    last_token = output.trace.live.sum(dim=0).to(device)  # (rows); step t makes new token t + 1
+    new_tokens = torch.arange(output.sequences.shape[1] - output.trace.prompt_length, device=device)
     is_new = new_tokens <= last_token[:, None]  # (rows, new)
     return {
         "input_ids": output.sequences,

@@ -1,20 +1,22 @@
 """One strategy after the other over the same split: what `compare`, `calibrate` and `tune` share."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from hsdlab.costs import Cost
 from hsdlab.data import GenerationDataModule
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.errors import UserError
-from hsdlab.metrics import Efficiency
 from hsdlab.modules import DecodeModule
-from hsdlab.records.predictions import PredictionFile, batch_costs
-from hsdlab.reporting import StrategyResult
+from hsdlab.records.example import batch_costs
+from hsdlab.records.predictions import PredictionFile
+from hsdlab.records.run_folder import prediction_file
+from hsdlab.records.strategy import StrategyConfig
+from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.strategies import FullDepth, SkipStrategy
 
 Split = Literal["validation", "test"]
@@ -28,18 +30,26 @@ class StrategyRuns:
 
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
-        model: Holds the loaded model.
+        module: Holds the loaded model.
         datamodule: The data.
         split: "validation" or "test".
+        warms_up: Whether to decode a batch beforehand.
     """
 
-    def __init__(self, trainer: Trainer, model: DecodeModule, datamodule: GenerationDataModule, split: Split) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: DecodeModule,
+        datamodule: GenerationDataModule,
+        split: Split,
+        warms_up: bool = True,
+    ) -> None:
         self.trainer = trainer
-        self.model = model
+        self.module = module
         self.datamodule = datamodule
         self.split = split
         self.limit = {"validation": "limit_val_batches", "test": "limit_test_batches"}[split]
-        self._warm = False
+        self._warm = not warms_up
 
     def result(self, strategy: SkipStrategy, predictions: Path) -> StrategyResult:
         """Decode the split under one strategy.
@@ -48,10 +58,12 @@ class StrategyRuns:
             strategy: Under which to decode.
             predictions: The file to write, or to go on with.
         """
-        if not self._warm and (self.trainer.world_size > 1 or not self.model.resume or not self._finished(predictions)):
+        if not self._warm and (
+            self.trainer.world_size > 1 or not self.module.resume or not self._finished(predictions)
+        ):
             self._warm_up()
-        self.model.predictions = str(predictions)
-        return strategy_result(self.model, strategy, self._run(strategy), predictions)
+        self.module.predictions = str(predictions)
+        return strategy_result(self.module, strategy, self._run(strategy), predictions)
 
     def _finished(self, predictions: Path) -> bool:
         """Tell whether there is a prediction for every example."""
@@ -59,14 +71,14 @@ class StrategyRuns:
         return len(PredictionFile(predictions).records()) >= len(self.datamodule.examples(self.split))
 
     def _warm_up(self) -> None:
-        limit, file = getattr(self.trainer, self.limit), self.model.predictions
+        limit, file = getattr(self.trainer, self.limit), self.module.predictions
         setattr(self.trainer, self.limit, 1)
-        self.model.predictions = None
+        self.module.predictions = None
         try:
             self._run(FullDepth())
         finally:
             setattr(self.trainer, self.limit, limit)
-            self.model.predictions = file
+            self.module.predictions = file
         self._warm = True
 
     def _run(self, strategy: SkipStrategy) -> dict[str, float]:
@@ -76,33 +88,34 @@ class StrategyRuns:
         callbacks.append(strategy)
         try:
             with isolate_rng():
-                (logged,) = run(self.model, datamodule=self.datamodule, verbose=False)
+                (logged,) = run(self.module, datamodule=self.datamodule, verbose=False)
         finally:
             callbacks.remove(strategy)
         return dict(logged)
 
 
 def strategy_result(
-    model: DecodeModule, strategy: SkipStrategy, logged: dict[str, float], predictions: Path
+    module: DecodeModule, strategy: SkipStrategy, logged: Mapping[str, float], predictions: Path
 ) -> StrategyResult:
     """Return what a finished `validate` or `test` gave; texts and their cost are read back from their file.
 
     Args:
-        model: Which decoded.
+        module: Which decoded.
         strategy: Under which it did.
         logged: The figures that it logged.
         predictions: The file that it wrote.
     """
-    records = PredictionFile(predictions).records()
-    efficiency = _efficiency(records)
+    records = PredictionFile(predictions).records()  # of all processes; not every process may be here
+    cost = sum(batch_costs(records), Cost())
     scores = {name.partition("/")[2]: value for name, value in logged.items()}
+    figures = cost.figures()
     return StrategyResult(
         name=repr(strategy),
-        strategy=strategy.config(),
-        num_layers=decoder_parts(model.model).num_layers,
-        scores={name: value for name, value in scores.items() if name not in efficiency},
-        efficiency=efficiency,
-        examples=records,
+        strategy=StrategyConfig.of(strategy.config()),
+        num_layers=decoder_parts(module.model).num_layers,
+        scores={name: value for name, value in scores.items() if name not in figures},
+        cost=cost,
+        examples=tuple(records),
         is_oracle=strategy.is_oracle,
     )
 
@@ -121,32 +134,7 @@ def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
     return [FullDepth(), *others]
 
 
-def prediction_files(folder: Path, strategies: Sequence[SkipStrategy] | None = None) -> list[Path]:
-    """Return the files of predictions that a run writes into its folder.
-
-    Args:
-        folder: Of the run.
-        strategies: Those of a comparison or calibration, each with a file of its own; None for any other run.
-    """
-    if strategies is None:
-        return [folder / "predictions.jsonl"]
-    names = [_file_name(repr(strategy)) for strategy in baseline_first(strategies)]
-    return [folder / "predictions" / f"{number:02}_{name}.jsonl" for number, name in enumerate(names, start=1)]
-
-
-def prediction_file(folder: Path, strategy: SkipStrategy) -> Path:
-    """Return the file of predictions of one of the strategies of a run whose order is not known beforehand."""
-    return folder / "predictions" / f"{_file_name(repr(strategy))}.jsonl"
-
-
-def _file_name(text: str) -> str:
-    """Return the text with an underscore for each run of characters that a file name should not have."""
-    return re.sub(r"[^\w.=-]+", "_", text).strip("_")
-
-
-def _efficiency(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Compute depth and speed from prediction records: of all processes, here in one."""
-    efficiency = Efficiency(sync_on_compute=False)  # the records of all processes; not every process may be here
-    for cost in batch_costs(records):
-        efficiency.update(**cost)
-    return {name: float(value) for name, value in efficiency.compute().items()}
+def prediction_files(folder: Path, strategies: Sequence[SkipStrategy]) -> list[Path]:
+    """Return the files of predictions of the strategies of a comparison or calibration, FullDepth's first."""
+    ordered = baseline_first(strategies)
+    return [prediction_file(folder, repr(strategy), number) for number, strategy in enumerate(ordered, start=1)]

@@ -8,21 +8,13 @@ figures from different rounds.
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from hsdlab.decoding.timing import Timing
 from hsdlab.errors import UserError
+from hsdlab.records.bench import Spread
 
 Side = Callable[[int], Timing]
 """Runs one case, given its index, and tells how long it took."""
-
-
-class Spread(NamedTuple):
-    """The median of some values, and their lower and upper quartile."""
-
-    median: float
-    low: float
-    high: float
 
 
 def interleave(

@@ -1,14 +1,13 @@
-"""`evaluate.py tune`: what it refuses before long work, the search by score, and what of its frontier is decoded."""
+"""Tune: search the settings of scheduled strategies for the fastest that keeps the quality, or the best at a speed."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
-from functools import cache
-from importlib import import_module
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
 
 import torch
+from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -20,225 +19,253 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import decode_steps
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
-from hsdlab.reporting import StrategyResult, TuningReport
+from hsdlab.records.comparison import compare_results
+from hsdlab.records.provenance import RunInfo, run_info
+from hsdlab.records.run_folder import prediction_file
+from hsdlab.records.strategy import StrategyConfig
+from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.records.tuning import DecodedSetting, TunedSetting, TuningGoal, TuningResult
 from hsdlab.reporting.pareto import frontier
-from hsdlab.runs.calibrate import COMPUTED_BY, check_computed, check_ids
-from hsdlab.runs.strategies import StrategyRuns, prediction_file
-from hsdlab.strategies import FullDepth, ScheduledStrategy, SkipStrategy
+from hsdlab.reporting.tables import console
+from hsdlab.reporting.tuning import print_tuning, write_tuning
+from hsdlab.runs.strategies import StrategyRuns
+from hsdlab.runs.tunable import check_tuning, scheduled_classes
+from hsdlab.strategies import FullDepth, ScheduledStrategy
 from hsdlab.tuning import Goal, ReplayScore, ScoreFile, Setting, search
 
-TUNABLE = ("HSD", "SkipDecode", "StaticDepth")
-CORPUS_METRICS = {**COMPUTED_BY, **dict.fromkeys(("bleu1", "bleu2", "bleu3", "bleu4"), "bleu")}
-"""The metrics that have a figure of a whole split, and which of DecodeModule's `metrics` computes them."""
 
+@dataclass(frozen=True)
+class TuningOptions:
+    """What a tuning looks for, and how long.
 
-def scheduled_classes(names: Sequence[str]) -> list[type[ScheduledStrategy]]:
-    """Return the classes of the names, short or dotted paths.
-
-    Raises:
-        UserError: A name of no class, of one that cannot be tuned, or two of one short name; or no name.
+    Attributes:
+        goal: What is looked for.
+        classes: Names of the classes whose settings are searched, or dotted paths of your own with a `propose`.
+        first: Settings to try before any is proposed, such as those that the model was trained for or a paper's.
+        metric: The quality: rouge1, rouge2, rougeL, bleu1 to bleu4, bertscore_precision, bertscore_recall or
+            bertscore_f1.
+        trials: How many settings are tried, the first ones among them.
+        examples: How many of full depth's texts a setting is scored on, at most.
+        decodes: The most settings to decode besides full depth.
     """
-    if not names:
-        raise UserError(f"strategies is empty; expected some of {', '.join(TUNABLE)}, or a class of your own.")
-    classes = [_scheduled_class(name) for name in names]
-    short = [each.__name__ for each in classes]
-    for name in short:
-        if short.count(name) > 1:  # prediction files have the short name
-            raise UserError(f"strategies lists {name} {short.count(name)} times: expected classes of different names.")
-    return classes
+
+    goal: Goal
+    classes: Sequence[str] = ("HSD", "SkipDecode")
+    first: Sequence[ScheduledStrategy] = ()
+    metric: str = "rougeL"
+    trials: int = 100
+    examples: int = 32
+    decodes: int = 8
 
 
-def _scheduled_class(name: str) -> type[ScheduledStrategy]:
-    expected = f"expected some of {', '.join(TUNABLE)}, or the dotted path of your own, such as my_package.MyClass"
-    module, _, class_name = name.rpartition(".")
-    try:
-        found = getattr(import_module(module or "hsdlab.strategies"), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"strategies: unknown class {name!r}; {expected}.") from error
-    if not isinstance(found, type) or not issubclass(found, SkipStrategy):
-        raise UserError(f"strategies: {name} is no strategy; {expected}.")
-    if not issubclass(found, ScheduledStrategy):
-        raise UserError(
-            f"strategies: {name} is no ScheduledStrategy, and replay scores layers that are known before a step: "
-            f"{expected}. 'evaluate.py calibrate' goes through a list of settings of any strategies."
-        )
-    if cast(Any, found.propose).__func__ is cast(Any, ScheduledStrategy.propose).__func__:
-        found.propose(cast(Any, None), 0, 0)  # says what to write
-    return found
-
-
-def check_tuning(
-    strategies: Sequence[str],
+def tune(
+    trainer: Trainer,
+    module: DecodeModule,
+    datamodule: GenerationDataModule,
+    options: TuningOptions,
+    folder: str | Path,
     *,
-    max_loss: float | None,
-    speedup: float | None,
-    metric: str,
-    computed: Collection[str],
-    max_new_tokens: int,
-    examples: Sequence[str],
-    first: Sequence[SkipStrategy] = (),
-    trials: int = 1,
-) -> None:
-    """Refuse a tuning that could not end well.
+    run: RunInfo | None = None,
+) -> TuningResult:
+    """Search the settings of scheduled strategies: the fastest that keeps the quality, or the best at a speed-up.
+
+    The validation split is decoded at full depth. Then Optuna proposes settings. Those whose schedule allows enough
+    speed are scored on full depth's own texts by one masked pass each, without decoding. Last, settings that none beats
+    in speed and score are decoded, in an order that soon finds the border between those that meet the goal and those
+    that do not. The report (tuning.md, tuning.json, frontier.png) is written anew after each setting; a run that is cut
+    short goes on with its scores and predictions if `module.resume` is set.
 
     Args:
-        strategies: Names of the classes whose settings are searched.
-        max_loss: See `Goal`.
-        speedup: See `Goal`.
-        metric: Of a whole split.
-        computed: Names of the metrics that DecodeModule computes.
-        max_new_tokens: The most new tokens.
-        examples: Ids of the validation examples.
-        first: Settings that are tried first.
-        trials: Settings that are tried.
+        trainer: Runs the module; its callbacks hold no strategy.
+        module: Holds the loaded model.
+        datamodule: The data.
+        options: What is looked for, and how long.
+        folder: Where to write; made if missing.
+        run: What the run is made with; by default noted now.
+
+    Returns:
+        What was found; its `chosen_row` is the setting, or full depth where none meets the goal.
 
     Raises:
-        UserError: In the words of the options.
+        UserError: An option out of its range, a class or setting without a schedule, a class without `propose`, a
+            metric that is not computed, two examples of one id, or nothing to keep.
     """
-    Goal(max_loss, speedup)
-    scheduled_classes(strategies)
-    for setting in first:
-        if not isinstance(setting, ScheduledStrategy):
-            raise UserError(f"first: {setting!r} has no layers that are known before a step, and replay scores those.")
-    if len(first) > trials:
-        raise UserError(f"first lists {len(first)} settings and trials={trials}: give as many trials, or more.")
-    if metric not in CORPUS_METRICS:
-        raise UserError(f"metric={metric}; expected one of {', '.join(CORPUS_METRICS)}.")
-    check_computed(metric, CORPUS_METRICS[metric], computed)
-    if max_new_tokens < 2:
-        raise UserError(f"model.max_new_tokens={max_new_tokens}: there is no decode step to skip layers in; give more.")
-    check_ids(examples, "validation")
+    datamodule.prepare_data()
+    check_tuning(
+        options.classes,
+        max_loss=options.goal.max_loss,
+        speedup=options.goal.speedup,
+        metric=options.metric,
+        computed=list(module.text_metrics()),
+        max_new_tokens=module.max_new_tokens,
+        examples=[example.id for example in datamodule.examples("validation")],
+        first=options.first,
+        trials=options.trials,
+    )
+    terminal = console(quiet=not trainer.is_global_zero)
+    runs = StrategyRuns(trainer, module, datamodule, "validation")
+    tuning = _Tuning(runs, options, Path(folder), run or run_info(), terminal)
+    try:
+        tuning.search()
+        while tuning.decode_next():
+            pass
+    finally:
+        if tuning.found is not None and trainer.is_global_zero:
+            print_tuning(tuning.found, terminal)
+    if tuning.found is None:
+        raise RuntimeError("The search is always reported, and it was not.")
+    return tuning.found
 
 
-def tuning_reports(
-    runs: StrategyRuns,
-    classes: Sequence[type[ScheduledStrategy]],
-    goal: Goal,
-    *,
-    first: Sequence[ScheduledStrategy],
-    metric: str,
-    trials: int,
-    examples: int,
-    decodes: int,
-    folder: Path,
-    run: dict[str, Any],
-    console: Console,
-) -> Iterator[TuningReport]:
-    """Decode at full depth, search by score, then decode settings of the frontier until one is chosen.
+class _Tuning:
+    """A tuning under way.
 
     Args:
         runs: Decodes the validation split.
-        classes: Whose settings are searched.
-        goal: What is looked for.
-        first: Settings that are tried first.
-        metric: The quality.
-        trials: Settings that are tried.
-        examples: How many of the texts that full depth decodes are scored, at most.
-        decodes: The most settings to decode.
+        options: What is looked for.
         folder: Holds scores.jsonl and predictions/.
         run: Provenance.
-        console: Where to say what is done.
+        terminal: Where to say what is done.
 
-    Yields:
-        A report after the search and after each setting that was decoded.
-
-    Raises:
-        UserError: Full depth's texts have no quality to keep, or no decode step.
+    Attributes:
+        found: The result as far as it has come; None before the search has ended.
     """
-    trainer = runs.trainer
-    console.print(f"Reference: {FullDepth()!r}", highlight=False)
-    full = runs.result(FullDepth(), prediction_file(folder, FullDepth()))
-    if not full.scores[metric] > 0:
-        raise UserError(
-            f"Full depth has a {metric} of {full.scores[metric]:g}: there is no quality to keep a share of."
-        )
-    report = None
-    if trainer.is_global_zero:
-        with Progress(console=console, disable=console.quiet) as progress:
-            report = _searched(runs, full, classes, first, goal, metric, trials, examples, folder, run, progress)
-    report = cast(TuningReport, trainer.strategy.broadcast(report))
-    yield report
-    while len(report.decoded) < decodes:
-        place = goal.next_to_decode(report.verdicts) if trainer.is_global_zero else None
-        place = trainer.strategy.broadcast(place)  # all processes decode the same setting
+
+    def __init__(
+        self, runs: StrategyRuns, options: TuningOptions, folder: Path, run: RunInfo, terminal: Console
+    ) -> None:
+        self.runs, self.options, self.folder, self.run, self.terminal = runs, options, folder, run, terminal
+        self.trainer, self.module = runs.trainer, runs.module
+        self.found: TuningResult | None = None
+        self._decoded: dict[int, StrategyResult] = {}  # by place on the frontier
+
+    @cached_property
+    def full(self) -> StrategyResult:
+        """What full depth gives.
+
+        Raises:
+            UserError: Nothing that a share could be kept of.
+        """
+        self.terminal.print(f"Reference: {FullDepth()!r}", highlight=False)
+        full = self.runs.result(FullDepth(), prediction_file(self.folder, repr(FullDepth())))
+        quality = full.scores[self.options.metric]
+        if not quality > 0:
+            raise UserError(
+                f"Full depth has a {self.options.metric} of {quality:g}: there is no quality to keep a share of."
+            )
+        return full
+
+    def search(self) -> None:
+        """Decode at full depth and try all settings; in the first process, whose findings the others take over."""
+        full, found = self.full, None
+        if self.trainer.is_global_zero:
+            with Progress(console=self.terminal, disable=self.terminal.quiet) as progress:
+                found = self._searched(full, progress)
+        self._settings, self._reference_score, self._scored_texts = self.trainer.strategy.broadcast(found)
+        self._frontier = settings_on_the_frontier(self._settings)
+        self._report()
+
+    def decode_next(self) -> bool:
+        """Decode the next setting of the frontier; say whether there was one whose result could change the choice."""
+        place = None
+        if self.trainer.is_global_zero and len(self._decoded) < self.options.decodes:
+            place = self._next_place()
+        place = self.trainer.strategy.broadcast(place)  # all processes decode the same setting
         if place is None:
-            return
-        strategy = report.frontier[place].strategy
-        most = min(decodes, len(report.frontier))
-        console.print(f"Setting {len(report.decoded) + 1} of at most {most}: {strategy!r}", highlight=False)
-        result = runs.result(strategy, prediction_file(folder, strategy))
-        report = replace(report, decoded={**report.decoded, place: result})
-        yield report
+            return False
+        strategy = self._frontier[place].strategy
+        most = min(self.options.decodes, len(self._frontier))
+        self.terminal.print(f"Setting {len(self._decoded) + 1} of at most {most}: {strategy!r}", highlight=False)
+        self._decoded[place] = self.runs.result(strategy, prediction_file(self.folder, repr(strategy)))
+        self._report()
+        return True
+
+    def _next_place(self) -> int | None:
+        return None if self.found is None else self.options.goal.next_to_decode(self.found.verdicts)
+
+    def _searched(self, full: StrategyResult, progress: Progress) -> tuple[list[Setting], float, int]:
+        """Return the settings that were tried, the score of full depth, and on how many texts they were scored."""
+        net = self.module.model.to(self.trainer.strategy.root_device)
+        num_layers, max_steps = decoder_parts(net).num_layers, self.module.max_new_tokens
+        taken = [sum(record.decode_steps > step for record in full.examples) for step in range(max_steps - 1)]
+        batches = _own_texts(self.module, self.runs.datamodule, full, self.options.examples)
+        file = ScoreFile(self.folder / "scores.jsonl")
+
+        @cache
+        def replay_score() -> ReplayScore:
+            return ReplayScore(net, batches)
+
+        def score(strategy: ScheduledStrategy, schedule: Tensor) -> float:
+            known = file.get(schedule)
+            if known is None:
+                known = replay_score()(schedule)
+                file.add(schedule, strategy.config(), known)
+            return known
+
+        def cost(schedule: Tensor) -> tuple[float, float]:
+            layers = [step.nonzero().flatten().tolist() for step in schedule[:-1]]
+            run_layers = sum(texts * len(each) for texts, each in zip(taken, layers, strict=True))
+            return run_layers / sum(taken), ideal_speedup(net, layers, taken)
+
+        settings = search(
+            scheduled_classes(self.options.classes),
+            num_layers=num_layers,
+            max_steps=max_steps,
+            cost=cost,
+            score=score,
+            least_ideal_speedup=self.options.goal.least_ideal_speedup,
+            trials=progress.track(range(self.options.trials), description="searching"),
+            seed=torch.initial_seed() % 2**32,
+            first=self.options.first,
+        )
+        whole = torch.ones(max_steps, num_layers, dtype=torch.bool)
+        return settings, score(FullDepth(), whole), sum(len(batch["input_ids"]) for batch in batches)
+
+    def _report(self) -> None:
+        """Note what has been found so far, and write it."""
+        goal, metric, places = self.options.goal, self.options.metric, sorted(self._decoded)
+        comparison = compare_results([self.full, *(self._decoded[place] for place in places)], self.run)
+        shares = {
+            place: row.percent_of_baseline[metric].value / 100
+            for place, row in zip(places, comparison.rows[1:], strict=True)
+        }
+        met = {
+            place: goal.met(shares[place], row.speed_up) for place, row in zip(places, comparison.rows[1:], strict=True)
+        }
+        verdicts = [met.get(place) for place in range(len(self._frontier))]
+        self.found = TuningResult(
+            run=self.run,
+            goal=TuningGoal(goal.max_loss, goal.speedup),
+            metric=metric,
+            scored_texts=self._scored_texts,
+            reference_nats_per_token=self._reference_score,
+            settings=tuple(map(_tuned_setting, self._settings)),
+            frontier=tuple(self._settings.index(setting) for setting in self._frontier),
+            decoded=tuple(DecodedSetting(place, met[place]) for place in places),
+            comparison=comparison,
+            chosen=goal.chosen(verdicts, [shares.get(place, math.nan) for place in range(len(self._frontier))]),
+            another_might_be_better=goal.next_to_decode(verdicts) is not None,
+        )
+        if self.trainer.is_global_zero:
+            write_tuning(self.found, self.folder)
 
 
-def _searched(
-    runs: StrategyRuns,
-    full: StrategyResult,
-    classes: Sequence[type[ScheduledStrategy]],
-    first: Sequence[ScheduledStrategy],
-    goal: Goal,
-    metric: str,
-    trials: int,
-    examples: int,
-    folder: Path,
-    run: dict[str, Any],
-    progress: Progress,
-) -> TuningReport:
-    """Search, and report what was found before any of it is decoded."""
-    model, datamodule = runs.model, runs.datamodule
-    net = model.model.to(runs.trainer.strategy.root_device)
-    num_layers, max_steps = decoder_parts(net).num_layers, model.max_new_tokens
-    taken = [sum(record["decode_steps"] > step for record in full.examples) for step in range(max_steps - 1)]
-    batches = _own_texts(model, datamodule, full, examples)
-    file = ScoreFile(folder / "scores.jsonl")
-
-    @cache
-    def replay_score() -> ReplayScore:
-        return ReplayScore(net, batches)
-
-    def score(strategy: ScheduledStrategy, schedule: Tensor) -> float:
-        known = file.get(schedule)
-        if known is None:
-            known = replay_score()(schedule)
-            file.add(schedule, strategy.config(), known)
-        return known
-
-    def cost(schedule: Tensor) -> tuple[float, float]:
-        layers = [step.nonzero().flatten().tolist() for step in schedule[:-1]]
-        run_layers = sum(texts * len(each) for texts, each in zip(taken, layers, strict=True))
-        return run_layers / sum(taken), ideal_speedup(net, layers, taken)
-
-    settings = search(
-        classes,
-        num_layers=num_layers,
-        max_steps=max_steps,
-        cost=cost,
-        score=score,
-        least_ideal_speedup=goal.least_ideal_speedup,
-        trials=progress.track(range(trials), description="searching"),
-        seed=torch.initial_seed() % 2**32,
-        first=first,
-    )
-    whole = torch.ones(max_steps, num_layers, dtype=torch.bool)
-    return TuningReport(
-        goal=goal,
-        metric=metric,
-        reference=full,
-        reference_score=score(FullDepth(), whole),
-        settings=settings,
-        frontier=settings_on_the_frontier(settings),
-        decoded={},
-        scored_texts=sum(len(batch["input_ids"]) for batch in batches),
-        run=run,
+def _tuned_setting(setting: Setting) -> TunedSetting:
+    return TunedSetting(
+        name=repr(setting.strategy),
+        strategy=StrategyConfig.of(setting.strategy.config()),
+        average_layers=setting.average_layers,
+        ideal_speed_up=setting.ideal_speedup,
+        nats_per_token=setting.score,
     )
 
 
 def _own_texts(
-    model: DecodeModule, datamodule: GenerationDataModule, full: StrategyResult, examples: int
+    module: DecodeModule, datamodule: GenerationDataModule, full: StrategyResult, examples: int
 ) -> list[dict[str, Tensor]]:
     """Return batches of prompts with the texts that full depth decoded."""
-    datamodule.connect_to(model)
-    texts = {record["id"]: record["token_ids"] for record in full.examples}
+    datamodule.connect_to(module)
+    texts = {record.id: record.token_ids for record in full.examples}
     batches = [batch["pairs"] for batch in sample_batches(datamodule, "validation", examples, texts)]
     if not any(decode_steps(batch["target_mask"]).any() for batch in batches):
         raise UserError(

@@ -6,7 +6,7 @@ Outside Lightning, ``with strategy.applied_to(model):`` does the same.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from hsdlab.costs import Cost
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.families import DecoderParts
@@ -137,10 +138,10 @@ class SkipStrategy(Callback, ABC):
             raise RuntimeError(f"{type(self).__name__} has not decoded anything in a Trainer yet.")
         return {name: float(value) for name, value in self._efficiency.compute().items()}
 
-    def add_cost(self, cost: Mapping[str, Any]) -> None:
-        """Count what a decode of an earlier run cost (:func:`~hsdlab.decoding.cost.decode_cost`) as if done in this."""
+    def add_cost(self, cost: Cost) -> None:
+        """Count what a decode of an earlier run cost as if done in this."""
         if self._efficiency is not None:
-            self._efficiency.update(**cost)
+            self._efficiency.update(cost)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second strategy."""
@@ -161,7 +162,7 @@ class SkipStrategy(Callback, ABC):
         efficiency = Efficiency().to(pl_module.device)
 
         def record(output: DecodeOutput) -> None:
-            efficiency.update(**decode_cost(model, output))
+            efficiency.update(decode_cost(model, output))
 
         self._remove()
         self._efficiency = efficiency

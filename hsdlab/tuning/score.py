@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.decoding.forced import ForcedTexts, decode_steps, forced_mask
-from hsdlab.records.files import plain, replace_file
+from hsdlab.records.files import replace_file
 
 
 class ReplayScore:
@@ -66,7 +66,8 @@ class ScoreFile:
     def add(self, schedule: Tensor, strategy: Mapping[str, Any], score: float) -> None:
         """Write the score of a schedule, with a strategy that has it."""
         self._scores[_key(schedule)] = score
-        line = plain({"schedule": _key(schedule), "strategy": strategy, "nats_per_token": score})
+        nats_per_token = score if math.isfinite(score) else None
+        line = {"schedule": _key(schedule), "strategy": strategy, "nats_per_token": nats_per_token}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hsdlab.modules.decode
-import hsdlab.runs.trainer
 from hsdlab import CALM, HSD, PABEE, FullDepth, ScheduledStrategy, SkipDecode
 from hsdlab.cli import main
 from hsdlab.runs.strategies import baseline_first
@@ -203,14 +203,13 @@ def test_compare_marks_an_oracle_and_gives_it_no_time(evaluate, tmp_path):
     )
     evaluate("compare", f"--strategies=[OracleExit, {composed}]", "--trainer.limit_test_batches=1")
     report = json.loads((tmp_path / "out/comparison.json").read_text())
-    _, oracle, compose = report["strategies"]
+    _, oracle, compose = report["rows"]
     assert oracle["is_oracle"]
     assert oracle["speed_up"] is None
-    assert oracle["cost"]["decode_step_ms"] is None
     assert not compose["is_oracle"]
     assert compose["speed_up"] > 0
     assert compose["strategy"]["init_args"]["schedule"]["init_args"]["max_exit"] == 2
-    assert "OracleExit(keys_and_values='law')` (oracle) |" in (tmp_path / "out/comparison.md").read_text()
+    assert "OracleExit(keys_and_values='law')` (oracle) " in (tmp_path / "out/comparison.md").read_text()
 
 
 # ---- whole runs
@@ -223,6 +222,7 @@ def test_test_writes_predictions_metrics_and_a_config_that_runs_again(evaluate, 
         "config.yaml",
         "metrics.json",
         "predictions.jsonl",
+        "result.json",
         "run.json",
         "tensorboard",
     ]
@@ -252,7 +252,7 @@ def test_test_writes_predictions_metrics_and_a_config_that_runs_again(evaluate, 
     ],
 )
 def test_validate_and_predict(subcommand, split, options, evaluate, tmp_path):
-    evaluate(subcommand, "--skip=tests.test_cli.EveryOther", *options)
+    evaluate(subcommand, "--skip=tests.cli.test_evaluate.EveryOther", *options)
     records = read_records(tmp_path / "out" / "predictions.jsonl")
     assert [record["id"] for record in records] == [f"{split}-{i}" for i in range(EXAMPLES)]
     assert {record["average_layers"] for record in records} == {2.0}
@@ -267,17 +267,17 @@ def test_compare(evaluate, tmp_path, monkeypatch, capsys):
     evaluate("compare", f"--strategies=[{FITTING_HSD}, {FITTING_SKIPDECODE}]", f"--output={out}")
     assert len(loads) == 1
     report = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
-    assert [row["strategy"]["class_path"].rpartition(".")[2] for row in report["strategies"]] == [
+    assert [row["strategy"]["class_path"].rpartition(".")[2] for row in report["rows"]] == [
         "FullDepth",
         "HSD",
         "SkipDecode",
     ]
-    assert report["strategies"][1]["strategy"]["init_args"]["max_exit"] == 2
-    assert report["baseline"]["is_full_depth"]
+    assert report["rows"][1]["strategy"]["init_args"]["max_exit"] == 2
+    assert [row["is_baseline"] for row in report["rows"]] == [True, False, False]
     assert report["run"]["config"]["seed_everything"] == 0
-    assert report["strategies"][0]["cost"]["average_layers"] == 3
-    assert {row["examples"] for row in report["strategies"]} == {EXAMPLES}
-    assert set(report["strategies"][0]["quality"]) == {
+    assert report["rows"][0]["figures"]["average_layers"] == 3
+    assert {row["examples"] for row in report["rows"]} == {EXAMPLES}
+    assert set(report["rows"][0]["quality"]) == {
         *("rouge1", "rouge2", "rougeL"),
         *("bleu1", "bleu2", "bleu3", "bleu4"),
     }
@@ -296,7 +296,7 @@ def test_compare(evaluate, tmp_path, monkeypatch, capsys):
     runs = sorted(path.name for path in (out / "tensorboard").iterdir())
     assert runs == [*(name.removesuffix(".jsonl") for name in files), "comparison"]
     board = read_events(out / "tensorboard" / runs[1])
-    quality = report["strategies"][1]["quality"]["rougeL"]["value"]
+    quality = report["rows"][1]["quality"]["rougeL"]["value"]
     assert board.Scalars("quality/rougeL")[0].value == pytest.approx(quality)
     assert [event.value for event in board.Scalars("depth/layers_in_step")] == [3, 3, 2, 2, 2]
 
@@ -310,14 +310,14 @@ def test_compare(evaluate, tmp_path, monkeypatch, capsys):
 )
 def test_compare_keeps_what_finished_when_a_strategy_breaks(error, raised, evaluate, tmp_path, capsys):
     handler = signal.getsignal(signal.SIGINT)
-    breaks = f"{{class_path: tests.test_cli.Breaks, init_args: {{error: {error}}}}}"
+    breaks = f"{{class_path: tests.cli.test_evaluate.Breaks, init_args: {{error: {error}}}}}"
     try:
         with pytest.raises(raised):
             evaluate("compare", f"--strategies=[HSD, {breaks}, {FITTING_SKIPDECODE}]")
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further Ctrl-C
     report = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
-    assert [row["strategy"]["class_path"].rpartition(".")[2] for row in report["strategies"]] == ["FullDepth", "HSD"]
+    assert [row["strategy"]["class_path"].rpartition(".")[2] for row in report["rows"]] == ["FullDepth", "HSD"]
     assert "2 of 4 strategies finished" in capsys.readouterr().out
 
 
@@ -367,15 +367,16 @@ def test_the_baseline_is_first_and_added_where_it_is_missing():
 
 def test_bench_hands_on_prompts_and_strategies(evaluate, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(hsdlab.runs.trainer, "run_bench", lambda *args, **kwargs: calls.append((args, kwargs)))
+    bench = import_module("hsdlab.runs.bench")
+    monkeypatch.setattr(bench, "run_bench", lambda *args, **kwargs: calls.append((args, kwargs)))
     evaluate("bench", "--strategies=[HSD]", "--prompts=2", "--new_tokens=5", "--repeats=1")
     (((_, prompts, strategies), kwargs),) = calls
     assert [prompt.shape[0] for prompt in prompts] == [1, 1]
     assert prompts[0].shape[1] < prompts[1].shape[1]  # "hello", "hello hello": not padded
     assert [type(strategy) for strategy in strategies] == [HSD]
-    assert kwargs["output"] == tmp_path / "out"
+    assert kwargs["folder"] == tmp_path / "out"
     assert (kwargs["new_tokens"], kwargs["repeats"]) == (5, 1)
-    assert kwargs["run"]["config"]["repeats"] == 1
+    assert kwargs["run"].config["repeats"] == 1
 
 
 @pytest.mark.parametrize("text", ["references", "generated"])
@@ -408,6 +409,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         "metrics.json",
         "notes.txt",
         "predictions.jsonl",
+        "result.json",
         "run.json",
     ]
 
@@ -421,7 +423,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         (["--skip=Unknown"], "unknown class 'Unknown'; expected one of "),
         (["--skip=Unknown"], "CALM, "),
         (["--skip=my_package.EveryOther"], "No module named 'my_package'"),
-        (["--data=Unknown"], "unknown class 'Unknown'; expected one of Docstrings, "),
+        (["--data=Unknown"], "unknown class 'Unknown'; expected one of DataFolder, Docstrings, "),
         (["--skip=HSD", "--skip.min_exit=5", "--skip.max_exit=2"], "min_exit=5 is larger than max_exit=2"),
         (["--skip=HSD", "--skip.num_skipped=-1"], "num_skipped=-1; expected"),
         (["--skip.threshold=1"], "'threshold' is not accepted"),
@@ -430,6 +432,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         (["--model.metrics=[meteor]"], "model.metrics"),
         (["--model.dtype=int8"], "model.dtype"),
         (["--data.folder=nowhere"], "nowhere"),
+        (["--data=DataFolder"], "--data.folder"),
         (["--data.batch_size=0"], "batch_size=0"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -477,7 +480,11 @@ def test_an_output_folder_with_something_in_it_is_refused(refused, tmp_path):
     ("subcommand", "args", "expected"),
     [
         ("test", ["--skip=HSD", "--skip.max_exit=4"], "max_exit=4 is beyond this model's 3 layers"),
-        ("compare", ["--strategies=[HSD, SkipDecode]"], "max_exit=20 is beyond this model's 3 layers"),
+        (
+            "compare",
+            ["--strategies=[HSD, {class_path: SkipDecode, init_args: {max_exit: 20}}]"],
+            "max_exit=20 is beyond this model's 3 layers",
+        ),
         ("test", ["--skip=HSD", "--trainer.callbacks=CALM"], "Expected one skip strategy in a run, got 2"),
         ("test", ["--model.name=nowhere/at/all"], "nowhere/at/all"),
     ],
@@ -494,7 +501,7 @@ def test_what_does_not_fit_the_model_ends_with_one_message(
 def test_an_error_of_the_program_keeps_its_traceback(tiny_options, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     with pytest.raises(ZeroDivisionError):
-        main(["test", *tiny_options, f"--output={tmp_path / 'out'}", "--skip=tests.test_cli.Breaks"])
+        main(["test", *tiny_options, f"--output={tmp_path / 'out'}", "--skip=tests.cli.test_evaluate.Breaks"])
 
 
 # ---- help

@@ -1,4 +1,6 @@
+import json
 import pickle
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 
 from hsdlab.data import Docstrings, Example, GenerationDataModule, JSONLines
+from hsdlab.errors import UserError
 
 from .conftest import build_tokenizer
 
@@ -257,3 +260,45 @@ def test_every_parameter_can_be_set_on_the_command_line(data_class, required):
     help_text = parser.format_help()
     assert help_text.count("Template of the prompt") == 1
     assert "Examples per split at most" in help_text
+
+
+GOOD = Example("a", "source", ("reference",))
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"id": "b"}, "example 2: expected an Example, got dict"),
+        (Example(7, "source", ("r",)), "example 2: id has to be a string, got int"),
+        (Example("b", None, ("r",)), "example 2 ('b'): source has to be a string, got NoneType"),
+        (Example("b", " ", ("r",)), "example 2 ('b'): source has to hold text, got ' '"),
+        (Example("b", "cut \ud83d", ("r",)), "example 2 ('b'): source cannot be encoded in UTF-8: its character 5 is "),
+        (Example("b", "s", "one"), "example 2 ('b'): references have to be a tuple of one text or more, got 'one'"),
+        (Example("b", "s", ()), "example 2 ('b'): references have to be a tuple of one text or more, got ()"),
+        (Example("b", "s", ("r", "")), "example 2 ('b'): each of the references has to hold text, got ''"),
+        (Example("a", "s", ("r",)), "example 2 ('a'): an earlier example has the same id"),
+    ],
+)
+def test_examples_of_any_data_set_are_checked(example, message):
+    data = Toy()
+    data.load_examples = lambda split: [GOOD, example]
+    with pytest.raises(UserError, match=re.escape(f"The test split of Toy, {message}")):
+        data.examples("test")
+    data.load_examples = lambda split: [GOOD, Example("b", "s", ["as a list"])]
+    assert len(data.examples("test")) == 2
+
+
+def test_check_reads_all_that_a_run_reads_and_loads_no_tokenizer(tmp_path):
+    lines = [json.dumps({"id": each.id, "source": each.source, "prediction": "x"}) for each in EXAMPLES]
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("\n".join(lines[:3]))
+    prepared = []
+    data = Toy(targets=[str(file)])
+    data.prepare_data = lambda: prepared.append(True)
+    data.check("validation", for_training=True)
+    data.check("test")
+    assert prepared == [True, True]
+    with pytest.raises(UserError, match="8 of 11 examples have no prediction"):
+        data.check("validation", "test", for_training=True)
+    with pytest.raises(UserError, match="The train split of Toy holds no example"):
+        data.check("train")

@@ -5,13 +5,13 @@ import pytest
 
 from hsdlab.data import Docstrings, docstrings
 from hsdlab.data.base import SPLITS
+from hsdlab.data.docstring_prose import summary_and_source
 from hsdlab.data.docstrings import (
     cached_folder,
     distinct_examples,
     docstrings_of,
     source_files,
     split_of,
-    summary_and_source,
     write_examples,
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -205,11 +206,32 @@ def test_examples_without_a_predicted_text_are_an_error(tokenizer, tmp_path):
         connected(tokenizer, targets=[predictions(tmp_path, EXAMPLES[:4])]).train_dataloader()
     with pytest.raises(ValueError, match="5 of 5 examples"):  # of another split, under the same ids
         connected(tokenizer, targets=[predictions(tmp_path, EXAMPLES, source="Else")]).train_dataloader()
-    (tmp_path / "broken.jsonl").write_text('{"id": "0"}\n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl, line 1: expected a prediction with id, source"):
-        connected(tokenizer, targets=[str(tmp_path / "broken.jsonl")]).train_dataloader()
     with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
         connected(tokenizer, targets=["nowhere.jsonl"]).train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "0"}', ': no key "source"; got id'),
+        ('{"id": "0", "source": "a", "prediction": null}', ': "prediction" has to be a string, got None'),
+        ('{"id": 0, "source": "a", "prediction": "b"}', ': "id" has to be a string, got 0'),
+        (
+            '{"id": "0", "source": "a", "prediction": "\\ud83d"}',
+            ': "prediction" cannot be encoded in UTF-8: its character 1',
+        ),
+        ('{"id": "0", "sou', " is not JSON in UTF-8: Unterminated string"),
+    ],
+)
+def test_a_line_that_is_no_prediction_is_named(tokenizer, tmp_path, line, message):
+    (tmp_path / "broken.jsonl").write_text("\n" + line + "\n")
+    with pytest.raises(ValueError, match=re.escape(f"broken.jsonl, line 2{message}")):
+        connected(tokenizer, targets=[str(tmp_path / "broken.jsonl")]).train_dataloader()
+
+
+def test_a_predicted_text_may_be_empty(tokenizer, tmp_path):
+    data = connected(tokenizer, targets=[predictions(tmp_path, EXAMPLES, prediction="")])
+    assert {int(batch["target_mask"].sum(1).max()) for batch in data.train_dataloader()} == {1}  # the end alone
 
 
 def test_the_identity_changes_with_examples_prompt_batch_and_seed(tokenizer):

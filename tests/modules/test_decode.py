@@ -63,8 +63,9 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
         steps = int(output.trace.live.sum())
         text = decoder.tokenizer.decode(new, skip_special_tokens=True).strip()
         references = list(example.references)
-        cost = decode_cost(decoder.model, output)
-        assert set(record["batch"]) == {"number", "rows", *cost}
+        assert set(record["batch"]) == {"number", "rows", "cost"}
+        assert set(record["batch"]["cost"]) == set(vars(decode_cost(decoder.model, output)))
+        assert record["schema_version"] == 2
         assert without_costs([record]) == [
             {
                 "id": example.id,
@@ -175,7 +176,8 @@ def test_predictions_for_other_examples_are_refused(data, tmp_path):
 def test_predict_returns_the_records_that_it_writes(data, tmp_path):
     decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
     batches = trainer(STRATEGY).predict(decoder, datamodule=data)
-    assert [record for batch in batches for record in batch] == read_records(tmp_path / "predictions.jsonl")
+    records = read_records(tmp_path / "predictions.jsonl")
+    assert [record | {"schema_version": 2} for batch in batches for record in batch] == records
 
 
 def test_predictions_of_finished_batches_are_on_disk_when_a_later_one_fails(data, tmp_path, monkeypatch):

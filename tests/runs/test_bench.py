@@ -1,6 +1,7 @@
 """The bench on a tiny model under a clock that advances a fixed time whenever a layer runs."""
 
-import json
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hsdlab.decoding.timing
 from hsdlab.decoding.cost import ideal_speedup
-from hsdlab.runs import bench as decode
+from hsdlab.records.bench import BenchResult, Spread
+from hsdlab.records.provenance import run_info
+from hsdlab.runs import bench_sides
 from hsdlab.runs.bench import run_bench
+from hsdlab.runs.bench_sides import PlainSide
 from hsdlab.strategies import CALM, HSD, FullDepth, OracleExit, SkipDecode
 
 LAYERS = 4
@@ -68,15 +72,15 @@ def layer_clock(model, monkeypatch):
 
 def bench(model, prompts, strategies, folder, **options):
     options = {"new_tokens": NEW_TOKENS, "repeats": 3} | options
-    return run_bench(model, prompts, strategies, output=folder, **options)
+    return run_bench(model, prompts, strategies, folder=folder, **options)
 
 
 def by_name(report):
-    return {side["name"]: side for side in report["sides"]}
+    return {side.name: side for side in report.sides}
 
 
 def same(value):
-    return pytest.approx({"median": value, "low": value, "high": value})
+    return Spread(*[pytest.approx(value)] * 3)
 
 
 def test_times_are_those_of_the_layers_that_ran(model, prompts, layer_clock, tmp_path):
@@ -88,20 +92,20 @@ def test_times_are_those_of_the_layers_that_ran(model, prompts, layer_clock, tmp
         repr(HALF): HALF_DEPTHS,
         repr(shallow): [3, 3, 3, 3, 2],  # {0} and the top round(2 - t/6) = 2, 2, 2, 2, 1 layers (1.5 to even)
     }
-    assert [side["name"] for side in report["sides"]] == list(depths)
+    assert [side.name for side in report.sides] == list(depths)
     for name, side in by_name(report).items():
         seconds = sum(depths[name]) * LAYER_S
         full_s = LAYERS * STEPS * LAYER_S
-        assert side["prompt_s"] == [[LAYERS * LAYER_S] * 2] * 3
-        assert side["decode_s"] == [[seconds, seconds]] * 3
-        assert side["decode_passes"] == [[STEPS, STEPS]] * 3
-        assert side["decode_step_ms"] == same(1000 * seconds / STEPS)
-        assert side["tokens_per_second"] == same(STEPS / seconds)
-        assert side["speed_up"] == same(full_s / seconds)
-        assert side["time_over_plain"] == same(seconds / full_s)
-        assert side["prompt_ms"] == same(1000 * LAYERS * LAYER_S)
+        assert side.prompt_s == ((LAYERS * LAYER_S,) * 2,) * 3
+        assert side.decode_s == ((seconds, seconds),) * 3
+        assert side.decode_passes == ((STEPS, STEPS),) * 3
+        assert side.decode_step_ms == same(1000 * seconds / STEPS)
+        assert side.tokens_per_second == same(STEPS / seconds)
+        assert side.speed_up == same(full_s / seconds)
+        assert side.time_over_plain == same(seconds / full_s)
+        assert side.prompt_ms == same(1000 * LAYERS * LAYER_S)
         if name != "plain generate":
-            assert side["average_layers"] == pytest.approx(sum(depths[name]) / STEPS)
+            assert side.average_layers == pytest.approx(sum(depths[name]) / STEPS)
 
 
 def test_each_side_decodes_each_prompt_once_a_round_after_one_round_of_warm_up(model, prompts, layer_clock, tmp_path):
@@ -111,40 +115,40 @@ def test_each_side_decodes_each_prompt_once_a_round_after_one_round_of_warm_up(m
 
 def test_the_ideal_is_that_of_the_schedule_and_missing_without_one(model, prompts, layer_clock, tmp_path):
     report = bench(model, prompts, [HALF, CALM(threshold=0.5), HalfThenExit()], tmp_path)
-    plain, full, half, *exits = report["sides"]
+    plain, full, half, *exits = report.sides
     expected = ideal_speedup(model, HALF.scheduled_layers(LAYERS, NEW_TOKENS))
     assert 1 < expected < LAYERS / 3
-    assert half["ideal_speed_up"] == expected
-    assert half["reached"] == pytest.approx(LAYERS / 3 / expected)
-    assert full["ideal_speed_up"] == full["reached"] == 1.0
+    assert half.ideal_speed_up == expected
+    assert half.reached == pytest.approx(LAYERS / 3 / expected)
+    assert full.ideal_speed_up == full.reached == 1.0
     for side in (plain, *exits):
-        assert side["ideal_speed_up"] is None
-        assert side["reached"] is None
+        assert side.ideal_speed_up is None
+        assert side.reached is None
 
 
 def test_costs(model, prompts, tmp_path):
-    plain, full, half = bench(model, prompts, [HALF], tmp_path)["sides"]
+    plain, full, half = bench(model, prompts, [HALF], tmp_path).sides
     layer, head, channels, context = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64, 32 * 64, 32, (5 + 8) / 2 + 1 + 2
     for side, depth in ((full, 4), (half, 3)):
         expected = 2 * (depth * layer + head) + 4 * channels * context * depth
-        assert side["flops_per_token"] == pytest.approx(expected)
-    assert full["cache_mib"] == LAYERS * 2 * 16 * 4 * (8 + STEPS) / 2**20
-    assert 0 < half["cache_mib"] < full["cache_mib"]
-    assert plain["flops_per_token"] is plain["cache_mib"] is plain["average_layers"] is None
+        assert side.flops_per_token == pytest.approx(expected)
+    assert full.cache_mib == LAYERS * 2 * 16 * 4 * (8 + STEPS) / 2**20
+    assert 0 < half.cache_mib < full.cache_mib
+    assert plain.flops_per_token is plain.cache_mib is plain.average_layers is None
 
 
 def test_the_end_of_a_sequence_is_switched_off(model, prompts, layer_clock, tmp_path):
     first = model.generate(prompts[0], max_new_tokens=1, eos_token_id=None)[0, -1].item()
     model.generation_config.eos_token_id = first
     report = bench(model, prompts, [FullDepth()], tmp_path, repeats=1)
-    assert [side["decode_passes"] for side in report["sides"]] == [[[STEPS, STEPS]]] * 3
+    assert [side.decode_passes for side in report.sides] == [((STEPS, STEPS),)] * 3
 
 
 def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, tmp_path):
     layer, seen = model.model.layers[0], []
     own = type(layer)
     layer.mlp.register_forward_pre_hook(lambda module, args: seen.append((type(layer), len(layer._forward_pre_hooks))))
-    decode._PlainSide(model, prompts, NEW_TOKENS)(0)
+    PlainSide(model, prompts, NEW_TOKENS)(0)
     # the clock's hook is gone once it has read the clock: it weighs on the prompt pass alone
     assert seen == [(own, 1), *[(own, 0)] * STEPS]
 
@@ -152,13 +156,13 @@ def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, 
 def test_no_hook_is_left_after_an_error(model, prompts):
     model.model.layers[1].register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        decode._PlainSide(model, prompts, NEW_TOKENS)(0)
+        PlainSide(model, prompts, NEW_TOKENS)(0)
     assert not model.model.layers[0]._forward_pre_hooks
 
 
 def test_other_tokens_than_plain_generate_are_an_error(model, prompts, tmp_path, monkeypatch):
-    generate, wrong = decode.generate, {"strategy": HALF}
-    monkeypatch.setattr(decode, "generate", lambda *args, **options: generate(*args, **options | wrong))
+    generate, wrong = bench_sides.generate, {"strategy": HALF}
+    monkeypatch.setattr(bench_sides, "generate", lambda *args, **options: generate(*args, **options | wrong))
     with pytest.raises(RuntimeError, match="different tokens from prompt 0"):
         bench(model, prompts, [], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -166,19 +170,19 @@ def test_other_tokens_than_plain_generate_are_an_error(model, prompts, tmp_path,
 
 def test_files(model, prompts, tmp_path, capsys):
     folder = tmp_path / "new" / "bench"
-    run = {"seed": 1, "machine": {"cpu": "Abacus 3000"}}
+    run = run_info(seed=1)
+    run = replace(run, machine=replace(run.machine, cpu="Abacus 3000"))
     report = bench(model, prompts, [HALF], folder, repeats=2, run=run)
     assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.md"]
-    assert json.loads((folder / "bench.json").read_text()) == report
-    assert report["version"] == 1
-    assert report["model"]["class"] == "LlamaForCausalLM"
-    assert report["model"]["dtype"] == "float32"
-    assert report["prompt_tokens"] == [5, 8]
-    assert (report["new_tokens"], report["repeats"], report["warmup_rounds"]) == (NEW_TOKENS, 2, 1)
-    assert report["environment"]["threads"] == torch.get_num_threads()
-    assert report["run"] == run
-    text = (folder / "bench.md").read_text()
-    assert "2 prompts of 5 to 8 tokens; 6 new tokens; 2 interleaved rounds after 1 of warm-up" in text
+    assert BenchResult.read(folder / "bench.json") == report
+    assert report.model.class_name == "LlamaForCausalLM"
+    assert report.model.dtype == "float32"
+    assert report.prompt_tokens == (5, 8)
+    assert (report.new_tokens, report.repeats, report.warmup_rounds) == (NEW_TOKENS, 2, 1)
+    assert report.environment.threads == torch.get_num_threads()
+    assert report.run == run
+    text = re.sub(" +", " ", (folder / "bench.md").read_text())
+    assert "2 prompts of 5 to 8 tokens; 6 new tokens; 2 rounds in alternation after 1 of warm-up" in text
     assert "Abacus 3000" in text
     for name in ("plain generate", "FullDepth", repr(HALF)):
         assert f"| `{name}` | " in text
@@ -187,7 +191,7 @@ def test_files(model, prompts, tmp_path, capsys):
 
 def test_table_cells(model, prompts, layer_clock, tmp_path, capsys):
     bench(model, prompts, [HALF], tmp_path)
-    lines = (tmp_path / "bench.md").read_text().splitlines()
+    lines = re.sub(" +", " ", (tmp_path / "bench.md").read_text()).splitlines()
     plain, half = (next(line for line in lines if line.startswith(f"| `{name}")) for name in ("plain", "HSD"))
     assert half.startswith(
         f"| `{HALF!r}` | 3.00 | 46.9 [46.9…46.9] | 21.3 | 1.33 [1.33…1.33] | 1.31 | 101.8 "
@@ -213,4 +217,4 @@ def test_table_cells(model, prompts, layer_clock, tmp_path, capsys):
 def test_bad_arguments(model, prompts, tmp_path, change, message):
     arguments = {"prompts": prompts, "strategies": [], "new_tokens": NEW_TOKENS, "repeats": 1} | change
     with pytest.raises(ValueError, match=message):
-        run_bench(model, output=tmp_path, **arguments)
+        run_bench(model, folder=tmp_path, **arguments)

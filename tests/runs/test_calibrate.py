@@ -10,8 +10,10 @@ import yaml
 import hsdlab.modules.decode
 from hsdlab import CALM, HSD, FullDepth, OracleExit
 from hsdlab.metrics import rouge_scores
+from hsdlab.records.calibration import CalibrationResult
+from hsdlab.reporting.calibration import guarantee
 from hsdlab.runs.calibrate import check_calibration
-from tests.test_resume import interrupt, lines, without_times
+from tests.runs.test_resume import interrupt, lines, without_times
 from tests.tiny_runs import options, read_records, refusal, run, without_costs, write_examples
 
 NEVER_EXITS = "{class_path: CALM, init_args: {threshold: 1.0}}"
@@ -33,13 +35,18 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def calibrate(tiny, monkeypatch, tmp_path):
-    """Run the command into tmp_path/out and give what calibration.json holds."""
+    """Run the command into tmp_path/out and give the record that calibration.json holds."""
 
     def call(*args, strategies=LIST):
         run(monkeypatch, "calibrate", *tiny, f"--output={tmp_path / 'out'}", strategies, "--tolerance=0.2", *args)
-        return json.loads((tmp_path / "out" / "calibration.json").read_text(encoding="utf-8"))
+        return CalibrationResult.read(tmp_path / "out" / "calibration.json")
 
     return call
+
+
+def losses(report, number):
+    """The losses of a test by the ids of the examples."""
+    return dict(zip(report.example_ids, report.tests[number].losses, strict=True))
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def by_hand(folder, file, loss):
 def test_the_list_is_gone_through_until_one_does_not_pass(calibrate, tmp_path, monkeypatch, capsys):
     report = calibrate("--loss=textual", "--seed_everything=3")
     out = tmp_path / "out"
-    assert [(test["name"], test["passed"]) for test in report["tests"]] == [
+    assert [(row.name, test.passed) for row, test in report.tested] == [
         ("CALM(threshold=1.0)", True),
         ("CALM(threshold=0.999)", True),
         ("HSD(num_skipped=2, min_exit=0, max_exit=1)", False),
@@ -75,12 +82,13 @@ def test_the_list_is_gone_through_until_one_does_not_pass(calibrate, tmp_path, m
     files = sorted(path.name for path in (out / "predictions").iterdir())
     assert [name[:6] for name in files] == ["01_Ful", "02_CAL", "03_CAL", "04_HSD"]  # SkipDecode was not decoded
     assert {record["id"].partition("-")[0] for record in read_records(out / "predictions" / files[0])} == {"validation"}
-    assert any(test["mean_loss"] > 0 for test in report["tests"])
-    for file, test in zip(files[1:], report["tests"], strict=True):
-        assert test["losses"] == pytest.approx(by_hand(out, file, "textual"))
-    assert report["chosen"]["name"] == "CALM(threshold=0.999)"
-    assert report["guarantee"].startswith("With probability at least 95 % over the draw of the 40 calibration examples")
-    assert report["run"]["config"]["tolerance"] == 0.2
+    assert any(test.mean_loss > 0 for test in report.tests)
+    assert len(report.tests) == 3
+    for number, file in enumerate(files[1:]):
+        assert losses(report, number) == pytest.approx(by_hand(out, file, "textual"))
+    assert report.chosen.name == "CALM(threshold=0.999)"
+    assert guarantee(report).startswith("With probability at least 95 % over the draw of the 40 calibration examples")
+    assert report.run.config["tolerance"] == 0.2
     printed = " ".join(capsys.readouterr().out.split())
     assert "Setting 3 of 4" in printed
     assert "Setting 4 of 4" not in printed
@@ -115,10 +123,10 @@ def test_risk_is_out_of_the_recorded_scores(tiny, calibrate, monkeypatch, tmp_pa
     report = calibrate(*args, strategies=f"--strategies=[{ONE_LAYER}]")
     (file,) = (tmp_path / "out" / "predictions").glob("02_*")
     expected = by_hand(tmp_path / "out", file.name, "risk")
-    assert report["tests"][0]["losses"] == pytest.approx(expected)
-    assert report["tests"][0]["mean_loss"] == pytest.approx(sum(expected.values()) / EXAMPLES)
-    assert report["tests"][0]["mean_loss"] > 0.1
-    assert report["bound"] == "hoeffding"
+    assert losses(report, 0) == pytest.approx(expected)
+    assert report.tests[0].mean_loss == pytest.approx(sum(expected.values()) / EXAMPLES)
+    assert report.tests[0].mean_loss > 0.1
+    assert report.bound == "hoeffding"
 
 
 def test_exact_match_with_the_exact_binomial(calibrate, tmp_path):
@@ -126,15 +134,15 @@ def test_exact_match_with_the_exact_binomial(calibrate, tmp_path):
     (file,) = (tmp_path / "out" / "predictions").glob("04_*")
     full, early = (read_records(tmp_path / "out" / "predictions" / name) for name in ("01_FullDepth.jsonl", file.name))
     changed = {a["id"]: float(a["prediction"] != b["prediction"]) for a, b in zip(full, early, strict=True)}
-    assert report["tests"][-1]["losses"] == changed
-    assert report["tests"][0]["p_value"] == pytest.approx(0.8**EXAMPLES)
+    assert losses(report, -1) == changed
+    assert report.tests[0].p_value == pytest.approx(0.8**EXAMPLES)
 
 
 def test_where_nothing_passes_the_config_is_full_depth(calibrate, tmp_path, monkeypatch):
     report = calibrate("--loss=textual", strategies=f"--strategies=[{ONE_LAYER}, {SURE}]")
-    assert report["chosen"]["name"] == "FullDepth()"
-    assert report["guarantee"].startswith("No setting is shown to be one that")
-    assert len(report["tests"]) == 1
+    assert report.chosen.name == "FullDepth()"
+    assert guarantee(report).startswith("No setting is shown to be one that")
+    assert len(report.tests) == 1
     config = tmp_path / "out" / "calibrated.yaml"
     run(monkeypatch, "test", f"--config={config}", f"--output={tmp_path / 'test'}", "--data.limit=2")
     assert {record["average_layers"] for record in read_records(tmp_path / "test" / "predictions.jsonl")} == {3.0}
@@ -143,12 +151,13 @@ def test_where_nothing_passes_the_config_is_full_depth(calibrate, tmp_path, monk
 def test_too_few_examples_are_warned_of(calibrate):
     with pytest.warns(UserWarning, match=r"can only end with full depth: with 5 examples .* 14 examples are needed"):
         report = calibrate("--data.limit=5")
-    assert report["chosen"]["name"] == "FullDepth()"
-    assert "With 5 examples none could pass: 14 are needed" in report["guarantee"]
+    assert report.chosen.name == "FullDepth()"
+    assert "With 5 examples none could pass: 14 are needed" in guarantee(report)
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_ends_as_if_nothing_had_happened(tiny, tmp_path, monkeypatch, capsys):
-    slow = "{class_path: tests.test_resume.Slow, init_args: {layers: %d}}"
+    slow = "{class_path: tests.runs.test_resume.Slow, init_args: {layers: %d}}"
     args = ["calibrate", *tiny, f"--strategies=[{slow % 3}, {slow % 2}, {slow % 1}]", "--tolerance=0.2"]
     args += ["--loss=textual", "--data.batch_size=2"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -160,8 +169,6 @@ def test_a_killed_calibration_ends_as_if_nothing_had_happened(tiny, tmp_path, mo
     run(monkeypatch, *args, f"--output={killed}")
     assert f"{done} of at most {4 * EXAMPLES} predictions are done" in capsys.readouterr().out
     reports = [json.loads((folder / "calibration.json").read_text(encoding="utf-8")) for folder in (killed, whole)]
-    for report in reports:
-        del report["guarantee"]  # holds times
     assert without_times(reports[0]) == without_times(reports[1])
     assert [test["passed"] for test in reports[0]["tests"]] == [True, False]
     names = sorted(path.name for path in (whole / "predictions").iterdir())

@@ -1,6 +1,8 @@
 """What layers are worth, against transformers' own hidden states and plain forward hooks; the report of it."""
 
 import json
+from importlib import import_module
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,8 +11,11 @@ import torch
 
 from hsdlab import FullDepth, generate
 from hsdlab.decoding.families import position_ids
-from hsdlab.reporting.inspection import figures, markdown, run_inspection, summary
-from hsdlab.runs.inspect import inspect_layers, own_text
+from hsdlab.records.inspection import InspectionResult
+from hsdlab.records.provenance import run_info
+from hsdlab.reporting.inspection import inspection_markdown, summary, write_inspection
+from hsdlab.runs.inspect import inspect_layers, inspection_result, own_text
+from hsdlab.runs.model_info import model_info
 from hsdlab.testing import prompts, tiny_model
 from tests.reference import slow
 
@@ -157,45 +162,66 @@ def test_text_without_a_decode_step_is_refused(tiny, batch):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """The report of a tiny model, and its folder."""
+def inspected(tmp_path_factory):
+    """The result on a tiny model, and the folder to which it was written."""
     folder = tmp_path_factory.mktemp("inspection") / "new"
-    return run_inspection(tiny_model(), [make_batch()], text="a text", output=folder, run={"seed": 1}), folder
+    model = tiny_model()
+    result = inspection_result(inspect_layers(model, [make_batch()]), model_info(model), "a text", run_info(seed=1))
+    write_inspection(result, folder)
+    return result, folder
 
 
-def test_figures_are_means_over_all_steps(report):
+def test_figures_are_means_over_all_steps(inspected):
+    result, _ = inspected
     measured = inspect_layers(tiny_model(), [make_batch()])
-    layer = report[0]["layers"][2]
-    assert layer["layer"] == 2
-    assert layer["agreement"]["value"] == pytest.approx(measured.agreement[:, 2].sum() / 7)
+    layer = result.layers[2]
+    assert layer.layer == 2
+    assert layer.agreement.value == pytest.approx(measured.agreement[:, 2].sum() / 7)
     increase = measured.dropped_loss[:, 2] - measured.loss
-    assert layer["dropped_loss"]["value"] == pytest.approx(increase.sum() / 7)
-    assert layer["dropped_loss"]["low"] == pytest.approx(min(increase / measured.steps))  # one example twice
+    assert layer.dropped_loss.value == pytest.approx(increase.sum() / 7)
+    assert layer.dropped_loss.low == pytest.approx(min(increase / measured.steps))  # one example twice
     saturated_at = [(LAYERS + 1) * steps - sum(row) for steps, row in zip([5, 2], measured.saturation, strict=True)]
-    assert report[0]["saturated_layers"]["value"] == pytest.approx(sum(saturated_at) / 7)
-    losses = [row["dropped_loss"]["value"] for row in report[0]["layers"]]
-    assert [losses[layer] for layer in report[0]["cheapest_first"]] == sorted(losses)
+    assert result.saturated_layers.value == pytest.approx(sum(saturated_at) / 7)
+    losses = [each.dropped_loss.value for each in result.layers]
+    assert [losses[layer] for layer in result.cheapest_first] == sorted(losses)
 
 
-def test_files_and_summary(report):
-    content, folder = report
+def test_files_and_summary(inspected):
+    result, folder = inspected
     assert sorted(path.name for path in folder.iterdir()) == ["inspect.json", "inspect.md", "inspect.png"]
-    assert json.loads((folder / "inspect.json").read_text()) == content
-    assert (content["examples"], content["decode_steps"], content["run"]) == (2, 7, {"seed": 1})
+    assert InspectionResult.read(folder / "inspect.json") == result
+    assert (result.examples, result.decode_steps, result.run.seed) == (2, 7, 1)
     text = (folder / "inspect.md").read_text()
-    assert summary(content) in text
-    assert len([line for line in text.splitlines() if line.startswith("| ")]) == LAYERS + 2
-    cheapest = content["cheapest_first"][0]
-    assert f"Dropping layer {cheapest} costs least (" in summary(content)
-    assert f"An oracle exit would run {content['oracle_layers']['value']:.1f} [" in summary(content)
+    assert summary(result) in text
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == LAYERS + 2
+    assert f"Dropping layer {result.cheapest_first[0]} costs least (" in summary(result)
+    assert f"An oracle exit would run {result.oracle_layers.value:.1f} [" in summary(result)
     assert (folder / "inspect.png").read_bytes().startswith(b"\x89PNG")
     assert not plt.get_fignums()
 
 
 def test_one_example_has_no_intervals(tiny, batch, tmp_path):
     one = {name: tensor[:1] for name, tensor in batch.items()}
-    content = run_inspection(tiny(), [one], text="a text", output=tmp_path)
+    result = inspection_result(inspect_layers(tiny(), [one]), model_info(tiny()), "a text", run_info())
+    write_inspection(result, tmp_path)
     assert json.loads((tmp_path / "inspect.json").read_text())["oracle_layers"]["low"] is None
-    assert "nan" not in markdown(content)
-    assert "[" not in summary(content)
-    assert figures(inspect_layers(tiny(), [one]))["examples"] == 1
+    assert "nan" not in inspection_markdown(result)
+    assert "[" not in summary(result)
+    assert result.examples == 1
+
+
+def test_own_text_is_made_where_the_model_is(monkeypatch):
+    """The data's batches are on the CPU and the model may be on a GPU: "meta" stands for it here."""
+    model, seen = tiny_model().to("meta"), {}
+
+    def generate(net, *, input_ids, attention_mask, **options):
+        seen.update(input_ids=input_ids.device.type, attention_mask=attention_mask.device.type)
+        trace = SimpleNamespace(live=torch.ones(2, len(input_ids), dtype=torch.bool), prompt_length=input_ids.shape[1])
+        new = torch.zeros(len(input_ids), 3, dtype=torch.long, device=input_ids.device)
+        return SimpleNamespace(sequences=torch.cat([input_ids, new], dim=1), trace=trace)
+
+    monkeypatch.setattr(import_module("hsdlab.runs.inspect"), "generate", generate)
+    input_ids, attention_mask = prompts(3)
+    batch = own_text(model, {"input_ids": input_ids, "attention_mask": attention_mask}, 3)
+    assert seen == {"input_ids": "meta", "attention_mask": "meta"}
+    assert {tensor.device.type for tensor in batch.values()} == {"meta"}

@@ -17,7 +17,7 @@ from tests.two_processes import FITS, RUNS, run_all
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # one worker runs the two processes once, for all tests here
-TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")
+TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms", "prompt_s", "decode_s", "wall_s")
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +74,19 @@ def test_the_comparison_is_that_of_one_process(folders):
     one, two = (
         json.loads((folder / "compare" / "comparison.json").read_text(encoding="utf-8")) for folder in folders[:2]
     )
-    for expected, row in zip(one["strategies"], two["strategies"], strict=True):
+    for expected, row in zip(one["rows"], two["rows"], strict=True):
         for name in ("name", "examples", "quality", "output_tokens"):
             assert row[name] == expected[name]
-        costs = {name: value for name, value in expected["cost"].items() if name not in TIMES}
-        assert {name: row["cost"][name] for name in costs} == pytest.approx(costs)
+        for kind in ("figures", "cost"):
+            costs = {name: value for name, value in expected[kind].items() if name not in TIMES}
+            assert {name: row[kind][name] for name in costs} == pytest.approx(costs)
 
 
 def test_the_calibration_is_that_of_one_process(folders):
     one, two = (
         json.loads((folder / "calibrate" / "calibration.json").read_text(encoding="utf-8")) for folder in folders[:2]
     )
-    assert two["chosen"] == one["chosen"]
-    for name in ("losses", "mean_loss", "p_value", "passed"):
+    for name in ("losses", "p_value", "risk_upper_bound", "passed"):
         assert [test[name] for test in two["tests"]] == [test[name] for test in one["tests"]]
 
 
@@ -94,9 +94,10 @@ def test_the_tuning_is_that_of_one_process(folders):
     one, two = (json.loads((folder / "tune" / "tuning.json").read_text(encoding="utf-8")) for folder in folders[:2])
     assert two["chosen"] == one["chosen"]
     assert two["settings"] == one["settings"]
-    decoded = [[each["decoded"] and each["decoded"]["scores"] for each in run["frontier"]] for run in (one, two)]
-    assert decoded[0] == decoded[1]
-    assert any(decoded[0])
+    assert two["decoded"] == one["decoded"]
+    assert one["decoded"]
+    qualities = [[row["quality"] for row in run["comparison"]["rows"]] for run in (one, two)]
+    assert qualities[0] == qualities[1]
 
 
 def test_only_the_first_process_prints(folders):

@@ -8,13 +8,17 @@ from matplotlib.figure import Figure
 
 import hsdlab.modules.decode
 import hsdlab.reporting.tuning
-from hsdlab import HSD, SkipDecode, StaticDepth, strategy_runs
+from hsdlab import HSD, SkipDecode, StaticDepth
+from hsdlab.costs import Cost
 from hsdlab.metrics import rouge_scores
 from hsdlab.modules.decode import DecodeModule
-from hsdlab.runs.tune import check_tuning
+from hsdlab.records.run_folder import prediction_file
+from hsdlab.records.tuning import TuningResult
+from hsdlab.reporting.tuning import summary
+from hsdlab.runs.tunable import check_tuning
 from hsdlab.testing import tiny_model
 from hsdlab.tuning import ReplayScore
-from tests.test_resume import without_times
+from tests.runs.test_resume import without_times
 from tests.tiny_checkpoints import TOKENS, save
 from tests.tiny_runs import options, read_records, refusal, run, without_costs, write_examples
 
@@ -40,11 +44,11 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def tune(tiny, monkeypatch, tmp_path):
-    """Run the command into tmp_path/out, or another folder, and give what tuning.json holds."""
+    """Run the command into tmp_path/out, or another folder, and give the record that tuning.json holds."""
 
     def call(*args, folder="out"):
         run(monkeypatch, "tune", *tiny, f"--output={tmp_path / folder}", *args)
-        return json.loads((tmp_path / folder / "tuning.json").read_text(encoding="utf-8"))
+        return TuningResult.read(tmp_path / folder / "tuning.json")
 
     return call
 
@@ -58,12 +62,12 @@ def no_picture(monkeypatch):
 @pytest.fixture
 def layers_as_time(monkeypatch):
     """A decode step takes a millisecond a layer, whatever the machine does besides."""
-    measured = strategy_runs._efficiency
+    measured = Cost.figures
 
-    def efficiency(records):
-        return (made := measured(records)) | {"decode_step_ms": made["average_layers"]}
+    def figures(self):
+        return (made := measured(self)) | {"decode_step_ms": made["average_layers"]}
 
-    monkeypatch.setattr(strategy_runs, "_efficiency", efficiency)
+    monkeypatch.setattr(Cost, "figures", figures)
 
 
 @pytest.fixture
@@ -93,7 +97,7 @@ def counted(monkeypatch, no_picture):
 
 def made(strategy):
     """The strategy that a config names."""
-    return getattr(hsdlab, strategy["class_path"].rpartition(".")[2])(**strategy["init_args"])
+    return getattr(hsdlab, strategy.class_name)(**strategy.init_args)
 
 
 def rouge1(file):
@@ -104,29 +108,27 @@ def rouge1(file):
 def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatch, capsys, layers_as_time):
     report = tune("--max-loss=0.4", "--metric=rouge1", "--trials=30", "--decodes=4", "--seed_everything=3")
     out = tmp_path / "out"
-    decoded = [each["decoded"] for each in report["frontier"] if each["decoded"]]
+    decoded = report.rows.values()
     assert len(decoded) == 4
     full = rouge1(out / "predictions" / "FullDepth.jsonl")
-    assert report["reference"]["scores"]["rouge1"] == pytest.approx(full)
-    files = [strategy_runs.prediction_file(out, made(each["strategy"])) for each in decoded]
+    assert report.comparison.baseline.quality["rouge1"].value == pytest.approx(full)
+    files = [prediction_file(out, each.name) for each in decoded]
     assert {file.name for file in files} | {"FullDepth.jsonl"} == {
         path.name for path in (out / "predictions").iterdir()
     }
-    shares = {each["name"]: rouge1(file) / full for each, file in zip(decoded, files, strict=True)}
+    shares = {each.name: rouge1(file) / full for each, file in zip(decoded, files, strict=True)}
     for each in decoded:
-        assert each["percent_of_full_depth"]["value"] == pytest.approx(100 * shares[each["name"]])
-    verdicts = {each["name"]: each["verdict"] for each in report["frontier"] if each["decoded"]}
+        assert each.percent_of_baseline["rouge1"].value == pytest.approx(100 * shares[each.name])
+    verdicts = {report.rows[each.place].name: each.met_goal for each in report.decoded}
     assert verdicts == {name: share >= 0.6 for name, share in shares.items()}
-    assert report["chosen"]["name"] == [name for name in shares if shares[name] >= 0.6][-1]  # slowest first
+    assert report.chosen_row.name == [name for name in shares if shares[name] >= 0.6][-1]  # slowest first
     assert {False, True} == set(verdicts.values())
     assert {record["id"].partition("-")[0] for record in read_records(files[0])} == {"validation"}
 
     printed = " ".join(capsys.readouterr().out.split())
     assert "searching" in printed
     assert "Setting 4 of at most 4" in printed
-    assert (
-        f"{report['chosen']['name']} is the fastest decoded that keeps 60 % or more of full depth's ROUGE-1" in printed
-    )
+    assert f"{report.chosen_row.name} is the fastest decoded that keeps 60 % or more of full depth's ROUGE-1" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         *("config.yaml", "frontier.png", "predictions", "run.json", "scores.jsonl", "strategy.yaml"),
         *("tuning.json", "tuning.md"),
@@ -134,7 +136,7 @@ def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatc
 
     run(monkeypatch, "test", f"--config={out / 'strategy.yaml'}", f"--output={tmp_path / 'test'}")
     config = yaml.safe_load((tmp_path / "test" / "config.yaml").read_text(encoding="utf-8"))
-    assert config["skip"] == report["chosen"]["strategy"]
+    assert config["skip"] == report.chosen_row.strategy.as_config()
     asked = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     assert {name: config[name] for name in ("model", "data", "trainer")} == {
         name: asked[name] for name in ("model", "data", "trainer")
@@ -144,33 +146,33 @@ def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatc
 
 
 def test_the_best_that_is_fast_enough_and_nothing_too_slow_is_replayed(tune, counted, layers_as_time, tmp_path):
-    report = tune("--speedup=1.5", "--metric=bleu1", "--trials=30", "--decodes=3", "--strategies=[SkipDecode]")
-    scored = [each for each in report["settings"] if each["nats_per_token"] is not None]
-    assert 0 < len(scored) < len(report["settings"])
-    assert {each["ideal_speed_up"] >= 1.5 for each in scored} == {True}
-    assert {each["ideal_speed_up"] < 1.5 for each in report["settings"] if each not in scored} == {True}
+    report = tune("--speedup=1.5", "--metric=bleu1", "--trials=30", "--decodes=3", "--classes=[SkipDecode]")
+    scored = [each for each in report.settings if each.nats_per_token is not None]
+    assert 0 < len(scored) < len(report.settings)
+    assert {each.ideal_speed_up >= 1.5 for each in scored} == {True}
+    assert {each.ideal_speed_up < 1.5 for each in report.settings if each not in scored} == {True}
     assert counted["replays"] == len(scored) + 1  # and full depth
     assert counted["replays"] == len((tmp_path / "out" / "scores.jsonl").read_text(encoding="utf-8").splitlines())
     steps = [
         step for r in read_records(tmp_path / "out/predictions/FullDepth.jsonl") for step in range(r["decode_steps"])
     ]
-    for each in report["settings"]:
-        depths = [len(made(each["strategy"]).layers_at(step, LAYERS, max_steps=8)) for step in steps]
-        assert each["average_layers"] == pytest.approx(sum(depths) / len(depths))
-    decoded = [each["decoded"] for each in report["frontier"] if each["decoded"]]
+    for each in report.settings:
+        depths = [len(made(each.strategy).layers_at(step, LAYERS, max_steps=8)) for step in steps]
+        assert each.average_layers == pytest.approx(sum(depths) / len(depths))
+    decoded = report.rows.values()
     assert counted["decodes"] == 3 * (len(decoded) + 1)  # of three batches each
-    fast = [each for each in decoded if LAYERS / each["cost"]["average_layers"] >= 1.5]
-    best = max(each["scores"]["bleu1"] for each in fast)
-    (chosen,) = [each for each in fast if each["name"] == report["chosen"]["name"]]
-    assert chosen["scores"]["bleu1"] == best
-    assert "is the best decoded that is 1.5× as fast" in report["summary"]
-    assert {each["strategy"]["class_path"].rpartition(".")[2] for each in report["settings"]} == {"SkipDecode"}
+    fast = [each for each in decoded if LAYERS / each.average_layers >= 1.5]
+    best = max(each.quality["bleu1"].value for each in fast)
+    (chosen,) = [each for each in fast if each is report.chosen_row]
+    assert chosen.quality["bleu1"].value == best
+    assert "is the best decoded that is 1.5× as fast" in summary(report)
+    assert {each.strategy.class_name for each in report.settings} == {"SkipDecode"}
 
 
 def test_settings_that_are_given_are_tried_before_any_is_proposed(tune, no_picture):
     given = yaml.safe_dump([HSD(2, 0, 3).config(), SkipDecode(1, 4).config()], default_flow_style=True, width=1000)
-    report = tune(GOAL, *SHORT, f"--first={given}", "--strategies=[StaticDepth]")
-    first, second, *others = [made(each["strategy"]) for each in report["settings"]]
+    report = tune(GOAL, *SHORT, f"--first={given}", "--classes=[StaticDepth]")
+    first, second, *others = [made(each.strategy) for each in report.settings]
     assert (repr(first), repr(second)) == (repr(HSD(2, 0, 3)), repr(SkipDecode(1, 4)))
     assert {type(each) for each in others} == {StaticDepth}
 
@@ -183,11 +185,11 @@ def test_a_setting_that_does_not_fit_the_model_is_refused(tune, counted, tmp_pat
 
 def test_a_speed_up_that_no_schedule_allows_decodes_nothing_and_full_depth_is_chosen(tune, counted, tmp_path):
     report = tune("--speedup=50", *SHORT)
-    assert report["frontier"] == []
-    assert report["summary"].startswith("No setting tried can be 50× as fast as full depth or more, the most is ")
+    assert report.frontier == ()
+    assert summary(report).startswith("No setting tried can be 50× as fast as full depth or more, the most is ")
     assert (counted["replays"], counted["decodes"]) == (1, 3)
     config = yaml.safe_load((tmp_path / "out" / "strategy.yaml").read_text(encoding="utf-8"))
-    assert config["skip"] == report["chosen"]["strategy"]
+    assert config["skip"] == report.chosen_row.strategy.as_config()
     assert config["skip"]["class_path"].rpartition(".")[2] == "FullDepth"
 
 
@@ -216,8 +218,8 @@ def test_another_question_takes_over_what_was_scored_and_decoded(tune, counted, 
     assert "30 predictions are done" in capsys.readouterr().out
     assert counted["replays"] <= 1
     assert counted["decodes"] <= 3
-    assert second["run"]["config"]["max_loss"] == 0.5
-    assert {each["name"] for each in first["settings"]} <= {each["name"] for each in second["settings"]}
+    assert second.run.config["max_loss"] == 0.5
+    assert {each.name for each in first.settings} <= {each.name for each in second.settings}
     with pytest.raises(FileExistsError, match="examples: 32 then, 4 now"):
         tune("--max-loss=0.4", *SHORT, "--examples=4")
 
@@ -231,7 +233,7 @@ def refused(tiny, monkeypatch, tmp_path, capsys):
     ("args", "expected"),
     [
         ([], "Got neither; expected one of --max-loss"),
-        ([GOAL, "--strategies=[CALM]"], "CALM is no ScheduledStrategy"),
+        ([GOAL, "--classes=[CALM]"], "CALM is no ScheduledStrategy"),
         ([GOAL, "--metric=bertscore_f1"], "computed by bertscore, which is not in model.metrics=[rouge, bleu]"),
         ([GOAL, "--trials=0"], "trials"),
         ([GOAL, "--first=[CALM]"], "CALM(threshold=0.9) has no layers that are known before a step"),
@@ -249,15 +251,15 @@ def test_what_cannot_end_well_is_refused_before_the_model_is_loaded(args, expect
         ({"speedup": 2.0}, "Got max-loss=0.05 and speedup=2; expected one of"),
         ({"max_loss": 1.5}, "max-loss=1.5: expected a share"),
         ({"max_loss": None, "speedup": 0.9}, "speedup=0.9: expected a number above 1"),
-        ({"strategies": ["CALM"]}, "replay scores layers that are known before a step: expected some of HSD"),
-        ({"strategies": ["hsdlab.Compose"]}, "hsdlab.Compose is no ScheduledStrategy"),
-        ({"strategies": ["FullDepth"]}, "FullDepth does not say which settings there are to try"),
-        ({"strategies": ["tests.test_resume.Slow"]}, "Slow does not say which settings there are to try"),
-        ({"strategies": ["HDS"]}, "unknown class 'HDS'; expected some of HSD, SkipDecode, StaticDepth"),
-        ({"strategies": ["no_such.Class"]}, "unknown class 'no_such.Class'"),
-        ({"strategies": ["json.dumps"]}, "json.dumps is no strategy"),
-        ({"strategies": ["HSD", "hsdlab.HSD"]}, "strategies lists HSD 2 times"),
-        ({"strategies": []}, "strategies is empty"),
+        ({"classes": ["CALM"]}, "replay scores layers that are known before a step: expected some of HSD"),
+        ({"classes": ["hsdlab.Compose"]}, "hsdlab.Compose is no ScheduledStrategy"),
+        ({"classes": ["FullDepth"]}, "FullDepth does not say which settings there are to try"),
+        ({"classes": ["tests.runs.test_resume.Slow"]}, "Slow does not say which settings there are to try"),
+        ({"classes": ["HDS"]}, "unknown class 'HDS'; expected some of HSD, SkipDecode, StaticDepth"),
+        ({"classes": ["no_such.Class"]}, "unknown class 'no_such.Class'"),
+        ({"classes": ["json.dumps"]}, "json.dumps is no strategy"),
+        ({"classes": ["HSD", "hsdlab.HSD"]}, "classes lists HSD 2 times"),
+        ({"classes": []}, "classes is empty"),
         ({"first": [HSD(1), HSD(2)], "trials": 1}, "first lists 2 settings and trials=1: give as many trials"),
         ({"metric": "meteor"}, "metric=meteor; expected one of rouge1, .*, bleu4"),
         ({"metric": "exact_match"}, "metric=exact_match; expected one of"),
@@ -266,7 +268,7 @@ def test_what_cannot_end_well_is_refused_before_the_model_is_loaded(args, expect
     ],
 )
 def test_what_the_errors_say(given, expected):
-    options = {"strategies": ["HSD", "hsdlab.SkipDecode"], "max_loss": 0.05, "speedup": None, "metric": "bleu4"}
+    options = {"classes": ["HSD", "hsdlab.SkipDecode"], "max_loss": 0.05, "speedup": None, "metric": "bleu4"}
     options |= {"computed": ["bleu"], "max_new_tokens": 2, "examples": ["a", "b"]}
     check_tuning(**options)
     with pytest.raises(ValueError, match=expected):

@@ -8,7 +8,8 @@ import pytest
 from hsdlab import HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth
 from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.decoding.forced import schedule_mask
-from hsdlab.runs.tune import TUNABLE, settings_on_the_frontier
+from hsdlab.runs.tunable import TUNABLE
+from hsdlab.runs.tune import settings_on_the_frontier
 from hsdlab.tuning import ReplayScore, search
 from tests.tuning.conftest import MAX_STEPS
 

@@ -1,0 +1,138 @@
+"""Configs that include others: the files that a config is made of, in the order in which they apply.
+
+A config names others under ``include``, by paths relative to itself::
+
+    # configs/experiment/quickstart.yaml
+    include: [../model/smollm2_135m.yaml, ../data/docstrings.yaml]
+    output: runs/quickstart
+
+``--config quickstart.yaml`` then means ``--config smollm2_135m.yaml --config docstrings.yaml``, and last what
+quickstart.yaml says itself: what comes later wins. jsonargparse merges the files; this module only lists them.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from hsdlab.errors import UserError
+
+INCLUDE = "include"
+OPTIONS = ("-c", "--config", "--confi", "--conf", "--con", "--co")
+"""How a command line names a config: argparse completes what is cut short."""
+
+
+def config_files(file: str | Path) -> list[Path]:
+    """List the files that a config is made of.
+
+    Args:
+        file: The config.
+
+    Returns:
+        What it includes, each with what that includes before it, in the order given; last the config itself.
+
+    Raises:
+        UserError: For an included file that does not exist, for files that include each other in a circle, and for an
+            ``include`` that is no list of paths. The message names the chain of files.
+    """
+    return _files_after(Path(file), ())
+
+
+def with_included_configs(args: Sequence[str]) -> list[str]:
+    """Replace each ``--config FILE`` of a command line by one ``--config=`` for each file that FILE is made of.
+
+    Args:
+        args: The command line. What follows ``--config`` and is no local file (settings as a string, say) stays.
+
+    Returns:
+        The longer command line.
+
+    Raises:
+        UserError: See `config_files`.
+    """
+    expanded: list[str] = []
+    words = iter(args)
+    for word in words:
+        option, value = _option_and_value(word)
+        if option not in OPTIONS or (value is None and (value := next(words, None)) is None):
+            expanded.append(word)
+        elif os.path.isfile(value):
+            expanded += [f"--config={file}" for file in config_files(value)]
+        else:
+            expanded.append(f"--config={value}")
+    return expanded
+
+
+def without_include(text: str) -> str:
+    """Return a config's own settings.
+
+    Args:
+        text: The config.
+
+    Returns:
+        The same without ``include``; the values are untouched, as they were written.
+    """
+    top = top_level(text)
+    if top is None or _included(top) is None:
+        return text
+    top.value = [(key, value) for key, value in top.value if key.value != INCLUDE]
+    return yaml.serialize(top, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def top_level(text: str) -> yaml.MappingNode | None:
+    """Return the top of a YAML text as a node, or None where it is no mapping or no YAML (the parser says so)."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return None
+    return node if isinstance(node, yaml.MappingNode) else None
+
+
+def _option_and_value(word: str) -> tuple[str, str | None]:
+    """Split ``--config=FILE``, ``-c=FILE`` and ``-cFILE``; of a word without a value the second part is None."""
+    if re.match("-c.", word):
+        return "-c", word[2:].removeprefix("=")
+    option, equals, value = word.partition("=")
+    return option, value if equals else None
+
+
+def _included(top: yaml.MappingNode) -> yaml.Node | None:
+    return next((value for key, value in top.value if key.value == INCLUDE), None)
+
+
+def _files_after(file: Path, chain: tuple[Path, ...]) -> list[Path]:
+    """List the files of a config that was reached through a chain of others."""
+    if file.resolve() in [each.resolve() for each in chain]:
+        raise UserError(f"{_chain(chain, file)}: configs include each other in a circle. Take one `{INCLUDE}` out.")
+    if not file.is_file():
+        raise UserError(
+            f"{_chain(chain, file)}: there is no file {file}. The paths under `{INCLUDE}` are relative to the file "
+            "that they stand in."
+        )
+    names = _names(file, chain)
+    beside = [Path(os.path.normpath(file.parent / name)) for name in names]
+    return [each for included in beside for each in _files_after(included, (*chain, file))] + [file]
+
+
+def _names(file: Path, chain: tuple[Path, ...]) -> list[str]:
+    """Return the paths under a file's ``include``."""
+    try:
+        top = top_level(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_chain(chain, file)}: the config is no text in UTF-8; expected YAML or JSON.") from error
+    node = None if top is None else _included(top)
+    if node is None:
+        return []
+    entries = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(entry, yaml.ScalarNode) and entry.value for entry in entries) or entries == [node]:
+        raise UserError(
+            f"{_chain(chain, file)}: `{INCLUDE}` is no list of paths; expected such as "
+            f"`{INCLUDE}: [../model/smollm2_135m.yaml]`."
+        )
+    return [entry.value for entry in entries]
+
+
+def _chain(chain: tuple[Path, ...], file: Path) -> str:
+    return " includes ".join(str(each) for each in (*chain, file))

@@ -1,0 +1,36 @@
+"""`evaluate.py report`: draw finished runs anew, or compare the strategies of several."""
+
+import argparse
+from pathlib import Path
+
+from hsdlab.runs.report import report
+
+REPORT = "report"
+DESCRIPTION = """\
+Draw the tables, pictures and TensorBoard events of a finished run anew, from what it wrote: no model and no data is
+loaded. Several runs over the same examples, of a plain and a skip-aware model, say, make one comparison.
+
+  python evaluate.py report runs/compare
+  python evaluate.py report plain=runs/plain skip-aware=runs/skip_aware --output runs/both
+"""
+
+
+def report_command(args: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        args: The command line after "report".
+    """
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Output folder of a run, or NAME=FOLDER to name it in the tables."
+    )
+    parser.add_argument("--output", type=Path, help="Folder for the comparison of several runs.")
+    given = parser.parse_args(args)
+    named = dict(each.split("=", 1) for each in given.runs if "=" in each and not Path(each).exists())
+    plain = [Path(each) for each in given.runs if "=" not in each or Path(each).exists()]
+    if named and plain:
+        parser.error("give a NAME= for each run or for none")
+    report({name: Path(folder) for name, folder in named.items()} if named else plain, given.output)

@@ -1,0 +1,92 @@
+"""Where a prompt and the text after it meet: token ids that together are those of the joint text.
+
+Tokenizers differ at the ends of a text. Some add special tokens before it (BOS, [CLS]), some after it (EOS, [SEP]).
+Some put a space in front of every text (SentencePiece's "▁", ByteLevel's `add_prefix_space`). Some drop or merge white
+space. A prompt needs what stands before a text and nothing that stands after it; what follows the prompt needs neither.
+"""
+
+import itertools
+import re
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from hsdlab.errors import UserError
+
+
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of a text that goes on: with the special tokens that the tokenizer puts before it, none after it.
+
+    A text that spells out those tokens itself gets no second ones.
+
+    Raises:
+        UserError: The tokenizer encodes a text differently when it adds its special tokens.
+    """
+    text_ids, opening = bare_ids(text, tokenizer), _opening_ids(tokenizer)
+    return text_ids if text_ids[: len(opening)] == opening else [*opening, *text_ids]
+
+
+def following_ids(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of `text` where it stands directly after the text `before`.
+
+    They are what the tokenizer adds to the ids of `before` when it encodes both in one piece. Where it would merge the
+    last token of `before` with the first of `text` (a space at the end of "Summary: " with "The"), they are the ids of
+    `text` at the beginning of a line or after a bracket, or else by itself.
+    """
+    last_line = before[before.rstrip().rfind("\n") + 1 :]
+    for anchor in (last_line, "\n", "("):
+        anchor_ids, joint_ids = bare_ids(anchor, tokenizer), bare_ids(anchor + text, tokenizer)
+        if joint_ids[: len(anchor_ids)] == anchor_ids:
+            return joint_ids[len(anchor_ids) :]
+    return bare_ids(text, tokenizer)
+
+
+def plain_ids(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of `text` after `before`, with the names of special tokens in it read as plain text.
+
+    Each name is broken after its first character; the tokenizer sees no name, and the ids still spell the text. (Its
+    own `split_special_tokens` is not enough: the pieces of a Unigram model hold the names, too.)
+    """
+    names = "|".join(map(re.escape, special_tokens(tokenizer)))
+    breaks = [match.start() + 1 for match in re.finditer(names, text)] if names else []
+    token_ids: list[int] = []
+    for start, end in itertools.pairwise([0, *breaks, len(text)]):
+        token_ids += following_ids(before, text[start:end], tokenizer)
+        before = text[start:end]
+    return token_ids
+
+
+def bare_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of a text without what the tokenizer adds to it."""
+    # verbose=False: a text longer than the tokenizer expects is cut and reported by the data module
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def names_special_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer would read some of the text as special tokens."""
+    return any(name in text for name in special_tokens(tokenizer))
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return all special tokens as they are written in a text."""
+    return _special_tokens(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, ...]:
+    """`size` tells a tokenizer that has got more tokens apart from what it was before."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple({*added, *tokenizer.all_special_tokens})
+
+
+def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the tokenizer puts before a text, seen with one that holds none."""
+    text = "a"
+    text_ids, whole = bare_ids(text, tokenizer), list(tokenizer(text, verbose=False).input_ids)
+    for start in range(len(whole) - len(text_ids) + 1):
+        if whole[start : start + len(text_ids)] == text_ids:
+            return whole[:start]
+    raise UserError(
+        f"The tokenizer makes {text_ids} of {text!r}, but {whole} with its special tokens: expected the same ids with "
+        "others around them. Take a tokenizer that adds its special tokens at the ends of a text."
+    )

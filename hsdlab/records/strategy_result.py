@@ -1,0 +1,53 @@
+"""StrategyResult: what one strategy gave on one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from hsdlab.costs import Cost
+from hsdlab.records.document import Document
+from hsdlab.records.example import ExampleRecord
+from hsdlab.records.provenance import RunInfo
+from hsdlab.records.strategy import StrategyConfig
+
+
+@dataclass(frozen=True)
+class StrategyResult(Document):
+    """What one strategy gave on one data set; result.json of a `test` or `validate` run, without its examples.
+
+    Attributes:
+        name: The strategy as the user wrote it, such as "HSD(num_skipped=1, min_exit=0, max_exit=15)".
+        strategy: Its class and arguments.
+        num_layers: L, the model's decoder layers.
+        scores: Corpus figures from 0 to 1, by the names of `hsdlab.metrics`.
+        cost: Of all examples.
+        examples: What each gave; those without layers have no picture of their depth.
+        is_oracle: Whether it looked at layers that it claims not to have run; its times are then left out.
+        run: What it was made with; None where it is part of a larger record.
+    """
+
+    kind: ClassVar[str] = "strategy result"
+
+    name: str
+    strategy: StrategyConfig
+    num_layers: int
+    scores: Mapping[str, float]
+    cost: Cost
+    examples: tuple[ExampleRecord, ...] = ()
+    is_oracle: bool = False
+    run: RunInfo | None = None
+
+    @property
+    def class_name(self) -> str:
+        """The strategy's class without its module."""
+        return self.strategy.class_name
+
+    def figures(self) -> dict[str, float]:
+        """Return the scores and the figures of the cost."""
+        return {**self.scores, **self.cost.figures()}
+
+    def without_examples(self) -> StrategyResult:
+        """Return the same without its examples, which have a file of their own."""
+        return replace(self, examples=())

@@ -1,0 +1,139 @@
+"""A comparison for people: tables in Markdown and on the terminal, pictures, notes on how to read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from hsdlab.records.bootstrap import Estimate
+from hsdlab.records.comparison import Comparison
+from hsdlab.records.files import replace_file
+from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.reporting.depth import depth_figure
+from hsdlab.reporting.figures import replace_figure
+from hsdlab.reporting.markdown import folded_run, markdown_table
+from hsdlab.reporting.pareto import pareto_figure
+from hsdlab.reporting.tables import (
+    COST_HEADER,
+    TERMINAL_COSTS,
+    baseline_note,
+    cost_cells,
+    estimate,
+    interval,
+    number,
+    percent_of_baseline,
+    shown_name,
+    terminal_table,
+    time_notes,
+)
+
+FILE = "comparison.json"
+TERMINAL_METRICS = ("rouge1", "rouge2", "rougeL", "bleu4", "bertscore_f1")
+
+
+def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
+    """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
+
+    Args:
+        comparison: Of the results.
+        results: With their examples, in the order of the rows.
+        folder: Made if missing; files of an earlier comparison are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "pareto.png": pareto_figure(comparison, comparison.headline_metric),
+        "depth.png": depth_figure(comparison.rows, results),
+    }
+    comparison.write(folder / FILE)
+    for name, figure in pictures.items():
+        replace_figure(folder / name, figure)
+    replace_file(folder / "comparison.md", comparison_markdown(comparison))
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return how to read the tables, a sentence or two a note."""
+    rows = comparison.rows
+    lines = [
+        baseline_note(comparison),
+        f"Intervals: {comparison.bootstrap.level:.0%} percentile bootstrap over the examples "
+        f"({comparison.bootstrap.resamples} resamples). Those of the % of baseline draw the same examples for both.",
+        "Average layers: mean over the decode steps of the returned texts. Computed layers: over all live beams. "
+        "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
+        *time_notes(rows, "the baseline"),
+    ]
+    if any(row.is_oracle for row in rows):
+        lines.append(
+            "An oracle looks at layers that it then claims not to have run: an upper bound, not a method, without a "
+            "time or a speed-up."
+        )
+    if len({row.run for row in rows}) > 1:
+        lines.append("The rows come from several runs. Their times were measured at different moments: compare layers.")
+    return lines
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Return the whole report in Markdown, with the run's provenance folded at its end."""
+    parts = [
+        "# Comparison of decoding strategies",
+        comparison_tables(comparison),
+        "![Quality against average layers and against time](pareto.png)",
+        "## Layers by position in the text",
+        "The darker, the more of the examples ran the layer in that decode step; grey where none was so long.",
+        "![Which layers ran in each decode step](depth.png)",
+        folded_run(comparison.run),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_tables(comparison: Comparison) -> str:
+    """Return the notes and the tables of quality and cost in Markdown."""
+    labels = [METRIC_LABELS[name] for name in comparison.metrics]
+    quality, percent, cost = [], [], []
+    for row in comparison.rows:
+        start = [shown_name(row, "`"), number(row.average_layers, 2)]
+        values = [estimate(row.quality[name], 3) for name in comparison.metrics]
+        quality.append([*start, *values, estimate(row.output_tokens, 1)])
+        percent.append([*start, *(percent_of_baseline(row, name) for name in comparison.metrics)])
+        cost.append([shown_name(row, "`"), *cost_cells(row)])
+    parts = [
+        "\n".join(f"- {note}" for note in notes(comparison)),
+        "## Quality",
+        markdown_table(["Strategy", "Avg. layers", *labels, "Output tokens"], quality),
+        "## Quality as % of the baseline",
+        markdown_table(["Strategy", "Avg. layers", *labels], percent),
+        "## Cost",
+        markdown_table(["Strategy", *COST_HEADER], cost),
+    ]
+    return "\n\n".join(parts)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print quality above cost on a terminal of at least 120 columns.
+
+    Value and % of the baseline share a cell, the interval stands below them.
+    """
+    metrics = [name for name in TERMINAL_METRICS if name in comparison.metrics]
+    header = ["Avg.\nlayers", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
+    quality = terminal_table("Quality (value, % of the baseline, interval)", "Strategy", header)
+    cost = terminal_table("Cost", "Strategy", TERMINAL_COSTS)
+    for row in comparison.rows:
+        style = "bold" if row.is_baseline else ""
+        cells = [_two_lines(row.quality[name], 3, row.percent_of_baseline[name].value) for name in metrics]
+        name = Text(shown_name(row))
+        quality.add_row(name, number(row.average_layers, 2), *cells, _two_lines(row.output_tokens, 1), style=style)
+        cost.add_row(name, *cost_cells(row, TERMINAL_COSTS), style="yellow" if row.saves_layers_but_no_time else style)
+    console.print(quality)
+    console.print(cost)
+    for note in notes(comparison):
+        console.print(Text(note, style="dim"))
+
+
+def _two_lines(figure: Estimate, digits: int, percent: float = math.nan) -> str:
+    """Return the value, with its percentage of the baseline if there is one, and the interval below."""
+    share = "" if math.isnan(percent) else f" {percent:.0f}%"
+    return f"{number(figure.value, digits)}{share}\n{interval(figure, digits)}"

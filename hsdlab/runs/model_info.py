@@ -1,0 +1,19 @@
+"""Which model a measurement is made on."""
+
+from torch import nn
+
+from hsdlab.decoding.families import decoder_parts
+from hsdlab.records.model_info import ModelInfo
+
+
+def model_info(model: nn.Module) -> ModelInfo:
+    """Return a model's name, class, dtype, device, layers and parameters."""
+    parts = decoder_parts(model)
+    return ModelInfo(
+        name=parts.model.name_or_path,
+        class_name=type(parts.model).__name__,
+        dtype=str(parts.model.dtype).removeprefix("torch."),
+        device=str(parts.model.device),
+        num_layers=parts.num_layers,
+        parameters=parts.model.num_parameters(),
+    )

@@ -1,0 +1,188 @@
+"""Report: draw the tables, pictures and TensorBoard events of finished runs anew, from what they wrote alone.
+
+No model and no data is loaded. Several runs, of a plain and a skip-aware model, say, make one comparison.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hsdlab.costs import Cost
+from hsdlab.errors import RunError, UserError
+from hsdlab.records.bench import BenchResult
+from hsdlab.records.calibration import CalibrationResult
+from hsdlab.records.comparison import Comparison, ComparisonRow, compare_results
+from hsdlab.records.document import Document
+from hsdlab.records.example import ExampleRecord, batch_costs
+from hsdlab.records.exit_quality import ExitQuality
+from hsdlab.records.inspection import InspectionResult
+from hsdlab.records.predictions import PredictionFile
+from hsdlab.records.provenance import run_info
+from hsdlab.records.run_folder import RESULT_FILE, prediction_file
+from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.records.tuning import TuningResult
+from hsdlab.reporting import bench, calibration, comparison, exit_quality, inspection, tensorboard, tuning
+from hsdlab.reporting.tables import console
+
+
+def report(runs: Mapping[str, Path] | Sequence[Path], output: Path | None = None) -> Document:
+    """Draw the report of a finished run anew in its folder; or one comparison of several runs.
+
+    Args:
+        runs: Folders of runs, or each with a name. For several, runs of `test` or `compare` over the same examples.
+        output: Where to write the comparison of several runs.
+
+    Returns:
+        The record that was drawn.
+
+    Raises:
+        UserError: No folder is given, or several without an output or of other kinds of runs.
+        RunError: A folder holds no finished run, or one that cannot be read.
+    """
+    named = dict(runs) if isinstance(runs, Mapping) else _named(runs)
+    if not named:
+        raise UserError("Got no run folder to report. Give one or more: evaluate.py report RUN …")
+    if len(named) == 1 and output is None:
+        return _redraw(next(iter(named.values())))
+    return _joined(named, output)
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders by their names; by as much of their paths as tells them apart."""
+    if len({folder.absolute() for folder in folders}) < len(folders):
+        raise UserError(f"Got a run folder twice: {', '.join(map(str, folders))}. Expected each once.")
+    depth = 1
+    while len({folder.absolute().parts[-depth:] for folder in folders}) < len(folders):
+        depth += 1
+    return {"/".join(folder.absolute().parts[-depth:]): folder for folder in folders}
+
+
+def _redraw(folder: Path) -> Document:
+    """Draw what the folder holds."""
+    terminal = console()
+    for name, draw in DRAWN.items():
+        if (folder / name).is_file():
+            record = draw(folder, terminal)
+            terminal.print(f"Drawn anew in {folder}.", highlight=False, soft_wrap=True)
+            return record
+    raise RunError(
+        f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `evaluate.py report` takes the output "
+        "folders of test, validate, compare, calibrate, tune, bench and inspect, and of train.py fit_exit_classifier."
+    )
+
+
+def _draw_comparison(folder: Path, terminal: Console) -> Comparison:
+    results = _results(folder)
+    found = compare_results(results, Comparison.read(folder / comparison.FILE).run)
+    comparison.write_comparison(found, results, folder)
+    _write_events(found, results, folder)
+    comparison.print_comparison(found, terminal)
+    return found
+
+
+def _draw_result(folder: Path, terminal: Console) -> StrategyResult:
+    (result,) = _results(folder)
+    found = compare_results([result], result.run or run_info())
+    events = folder / tensorboard.FOLDER / result.class_name
+    tensorboard.write_strategy(found, found.rows[0], result, events)
+    comparison.print_comparison(found, terminal)
+    return result
+
+
+def _drawing(
+    record: type[Document],
+    file: str,
+    write: Callable[[Any, Path], None],
+    show: Callable[[Any, Console], None],
+) -> Callable[[Path, Console], Document]:
+    """Return what draws a record that holds all that its report shows."""
+
+    def draw(folder: Path, terminal: Console) -> Document:
+        found = record.read(folder / file)
+        write(found, folder)
+        show(found, terminal)
+        return found
+
+    return draw
+
+
+DRAWN: dict[str, Callable[[Path, Console], Document]] = {
+    comparison.FILE: _draw_comparison,
+    RESULT_FILE: _draw_result,
+    **{
+        file: _drawing(record, file, write, show)
+        for record, file, write, show in (
+            (CalibrationResult, calibration.FILE, calibration.write_calibration, calibration.print_calibration),
+            (TuningResult, tuning.FILE, tuning.write_tuning, tuning.print_tuning),
+            (BenchResult, bench.FILE, bench.write_bench, bench.print_bench),
+            (InspectionResult, inspection.FILE, inspection.write_inspection, inspection.print_inspection),
+            (ExitQuality, exit_quality.FILE, exit_quality.write_exit_quality, exit_quality.print_exit_quality),
+        )
+    },
+}
+"""The file by which each kind of run is known, and what draws it."""
+
+
+def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
+    """Compare all strategies of several runs, the first run's full depth being the baseline."""
+    if output is None:
+        raise UserError("Several runs make a comparison of their own: give the folder for it with --output.")
+    results, names = [], []
+    for name, folder in named.items():
+        for result in _results(folder):
+            results.append(result)
+            names.append(name)
+    run = run_info(config={"runs": {name: str(folder) for name, folder in named.items()}}, subcommand="report")
+    found = compare_results(results, run, names)
+    comparison.write_comparison(found, results, output)
+    _write_events(found, results, output)
+    terminal = console()
+    comparison.print_comparison(found, terminal)
+    text = f"In {output}: the tables in comparison.md and .json, the pictures in pareto.png and depth.png. "
+    text += f"Side by side in TensorBoard: {tensorboard.command(output / tensorboard.FOLDER)}"
+    terminal.print(text, highlight=False, soft_wrap=True)
+    return found
+
+
+def _results(folder: Path) -> list[StrategyResult]:
+    """Return what the strategies of a `test` or `compare` run gave, with their examples."""
+    if (folder / comparison.FILE).is_file():
+        return [_result(folder, row) for row in Comparison.read(folder / comparison.FILE).rows]
+    if (folder / RESULT_FILE).is_file():
+        result = StrategyResult.read(folder / RESULT_FILE)
+        return [replace(result, examples=_examples(prediction_file(folder)))]
+    raise RunError(f"{folder} holds no finished `test` or `compare` run: it has no {comparison.FILE} or {RESULT_FILE}.")
+
+
+def _result(folder: Path, row: ComparisonRow) -> StrategyResult:
+    """Return what a strategy of a comparison gave."""
+    examples = _examples(prediction_file(folder, row.name, row.number))
+    return StrategyResult(
+        name=row.name,
+        strategy=row.strategy,
+        num_layers=row.num_layers,
+        scores={name: figure.value for name, figure in row.quality.items() if not math.isnan(figure.value)},
+        cost=sum(batch_costs(examples), Cost()),
+        examples=examples,
+        is_oracle=row.is_oracle,
+    )
+
+
+def _examples(file: Path) -> tuple[ExampleRecord, ...]:
+    if not file.is_file():
+        raise RunError(f"{file} is missing: the report needs what was decoded. Was the folder moved in part?")
+    return tuple(PredictionFile(file).records())
+
+
+def _write_events(found: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
+    """Write the TensorBoard run of each strategy, and the one that shows them side by side."""
+    events = folder / tensorboard.FOLDER
+    tensorboard.remove_events(events)
+    for row, result in zip(found.rows, results, strict=True):
+        name = prediction_file(folder, row.full_name, row.number).stem
+        tensorboard.write_strategy(found, row, result, events / name)
+    tensorboard.write_comparison(found, results, events / tensorboard.COMPARISON_RUN)

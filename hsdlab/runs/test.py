@@ -1,0 +1,64 @@
+"""Test: decode a split under one strategy, and write its figures, its texts and its TensorBoard run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from hsdlab.data import GenerationDataModule
+from hsdlab.modules import DecodeModule
+from hsdlab.records.comparison import compare_results
+from hsdlab.records.provenance import RunInfo, run_info
+from hsdlab.records.run_folder import METRICS_FILE, RESULT_FILE, prediction_file, write_json
+from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.reporting import tensorboard
+from hsdlab.runs.strategies import Split, StrategyRuns
+from hsdlab.strategies import SkipStrategy
+
+
+def test(
+    trainer: Trainer,
+    module: DecodeModule,
+    datamodule: GenerationDataModule,
+    strategy: SkipStrategy,
+    folder: str | Path,
+    *,
+    split: Split = "test",
+    run: RunInfo | None = None,
+) -> StrategyResult:
+    """Decode a split under one strategy; write its texts, its figures and its TensorBoard run.
+
+    Args:
+        trainer: Runs the module; its callbacks hold no strategy.
+        module: Holds the loaded model. If its `resume` is set, what the prediction file holds is not decoded again.
+        datamodule: The data.
+        strategy: Under which to decode.
+        folder: Where to write predictions.jsonl, result.json, metrics.json and the TensorBoard run; made if missing.
+        split: "test" or "validation".
+        run: What the run is made with; by default noted now.
+
+    Returns:
+        What the strategy gave.
+    """
+    folder = Path(folder)
+    runs = StrategyRuns(trainer, module, datamodule, split, warms_up=False)
+    result = replace(runs.result(strategy, prediction_file(folder)), run=run or run_info())
+    if trainer.is_global_zero:
+        prefix = {"validation": "val", "test": "test"}[split]
+        write_json(folder / METRICS_FILE, {f"{prefix}/{name}": value for name, value in result.figures().items()})
+        write_result(result, folder)
+    return result
+
+
+def write_result(result: StrategyResult, folder: Path) -> None:
+    """Write result.json, and the run of TensorBoard that `compare` would write for the strategy.
+
+    Args:
+        result: With its examples and its run.
+        folder: Made if missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    result.without_examples().write(folder / RESULT_FILE)
+    comparison = compare_results([result], result.run or run_info())
+    events = folder / tensorboard.FOLDER / result.class_name
+    tensorboard.write_strategy(comparison, comparison.rows[0], result, events)

@@ -1,0 +1,90 @@
+"""Which classes `tune` can search, and what it refuses before anything is decoded."""
+
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from hsdlab.errors import UserError
+from hsdlab.runs.checks import CORPUS_METRICS, check_computed, check_ids
+from hsdlab.strategies import ScheduledStrategy, SkipStrategy
+from hsdlab.tuning import Goal
+
+TUNABLE = ("HSD", "SkipDecode", "StaticDepth")
+
+
+def scheduled_classes(names: Sequence[str]) -> list[type[ScheduledStrategy]]:
+    """Return the classes of the names, short or dotted paths.
+
+    Raises:
+        UserError: A name of no class, of one that cannot be tuned, or two of one short name; or no name.
+    """
+    if not names:
+        raise UserError(f"classes is empty; expected some of {', '.join(TUNABLE)}, or a class of your own.")
+    classes = [_scheduled_class(name) for name in names]
+    short = [each.__name__ for each in classes]
+    for name in short:
+        if short.count(name) > 1:  # prediction files have the short name
+            raise UserError(f"classes lists {name} {short.count(name)} times: expected classes of different names.")
+    return classes
+
+
+def _scheduled_class(name: str) -> type[ScheduledStrategy]:
+    expected = f"expected some of {', '.join(TUNABLE)}, or the dotted path of your own, such as my_package.MyClass"
+    module, _, class_name = name.rpartition(".")
+    try:
+        found = getattr(import_module(module or "hsdlab.strategies"), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"classes: unknown class {name!r}; {expected}.") from error
+    if not isinstance(found, type) or not issubclass(found, SkipStrategy):
+        raise UserError(f"classes: {name} is no strategy; {expected}.")
+    if not issubclass(found, ScheduledStrategy):
+        raise UserError(
+            f"classes: {name} is no ScheduledStrategy, and replay scores layers that are known before a step: "
+            f"{expected}. 'evaluate.py calibrate' goes through a list of settings of any strategies."
+        )
+    if cast(Any, found.propose).__func__ is cast(Any, ScheduledStrategy.propose).__func__:
+        found.propose(cast(Any, None), 0, 0)  # says what to write
+    return found
+
+
+def check_tuning(
+    classes: Sequence[str],
+    *,
+    max_loss: float | None,
+    speedup: float | None,
+    metric: str,
+    computed: Collection[str],
+    max_new_tokens: int,
+    examples: Sequence[str],
+    first: Sequence[SkipStrategy] = (),
+    trials: int = 1,
+) -> None:
+    """Refuse a tuning that could not end well.
+
+    Args:
+        classes: Names of the classes whose settings are searched.
+        max_loss: See `Goal`.
+        speedup: See `Goal`.
+        metric: Of a whole split.
+        computed: Names of the metrics that DecodeModule computes.
+        max_new_tokens: The most new tokens.
+        examples: Ids of the validation examples.
+        first: Settings that are tried first.
+        trials: Settings that are tried.
+
+    Raises:
+        UserError: In the words of the options.
+    """
+    Goal(max_loss, speedup)
+    scheduled_classes(classes)
+    for setting in first:
+        if not isinstance(setting, ScheduledStrategy):
+            raise UserError(f"first: {setting!r} has no layers that are known before a step, and replay scores those.")
+    if len(first) > trials:
+        raise UserError(f"first lists {len(first)} settings and trials={trials}: give as many trials, or more.")
+    if metric not in CORPUS_METRICS:
+        raise UserError(f"metric={metric}; expected one of {', '.join(CORPUS_METRICS)}.")
+    check_computed(metric, CORPUS_METRICS[metric], computed)
+    if max_new_tokens < 2:
+        raise UserError(f"model.max_new_tokens={max_new_tokens}: there is no decode step to skip layers in; give more.")
+    check_ids(examples, "validation")

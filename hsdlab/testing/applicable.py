@@ -1,0 +1,36 @@
+"""Which law says nothing about which strategy, and why."""
+
+from collections.abc import Callable
+
+from hsdlab.strategies import SkipStrategy
+from hsdlab.testing.laws import (
+    law_2_never_skip,
+    law_3_replay,
+    law_4_trace,
+    law_7_rows,
+    law_8_config,
+)
+
+NOT_FOR_ORACLES = (law_3_replay, law_4_trace)
+"""Laws from which a strategy that calls itself an oracle (``is_oracle``) is exempt: it claims what did not happen."""
+
+
+def not_applicable(law: Callable[..., None], strategy: SkipStrategy, mode: str | None = None) -> str | None:
+    """Why a law does not apply to a strategy in one way to decode; None where it applies.
+
+    Args:
+        law: One of the laws 2 to 8.
+        strategy: The strategy.
+        mode: A key of ``MODES``; None asks for all of them, and for law 8, which decodes nothing.
+    """
+    if law is law_2_never_skip and strategy.never_skip() is None:
+        return "never_skip() is None: no setting of the class is full depth"
+    if law in NOT_FOR_ORACLES and strategy.is_oracle:
+        return "an oracle looks at layers that it then claims not to have run (is_oracle)"
+    if law is law_7_rows and strategy.rows_depend is not None:
+        return f"rows_depend: {strategy.rows_depend}"
+    if law is law_7_rows and mode == "sampling":
+        return "transformers draws the random numbers of sampling for the batch as a whole"
+    if law is law_8_config and "<locals>" in strategy.config()["class_path"]:
+        return "a config cannot name a class that is defined inside a function"
+    return None

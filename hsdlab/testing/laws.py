@@ -1,0 +1,187 @@
+"""The laws 2 to 9, each on one strategy.
+
+:func:`~hsdlab.testing.not_applicable` says where one does not apply. The laws of a decode take, as ``remembered``, a
+:class:`~hsdlab.testing.RememberedDecodes`, so that several of them look at one and the same decode. Laws 5 and 6 are
+about what a decode leaves behind, in the model and in the strategy: there the strategy in question decodes afresh.
+"""
+
+import copy
+import math
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from hsdlab.decoding import replay
+from hsdlab.strategies import FullDepth, SkipStrategy
+from hsdlab.testing.expect import LawViolationError, expect_close, expect_equal
+from hsdlab.testing.remembered import DecodeCall
+from hsdlab.testing.snapshot import snapshot
+from hsdlab.testing.tiny import PROMPT_TOKENS, prompts
+from hsdlab.testing.watching import MODES, NEW_TOKENS, decode
+
+_FEW_TOKENS = 4  # enough to skip layers, to owe keys and values and to be interrupted
+
+
+def law_2_never_skip(
+    model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode
+) -> None:
+    """The setting that never skips equals FullDepth, in tokens and logits."""
+    setting = strategy.never_skip()
+    if type(setting) is not type(strategy):
+        raise LawViolationError(f"never_skip() gave a {type(setting).__name__}; expected a {type(strategy).__name__}.")
+    here, full = remembered(model, setting, mode), remembered(model, FullDepth(), mode)
+    expect_close(here.output.sequences, full.output.sequences, "the tokens of never_skip() differ from FullDepth's")
+    for step, (a, b) in enumerate(zip(here.logits, full.logits, strict=True)):
+        expect_close(a, b, f"the logits of never_skip() differ from FullDepth's in pass {step}")
+
+
+def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
+    """The logits of each step equal one masked teacher-forced pass over the trace."""
+    seen = remembered(model, strategy, mode)
+    output = seen.output
+    _, prompt_mask = prompts(3)
+    new = output.sequences.shape[1] - PROMPT_TOKENS
+    mask = torch.cat([prompt_mask, torch.ones(3, new, dtype=torch.long)], dim=1)
+    with torch.no_grad():
+        expected = replay(
+            model,
+            input_ids=output.sequences,
+            attention_mask=mask,
+            executed=output.trace.mask(PROMPT_TOKENS),
+        )[:, PROMPT_TOKENS - 1 : -1]  # (rows, new, vocabulary)
+    beams = MODES[mode].get("num_beams", 1)
+    alive = torch.cat([torch.ones(1, 3, dtype=torch.bool), output.trace.live])  # (new, rows)
+    for step, row in alive.nonzero().tolist():
+        candidates = seen.logits[step][row * beams : (row + 1) * beams]  # (beams, vocabulary)
+        distance = (candidates - expected[row, step]).abs().amax(dim=1).min()
+        expect_close(distance, torch.zeros_like(distance), f"row {row}: the logits of pass {step} differ from replay's")
+    if output.sequences_scores is not None:
+        chosen = expected.float().log_softmax(-1).gather(-1, output.sequences[:, PROMPT_TOKENS:, None]).squeeze(-1)
+        scores = (chosen * alive.T).sum(1) / alive.sum(0)
+        expect_close(output.sequences_scores, scores, "sequences_scores differ from replay's", tolerance=1e-4)
+
+
+def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
+    """The trace equals an independent count by hooks on attention and feed-forward part.
+
+    A layer ran for a token if attention came to its end and the feed-forward part was called. Attention that was called
+    and stopped before its end is a late computation of keys and values.
+    """
+    # The rows of a beam search are not the returned ones: its totals are counted. Elsewhere no row ends early, since
+    # the engine may compute what follows an end-of-sequence token, and the trace leaves that out.
+    seen = remembered(model, strategy, mode) if mode == "beam" else remembered(model, strategy, mode, eos_token_id=None)
+    trace, passes = seen.output.trace, seen.passes
+    for part, counted in (("feed-forward parts", passes.tokens_run), ("attention", passes.tokens_attended)):
+        if mode == "beam":
+            expect_equal(trace.compute_depth_sum, sum(map(sum, counted[1:])), f"compute_depth_sum and calls of {part}")
+        else:
+            traced = trace.executed.sum(dim=1).tolist()  # (steps, layers)
+            expect_equal(traced, counted[1:], f"rows per step and layer, in the trace and counted at {part},")
+    late = sum(map(sum, passes.tokens_late))
+    expect_equal(trace.filled, late, "late keys and values, in the trace and counted at attention,")
+
+
+def law_5_restored(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
+    """After leaving, normally or by an exception, the model is as before."""
+    few: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "eos_token_id": None}
+    before = snapshot(model)
+    decode(model, strategy, mode, **few)
+    expect_equal(snapshot(model), before, "after leaving, the model's attributes")
+    try:
+        decode(model, strategy, mode, **few, logits_processor=LogitsProcessorList([_Interrupt()]))
+    except KeyboardInterrupt:
+        expect_equal(snapshot(model), before, "after an exception, the model's attributes")
+    else:
+        raise LawViolationError("applied_to swallowed a KeyboardInterrupt.")
+
+
+def law_6_no_state(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
+    """A used strategy object equals a fresh one."""
+    used, third = copy.deepcopy(strategy), torch.tensor([2])
+    decode(model, used, mode, eos_token_id=None)
+    here, there = decode(model, used, mode, rows=third), remembered(model, strategy, mode, rows=third)
+    what = "a used strategy differs from a fresh one"
+    expect_equal(here.output.trace.executed.tolist(), there.output.trace.executed.tolist(), f"{what}: layers")
+    for a, b in zip(here.logits, there.logits, strict=True):
+        expect_close(a, b, f"{what}: logits")
+
+
+def law_7_rows(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
+    """A batch of three equals three single runs, unless the class says why not (``rows_depend``)."""
+    batch = remembered(model, strategy, mode).output
+    for row in range(3):
+        single = remembered(model, strategy, mode, rows=torch.tensor([row])).output
+        steps = len(single.trace.live)
+        new = single.sequences[0, -steps - 1 :]
+        where = f"row {row} of a batch differs from the row alone"
+        expect_equal(batch.sequences[row, PROMPT_TOKENS:][: len(new)].tolist(), new.tolist(), f"{where}: tokens")
+        ran = batch.trace.executed[:steps, row].tolist()
+        expect_equal(ran, single.trace.executed[:, 0].tolist(), f"{where}: layers")
+        expect_equal(int(batch.trace.live[:, row].sum()), steps, f"{where}: steps")
+
+
+LAWS_OF_A_DECODE = (law_2_never_skip, law_3_replay, law_4_trace, law_5_restored, law_6_no_state, law_7_rows)
+"""The laws that take a model, a strategy and a way to decode."""
+
+
+def law_8_config(strategy: SkipStrategy) -> None:
+    """The strategy survives config, YAML and back, and pickling."""
+    from jsonargparse import ArgumentParser
+
+    config = strategy.config()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SkipStrategy, "skip", required=True)
+    text = yaml.safe_load(parser.dump(parser.parse_object({"skip": config})))
+    from_yaml = parser.instantiate(parser.parse_object(text)).skip
+    for other, way in ((from_yaml, "YAML"), (pickle.loads(pickle.dumps(strategy)), "pickling")):
+        expect_equal(other.config(), config, f"after {way}, class and parameters")
+
+
+def law_9_knob(model: PreTrainedModel, settings: Sequence[SkipStrategy]) -> None:
+    """On a fixed text, each setting runs no more layers than the one before, and the last fewer than the first.
+
+    Args:
+        model: The model.
+        settings: At least two settings, in order of more skipping.
+    """
+    depths = [_forced_depths(model, setting) for setting in settings]
+    for before, after, first, second in zip(depths, depths[1:], settings, settings[1:], strict=False):
+        if bool((after > before).any()):
+            raise LawViolationError(f"{second!r} runs more layers than {first!r} on the same text.")
+    if int(depths[-1].sum()) >= int(depths[0].sum()):
+        raise LawViolationError(f"{settings[-1]!r} runs as many layers as {settings[0]!r}: is its parameter used?")
+
+
+class _Interrupt(LogitsProcessor):
+    """The user presses Ctrl-C in the third pass."""
+
+    calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return scores
+
+
+class _Force(LogitsProcessor):
+    """Makes every row go on with one fixed text."""
+
+    def __init__(self, text: Tensor) -> None:
+        self.text = text
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, -math.inf)
+        forced[:, self.text[input_ids.shape[1] - PROMPT_TOKENS]] = 0
+        return forced
+
+
+def _forced_depths(model: PreTrainedModel, strategy: SkipStrategy) -> Tensor:
+    """Depth of each step and row [steps, rows] on a fixed text."""
+    text = torch.arange(7, 7 + NEW_TOKENS)
+    return decode(model, strategy, logits_processor=LogitsProcessorList([_Force(text)])).output.trace.depths

@@ -1,0 +1,73 @@
+"""Which strategy is held to which law, on which family and in which way to decode."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, SkipDecode, SkipStrategy, StaticDepth
+from hsdlab import testing as laws
+from tests.strategies_for_tests import Changing, RandomPlan
+
+# Random weights for the width of the tiny models.
+CLASSIFIER = str(Path(__file__).parent / "exit_classifier_32.safetensors")
+SETTINGS = {
+    FullDepth: [FullDepth()],
+    SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
+    HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
+    StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
+    CALM: [
+        CALM(threshold=0.5),
+        CALM(schedule="depth", slope=0.2),
+        CALM(threshold=0.6, schedule="time", form="t5x"),
+        CALM(threshold=0.5, measure="saturation", exit_rule="source_mean"),
+        CALM(threshold=0.6, measure="classifier", classifier=CLASSIFIER),
+        CALM(threshold=0.4, probe_layers=2, shortlist=8),
+        CALM(threshold=0.5, probe_layers=[0, 2, 3], gate=0.5, exit_rule="min"),
+    ],
+    DeeBERT: [DeeBERT(threshold=0.8), DeeBERT(threshold=0.7, shortlist=8, exit_rule="mean")],
+    PABEE: [PABEE(patience=1, exit_rule="source_min"), PABEE(patience=1, probe_layers=2, shortlist=8)],
+    Compose: [
+        Compose(HSD(2, 0, 4), CALM(0.5)),
+        Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
+    ],
+    OracleExit: [OracleExit(), OracleExit("full")],
+}
+# Not part of the package; they need what the published strategies do not: late keys and values of any pattern.
+HARD = [RandomPlan(share=0.5), Changing()]
+ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD
+
+PRODUCT = list(itertools.product(laws.LAWS_OF_A_DECODE, ALL, laws.MODES))
+"""Every law, strategy and way to decode; the same for each family."""
+
+CELLS = [cell for cell in PRODUCT if laws.not_applicable(*cell) is None]
+"""Those that are tests: the law applies."""
+
+WAYS = {pair: [mode for _, _, mode in group] for pair, group in itertools.groupby(CELLS, key=lambda cell: cell[:2])}
+"""The ways to decode that are tests of a law and a strategy."""
+
+
+def in_make_test(family, law, strategy, mode):
+    """Whether a cell is part of `make test`; `make test-all` runs them all.
+
+    Every law on every strategy on every family is, in one way to decode: the next family and the next strategy have
+    the next way, so that each of them is decoded in all ways. One family, and the hard strategies on all families, run
+    in full.
+    """
+    if family == "llama" or strategy in HARD:
+        return True
+    ways = WAYS[law, strategy]
+    return mode == ways[(laws.TINY_FAMILIES.index(family) + ALL.index(strategy)) % len(ways)]
+
+
+def cells():
+    """The parameters ``family_model, law, strategy, mode`` of the tests; one worker runs all tests of a family."""
+    for family, cell in itertools.product(laws.TINY_FAMILIES, CELLS):
+        marks = [pytest.mark.xdist_group(family)]
+        if not in_make_test(family, *cell):
+            marks.append(pytest.mark.slow)
+        yield pytest.param(family, *cell, marks=marks)
+
+
+def ids(value):
+    return repr(value) if isinstance(value, SkipStrategy) else getattr(value, "__name__", str(value))
