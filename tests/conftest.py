@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from hsdlab.testing import TINY_FAMILIES, RememberedDecodes, tiny_model
+from tests import results
 
 transformers.logging.set_verbosity_error()
 
@@ -41,3 +42,23 @@ def family_model(request, tiny):
 def decodes(family_model):
     """Decodes of one family, each made once."""
     return RememberedDecodes()
+
+
+@pytest.fixture(scope="session")  # frozen records
+def full_depth():
+    return results.full_depth()
+
+
+@pytest.fixture(scope="session")
+def hsd():
+    return results.hsd()
+
+
+@pytest.fixture(scope="session")
+def calm():
+    return results.calm()
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    return results.recorded()

@@ -1,6 +1,7 @@
 """The documentation is true of the code: its examples run, its command lines parse, its links lead somewhere."""
 
 import inspect
+import itertools
 import re
 import shlex
 import shutil
@@ -16,8 +17,9 @@ import hsdlab.strategies
 from docs import reconstruction
 from docs.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
+from hsdlab.cli import main
 from hsdlab.cli.train import TrainCLI
-from hsdlab.records.comparison import compare_results
+from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.provenance import GitState
 from hsdlab.reporting.comparison import write_comparison
 from hsdlab.runs.bench import run_bench
@@ -41,13 +43,18 @@ def name(page):
     return page.name
 
 
+REPORT = "python evaluate.py report "
 COMMANDS = [
     pytest.param(line.split("#")[0].strip(), id=f"{page.name}-{line[:40]}-{number}")
     for page in PAGES
     for block in blocks(page, "bash")
     for number, line in enumerate(block.splitlines())
-    if line.split("#")[0].strip()
+    if line.split("#")[0].strip() and not line.startswith(REPORT)
 ]
+REPORTS = [
+    line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines() if line.startswith(REPORT)
+]
+(RUN_FROM_PYTHON,) = [block for block in blocks(ROOT / "README.md", "python") if "hsdlab.runs import compare" in block]
 LAUNCHERS = r"^(torchrun( --\S+)*|srun python) "  # several processes of one command
 
 
@@ -67,8 +74,27 @@ def as_a_user(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
 def test_python_examples_run(page, as_a_user):
     for block in blocks(page, "python"):
+        if block == RUN_FROM_PYTHON:
+            continue  # which test_the_report_commands_draw_the_run_of_the_python_example runs
         # From top to bottom, each with the imports that it shows; `__name__` as in a script.
         exec(compile(block, f"{page.name}: {block[:40]!r}", "exec"), {"__name__": "__main__"})
+
+
+def test_the_report_commands_draw_the_run_of_the_python_example(as_a_user):
+    names = {}
+    exec(compile(RUN_FROM_PYTHON, "README.md", "exec"), names)
+    rows = [row.name for row in names["comparison"].rows]
+    assert [name.partition("(")[0] for name in rows] == ["FullDepth", "HSD", "SkipDecode"]
+    shutil.copytree("runs/plain", "runs/skip_aware")  # in place of the run of another model
+    table = Path("runs/plain/comparison.md").read_text(encoding="utf-8")
+    Path("runs/plain/comparison.md").unlink()
+    one, joined = (shlex.split(command)[2:] for command in REPORTS)
+    main(one)
+    main(joined)
+    assert Path("runs/plain/comparison.md").read_text(encoding="utf-8") == table
+    both = Comparison.read(Path("runs/both/comparison.json"))
+    assert [(row.run, row.name) for row in both.rows] == list(itertools.product(["plain", "skip-aware"], rows))
+    assert both.rows[4].quality == both.rows[1].quality
 
 
 class ParseOnlyTraining(TrainCLI):

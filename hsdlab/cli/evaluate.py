@@ -22,6 +22,7 @@ from hsdlab.data import Example, GenerationDataModule
 from hsdlab.data.base import Split
 from hsdlab.errors import UserError
 from hsdlab.models import weights_fingerprint
+from hsdlab.models.generation import fixed_length, greedy
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.records.predictions import PredictionFile, check_same_examples
 from hsdlab.records.provenance import run_info
@@ -203,12 +204,16 @@ class EvaluateCLI(SubcommandCLI):
 
     def open_output(self) -> None:
         """Refuse to go on with another model; make the folder and write config.yaml and run.json."""
-        self.run_info = replace(self.run_info, weights=weights_fingerprint(self.model.model))
+        generation = self.model.generation({"bench": fixed_length, "inspect": greedy}.get(self.subcommand, dict))
+        self.run_info = replace(
+            self.run_info, weights=weights_fingerprint(self.model.model), generation=generation.record()
+        )
         self.model.resume = True  # a new run's folder is empty
         if rank_zero_only.rank == 0:
             if self.resumes:
                 self.folder.check_unchanged("weights", self.run_info)
             self.run_info = self.folder.open(self.run_info)
+            Console().print(generation.sentence(), highlight=False, markup=False, soft_wrap=True)
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run."""

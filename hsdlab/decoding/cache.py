@@ -39,6 +39,7 @@ class SkipCache(LayerRunner, DynamicCache):
             of that step.
         late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
         late_passes: Calls of each layer that computed them, LongTensor [layers].
+        passes: Forward passes that went through all layers, that over the prompt among them.
         peak_bytes: The most bytes of keys and values held at the end of a pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
     """
@@ -57,6 +58,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self.executed: list[Tensor] = []
         self.late_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
         self.late_passes = torch.zeros(parts.num_layers, dtype=torch.long)
+        self.passes = 0
         self.peak_bytes = 0
         self.readings_s: list[float] = []
 
@@ -127,6 +129,7 @@ class SkipCache(LayerRunner, DynamicCache):
         else:
             self.executed.append(self._decisions.executed)
         self._seen += length
+        self.passes += 1
         held = 0
         for index, storage in enumerate(self.layers):
             if not storage.is_initialized:

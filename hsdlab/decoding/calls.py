@@ -43,6 +43,11 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
         raise UserError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
     if kwargs.get("inputs_embeds") is not None:
         raise UserError("inputs_embeds: give the prompt as input_ids.")
+    if config.guidance_scale not in (None, 1):
+        raise UserError(
+            f"guidance_scale={config.guidance_scale}: classifier-free guidance runs a second pass at full depth, which "
+            "cannot be combined with skipped layers; leave it out."
+        )
     if config.use_cache is False:
         raise UserError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
     if config.cache_implementation not in (None, "dynamic"):
@@ -52,11 +57,8 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
         got = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise UserError(f"input_ids: got {got}; expected a LongTensor of shape (rows, prompt length), not empty.")
-    if len(input_ids) > 1 and (config.stop_strings is not None or kwargs.get("stopping_criteria")):
-        raise UserError(
-            "stop_strings and stopping_criteria: where a row of a batch stopped cannot be seen afterwards; "
-            "decode one row at a time or stop at eos_token_id."
-        )
+    if config.stop_strings is not None and kwargs.get("tokenizer") is None:
+        raise UserError("stop_strings: give the tokenizer too, generate(…, tokenizer=tokenizer).")
     mask = kwargs.get("attention_mask")
     if mask is None:
         return
@@ -117,3 +119,19 @@ def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: in
             f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
             f"{context} tokens; shorten one of them."
         )
+    switch = _longrope_switch(model)
+    if switch is not None and prompt_length <= switch < prompt_length + max_new_tokens - 1:
+        raise UserError(
+            f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} pass {switch} tokens, the "
+            "original context of this model, where its rotary embeddings (longrope) change for all tokens and its cache is no "
+            "longer valid; decode fewer new tokens, or after a longer prompt."
+        )
+
+
+def _longrope_switch(model: PreTrainedModel) -> int | None:
+    """The length beyond which a model with longrope rotates all positions otherwise; None for other models."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)

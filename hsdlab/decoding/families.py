@@ -140,6 +140,11 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: If it is not a transformers model.
     """
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"The adapter around the model is {model.peft_type.value}: its virtual tokens would be lost in decoding "
+            "with skipped layers. Train with LoRA, which can be merged."
+        )
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
         raise UnsupportedModelError(

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
 from hsdlab.decoding.decisions import Decisions, Strategy
+from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
+from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
@@ -205,7 +206,9 @@ def _decode(
     max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
     check_context(model, prompt_length, max_steps)
 
-    forced = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
+    forced: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
+    if config.stop_strings is not None and config.num_beams == 1:
+        forced["stop_strings"] = None  # RowEnds asks for them
     if generation_config is None:
         kwargs = {**kwargs, **forced}
     else:  # transformers wants options in one place only
@@ -213,19 +216,26 @@ def _decode(
         generation_config.update(**forced)
         kwargs = {name: value for name, value in kwargs.items() if name not in forced}
     decisions = Decisions(run.strategy, parts.num_layers, max_steps, sources=len(input_ids))
-    if decisions.asks and config.num_beams == 1 and len(input_ids) * config.num_return_sequences > 1:
-        criteria = [*(kwargs.get("stopping_criteria") or []), _EndsSeen(decisions, config.eos_token_id)]
-        kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
+    ends = None
+    custom = config.stop_strings is not None or kwargs.get("stopping_criteria")
+    rows = len(input_ids) * config.num_return_sequences
+    if config.num_beams == 1 and (custom or (decisions.asks and rows > 1)):
+        criteria = list(kwargs.get("stopping_criteria") or [])
+        if config.stop_strings is not None:
+            criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
+        ends = RowEnds(criteria, config.eos_token_id, decisions)
+        kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
     cache = SkipCache(parts, decisions)
     readings = cache.readings_s
     readings.append(now_s(model.device))
-    raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
+    with every_pass_recorded(model, cache):
+        raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
     readings.append(now_s(model.device))
 
     beams = getattr(raw, "beam_indices", None)
     new_tokens = raw.sequences[:, prompt_length:].cpu()
     if beams is None:
-        real_tokens = _real_tokens(new_tokens, config.eos_token_id)
+        real_tokens = real_tokens_of(new_tokens, config.eos_token_id) if ends is None else ends.real_tokens()
     else:
         beams = beams.cpu().long()
         real_tokens = (beams >= 0).sum(dim=1)
@@ -250,30 +260,3 @@ def _decode(
     if run.on_decode is not None:
         run.on_decode(run.output)
     return raw
-
-
-def _real_tokens(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
-    """Real new tokens of each row, its end-of-sequence token included: [rows, new] to [rows]."""
-    rows, width = new_tokens.shape
-    is_end = _is_end(new_tokens, eos_token_id)
-    first = is_end.long().argmax(dim=1) + 1
-    return torch.where(is_end.any(dim=1), first, torch.full((rows,), width))
-
-
-def _is_end(tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
-    ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long, device=tokens.device)
-    return torch.isin(tokens, ends.reshape(-1))
-
-
-class _EndsSeen(StoppingCriteria):
-    """Stops nothing; tells the decisions which rows of a batch have ended, since transformers goes on padding them."""
-
-    def __init__(self, decisions: Decisions, eos_token_id: int | list[int] | None) -> None:
-        self._decisions = decisions
-        self._eos_token_id = eos_token_id
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ended = _is_end(input_ids[:, -1], self._eos_token_id).cpu()
-        before = self._decisions.ended
-        self._decisions.ended = ended if before is None else before | ended
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -11,7 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
-    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,9 +18,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hsdlab.errors import UserError
-from hsdlab.models.adapters import base_of, merge
+from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX, embedded_folder
-from hsdlab.models.weights import load_tokenizer, load_weights
+from hsdlab.models.weights import NO_CODE, check_tokenizer_fits, load_config, load_tokenizer, load_weights
 
 Attention = Literal["sdpa", "eager"]
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -43,7 +42,8 @@ def load_model(
     Args:
         name: an embedded model ("embedded:smollm2-135m") or one of its adapters
             ("embedded:smollm2-135m-e2e-skip-aware"), a local Hugging Face folder, a .gguf file, a folder with a LoRA
-            adapter (its base model is loaded and the adapter merged into it), or the id of a model on the hub
+            adapter (its base model is loaded and the adapter merged into it; the tokenizer, chat template, generation
+            config and embeddings saved beside the adapter are used), or the id of a model on the hub
             ("HuggingFaceTB/SmolLM2-360M").
         dtype: of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one.
@@ -67,16 +67,34 @@ def load_model(
         raise UserError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     target = _device(device)
     name = fspath(EMBEDDED_ADAPTERS.get(fspath(name), name))
-    if adapter is None and (Path(name).expanduser() / "adapter_config.json").is_file():
-        adapter = name
-        name, revision = base_of(adapter, revision)
+    if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
+        named = read_adapter(name)
+        name, revision = named.base(revision)
+        try:
+            model, tokenizer = _load(name, dtype, revision, attention, named)
+        except (FileNotFoundError, ConnectionError, UserError) as error:
+            if str(named.folder) in str(error):
+                raise
+            raise type(error)(f"{error} (the base model of the adapter {named.folder})") from error
+    else:
+        given = None if adapter is None else read_adapter(fspath(adapter))
+        model, tokenizer = _load(name, dtype, revision, attention, given)
+    return model.to(target).eval(), tokenizer
 
+
+def _load(
+    name: str, dtype: str, revision: str | None, attention: Attention | None, adapter: Adapter | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, and merge an adapter with all that is saved beside it; see `load_model`."""
     source, options = _locate(name, revision)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
+        config = load_config(name, source, options)
         _check_decoder_only(name, config)
         model = load_weights(name, source, dtype, options | {"attn_implementation": attention})
-        tokenizer = load_tokenizer(name, source, options)
+        if adapter is not None and adapter.brings_tokenizer:
+            tokenizer = load_tokenizer(str(adapter.folder), str(adapter.folder), {"config": config, **NO_CODE})
+        else:
+            tokenizer = load_tokenizer(name, source, options)
     except OSError as error:
         if options.get("local_files_only"):
             raise ConnectionError(
@@ -86,12 +104,15 @@ def load_model(
                 "or try again with network."
             ) from error
         raise
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = name  # what an adapter trained on this model notes as its base
     if adapter is not None:
-        model = merge(model, fspath(adapter))
-    return model.to(target).eval(), tokenizer
+        model = merge(model, adapter, len(tokenizer))
+        model.generation_config = adapter.generation_config() or model.generation_config
+        tokenizer.chat_template = adapter.chat_template or tokenizer.chat_template
+    check_tokenizer_fits(name, tokenizer, model)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
 
 
 def _device(device: str) -> torch.device:
@@ -109,8 +130,7 @@ def _device(device: str) -> torch.device:
 
 def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """Find what `name` means: the folder or hub id, and the options that from_pretrained needs for it."""
-    # Left out, this option makes transformers ask at the terminal whether to run a repository's code.
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options: dict[str, Any] = dict(NO_CODE)
     path = Path(name).expanduser()
     if name.startswith(PREFIX):
         return str(embedded_folder(name)), options

@@ -1,16 +1,55 @@
-"""Read a model's weights and its tokenizer, and refuse what is not whole."""
+"""Read a model's configuration, weights and tokenizer, and refuse what is not whole, in a sentence of our own."""
 
 from typing import Any
 
+import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from hsdlab.errors import UserError
+from hsdlab.models.reasons import reason
+
+NO_CODE = {"trust_remote_code": False}
+"""Left out, this option makes transformers ask at the terminal whether to run a repository's code."""
+
+_AGAIN = "Copy, download or export the model again"
+
+
+def load_config(name: str, source: str, options: dict[str, Any]) -> PreTrainedConfig:
+    """Load a model's configuration; the arguments are those of `load_weights`.
+
+    Raises:
+        UserError: It cannot be read, is of a type that transformers does not know, or needs code of its own.
+        OSError: The hub does not give it.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    except OSError as error:
+        if "JSON" not in str(error) and "gguf" not in str(error).lower():
+            raise
+        raise UserError(f"{name}: config.json is no JSON text: {reason(error)}. {_AGAIN}") from error
+    except Exception as error:  # transformers, gguf and huggingface_hub raise what they like
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise UserError(
+                f"{name} needs custom code of its own to be loaded, and hsdlab runs no code of a model repository; "
+                "take a model whose architecture is part of transformers"
+            ) from error
+        if "gguf_file" in options:
+            raise UserError(f"{name} cannot be read as a GGUF file: {reason(error)}. {_AGAIN}") from error
+        if "does not recognize this architecture" in text or "Unrecognized model" in text:
+            raise UserError(
+                f"{name}: its config.json names a model_type that this version of transformers does not know, or none: "
+                f"{reason(error)}. hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...)"
+            ) from error
+        raise UserError(f"{name}: its config.json does not describe a model: {reason(error)}. {_AGAIN}") from error
 
 
 def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
@@ -23,14 +62,37 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
         options: More of ``from_pretrained``.
 
     Raises:
-        UserError: Weights are missing.
+        UserError: Weights are missing, damaged, of other sizes, or not finite.
+        OSError: The hub does not give them.
     """
     if "gguf_file" in options:  # plain layers: packed ones can be neither merged with an adapter nor saved
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
-    model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    except Exception as error:  # safetensors, pickle, torch, gguf and transformers raise what they like
+        if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
+            raise
+        raise UserError(f"{name}: {_why_unreadable(error)}: {reason(error)}. {_AGAIN}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         raise UserError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
+    for weight_name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{name}: {weight_name} holds numbers that are not finite. {_AGAIN}")
     return model
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error)
+    if "mismatch" in text or "shape" in text:
+        return "the sizes of its weights are not those of its config.json"
+    if "weights_only" in text or "Unpickling" in type(error).__name__ or "pickle" in text.lower():
+        return (
+            "its weights are a PyTorch file that holds more than weights, or none, and hsdlab runs no code of a model; "
+            "convert it to safetensors where it comes from"
+        )
+    if isinstance(error, ImportError):
+        return "a package that it needs is missing"
+    return "its weights cannot be read (truncated, empty or garbage?)"
 
 
 def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -38,10 +100,43 @@ def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTraine
 
     Raises:
         FileNotFoundError: There is none.
+        UserError: It cannot be read.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+    except Exception as error:  # tokenizers and transformers raise what they like
+        if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
+            raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name}: its tokenizer needs custom code of its own, and hsdlab runs no code of a model repository; "
+                "take a model whose tokenizer is part of transformers"
+            ) from error
+        raise UserError(
+            f"{name}: its tokenizer cannot be read: {reason(error)}. Expected a whole tokenizer.json and "
+            "tokenizer_config.json beside the weights; copy them again from where the model comes from"
+        ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a missing vocabulary
         raise FileNotFoundError(f"{name} has no tokenizer: expected a tokenizer.json beside the weights")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_tokenizer_fits(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuse a tokenizer that gives tokens for which the model has no embedding.
+
+    Tokens that were added to the vocabulary may lie beyond it: Gemma 3's text models have one for images.
+
+    Raises:
+        UserError: With both sizes.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    special = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if token]
+    largest = max(tokenizer.vocab_size - 1, *special, 0)
+    if largest >= rows:
+        raise UserError(
+            f"{name}: its tokenizer gives tokens up to {largest}, but the model has embeddings for {rows}: they do not "
+            "belong together. Copy the tokenizer's files again from where the model comes from, or resize the model "
+            "(model.resize_token_embeddings) and save both"
+        )

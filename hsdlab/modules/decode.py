@@ -1,7 +1,7 @@
 """DecodeModule: decode a data set, score every example, write each prediction down."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
 from hsdlab.models.embedded import PREFIX, embedded_folder
+from hsdlab.models.generation import Generation, check_generate_kwargs, generation
 from hsdlab.models.load import load_model
 from hsdlab.records.document import to_plain
 from hsdlab.records.example import Batch, ExampleRecord, batch_costs
@@ -28,12 +29,6 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 MetricName = Literal["rouge", "bleu", "bertscore"]
 METRICS: tuple[MetricName, ...] = ("rouge", "bleu", "bertscore")
 ENCODER = "embedded:all-minilm-l6-v2"
-_NOT_IN_GENERATE_KWARGS = {
-    "max_new_tokens": "give it as the parameter max_new_tokens",
-    "max_length": "give max_new_tokens instead",
-    "num_beams": "give it as the parameter num_beams",
-    "num_return_sequences": "an example has one prediction",
-}
 
 
 class DecodeModule(LightningModule):
@@ -53,14 +48,16 @@ class DecodeModule(LightningModule):
         max_new_tokens: The most tokens that are decoded for an example, T of the strategies' schedules.
         num_beams: Beams of the search, 4 as in the HSD paper; 1 is greedy decoding (or sampling, if
             `generate_kwargs` says so).
-        generate_kwargs: More options of transformers' `generate`: `{"do_sample": true, "top_p": 0.9}`.
+        generate_kwargs: More options of transformers' `generate`: `{"do_sample": true, "top_p": 0.9}`. Of the
+            checkpoint's own generation config only special tokens and stop strings are taken
+            (`hsdlab.models.generation`).
         metrics: Which of "rouge", "bleu" and "bertscore" to compute.
         bertscore_encoder: Encoder of BERTScore: a local folder, or an embedded model.
         predictions: The file to write, made anew in each run unless it is resumed; by default none.
 
     Raises:
         UserError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a
-            parameter here.
+            parameter here, does not exist or cannot be combined with skipped layers.
         FileNotFoundError: The encoder's folder is missing.
 
     Example::
@@ -175,14 +172,13 @@ class DecodeModule(LightningModule):
 
     def _decode(self, batch: dict[str, Any], number: int) -> list[ExampleRecord]:
         run = self._run()
-        if self.generate_kwargs.get("do_sample", self.model.generation_config.do_sample):
+        options = self.generation().options
+        if options.get("do_sample"):
             torch.manual_seed(random.Random(f"{self._seed} {number}").getrandbits(63))
         self.model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-            **self.generate_kwargs,
+            **options,
         )
         output = run.output
         if output is None:
@@ -192,6 +188,15 @@ class DecodeModule(LightningModule):
         decoded = Batch(number, len(batch["ids"]), replace(cost, wall_s=self._wall_s))
         records = [self._record(batch, output, row, decoded) for row in range(decoded.rows)]
         return self._scored(records)
+
+    def generation(self, form: Callable[[Mapping[str, Any]], dict[str, Any]] = dict) -> Generation:
+        """Return how texts are decoded: by this module's options, not by what the checkpoint asks for besides.
+
+        Args:
+            form: Changes the options: `greedy` or `fixed_length` of hsdlab.models.generation.
+        """
+        own = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        return generation(self.model, form(own | self.generate_kwargs), self.tokenizer)
 
     def _run(self) -> AppliedRun:
         """Return the strategy at work."""
@@ -284,9 +289,7 @@ def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise UserError(f"{name}={value}: expected 1 or more.")
-    for name in _NOT_IN_GENERATE_KWARGS:
-        if name in generate_kwargs:
-            raise UserError(f"generate_kwargs holds {name!r}: {_NOT_IN_GENERATE_KWARGS[name]}.")
+    check_generate_kwargs(generate_kwargs)
 
 
 def _metric(name: str, bertscore_encoder: str) -> TextMetric:

@@ -18,6 +18,9 @@ from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE
+from hsdlab.models.adapters import was_resized
+from hsdlab.models.generation import generation
+from hsdlab.models.merging import check_merges
 from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
 from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
@@ -285,13 +288,12 @@ class FinetuneModule(LightningModule):
                 metric.update(texts, batch["references"])  # type: ignore[operator]
 
     def _generate(self, batch: dict[str, Any]) -> list[str]:
+        model = plain_model(self.model)
+        greedy = {"max_new_tokens": self.max_new_tokens, "num_beams": 1, "do_sample": False}
+        options = generation(model, greedy, self.tokenizer).options
         with torch.autocast(self.device.type, enabled=False):  # it would cast all weights anew in every step
-            sequences = plain_model(self.model).generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=self.max_new_tokens,
-                num_beams=1,
-                do_sample=False,
+            sequences = model.generate(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
             )  # (rows, prompt + new)
         new_tokens = sequences[:, batch["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
@@ -381,10 +383,18 @@ class FinetuneModule(LightningModule):
 
         Args:
             folder: Made if it is missing; files of an earlier export are replaced.
+
+        Raises:
+            UserError: The adapter, merged as `load_model` will do, gives another model than the one that was trained.
         """
-        # save_embedding_layers: "auto" would ask the hub for the base model's vocabulary
-        options = {} if self.lora is None else {"save_embedding_layers": False}
-        self.model.save_pretrained(fspath(folder), **options)  # type: ignore[operator]
+        model = plain_model(self.model)
+        if self.lora is None:
+            model.save_pretrained(fspath(folder))
+        else:
+            check_merges(self.model, f"the adapter for {fspath(folder)}")
+            # "auto" would ask the hub for the base model's vocabulary
+            self.model.save_pretrained(fspath(folder), save_embedding_layers=was_resized(model))  # type: ignore[operator]
+            model.generation_config.save_pretrained(fspath(folder))
         self.tokenizer.save_pretrained(fspath(folder))
 
 

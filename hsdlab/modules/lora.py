@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hsdlab.errors import UserError
+from hsdlab.models.merging import CURE, tied_names
 
 _ALWAYS_NAMED = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _NEVER_NAMED = ("peft_version",)  # the same setting under another version of peft is the same setting
@@ -94,7 +96,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
     Raises:
         UserError: A number out of its range, a target that names no layer of the model (the message lists what there
-            is), or what else peft cannot do with the model.
+            is), a target whose weights another part of the model uses too, or what else peft cannot do with the model.
     """
     check_numbers(lora)
     _check_targets(model, lora)
@@ -102,9 +104,19 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     config.task_type = "CAUSAL_LM"
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's are transposed
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)  # refused below
+            adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"lora: peft cannot add it to {type(model).__name__}: {error}") from error
+    tied = tied_names(adapted)
+    if tied:
+        adapted.unload()
+        raise UserError(
+            f"lora.target_modules: {', '.join(tied)} of {type(model).__name__} is tied: the embeddings and the head "
+            f"are one matrix, so that the merged model would not be the trained one. {CURE}"
+        )
+    return adapted
 
 
 def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:

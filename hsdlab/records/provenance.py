@@ -91,6 +91,8 @@ class RunInfo(Document):
         subcommand: Of `evaluate.py` or `train.py`; empty for a run from Python.
         examples: Fingerprint of the examples, 16 hex digits; None where it was not taken.
         weights: Fingerprint of the model's weights, likewise.
+        generation: How texts were decoded: under "options" what held, under "not_taken" what the model's generation
+            config asks for besides. None where it was not noted.
         earlier: With what else a run that was resumed had been made, oldest first.
     """
 
@@ -107,6 +109,7 @@ class RunInfo(Document):
     subcommand: str = ""
     examples: str | None = None
     weights: str | None = None
+    generation: JsonObject | None = None
     earlier: tuple[Session, ...] = field(default=())
 
     @property
@@ -115,13 +118,19 @@ class RunInfo(Document):
         return Session(self.date_utc, self.versions, self.git, self.machine)
 
 
-def run_info(seed: int | None = None, config: Mapping[str, JsonValue] | None = None, subcommand: str = "") -> RunInfo:
+def run_info(
+    seed: int | None = None,
+    config: Mapping[str, JsonValue] | None = None,
+    subcommand: str = "",
+    generation: JsonObject | None = None,
+) -> RunInfo:
     """Return the provenance of a run that starts now.
 
     Args:
         seed: The run's random seed, None where none was set.
         config: The run's configuration; what JSON does not hold is taken as text.
         subcommand: Of the command line.
+        generation: How texts are decoded.
     """
     return RunInfo(
         date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,6 +145,7 @@ def run_info(seed: int | None = None, config: Mapping[str, JsonValue] | None = N
         git=git_state(Path(__file__).resolve()),
         machine=describe_machine(),
         subcommand=subcommand,
+        generation=generation,
     )
 
 

@@ -5,8 +5,9 @@ decode step enters layer 0, and end when transformers' ``generate`` returns.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from hsdlab.data import GenerationDataModule
 from hsdlab.decoding import Timing
-from hsdlab.decoding.families import context_length
+from hsdlab.decoding.families import context_length, plain_model
 from hsdlab.errors import RunError, UserError
+from hsdlab.models.generation import fixed_length, generation
 from hsdlab.modules import DecodeModule
 from hsdlab.records.bench import BenchEnvironment, BenchResult, BenchSide
 from hsdlab.records.provenance import RunInfo, run_info
@@ -70,6 +72,7 @@ def bench(
         strategies,
         new_tokens=new_tokens,
         repeats=repeats,
+        generate_kwargs=module.generate_kwargs,
         folder=Path(folder),
         run=run,
     )
@@ -100,6 +103,7 @@ def run_bench(
     new_tokens: int,
     repeats: int,
     folder: Path,
+    generate_kwargs: Mapping[str, Any] | None = None,
     run: RunInfo | None = None,
 ) -> BenchResult:
     """Measure plain ``generate``, full depth and some strategies, interleaved; print and write the result.
@@ -111,6 +115,7 @@ def run_bench(
         new_tokens: Tokens that every side makes from each prompt, at least 2: the first needs no step.
         repeats: Measured rounds, at least 1; one more comes before them as warm-up.
         folder: Where to write bench.json and bench.md; made if missing, files of an earlier run are replaced.
+        generate_kwargs: More options of ``generate``; those for samples, beams and ends of a text have no effect here.
         run: What the run is made with; by default noted now.
 
     Returns:
@@ -123,9 +128,10 @@ def run_bench(
     _check_arguments(prompts, strategies, new_tokens, repeats)
     device = next(model.parameters()).device
     prompts = [prompt.to(device) for prompt in prompts]
-    plain = PlainSide(model, prompts, new_tokens)
+    decoding = generation(plain_model(model), fixed_length(generate_kwargs or {}) | {"max_new_tokens": new_tokens})
+    plain = PlainSide(model, prompts, decoding.options)
     full_depth, *others = [
-        StrategySide(model, prompts, new_tokens, strategy) for strategy in (FullDepth(), *strategies)
+        StrategySide(model, prompts, decoding.options, strategy) for strategy in (FullDepth(), *strategies)
     ]
     sides: list[Side] = [plain, full_depth, *others]
     load_before = _load_average()
@@ -167,7 +173,7 @@ def run_bench(
                 for side, rows in zip(others, timings[2:], strict=True)
             ),
         ),
-        run=run or run_info(),
+        run=run or run_info(generation=decoding.record()),
     )
     print_bench(result, console())
     write_bench(result, folder)

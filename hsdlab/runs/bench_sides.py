@@ -6,7 +6,7 @@ the vocabulary to each step.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +19,14 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.timing import now_s
 from hsdlab.strategies.base import SkipStrategy
 
-OPTIONS = {"do_sample": False, "num_beams": 1, "eos_token_id": None}
-
 
 class PlainSide:
     """transformers' own ``generate``; keeps the tokens of each prompt."""
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], new_tokens: int) -> None:
+    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         self._parts = decoder_parts(model)
         self._prompts = prompts
-        self._new_tokens = new_tokens
+        self._options = options
         self.sequences: dict[int, Tensor] = {}
 
     def __call__(self, case: int) -> Timing:
@@ -46,7 +44,7 @@ class PlainSide:
         hook = self._parts.layers[0].register_forward_pre_hook(read_clock)
         try:
             readings_s.append(now_s(model.device))
-            sequences = model.generate(prompt, attention_mask=mask, max_new_tokens=self._new_tokens, **OPTIONS)
+            sequences = model.generate(prompt, attention_mask=mask, **self._options)
             readings_s.append(now_s(model.device))
         finally:
             hook.remove()
@@ -58,10 +56,12 @@ class PlainSide:
 class StrategySide:
     """``hsdlab.generate`` under one strategy; keeps the last output of each prompt."""
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], new_tokens: int, strategy: SkipStrategy) -> None:
+    def __init__(
+        self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any], strategy: SkipStrategy
+    ) -> None:
         self._model = model
         self._prompts = prompts
-        self._new_tokens = new_tokens
+        self._options = options
         self.strategy = strategy
         self.outputs: dict[int, DecodeOutput] = {}
 
@@ -73,8 +73,7 @@ class StrategySide:
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             strategy=self.strategy,
-            max_new_tokens=self._new_tokens,
-            **OPTIONS,
+            **self._options,
         )
         return self.outputs[case].timing
 
@@ -82,7 +81,7 @@ class StrategySide:
         """Depth and cost over all prompts; the ideal speed-up only where the layers are known beforehand."""
         figures = sum((decode_cost(self._model, output) for output in self.outputs.values()), Cost()).figures()
         num_layers = next(iter(self.outputs.values())).trace.num_layers
-        schedule = self.strategy.scheduled_layers(num_layers, self._new_tokens)
+        schedule = self.strategy.scheduled_layers(num_layers, self._options["max_new_tokens"])
         if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
             schedule = None
         return {

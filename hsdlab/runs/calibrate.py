@@ -75,7 +75,7 @@ def calibrate(
         UserError: An option out of its range; a metric without a score for each example; settings that are none,
             oracles, listed twice, or decode a row of a batch otherwise than alone; two examples of one id.
     """
-    folder, run = Path(folder), run or run_info()
+    folder, run = Path(folder), run or run_info(generation=module.generation().record())
     reference, *settings = baseline_first(strategies)
     datamodule.prepare_data()
     check_calibration(

@@ -53,7 +53,7 @@ def compare(
         comparison = compare(trainer, DecodeModule(*load_model("gpt2")), Docstrings(limit=32), [HSD()], "runs/mine")
         print(comparison.rows[1].percent_of_baseline["rougeL"], comparison.rows[1].average_layers)
     """
-    folder, run = Path(folder), run or run_info()
+    folder, run = Path(folder), run or run_info(generation=module.generation().record())
     ordered, files = baseline_first(strategies), prediction_files(folder, strategies)
     runs = StrategyRuns(trainer, module, datamodule, "test")
     events = folder / tensorboard.FOLDER

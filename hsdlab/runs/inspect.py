@@ -26,6 +26,7 @@ from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.forced import ForcedTexts, decode_steps
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.errors import UserError
+from hsdlab.models.generation import greedy
 from hsdlab.modules import DecodeModule
 from hsdlab.records.bootstrap import Estimate, FloatArray, bootstrap_interval
 from hsdlab.records.inspection import InspectedLayer, InspectionResult
@@ -72,12 +73,14 @@ def inspect(
     datamodule.prepare_data()
     datamodule.connect_to(module)
     batches = sample_batches(datamodule, "validation", examples)
+    decoding = module.generation(greedy)
     if text == "generated":
-        texts = [own_text(model, batch, module.max_new_tokens) for batch in track(batches, "decoding")]
+        texts = [own_text(model, batch, **decoding.options) for batch in track(batches, "decoding")]
     else:
         texts = [batch["pairs"] for batch in batches]
+    noted = run or run_info(generation=decoding.record())
     what = f"{text} of at most {module.max_new_tokens} tokens"
-    result = inspection_result(inspect_layers(model, texts), model_info(model), what, run or run_info())
+    result = inspection_result(inspect_layers(model, texts), model_info(model), what, noted)
     write_inspection(result, Path(folder))
     print_inspection(result, console())
     return result
@@ -179,17 +182,17 @@ def _mean(sums: FloatArray, steps: FloatArray) -> Estimate:
     return Estimate(float(sums.sum() / steps.sum()), low, high)
 
 
-def own_text(model: nn.Module, prompts: Mapping[str, Tensor], max_new_tokens: int) -> dict[str, Tensor]:
-    """Continue prompts greedily at full depth; returns a batch for :func:`inspect_layers`.
+def own_text(model: nn.Module, prompts: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Continue prompts at full depth; returns a batch for :func:`inspect_layers`.
 
     Args:
         model: A decoder-only transformers model in eval mode.
         prompts: "input_ids" and "attention_mask" [rows, length], padded on the left.
-        max_new_tokens: The most tokens of a continuation.
+        **options: Of ``generate``: "max_new_tokens", "do_sample" …
     """
     device = plain_model(model).device
     given = {name: prompts[name].to(device) for name in ("input_ids", "attention_mask")}
-    output = generate(model, **given, strategy=FullDepth(), max_new_tokens=max_new_tokens, num_beams=1, do_sample=False)
+    output = generate(model, **given, strategy=FullDepth(), **options)
     last_token = output.trace.live.sum(dim=0).to(device)  # (rows); step t makes new token t + 1
     new_tokens = torch.arange(output.sequences.shape[1] - output.trace.prompt_length, device=device)
     is_new = new_tokens <= last_token[:, None]  # (rows, new)

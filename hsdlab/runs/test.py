@@ -42,7 +42,9 @@ def test(
     """
     folder = Path(folder)
     runs = StrategyRuns(trainer, module, datamodule, split, warms_up=False)
-    result = replace(runs.result(strategy, prediction_file(folder)), run=run or run_info())
+    result = replace(
+        runs.result(strategy, prediction_file(folder)), run=run or run_info(generation=module.generation().record())
+    )
     if trainer.is_global_zero:
         prefix = {"validation": "val", "test": "test"}[split]
         write_json(folder / METRICS_FILE, {f"{prefix}/{name}": value for name, value in result.figures().items()})

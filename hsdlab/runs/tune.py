@@ -104,7 +104,7 @@ def tune(
     )
     terminal = console(quiet=not trainer.is_global_zero)
     runs = StrategyRuns(trainer, module, datamodule, "validation")
-    tuning = _Tuning(runs, options, Path(folder), run or run_info(), terminal)
+    tuning = _Tuning(runs, options, Path(folder), run or run_info(generation=module.generation().record()), terminal)
     try:
         tuning.search()
         while tuning.decode_next():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hsdlab.decoding.trace import trace_along
+from hsdlab.decoding.trace import ProbeCost, trace_along
 
 T, F = True, False
 
@@ -15,7 +15,10 @@ def test_rows_of_a_batch():
         torch.tensor([[T, F, F, T], [T, T, F, T], [T, T, T, T]]),
         torch.tensor([[T, F, F, F], [T, T, T, T], [F, F, F, T]]),
     ]
-    trace = trace_along(log, torch.tensor([3, 2, 3]), num_layers=4, prompt_length=5, filled=7, probed_rows=9)
+    late = torch.tensor([0, 1, 2, 4]), torch.tensor([0, 1, 1, 2])
+    trace = trace_along(
+        log, torch.tensor([3, 2, 3]), num_layers=4, prompt_length=5, late=late, probes=ProbeCost(9, 0, 0)
+    )
     assert trace.live.tolist() == [[T, T, T], [T, F, T]]
     assert trace.depths.tolist() == [[2, 3, 4], [1, 0, 1]]
     assert trace.average_layers == pytest.approx((2 + 3 + 4 + 1 + 1) / 5)
@@ -26,7 +29,7 @@ def test_rows_of_a_batch():
     assert mask[:, :5].all()
     assert mask[0, 5:].tolist() == [[T, F, F, T], [T, F, F, F], [T] * 4]
     assert mask[1, 5:].tolist() == [[T, T, F, T], [T] * 4, [T] * 4]
-    assert (trace.num_layers, trace.filled, trace.probed_rows) == (4, 7, 9)
+    assert (trace.num_layers, trace.filled, trace.probes.rows) == (4, 7, 9)
 
 
 def test_beams_are_followed_through_the_search():

@@ -7,26 +7,33 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from hsdlab.costs import Cost
 from hsdlab.metrics import BLEU, ROUGE, BERTScore, Efficiency
 
 SHARES = {"uneven": slice(0, 13), "one_empty": slice(0, 0)}  # the share of process 1; process 0 has the rest
 
 
-def costs(index: int) -> dict[str, float]:
+def costs(index: int) -> Cost:
     """Invent the costs of call number ``index``."""
-    return {
-        "depth_sum": 70 * index + 31,
-        "live_steps": 3 * index + 2,
-        "compute_depth_sum": 150 * index + 9,
-        "compute_steps": 7 * index + 4,
-        "num_layers": 30,
-        "decode_seconds": 0.1 * index + 0.3,
-        "decode_passes": index + 1,
-        "prompt_seconds": 0.01 * index + 0.2,
-        "prompts": 1,
-        "flops": 1e9 * index + 5e8,
-        "cache_bytes": 2**20 * (index % 7),
-    }
+    return Cost(
+        executed_layers=70 * index + 31,
+        decode_steps=3 * index + 2,
+        computed_layers=150 * index + 9,
+        computed_steps=7 * index + 4,
+        num_layers=30,
+        decode_s=0.1 * index + 0.3,
+        decode_passes=index + 1,
+        prompt_s=0.01 * index + 0.2,
+        prompt_passes=1,
+        flops=1e9 * index + 5e8,
+        peak_cache_bytes=2**20 * (index % 7),
+        new_tokens=2 * index + 1,
+        late_key_values=index % 5,
+        intermediate_predictions=5 * index + 1,
+        intermediate_weights=640 * index,
+        bytes_read=1e7 * index + 3e6,
+        wall_s=0.11 * index + 0.5,
+    )
 
 
 def results(encoder: Path, texts: tuple[list[str], list[list[str]]], indices: list[int]) -> dict[str, torch.Tensor]:
@@ -37,7 +44,7 @@ def results(encoder: Path, texts: tuple[list[str], list[list[str]]], indices: li
     for index in indices:
         for metric in metrics:
             metric.update([texts[0][index]], [texts[1][index]])
-        efficiency.update(**costs(index))
+        efficiency.update(costs(index))
     values: dict[str, torch.Tensor] = {}
     for metric in [*metrics, efficiency]:
         values.update(metric.compute())
@@ -66,7 +73,7 @@ def found(tmp_path_factory, encoder, random_texts) -> list[dict[str, dict[str, t
 @pytest.mark.parametrize("share", SHARES)
 def test_two_processes_equal_one(found, encoder, random_texts, share):
     expected = results(encoder, random_texts, list(range(len(random_texts[0]))))
-    assert len(expected) == 3 + 4 + 3 + 8
+    assert len(expected) == 3 + 4 + 3 + 11
     for rank in (0, 1):
         for key, value in expected.items():
             assert found[rank][share][key].item() == pytest.approx(value.item(), rel=1e-12, abs=1e-12), key

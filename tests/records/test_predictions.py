@@ -4,23 +4,29 @@ import json
 
 import pytest
 
-from hsdlab.records.predictions import PredictionFile, batch_costs, check_same_examples
+from hsdlab.costs import Cost
+from hsdlab.errors import RunError, UserError
+from hsdlab.records.example import Batch, ExampleRecord, batch_costs
+from hsdlab.records.predictions import PredictionFile, check_same_examples
 
 
 def batch(number, rows=2):
     return [
-        {
-            "id": f"{number}-{row}",
-            "source": "a\u2028b",  # a line break for str.splitlines, not for JSON Lines
-            "references": ["é"],
-            "batch": {"number": number, "rows": rows, "flops": 10.0 * number},
-        }
+        ExampleRecord(
+            id=f"{number}-{row}",
+            prediction="c",
+            source="a\u2028b",  # a line break for str.splitlines, not for JSON Lines
+            references=("é",),
+            new_tokens=1,
+            average_layers=None,
+            batch=Batch(number, rows, Cost(num_layers=4, flops=10.0 * number)),
+        )
         for row in range(rows)
     ]
 
 
 def ids(records):
-    return [record["id"] for record in records]
+    return [record.id for record in records]
 
 
 def written(path, *numbers, **options):
@@ -36,7 +42,11 @@ def test_what_is_appended_is_read_back(tmp_path):
     file = written(path, 0, 1)
     assert file.read() == {0: batch(0), 1: batch(1)}
     assert file.records() == batch(0) + batch(1)
-    assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == batch(0) + batch(1)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [(line["id"], line["source"], line["references"]) for line in lines] == [
+        (name, "a\u2028b", ["é"]) for name in ("0-0", "0-1", "1-0", "1-1")
+    ]
+    assert [line["batch"]["cost"]["flops"] for line in lines] == [0, 0, 10, 10]
 
 
 def test_whatever_a_kill_cuts_off_the_whole_batches_stay(tmp_path):
@@ -45,7 +55,7 @@ def test_whatever_a_kill_cuts_off_the_whole_batches_stay(tmp_path):
     first = path.stat().st_size
     written(path, 1)
     content = path.read_bytes()
-    for length in sorted({*range(0, len(content), 13), first - 1, first, first + 1, len(content) - 1, len(content)}):
+    for length in sorted({*range(0, len(content), 97), first - 1, first, first + 1, len(content) - 1, len(content)}):
         path.write_bytes(content[:length])
         whole = (length >= first) + (length == len(content))
         assert PredictionFile(path).read() == {number: batch(number) for number in range(whole)}
@@ -108,12 +118,12 @@ def test_a_line_that_is_no_record_is_refused_with_its_number(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     written(path, 0)
     path.write_bytes(path.read_bytes() + line.encode() + b"\n")
-    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 3: expected a prediction with the number"):
+    with pytest.raises(RunError, match=r"predictions\.jsonl, line 3: expected a prediction with the number"):
         PredictionFile(path).read()
 
 
 def test_each_batch_costs_once():
-    assert list(batch_costs(batch(3) + batch(1))) == [{"flops": 30.0}, {"flops": 10.0}]
+    assert [cost.flops for cost in batch_costs(batch(3) + batch(1))] == [30.0, 10.0]
 
 
 def test_other_examples_are_refused():
@@ -125,5 +135,5 @@ def test_other_examples_are_refused():
         (examples[1:], "0-0"),
         ([*examples, ("0-2", "", ("",))], "0-2"),
     ):
-        with pytest.raises(ValueError, match=f"example '{named}' has other texts"):
+        with pytest.raises(UserError, match=f"example '{named}' has other texts"):
             check_same_examples(batch(0), other)

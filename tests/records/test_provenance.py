@@ -1,6 +1,5 @@
 """The provenance of a run: every field against a second source."""
 
-import json
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ import torchmetrics
 import transformers
 
 from hsdlab.records import provenance
-from hsdlab.records.provenance import run_provenance
+from hsdlab.records.provenance import GitState, RunInfo, run_info
 from hsdlab.version import __version__
 
 
@@ -37,8 +36,8 @@ def checkout(tmp_path):
 
 def test_versions_seed_config_command_and_date(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "compare"])
-    run = run_provenance(seed=7, config={"data": {"limit": 3}})
-    assert run["versions"] == {
+    run = run_info(seed=7, config={"data": {"limit": 3}})
+    assert run.versions == {
         "hsdlab": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
@@ -46,35 +45,35 @@ def test_versions_seed_config_command_and_date(monkeypatch):
         "transformers": transformers.__version__,
         "torchmetrics": torchmetrics.__version__,
     }
-    assert (run["seed"], run["config"], run["command"]) == (
+    assert (run.seed, run.config, run.command) == (
         7,
         {"data": {"limit": 3}},
-        ["evaluate.py", "compare"],
+        ("evaluate.py", "compare"),
     )
-    assert abs(datetime.fromisoformat(run["date_utc"]) - datetime.now(UTC)) < timedelta(minutes=1)
-    assert json.loads(json.dumps(run)) == run
+    assert abs(datetime.fromisoformat(run.date_utc) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert RunInfo.from_json(run.to_json()) == run
 
 
 def test_machine():
     machine = provenance.describe_machine()
-    assert machine["cores"] == os.cpu_count()
-    assert machine["torch_threads"] == torch.get_num_threads()
-    assert len(machine["gpus"]) == torch.cuda.device_count()
-    assert machine["cpu"]
+    assert machine.cores == os.cpu_count()
+    assert machine.torch_threads == torch.get_num_threads()
+    assert len(machine.gpus) == torch.cuda.device_count()
+    assert machine.cpu
 
 
 def test_memory_is_the_systems_own_figure():
     kib = int(re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text()).group(1))
-    assert provenance.describe_machine()["memory_gib"] == pytest.approx(kib / 2**20, abs=0.1)
+    assert provenance.describe_machine().memory_gib == pytest.approx(kib / 2**20, abs=0.1)
 
 
 def test_clean_checkout_then_changed(checkout):
-    clean = {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
+    clean = GitState(git(checkout, "rev-parse", "HEAD"), dirty=False)
     assert provenance.git_state(checkout / "code.py") == clean
     (checkout / "output.json").write_text("{}")  # an untracked output is no change of the code
     assert provenance.git_state(checkout / "code.py") == clean
     (checkout / "code.py").write_text("2\n")
-    assert provenance.git_state(checkout / "code.py") == clean | {"dirty": True}
+    assert provenance.git_state(checkout / "code.py") == GitState(clean.commit, dirty=True)
 
 
 def test_untracked_file_inside_a_checkout_has_no_commit(checkout):
@@ -90,15 +89,15 @@ def test_no_checkout_and_no_git(checkout, tmp_path_factory, monkeypatch):
     assert provenance.git_state(outside) is None
     monkeypatch.setenv("PATH", "")
     assert provenance.git_state(checkout / "code.py") is None
-    assert run_provenance(seed=None, config={})["git"] is None
+    assert run_info(seed=None, config={}).git is None
 
 
 def test_missing_package_and_unreadable_cpu(monkeypatch):
     monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package-here",))
-    assert run_provenance(seed=0, config={})["versions"]["no-such-package-here"] is None
+    assert run_info(seed=0, config={}).versions["no-such-package-here"] is None
 
     def refuse(*_, **__):
         raise OSError
 
     monkeypatch.setattr(provenance.Path, "read_text", refuse)
-    assert provenance.describe_machine()["cpu"] == provenance.platform.processor() or provenance.platform.machine()
+    assert provenance.describe_machine().cpu == provenance.platform.processor() or provenance.platform.machine()

@@ -7,29 +7,54 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from hsdlab.calibration import fixed_sequence, risk_upper_bound
-from hsdlab.reporting import CalibrationReport
+from hsdlab.calibration import fixed_sequence, risk_upper_bound, smallest_sample
+from hsdlab.records.calibration import CalibrationResult, CalibrationTest
+from hsdlab.reporting.calibration import (
+    calibration_markdown,
+    guarantee,
+    notes,
+    print_calibration,
+    write_calibration,
+)
 from hsdlab.reporting.calibration_figure import calibration_figure, choices
+from tests.markdown_tables import unpadded
+from tests.results import RUN, at_step_ms, compared
 
 NUMBER, ERROR = 100, 0.05
 
 
 def with_examples(result, **changes):
     """The result over 100 examples."""
-    examples = [result.examples[0] | {"id": f"e{number}"} for number in range(NUMBER)]
-    return replace(result, examples=examples, efficiency=dict(result.efficiency), **changes)
+    examples = tuple(replace(result.examples[0], id=f"e{number}") for number in range(NUMBER))
+    return replace(result, examples=examples, **changes)
 
 
 @pytest.fixture
 def make(full_depth, hsd):
-    """Make the report of settings that lose so many of 100 examples whole."""
+    """Make the result of settings that lose so many of 100 examples whole."""
 
-    def call(*lost, listed=None, loss="risk", tolerance=0.1):
-        settings = [(with_examples(hsd, name=f"HSD(max_exit={9 - i})"), [1.0] * n) for i, n in enumerate(lost)]
-        settings = [(result, ones + [0.0] * (NUMBER - len(ones))) for result, ones in settings]
+    def call(*lost, listed=None, loss="risk", tolerance=0.1, step_ms=8.0):
+        results = [with_examples(at_step_ms(hsd, step_ms), name=f"HSD(max_exit={9 - i})") for i in range(len(lost))]
+        losses = [[1.0] * ones + [0.0] * (NUMBER - ones) for ones in lost]
+        settings = list(zip(results, losses, strict=True))
         *_, calibration = fixed_sequence(settings, tolerance=tolerance, error=ERROR, bound="binomial")
-        names = [result.name for result, _ in settings] + ["HSD(max_exit=0)"] * ((listed or len(lost)) - len(lost))
-        return CalibrationReport(calibration, with_examples(full_depth), names, loss, "rougeL", {"seed": 7})
+        names = [result.name for result in results] + ["HSD(max_exit=0)"] * ((listed or len(lost)) - len(lost))
+        return CalibrationResult(
+            run=RUN,
+            tolerance=tolerance,
+            error=ERROR,
+            bound="binomial",
+            loss=loss,
+            metric="rougeL",
+            settings=tuple(names),
+            example_ids=tuple(f"e{number}" for number in range(NUMBER)),
+            examples_needed=smallest_sample("binomial", tolerance, ERROR),
+            tests=tuple(
+                CalibrationTest(tuple(test.losses), test.p_value, calibration.upper_bound(test), test.passed)
+                for test in calibration.tests
+            ),
+            comparison=compared(with_examples(full_depth), *(test.setting for test in calibration.tests)),
+        )
 
     return call
 
@@ -39,32 +64,32 @@ def upper(lost):
 
 
 def test_the_guarantee_names_the_last_setting_that_passed(make):
-    assert make(0, 2, 40, 0).guarantee() == (
+    assert guarantee(make(0, 2, 40, 0)) == (
         "With probability at least 95 % over the draw of the 100 calibration examples, HSD(max_exit=8) loses on "
         "average at most 0.1 ROUGE-L against full depth. On these examples: 2.50 of 4 layers on average, 8.00 ms per "
         "decode step, 1.25× the speed of full depth."
     )
-    assert "writes texts that are on average at most 0.1 (1 − ROUGE-L) away" in make(0, loss="textual").guarantee()
+    assert "writes texts that are on average at most 0.1 (1 − ROUGE-L) away" in guarantee(make(0, loss="textual"))
 
 
 def test_a_speed_beyond_what_the_layers_allow_is_not_promised(make):
-    report = make(0)
-    fast = report.calibration.tests[0].setting
-    fast.efficiency["decode_step_ms"] = 1.0
-    assert report.guarantee().endswith("2.50 of 4 layers on average; times of this run are not to be trusted.")
+    assert guarantee(make(0, step_ms=1.0)).endswith(
+        "2.50 of 4 layers on average; times of this run are not to be trusted."
+    )
 
 
 def test_where_nothing_passes_full_depth_is_chosen(make):
     report = make(40, 0)
-    assert report.chosen is report.reference
-    assert report.guarantee() == (
+    assert report.chosen is report.comparison.baseline
+    assert report.chosen_test is None
+    assert guarantee(report) == (
         "No setting is shown to be one that loses on average at most 0.1 ROUGE-L against full depth: take full depth "
         "(4.00 of 4 layers on average, 10.0 ms per decode step). The first in the list, HSD(max_exit=9), has a mean "
         f"loss of 0.400, and a risk of at most {upper(40):.3f} with probability 95 %."
     )
     few = make(0, tolerance=0.01)
-    assert "With 100 examples none could pass: 299 are needed, or more." in few.guarantee()
-    assert few.notes()[-1] == "Too few examples: 100. A setting that never loses passes with 299."
+    assert "With 100 examples none could pass: 299 are needed, or more." in guarantee(few)
+    assert notes(few)[-1] == "Too few examples: 100. A setting that never loses passes with 299."
 
 
 @pytest.mark.parametrize(
@@ -77,11 +102,11 @@ def test_where_nothing_passes_full_depth_is_chosen(make):
     ],
 )
 def test_the_first_note_says_why_the_test_ended(lost, listed, end, make):
-    assert make(*lost, listed=listed).notes()[0].startswith(end)
+    assert notes(make(*lost, listed=listed))[0].startswith(end)
 
 
 def test_markdown_has_a_line_for_full_depth_and_for_each_test(make):
-    lines = make(0, 40, 0).to_markdown().splitlines()
+    lines = unpadded(calibration_markdown(make(0, 40, 0))).splitlines()
     table = [line for line in lines if line.startswith("| `")]
     assert table[0] == "| `FullDepth()` | 0 | 0 | – | reference | 4.00 | 10.0 | 1.00× |"
     assert table[1].startswith(f"| `HSD(max_exit=9)` | 0.0000 | {upper(0):.4f} | 3e-05 | yes | 2.50 | 8.00 | 1.25×")
@@ -90,22 +115,23 @@ def test_markdown_has_a_line_for_full_depth_and_for_each_test(make):
 
 
 def test_json_holds_the_loss_of_each_example_and_the_run(make):
-    report = json.loads(make(0, 2).to_json())
-    assert report["chosen"]["name"] == "HSD(max_exit=8)"
-    assert (report["examples"], report["examples_needed"]) == (100, 29)
-    assert report["run"] == {"seed": 7}
-    test = report["tests"][1]
-    assert list(test["losses"].items())[:3] == [("e0", 1.0), ("e1", 1.0), ("e2", 0.0)]
-    assert test["mean_loss"] == 0.02
+    report = make(0, 2)
+    document = json.loads(report.to_json())
+    assert report.chosen.name == "HSD(max_exit=8)"
+    assert (len(document["example_ids"]), document["examples_needed"]) == (100, 29)
+    assert document["run"]["seed"] == 7
+    test = document["tests"][1]
+    assert list(zip(document["example_ids"], test["losses"], strict=True))[:3] == [("e0", 1), ("e1", 1), ("e2", 0)]
+    assert report.tests[1].mean_loss == 0.02
     assert test["passed"]
     assert test["risk_upper_bound"] == pytest.approx(upper(2))
-    assert test["cost"]["decode_step_ms"] == 8.0
-    assert test["speed_up"] == 1.25
+    assert document["comparison"]["rows"][2]["figures"]["decode_step_ms"] == 8.0
+    assert document["comparison"]["rows"][2]["speed_up"] == 1.25
 
 
 def test_terminal_shows_the_table_and_the_guarantee(make):
     console = Console(width=120, record=True, file=StringIO())
-    make(0, 40).print(console)
+    print_calibration(make(0, 40), console)
     text = console.export_text()
     assert "Calibration on 100 examples" in text
     assert "Risk at most" in text
@@ -158,10 +184,11 @@ def test_the_picture_goes_on_where_the_last_setting_is_known(make):
 
 def test_write(make, tmp_path):
     report = make(0, 40)
-    report.write(tmp_path / "new")
+    write_calibration(report, tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "calibration.json",
         "calibration.md",
         "calibration.png",
     ]
     assert (tmp_path / "new" / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert CalibrationResult.read(tmp_path / "new" / "calibration.json") == report

@@ -6,8 +6,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from hsdlab.reporting import Comparison
+from hsdlab.costs import Cost
+from hsdlab.records.example import ExampleRecord
 from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
+from tests.results import compared, replace_examples
+
+
+def drawn(*results):
+    return depth_figure(compared(*results).rows, results)
+
+
+def of(layers=(), tokens=(), prediction=""):
+    return ExampleRecord("x", prediction, (), 1, None, layers=layers, tokens=tokens)
 
 
 def panels(figure):
@@ -15,23 +25,23 @@ def panels(figure):
 
 
 def test_shares_are_of_the_examples_that_took_the_step():
-    examples = [{"layers": ["0-2", "0,2"]}, {"layers": ["0,2"]}, {"layers": []}, {}]
+    examples = [of(("0-2", "0,2")), of(("0,2",)), of(()), of()]
     assert shares_run(examples, num_layers=3).tolist() == [[1, 0.5, 1], [1, 0, 1]]
     assert shares_run(examples[2:], num_layers=3).shape == (0, 3)
     assert shares_run([], num_layers=3).shape == (0, 3)
 
 
 def test_the_first_token_comes_from_all_layers_and_the_next_from_those_of_their_step():
-    example = {"tokens": ["The", " end", "."], "layers": ["0,2-3", "0"]}
+    example = of(("0,2-3", "0"), ("The", " end", "."))
     assert token_depths(example, num_layers=4) == [("The", 4), (" end", 3), (".", 1)]
-    assert token_depths({"tokens": ["The"], "layers": []}, num_layers=4) == [("The", 4)]
-    assert token_depths({"prediction": "The"}, num_layers=4) == []
+    assert token_depths(of((), ("The",)), num_layers=4) == [("The", 4)]
+    assert token_depths(of(prediction="The"), num_layers=4) == []
     with pytest.raises(ValueError, match="zip"):
-        token_depths({"tokens": ["The"], "layers": ["0"]}, num_layers=4)
+        token_depths(of(("0",), ("The",)), num_layers=4)
 
 
 def test_a_panel_for_each_strategy_with_layers_upwards_on_one_scale(recorded):
-    figure = depth_figure(Comparison(recorded, run={}).rows)
+    figure = drawn(*recorded)
     full, hsd = panels(figure)
     assert full.images[0].get_array().tolist() == [[1, 1, 1]] * 4  # (layers, steps)
     assert hsd.images[0].get_array().tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 1]]
@@ -47,8 +57,8 @@ def test_a_panel_for_each_strategy_with_layers_upwards_on_one_scale(recorded):
 
 def test_shorter_texts_leave_grey_at_the_right(recorded):
     full, hsd = recorded
-    short = replace(hsd, examples=[example | {"layers": ["0,3"]} for example in hsd.examples])
-    figure = depth_figure(Comparison([full, short], run={}).rows)
+    short = replace_examples(hsd, layers=("0,3",))
+    figure = drawn(full, short)
     axes = panels(figure)[1]
     assert axes.images[0].get_array().shape == (4, 1)
     assert axes.get_xlim() == (-0.5, 2.5)
@@ -61,7 +71,7 @@ def test_shorter_texts_leave_grey_at_the_right(recorded):
 def test_seven_strategies_leave_no_empty_panel_and_every_column_has_its_scale(recorded):
     full = recorded[0]
     results = [replace(full, name=f"FullDepth({index})") for index in range(7)]
-    figure = depth_figure(Comparison(results, run={}).rows)
+    figure = drawn(*results)
     assert len(panels(figure)) == 7
     assert sum(axes.get_visible() for axes in figure.axes) == 8  # and the colour scale
     labelled = [bool(axes.xaxis.get_tick_params()["labelbottom"]) for axes in panels(figure)]
@@ -69,16 +79,16 @@ def test_seven_strategies_leave_no_empty_panel_and_every_column_has_its_scale(re
 
 
 def test_what_was_not_recorded_is_said(full_depth):
-    (axes,) = panels(depth_figure(Comparison([full_depth], run={}).rows))
+    (axes,) = panels(drawn(full_depth))
     assert [text.get_text() for text in axes.texts] == ["not recorded"]
-    no_steps = replace(full_depth, efficiency={}, examples=[])
-    (axes,) = panels(depth_figure(Comparison([no_steps], run={}).rows))
+    no_steps = replace(full_depth, cost=Cost(), examples=())
+    (axes,) = panels(drawn(no_steps))
     assert axes.get_title(loc="left") == "1  FullDepth()\nno decode step"
 
 
 def test_names_are_not_read_as_formulas_and_long_ones_are_wrapped(recorded):
     strange = replace(recorded[0], name=f"Mine(text='$\\frac$', {', '.join(f'option_{i}' for i in range(9))})")
-    figure = depth_figure(Comparison([strange], run={}).rows)
+    figure = drawn(strange)
     figure.canvas.draw()  # a formula that is none would raise here
     (axes,) = panels(figure)
     lines = axes.get_title(loc="left").splitlines()
@@ -87,5 +97,5 @@ def test_names_are_not_read_as_formulas_and_long_ones_are_wrapped(recorded):
 
 
 def test_pyplot_is_left_alone(recorded):
-    depth_figure(Comparison(recorded, run={}).rows)
+    drawn(*recorded)
     assert plt.get_fignums() == []

@@ -1,19 +1,25 @@
 """The picture: what is drawn where, and that no number stands on another."""
 
-import math
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
 
-from hsdlab.reporting import Comparison, pareto_figure
-from hsdlab.reporting.pareto import COLOURS, MARKERS, frontier
+from hsdlab.costs import Cost
+from hsdlab.reporting.pareto import COLOURS, MARKERS, frontier, pareto_figure
+from tests.results import compared, with_cost
 
 
 def points(axes):
     """(x, y, colour) of the markers, in order."""
     lines = [line for line in axes.lines if line.get_marker() in MARKERS]
     return [(line.get_xdata()[0], line.get_ydata()[0], line.get_color()) for line in lines]
+
+
+def cost(average_layers, step_ms):
+    return Cost(
+        num_layers=4, decode_passes=1, decode_steps=100, executed_layers=100 * average_layers, decode_s=step_ms / 1000
+    )
 
 
 def numbers(axes):
@@ -27,7 +33,7 @@ def test_frontier_by_hand():
 
 
 def test_points_intervals_and_frontier(full_depth, hsd, calm):
-    figure = pareto_figure(Comparison([full_depth, hsd, calm], run={}), "rouge1")
+    figure = pareto_figure(compared(full_depth, hsd, calm), "rouge1")
     layers, time = figure.axes
     black, blue, orange = COLOURS[:3]
     assert points(layers) == [(4.0, 0.7, black), (2.5, 0.45, blue), (3.0, 0.7, orange)]
@@ -45,7 +51,7 @@ def test_points_intervals_and_frontier(full_depth, hsd, calm):
 
 def test_legend_names_the_numbers_and_a_class_keeps_its_colour(full_depth, hsd):
     results = [hsd, full_depth, replace(hsd)]
-    figure = pareto_figure(Comparison(results, run={}), "rouge1")
+    figure = pareto_figure(compared(*results), "rouge1")
     legend = figure.legends[0]
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["1  HSD(1, 0, 2)", "2  FullDepth()", "3  HSD(1, 0, 2)", "Pareto frontier"]
@@ -60,14 +66,14 @@ def test_numbers_cover_neither_each_other_nor_a_point(full_depth):
             full_depth,
             name=f"FullDepth({index})",
             scores={"rouge1": 0.7 + 0.001 * (index % 2)},
-            efficiency={"average_layers": 4.0 - 0.12 * index, "decode_step_ms": 10.0 - index},
+            cost=cost(4.0 - 0.12 * index, 10.0 - index),
             examples=full_depth.examples[:1],  # no bars, which would keep the numbers apart by themselves
         )
         for index in range(12)
     ]
-    far = replace(crowd[0], efficiency={"average_layers": 0.5, "decode_step_ms": -25.0}, scores={"rouge1": 0.65})
+    far = replace(crowd[0], cost=cost(0.5, -25.0), scores={"rouge1": 0.65})
     crowd.append(far)  # presses the others together
-    figure = pareto_figure(Comparison(crowd, run={}), "rouge1")
+    figure = pareto_figure(compared(*crowd), "rouge1")
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in numbers(axes)]
         assert len(boxes) == 13
@@ -77,29 +83,29 @@ def test_numbers_cover_neither_each_other_nor_a_point(full_depth):
 
 
 def test_what_was_not_measured_is_left_out(full_depth, hsd):
-    no_steps = replace(full_depth, efficiency=full_depth.efficiency | {"decode_step_ms": math.nan})
-    layers, time = pareto_figure(Comparison([no_steps, hsd], run={}), "rouge1").axes
+    no_steps = with_cost(full_depth, decode_passes=0)
+    layers, time = pareto_figure(compared(no_steps, hsd), "rouge1").axes
     assert [x for x, _, _ in points(layers)] == [4.0, 2.5]
     assert [x for x, _, _ in points(time)] == [8.0]
     assert [text.get_text() for text in numbers(time)] == ["2"]
-    _, time = pareto_figure(Comparison([no_steps], run={}), "rouge1").axes
+    _, time = pareto_figure(compared(no_steps), "rouge1").axes
     assert points(time) == []
     assert [text.get_text() for text in time.texts] == ["not measured"]
 
 
 def test_without_an_interval_there_is_a_point_and_no_bar(full_depth):
-    figure = pareto_figure(Comparison([replace(full_depth, examples=full_depth.examples[:1])], run={}), "rouge1")
+    figure = pareto_figure(compared(replace(full_depth, examples=full_depth.examples[:1])), "rouge1")
     assert len(points(figure.axes[0])) == 1
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "_"]
 
 
 def test_unknown_metric_is_refused_and_a_missing_one_is_an_empty_picture(full_depth):
-    report = Comparison([full_depth], run={})
+    report = compared(full_depth)
     with pytest.raises(ValueError, match=r"Got metric 'rouge_l'\. Expected one of rouge1, rouge2, rougeL"):
         pareto_figure(report, "rouge_l")
     assert [text.get_text() for axes in pareto_figure(report).axes for text in axes.texts] == ["not measured"] * 2
 
 
 def test_pyplot_is_left_alone(full_depth):
-    pareto_figure(Comparison([full_depth], run={}), "rouge1")
+    pareto_figure(compared(full_depth), "rouge1")
     assert plt.get_fignums() == []

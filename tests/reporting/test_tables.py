@@ -6,9 +6,14 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from hsdlab.costs import Cost
 from hsdlab.metrics import bleu_from_statistics, rouge_scores
 from hsdlab.metrics.bertscore import BERTSCORE_KEYS
-from hsdlab.reporting import Comparison, tables
+from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.reporting import tables
+from hsdlab.reporting.comparison import TERMINAL_METRICS, comparison_markdown, print_comparison
+from tests.markdown_tables import unpadded
+from tests.results import at_step_ms, compared, replace_examples
 
 HSD_NAME = "HSD(num_skipped=1, min_exit=0, max_exit=2)"
 CALM_NAME = "CALM(threshold=0.9, measure='softmax')"
@@ -16,10 +21,10 @@ SNAPSHOT = f"""\
 # Comparison of decoding strategies
 
 - FullDepth() is the baseline (100 %). 2 examples, 4 layers.
-- Intervals: 95% percentile bootstrap over the examples (1000 resamples); those of the % of baseline draw \
-the same examples on both sides.
-- Average layers: mean over the decode steps of the returned texts; computed layers: over all live beams. \
-Neither is a speed-up: that is measured, decode steps only, the prompt pass apart.
+- Intervals: 95% percentile bootstrap over the examples (1000 resamples). Those of the % of baseline draw \
+the same examples for both.
+- Average layers: mean over the decode steps of the returned texts. Computed layers: over all live beams. \
+Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 - † Layers were saved, but a decode step took longer than the baseline's.
 
 ## Quality
@@ -41,11 +46,11 @@ Neither is a speed-up: that is measured, decode steps only, the prompt pass apar
 ## Cost
 
 | Strategy | Avg. layers | % of layers | Computed layers | Measured speed-up | ms per decode step | Tokens/s \
-| Prompt ms | GFLOPs per token | Cache peak MiB |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| `FullDepth()` | 4.00 | 100.0 | 4.00 | 1.00× | 10.0 | 100 | 20.0 | 2.50 | 1.50 |
-| `{HSD_NAME}` | 2.50 | 62.5 | 2.60 | 1.25× | 8.00 | 125 | 20.5 | 1.75 | 1.25 |
-| `{CALM_NAME}` | 3.00 | 75.0 | – | 0.80× † | 12.5 | – | – | – | – |
+| Prompt ms | GFLOPs per token | MB read per token | Cache peak MiB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| `FullDepth()` | 4.00 | 100.0 | 4.00 | 1.00× | 10.0 | 100 | 20.0 | 2.50 | 3.00 | 1.50 |
+| `{HSD_NAME}` | 2.50 | 62.5 | 2.60 | 1.25× | 8.00 | 125 | 20.5 | 1.75 | 2.00 | 1.25 |
+| `{CALM_NAME}` | 3.00 | 75.0 | – | 0.80× † | 12.5 | 80.0 | – | 0 | 0 | 0 |
 
 ![Quality against average layers and against time](pareto.png)
 
@@ -59,7 +64,29 @@ The darker, the more of the examples ran the layer in that decode step; grey whe
 
 ```json
 {{
-  "seed": 7
+  "date_utc": "2026-01-02T03:04:05+00:00",
+  "command": [
+    "evaluate.py",
+    "compare"
+  ],
+  "seed": 7,
+  "config": {{}},
+  "versions": {{
+    "hsdlab": "0.2.0"
+  }},
+  "git": null,
+  "machine": {{
+    "cpu": "A CPU",
+    "cores": 2,
+    "torch_threads": 1,
+    "memory_gib": 8.0,
+    "gpus": [],
+    "system": "Linux"
+  }},
+  "subcommand": "",
+  "examples": null,
+  "weights": null,
+  "earlier": []
 }}
 ```
 
@@ -69,16 +96,16 @@ The darker, the more of the examples ran the layer in that decode step; grey whe
 
 def printed(report, width=120):
     console = Console(file=StringIO(), width=width)
-    report.print(console)
+    print_comparison(report, console)
     return console.file.getvalue()
 
 
 def test_markdown_snapshot(full_depth, hsd, calm):
-    assert Comparison([full_depth, hsd, calm], run={"seed": 7}).to_markdown() == SNAPSHOT
+    assert unpadded(comparison_markdown(compared(full_depth, hsd, calm))) == SNAPSHOT
 
 
 def test_no_footnote_without_a_slow_row(full_depth, hsd):
-    assert tables.SLOW not in Comparison([full_depth, hsd], run={}).to_markdown()
+    assert tables.SLOW not in comparison_markdown(compared(full_depth, hsd))
 
 
 def test_labels_cover_the_metrics_names():
@@ -87,22 +114,25 @@ def test_labels_cover_the_metrics_names():
         *bleu_from_statistics([1, 1, 1, 0, 0, 0, 1, 0, 0, 0]),
         *BERTSCORE_KEYS,
     ]
-    assert list(tables.METRIC_LABELS) == names
+    assert list(METRIC_LABELS) == names
 
 
 def test_terminal_of_120_columns_holds_every_figure_whole(full_depth, hsd, calm):
     # The widest table: all five metrics of the terminal in every row.
-    everything = dict.fromkeys(tables.TERMINAL_METRICS, 0.4567)
+    everything = dict.fromkeys(TERMINAL_METRICS, 0.4567)
+    costs, rows = vars(full_depth.cost), 98.77  # a batch so large that the tokens per second have five digits
+    of_rows = ("decode_steps", "executed_layers", "computed_steps", "computed_layers", "flops", "bytes_read")
+
+    def filled(cost):
+        """What was measured of as many rows, and whatever else full depth has."""
+        measured = {name: value or costs[name] for name, value in vars(cost).items()}
+        return Cost(**measured | {name: rows * measured[name] for name in of_rows})
+
     results = [
-        replace(
-            each,
-            scores=everything,
-            examples=[example | {"scores": everything} for example in each.examples],
-            efficiency=full_depth.efficiency | each.efficiency | {"tokens_per_second": 12345.6},
-        )
+        replace(replace_examples(each, scores=everything), scores=everything, cost=filled(each.cost))
         for each in (full_depth, hsd, calm)
     ]
-    text = printed(Comparison(results, run={}))
+    text = printed(compared(*results))
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
     quality, cost = text.split("Cost\n" if "Cost\n" in text else "Cost ", 1)
@@ -111,14 +141,14 @@ def test_terminal_of_120_columns_holds_every_figure_whole(full_depth, hsd, calm)
     assert quality.count("0.457 100%") == 15
     assert quality.count("0.457, 0.457") == 12  # BLEU-4 comes from the statistics
     assert [line.split()[-9:] for line in cost.splitlines() if "HSD" in line] == [
-        ["2.50", "62.5", "2.60", "1.25×", "8.00", "12346", "20.5", "1.75", "1.25"]
+        ["2.50", "2.60", "1.25×", "8.00", "12346", "20.5", "1.75", "2.00", "1.25"]
     ]
     assert "0.80× †" in cost
     assert "† Layers were saved, but a decode step took longer than the baseline's." in cost
 
 
 def test_terminal_shows_value_share_and_interval(full_depth, hsd):
-    lines = printed(Comparison([full_depth, hsd], run={})).splitlines()
+    lines = printed(compared(full_depth, hsd)).splitlines()
     first = next(index for index, line in enumerate(lines) if "HSD" in line)
     assert lines[first].split()[1:] == ["2.50", "0.450", "64%", "4.0"]
     assert lines[first + 1].split()[-4:] == ["0.300,", "0.600", "2.0,", "6.0"]
@@ -136,18 +166,18 @@ def test_terminal_shows_value_share_and_interval(full_depth, hsd):
     ],
 )
 def test_three_significant_digits(value, text):
-    assert tables._significant(value) == text
+    assert tables.significant(value) == text
 
 
 def test_a_speed_up_beyond_the_layers_is_marked(full_depth, hsd):
-    busy = replace(hsd, efficiency=hsd.efficiency | {"decode_step_ms": 4.0})
-    text = Comparison([full_depth, busy], run={}).to_markdown()
+    busy = at_step_ms(hsd, 4.0)
+    text = comparison_markdown(compared(full_depth, busy))
     assert "2.50× ‡" in text
     assert "- ‡ More than the layers allow" in text
 
 
 def test_an_oracle_is_marked_and_has_no_time(full_depth, hsd):
-    report = Comparison([full_depth, replace(hsd, is_oracle=True)], run={})
-    assert f"| `{HSD_NAME}` (oracle) | 2.50 | 62.5 | 2.60 | – | – | – | – | 1.75 | 1.25 |" in report.to_markdown()
-    assert "- An oracle looks at layers that it then claims not to have run" in report.to_markdown()
-    assert "oracle" not in Comparison([full_depth, hsd], run={}).to_markdown()
+    text = unpadded(comparison_markdown(compared(full_depth, replace(hsd, is_oracle=True))))
+    assert f"| `{HSD_NAME}` (oracle) | 2.50 | 62.5 | 2.60 | – | – | – | – | 1.75 | 2.00 | 1.25 |" in text
+    assert "- An oracle looks at layers that it then claims not to have run" in text
+    assert "oracle" not in comparison_markdown(compared(full_depth, hsd))

@@ -11,14 +11,13 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
-from hsdlab.reporting import Comparison
+from hsdlab.costs import Cost
 from hsdlab.reporting import tensorboard as board
+from tests.results import compared, replace_examples
 
-RUN = {
-    "config": {
-        "model": {"name": "embedded:tiny", "max_new_tokens": 4, "num_beams": 2, "adapter": None, "metrics": ["rouge"]},
-        "data": {"class_path": "hsdlab.data.JSONLines", "init_args": {"folder": "x", "chat": True, "limit": None}},
-    }
+CONFIG = {
+    "model": {"name": "embedded:tiny", "max_new_tokens": 4, "num_beams": 2, "adapter": None, "metrics": ["rouge"]},
+    "data": {"class_path": "hsdlab.data.JSONLines", "init_args": {"folder": "x", "chat": True, "limit": None}},
 }
 
 
@@ -41,10 +40,10 @@ def text(events, tag):
 def folder(recorded, tmp_path_factory):
     """Of the runs of two strategies and of their comparison."""
     folder = tmp_path_factory.mktemp("runs")
-    comparison = Comparison(recorded, RUN)
-    for row in comparison.rows:
-        board.write_strategy(comparison, row, folder / row.result.class_name)
-    board.write_comparison(comparison, folder / "comparison")
+    comparison = compared(*recorded, **CONFIG)
+    for row, result in zip(comparison.rows, recorded, strict=True):
+        board.write_strategy(comparison, row, result, folder / row.class_name)
+    board.write_comparison(comparison, recorded, folder / "comparison")
     return folder
 
 
@@ -75,7 +74,8 @@ def test_the_strategies_share_their_tags(full, hsd_run):
 def test_scalars_are_the_figures_of_the_comparison(full, hsd_run):
     cost = {
         **{"average_layers": 2.5, "compute_layers": 2.6, "decode_step_ms": 8.0, "tokens_per_second": 125.0},
-        **{"prompt_ms": 20.5, "flops_per_token": 1.75e9, "cache_peak_mib": 1.25},
+        **{"prompt_ms": 20.5, "flops_per_token": 1.75e9, "cache_peak_mib": 1.25, "share_skipped": 0.375},
+        **{"bytes_per_token": 2e6, "late_key_values_per_token": 0.0, "intermediate_predictions_per_token": 0.0},
         **{"percent_of_layers": 62.5, "output_tokens": 4.0, "speed_up": 1.25},
     }
     assert scalars_of(hsd_run) == pytest.approx(
@@ -92,11 +92,14 @@ def test_scalars_are_the_figures_of_the_comparison(full, hsd_run):
 
 
 def test_what_is_not_a_number_and_what_has_no_baseline_is_left_out(calm):
-    comparison = Comparison([calm], {})
+    comparison = compared(calm)
     assert board.scalars(comparison, comparison.rows[0]) == pytest.approx(
         {
             **{"quality/rouge1": 0.7, "cost/average_layers": 3.0, "cost/decode_step_ms": 12.5},
-            **{"cost/percent_of_layers": 75.0, "cost/output_tokens": 4.0},
+            **{"cost/percent_of_layers": 75.0, "cost/output_tokens": 4.0, "cost/share_skipped": 0.25},
+            **{"cost/tokens_per_second": 80.0, "cost/flops_per_token": 0.0, "cost/bytes_per_token": 0.0},
+            **{"cost/late_key_values_per_token": 0.0, "cost/intermediate_predictions_per_token": 0.0},
+            "cost/cache_peak_mib": 0.0,
         }
     )
 
@@ -121,7 +124,7 @@ def test_the_hparams_table_is_filled_in_the_run_itself(full, hsd_run, together, 
 
 
 def test_without_a_configuration_the_hparams_are_those_of_the_strategy(hsd):
-    comparison = Comparison([hsd], {})
+    comparison = compared(hsd)
     expected = {"strategy": "HSD", "strategy.num_skipped": 1}
     assert board.hyperparameters(comparison, comparison.rows[0]) == expected
 
@@ -152,9 +155,9 @@ def test_texts_stand_side_by_side_as_they_are(full, together):
 
 def test_markdown_html_and_line_breaks_in_a_text(full_depth):
     wild = "*no* `code` <b>x</b> | [a](b)\n# head\r\n_end_ é"
-    examples = [full_depth.examples[0] | {"prediction": wild, "source": "s" * 3000, "average_layers": None}]
-    comparison = Comparison([replace(full_depth, examples=examples)], {})
-    table = board.sample_table(comparison, [(comparison.rows[0], examples[0])])
+    result = replace_examples(full_depth, prediction=wild, source="s" * 3000, average_layers=None)
+    comparison = compared(result)
+    table = board.sample_table(comparison, [(comparison.rows[0], result.examples[0])])
     html = markdown_to_safe_html(table)
     assert not any(tag in html for tag in ("<em>", "<code>", "<b>", "<a ", "<h1>"))
     assert html.count("<br>") == 2
@@ -183,8 +186,9 @@ def test_the_layout_has_charts_of_tags_that_exist(full, together):
 def test_written_again_there_is_one_event_file_and_the_new_figures(recorded, tmp_path):
     full, hsd = recorded
     for score in (0.5, 0.25):
-        comparison = Comparison([full, replace(hsd, scores={"rouge1": score})], {})
-        board.write_strategy(comparison, comparison.rows[1], tmp_path)
+        result = replace(hsd, scores={"rouge1": score})
+        comparison = compared(full, result)
+        board.write_strategy(comparison, comparison.rows[1], result, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     assert [event.value for event in read(tmp_path).Scalars("quality/rouge1")] == [0.25]
 
@@ -199,11 +203,11 @@ def test_removing_events_leaves_other_files(tmp_path):
 
 
 def test_results_without_examples_layers_or_scores_are_written(full_depth, tmp_path):
-    empty = replace(full_depth, scores={"rouge1": math.nan}, efficiency={}, examples=[])
+    empty = replace(full_depth, scores={"rouge1": math.nan}, cost=Cost(), examples=())
     for name, result in (("empty", empty), ("unrecorded", full_depth)):
-        comparison = Comparison([result], {})
-        board.write_strategy(comparison, comparison.rows[0], tmp_path / name)
-        board.write_comparison(comparison, tmp_path / name / "comparison")
+        comparison = compared(result)
+        board.write_strategy(comparison, comparison.rows[0], result, tmp_path / name)
+        board.write_comparison(comparison, [result], tmp_path / name / "comparison")
     assert read(tmp_path / "empty").Tags()["images"] == ["depth/heat_map"]
     assert read(tmp_path / "unrecorded").Tags()["images"] == ["depth/heat_map", "depth/text"]
 

@@ -19,6 +19,7 @@ from hsdlab.strategies import CALM, HSD, FullDepth, OracleExit, SkipDecode
 
 LAYERS = 4
 NEW_TOKENS = 6
+OPTIONS = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
 STEPS = NEW_TOKENS - 1
 LAYER_S = 1 / 64  # seconds that a layer takes; a power of two, so that sums are exact
 HALF = HSD(num_skipped=1, min_exit=0, max_exit=2)
@@ -148,7 +149,7 @@ def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, 
     layer, seen = model.model.layers[0], []
     own = type(layer)
     layer.mlp.register_forward_pre_hook(lambda module, args: seen.append((type(layer), len(layer._forward_pre_hooks))))
-    PlainSide(model, prompts, NEW_TOKENS)(0)
+    PlainSide(model, prompts, OPTIONS)(0)
     # the clock's hook is gone once it has read the clock: it weighs on the prompt pass alone
     assert seen == [(own, 1), *[(own, 0)] * STEPS]
 
@@ -156,7 +157,7 @@ def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, 
 def test_no_hook_is_left_after_an_error(model, prompts):
     model.model.layers[1].register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        PlainSide(model, prompts, NEW_TOKENS)(0)
+        PlainSide(model, prompts, OPTIONS)(0)
     assert not model.model.layers[0]._forward_pre_hooks
 
 

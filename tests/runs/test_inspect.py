@@ -20,6 +20,7 @@ from hsdlab.testing import prompts, tiny_model
 from tests.reference import slow
 
 LAYERS = 6
+GREEDY = {"num_beams": 1, "do_sample": False}
 NEW = [6, 1, 3]  # new tokens of each row: 5, 0 and 2 decode steps
 
 
@@ -145,7 +146,7 @@ def test_own_text_is_the_greedy_one_up_to_its_end():
     free = generate(model, **given, strategy=FullDepth(), max_new_tokens=6).sequences
     model.generation_config.eos_token_id = int(free[0, 5 + 2])  # the first row's third new token
     model.generation_config.pad_token_id = 0
-    batch = own_text(model, given, 6)
+    batch = own_text(model, given, max_new_tokens=6, **GREEDY)
     first = free[0, 5:8].tolist().index(free[0, 7]) + 1
     assert batch["target_mask"][0].sum() == first
     for row in range(3):
@@ -222,6 +223,6 @@ def test_own_text_is_made_where_the_model_is(monkeypatch):
 
     monkeypatch.setattr(import_module("hsdlab.runs.inspect"), "generate", generate)
     input_ids, attention_mask = prompts(3)
-    batch = own_text(model, {"input_ids": input_ids, "attention_mask": attention_mask}, 3)
+    batch = own_text(model, {"input_ids": input_ids, "attention_mask": attention_mask}, max_new_tokens=3, **GREEDY)
     assert seen == {"input_ids": "meta", "attention_mask": "meta"}
     assert {tensor.device.type for tensor in batch.values()} == {"meta"}

@@ -265,7 +265,7 @@ def test_the_last_scheduled_layer_is_not_probed(tiny):
             return (0, 1)
 
     trace = decode(tiny(), Compose(Low(1, 1), CALM(0.999)), eos_token_id=None).output.trace
-    assert trace.probed_rows == 7 * 3
+    assert trace.probes.rows == 7 * 3
 
 
 @pytest.mark.parametrize(

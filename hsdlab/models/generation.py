@@ -1,0 +1,328 @@
+"""What a checkpoint's generation config may bring into a command's decoding, entry by entry.
+
+Most chat models ask for sampling in their `generation_config.json`, and `model.generate` follows without a word. The
+commands decode greedily or by beams unless they are told otherwise: they take the checkpoint's special tokens and
+what ends a text, and nothing else. `hsdlab.generate` in Python follows the checkpoint, as transformers does.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hsdlab.errors import UserError
+
+Rule = Literal["taken", "overridden", "refused"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the commands do with one entry of transformers' GenerationConfig.
+
+    Attributes:
+        rule: "taken" from the checkpoint; "overridden" by `value` unless the user gives it; "refused" where the user
+            gives it, and overridden by `value` where the checkpoint does.
+        why: The reason; for refused entries what to do instead.
+        value: What holds in place of the checkpoint's.
+    """
+
+    rule: Rule
+    why: str
+    value: Any = None
+
+
+def _entries(rule: Rule, why: str, values: Mapping[str, Any] | Iterable[str]) -> dict[str, Entry]:
+    """Return an entry for each name, with its value if there is one."""
+    values = values if isinstance(values, Mapping) else dict.fromkeys(values)
+    return {name: Entry(rule, why, value) for name, value in values.items()}
+
+
+SAMPLING = _entries(
+    "overridden",
+    "decoding is greedy or by beams unless the user asks for samples",
+    {
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "top_h": None,
+        "min_p": None,
+        "typical_p": 1.0,
+        "epsilon_cutoff": 0.0,
+        "eta_cutoff": 0.0,
+    },
+)
+"""What says how samples are drawn; the values are transformers' own defaults."""
+
+STOPPING = _entries("taken", "they end a text", ("eos_token_id", "stop_strings"))
+
+LENGTHS = _entries(
+    "overridden",
+    "the length is the user's choice, max_new_tokens",
+    {"min_length": 0, "min_new_tokens": None, "max_time": None},
+)
+
+NO_EFFECT = _entries(
+    "taken", "no effect on decoding", ("transformers_version", "_from_model_config", "disable_compile")
+)
+
+GENERATION: dict[str, Entry] = {
+    **SAMPLING,
+    **STOPPING,
+    **_entries(
+        "taken",
+        "the model's special tokens",
+        ("bos_token_id", "pad_token_id", "decoder_start_token_id"),
+    ),
+    **NO_EFFECT,
+    **_entries(
+        "overridden",
+        "they change the scores, so that the text is no longer the model's most probable one",
+        {
+            "repetition_penalty": 1.0,
+            "encoder_repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "encoder_no_repeat_ngram_size": 0,
+            "exponential_decay_length_penalty": None,
+            "bad_words_ids": None,
+            "sequence_bias": None,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+            "forced_bos_token_id": None,
+            "forced_eos_token_id": None,
+            "renormalize_logits": None,
+            "remove_invalid_values": False,
+            "watermarking_config": None,
+        },
+    ),
+    **LENGTHS,
+    **_entries(
+        "overridden",
+        "beam search is transformers' plain one",
+        {"length_penalty": 1.0, "early_stopping": False},
+    ),
+    "max_new_tokens": Entry("refused", "give it as the parameter max_new_tokens"),
+    "max_length": Entry("refused", "give max_new_tokens instead"),
+    "num_beams": Entry("refused", "give it as the parameter num_beams", 1),
+    "num_return_sequences": Entry("refused", "an example has one prediction", 1),
+    **_entries(
+        "refused",
+        "transformers moved this way of decoding out of itself; leave it out",
+        {
+            "num_beam_groups": 1,
+            "diversity_penalty": 0.0,
+            "penalty_alpha": None,
+            "dola_layers": None,
+            "constraints": None,
+            "force_words_ids": None,
+            "low_memory": None,
+        },
+    ),
+    **_entries(
+        "refused",
+        "assisted decoding cannot be combined with skipped layers; leave it out",
+        (
+            "assistant_confidence_threshold",
+            "assistant_early_exit",
+            "assistant_ensemble_weight",
+            "assistant_lookbehind",
+            "is_assistant",
+            "max_matching_ngram_size",
+            "num_assistant_tokens",
+            "num_assistant_tokens_schedule",
+            "prompt_lookup_num_tokens",
+            "speculation_type",
+            "target_lookbehind",
+            "use_mtp",
+        ),
+    ),
+    "guidance_scale": Entry("refused", "it runs a second pass at full depth that no figure counts; leave it out"),
+    "token_healing": Entry("refused", "it changes the prompt; leave it out"),
+    "use_cache": Entry("refused", "skipped layers are decoded on a key/value cache; leave it out", True),
+    **_entries(
+        "refused",
+        "skipped layers are decoded on hsdlab's own key/value cache; leave it out",
+        (
+            "cache_implementation",
+            "cache_config",
+            "max_cache_len",
+            "prefill_chunk_size",
+            "continuous_batching_config",
+            "compile_config",
+        ),
+    ),
+    **_entries(
+        "refused",
+        "nobody would read it; leave it out",
+        {
+            "output_attentions": False,
+            "output_hidden_states": False,
+            "output_logits": None,
+            "output_scores": False,
+            "return_dict_in_generate": False,
+        },
+    ),
+}
+"""Every entry of transformers' GenerationConfig."""
+
+_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer")
+"""Parameters of `model.generate` that are no entries; they may be given in Python."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a command decodes with a model.
+
+    Attributes:
+        options: Keywords for `model.generate`.
+        taken: What of the checkpoint's generation config holds.
+        not_taken: What it asks for besides, with its values.
+    """
+
+    options: dict[str, Any]
+    taken: dict[str, Any]
+    not_taken: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return the options in effect, and those of the checkpoint that are not; values that JSON lacks as text."""
+        in_effect = {name: value for name, value in (self.taken | self.options).items() if name not in _OBJECTS}
+        in_effect["do_sample"] = bool(in_effect.get("do_sample"))
+        plain = {name: _as_json(value) for name, value in sorted(in_effect.items())}
+        return {"options": plain, "not_taken": {name: _as_json(value) for name, value in self.not_taken.items()}}
+
+    def sentence(self) -> str:
+        """Say in one line how texts are decoded, and what the checkpoint asks for besides."""
+        beams = self.options.get("num_beams", 1)
+        how = "sampling" if self.options.get("do_sample") else "beam search" if beams > 1 else "greedy decoding"
+        text = f"Decoding: {how}" + (f" with {beams} beams" if beams > 1 else "")
+        text += f"; from the model's generation_config: {_listed(self.taken)}." if self.taken else "."
+        if self.not_taken:
+            text += (
+                f" Not taken from it: {_listed(self.not_taken)}; --model.generate_kwargs='{{name: value}}' asks for "
+                "such options."
+            )
+        return text
+
+
+def generation(
+    model: PreTrainedModel, given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
+) -> Generation:
+    """Return the keywords for `model.generate` under which nothing is done that nobody asked for.
+
+    Args:
+        model: Its generation config is read, and left as it is.
+        given: What the user asks for; it wins over everything.
+        tokenizer: Reads stop strings, where there are any.
+    """
+    of_checkpoint = {name: value for name, value in vars(model.generation_config).items() if value is not None}
+    not_taken = {
+        name: value
+        for name, value in of_checkpoint.items()
+        if name in GENERATION and GENERATION[name].rule != "taken" and value != given.get(name, GENERATION[name].value)
+    }
+    taken = {
+        name: value
+        for name, value in of_checkpoint.items()
+        if name in GENERATION and GENERATION[name].rule == "taken" and name not in NO_EFFECT and name not in given
+    }
+    instead = {name: GENERATION[name].value for name in not_taken if name not in given}
+    options = {**instead, **given}
+    if options.get("stop_strings", taken.get("stop_strings")) and tokenizer is not None:
+        options.setdefault("tokenizer", tokenizer)
+    return Generation(options, taken, not_taken)
+
+
+def greedy(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options for decoding greedily: those given, but for samples and beams."""
+    kept = {name: value for name, value in given.items() if name not in SAMPLING}
+    return kept | {"do_sample": False, "num_beams": 1}
+
+
+def fixed_length(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options for decoding greedily up to a length that the caller gives, whatever the text says."""
+    ends = {*STOPPING, *LENGTHS, "max_new_tokens", "stopping_criteria"}
+    kept = {name: value for name, value in greedy(given).items() if name not in ends}
+    return kept | dict.fromkeys(STOPPING)
+
+
+def check_generate_kwargs(given: Mapping[str, Any]) -> None:
+    """Refuse options that do not exist, have a parameter of their own, cannot be had, or hold no possible value.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    known = [name for name, entry in GENERATION.items() if entry.rule != "refused" and not name.startswith("_")]
+    for name in given:
+        if name in GENERATION and GENERATION[name].rule == "refused":
+            raise UserError(f"generate_kwargs holds {name!r}: {GENERATION[name].why}.")
+        if name not in known and name not in _OBJECTS:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(sorted(known))}."
+            raise UserError(f"generate_kwargs holds {name!r}, which is no option of transformers' generate: {hint}")
+    _check_stop_strings(given.get("stop_strings"))
+    values = {name: value for name, value in given.items() if name not in _OBJECTS and value is not None}
+    try:
+        GenerationConfig(**values).validate()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"generate_kwargs={values}: transformers refuses it: {error}") from error
+    _check_numbers(values)
+
+
+def _check_stop_strings(value: Any) -> None:
+    strings = [value] if isinstance(value, str) else value
+    if strings is None:
+        return
+    if not isinstance(strings, list | tuple) or not strings or not all(isinstance(s, str) and s for s in strings):
+        raise UserError(
+            f"generate_kwargs: stop_strings is {value!r}; expected a string or a list of strings, not empty."
+        )
+
+
+_NUMBERS = {
+    "temperature": (0, float("inf")),
+    "top_k": (0, float("inf")),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repetition_penalty": (0, float("inf")),
+    "length_penalty": (-float("inf"), float("inf")),
+    "no_repeat_ngram_size": (0, float("inf")),
+    "min_length": (0, float("inf")),
+    "min_new_tokens": (0, float("inf")),
+}
+"""The range of each number, its ends excluded where they are infinite; transformers checks some of them, and late."""
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    for name, (low, high) in _NUMBERS.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+            or value
+            in (
+                float("inf"),
+                -float("inf"),
+            )
+        ):
+            between = f"{low} to {high}" if high != float("inf") else "a number" + (f" from {low}" if low == 0 else "")
+            raise UserError(f"generate_kwargs: {name} is {value!r}; expected {between}.")
+    for name in ("temperature", "repetition_penalty"):
+        if values.get(name) == 0:
+            hint = " (do_sample: false decodes greedily)" if name == "temperature" else ""
+            raise UserError(f"generate_kwargs: {name} is 0; expected more than 0{hint}.")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
