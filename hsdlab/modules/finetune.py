@@ -40,9 +40,9 @@ class FinetuneModule(LightningModule):
     that is resumed from it goes on as if it had not been cut short, dropout and draws included, and is refused if its
     model, settings or data are others. `export` writes what other programs load.
 
-    Skip-aware training: with `skip_strategies`, each batch, or each row, draws one of them and computes its loss with
-    the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies, drawn for
-    each row with their final weights, the same each time. docs/training.md tells when to use what.
+    Skip-aware training: with `skip_strategies`, each batch, or each sequence, draws one of them and computes its loss
+    with the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies, drawn
+    for each sequence with their final weights, the same each time. docs/training.md tells when to use what.
 
     Args:
         model: A decoder-only transformers model.
@@ -58,8 +58,8 @@ class FinetuneModule(LightningModule):
         skip_weights: How often each is drawn, in proportion to their sum; by default all equally often.
         final_skip_weights: Weights at the end: the draws move there in a straight line. By default they stay.
         skip_draws: One draw for each "batch", the same in all processes, or for each "example".
-        distillation: Share of the loss of rows that skip layers that is not cross-entropy with the reference but the
-            divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.
+        distillation: Share of the loss of sequences that skip layers that is not cross-entropy with the reference but
+            the divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.
         seed: Of the draws and of dropout.
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
             one, and log val/rouge1 … val/bleu4; 0 for never, and then a strategy that skips is refused.
@@ -178,7 +178,7 @@ class FinetuneModule(LightningModule):
         return supervised_loss(self.model, outputs, last_loss, batch, weights)
 
     def _draw(self, rows: int) -> list[int] | None:
-        """Draw the strategy of the batch, or of each of its rows."""
+        """Draw the strategy of the batch, or of each of its sequences."""
         if self.mixture is None:
             return None
         progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
@@ -191,7 +191,7 @@ class FinetuneModule(LightningModule):
 
         Args:
             batch: Of `collate_pairs`.
-            drawn: Index of the skip strategy of each row, or one for all; None for full depth.
+            drawn: Index of the skip strategy of each sequence, or one for all; None for full depth.
         """
         logits = self.training_logits(batch, drawn)
         return reference_loss(logits, *_last(logits.shape[1], batch))
@@ -212,7 +212,7 @@ class FinetuneModule(LightningModule):
 
         Args:
             batch: Of `collate_pairs`.
-            drawn: Index of the skip strategy of each row, or one for all; None for full depth, but for
+            drawn: Index of the skip strategy of each sequence, or one for all; None for full depth, but for
                 layer dropout in training mode.
 
         Returns:

@@ -47,7 +47,7 @@ class LayerDropout:
         return self.rate * profiles[self.profile]
 
     def draw(self, input_ids: Tensor, num_layers: int) -> Tensor:
-        """Draw the layers that each row runs, from torch's random state, as any dropout.
+        """Draw the layers that each sequence runs, from torch's random state, as any dropout.
 
         Args:
             input_ids: [rows, length].

@@ -1,4 +1,4 @@
-"""Skip-aware training: each batch, or each row of it, is computed as one of several strategies would decode it."""
+"""Skip-aware training: each batch, or each sequence of it, is computed as one of several strategies would decode it."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from hsdlab.errors import UserError
 
 
 class SkipMixture:
-    """Strategies with weights, drawn per batch or row; and the mask with which `replay` computes what they decode.
+    """Strategies with weights, drawn per batch or sequence; and the mask with which `replay` computes what they decode.
 
     With teacher forcing, the reference's token t is the input of decode step t, so it runs the layers of that step.
     The prompt runs all of them, and so does the last token of T = `max_new_tokens`: no step has it as its input. So no
@@ -21,7 +21,7 @@ class SkipMixture:
 
     Args:
         model: Whose layers are skipped.
-        strategies: Scheduled strategies: those whose layers are known before a step and the same for all rows.
+        strategies: Scheduled strategies: those whose layers are known before a step and the same for all sequences.
         weights: How often each is drawn, in proportion to their sum; by default all equally often.
         max_new_tokens: T of the schedules.
         seed: Of the draws.
@@ -58,8 +58,8 @@ class SkipMixture:
         Args:
             batch: Number of the batch, counted from the start of the training.
             progress: Share of the training that is done, 0 to 1: where the weights are between the first and the final.
-            rows: Draw one for each of so many rows; by default a single one for the whole batch.
-            rank: Of the process, whose rows are not those of the others.
+            rows: Draw one for each of so many sequences; by default a single one for the whole batch.
+            rank: Of the process, whose sequences are not those of the others.
 
         Returns:
             Indices of the strategies, `rows` of them or one.
@@ -73,8 +73,8 @@ class SkipMixture:
         """Say which layers run for each token of a teacher-forced batch.
 
         Args:
-            drawn: Index of the strategy of each row, or one for all.
-            target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in a row.
+            drawn: Index of the strategy of each sequence, or one for all.
+            target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in each.
 
         Returns:
             BoolTensor [rows, length, layers], ready for `replay`.

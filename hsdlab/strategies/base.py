@@ -28,8 +28,8 @@ class SkipStrategy(Callback, ABC):
 
     The three rungs, each one method:
 
-    - :class:`ScheduledStrategy`, ``layers_at``: the same layers for all rows, known before the step.
-    - :class:`SkipStrategy`, ``plan``: layers per row, before the step.
+    - :class:`ScheduledStrategy`, ``layers_at``: the same layers for all sequences of a batch, known before the step.
+    - :class:`SkipStrategy`, ``plan``: layers for each sequence, before the step.
     - :class:`ConfidenceStrategy`, ``should_exit``: asked after each executed layer.
 
     A strategy keeps no state from one decode to the next, so one object serves any number of batches. Its parameters
@@ -37,20 +37,20 @@ class SkipStrategy(Callback, ABC):
     """
 
     rows_depend: str | None = None
-    """Why a row of a batch may decode otherwise than alone; None where it does not."""
+    """Why a sequence may decode otherwise in a batch than alone; None where it does not."""
 
     is_oracle: bool = False
     """Whether it looks at layers that it then claims not to have run: an upper bound, not a method."""
 
     @abstractmethod
     def plan(self, state: StepState) -> Tensor:
-        """Choose the layers of a decode step for each row.
+        """Choose the layers of a decode step for each sequence of the batch.
 
         Args:
             state: The step, rows, num_layers and max_steps.
 
         Returns:
-            BoolTensor [rows, layers]: the row runs the layer, at least one per row.
+            BoolTensor [rows, layers]: which sequence runs which layer, at least one each.
         """
 
     def check_model(self, parts: DecoderParts) -> None:

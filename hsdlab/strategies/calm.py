@@ -26,16 +26,16 @@ class CALM(ProbingStrategy):
 
     Three measures of confidence (section 3.5): ``softmax``, the top-1 minus the top-2 probability of the head applied
     to the layer's output; ``saturation``, the cosine of the layer's output and the last executed layer's;
-    ``classifier``, a trained linear layer. A row that exits goes through the final norm and the head; later tokens that
-    run the skipped layers take its keys and values from the state it exited with (state propagation, section 3.2).
+    ``classifier``, a trained linear layer. A sequence that exits goes through the final norm and the head; later tokens
+    that run the skipped layers take its keys and values from the state it exited with (state propagation, section 3.2).
 
     A threshold of 1 or more means the full model, for every measure: decided before any decay (the decayed form of 1
     would fall below it), and also where a confidence is exactly 1.0.
 
-    Differs from the paper: decoder-only models, and batches and beams, in which each row exits by itself unless
-    ``exit_rule`` says otherwise (the paper decodes single rows). ``probe_layers``, ``shortlist`` and ``gate`` make the
-    softmax response cheaper and are not the paper's (docs/calm.md): by default each probe applies the whole head, which
-    costs several layers on a small model, so that fewer layers may well take longer.
+    Differs from the paper: decoder-only models, and batches and beams, in which each sequence exits by itself unless
+    ``exit_rule`` says otherwise (the paper decodes single sequences). ``probe_layers``, ``shortlist`` and ``gate`` make
+    the softmax response cheaper and are not the paper's (docs/calm.md): by default each probe applies the whole head,
+    which costs several layers on a small model, so that fewer layers may well take longer.
 
     Args:
         threshold: λ for the schedules ``constant`` and ``time``.
@@ -47,12 +47,12 @@ class CALM(ProbingStrategy):
         slope: λ of ``depth``: 0.02 and 0.005 in HSD's paper; 0 never exits.
         classifier: File of the measure ``classifier`` (:class:`~hsdlab.decoding.exit_classifier.ExitClassifier`).
         probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: With ``softmax``, K: after its first probe in a step, a row's response is over the K tokens that were
-            likeliest in that probe, and only their rows of the head are computed.
+        shortlist: With ``softmax``, K: after its first probe in a step, a sequence's response is over the K tokens that
+            were likeliest in that probe, and only their rows of the head are computed.
         gate: With ``softmax``, the saturation from which the head is applied at all.
-        exit_rule: Who exits together: ``per_row``; ``min`` or ``mean``, all rows of the batch at the first layer where
-            their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the beams of one
-            prompt likewise.
+        exit_rule: Who exits together: ``per_row``; ``min`` or ``mean``, all sequences of the batch at the first layer
+            where their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the beams
+            of one prompt likewise.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CALM(ProbingStrategy):
             self._classifier = ExitClassifier.load(self.classifier, parts.hidden_size).to(parts.model.device)
 
     def threshold_at(self, layer: int, step: int, max_steps: int) -> float:
-        """λ_i(t): the confidence from which a row exits after a layer; 1 or more stands for never."""
+        """λ_i(t): the confidence from which a sequence exits after a layer; 1 or more stands for never."""
         if self.schedule == "depth":
             return depth_threshold(self.slope, layer)
         if self.schedule == "constant" or self.threshold >= 1:
@@ -107,7 +107,7 @@ class CALM(ProbingStrategy):
         return time_threshold(self.threshold, step, max_steps, self.temperature, self.form)
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Rows whose confidence reaches the threshold; nothing is measured where the threshold is 1 or more."""
+        """Sequences whose confidence reaches the threshold; nothing is measured where the threshold is 1 or more."""
         threshold = self.threshold_at(state.layer, state.step, state.max_steps)
         if threshold >= 1 or not self.probes(state):
             return nobody(state)

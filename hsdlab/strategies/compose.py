@@ -13,7 +13,7 @@ from hsdlab.strategies.schedule import ScheduledStrategy
 
 
 class Compose(SkipStrategy):
-    """Run the layers of a schedule, and leave them early where a confidence says so.
+    """Run the layers of a schedule, and exit early within them where a confidence measure says so.
 
     HSD's paper (arXiv 2403.14919) says that it is compatible with methods based on a confidence score and shows no
     such run; this is our reading. The confidence is asked after each executed layer but the schedule's last. A layer
@@ -22,7 +22,7 @@ class Compose(SkipStrategy):
 
     Args:
         schedule: Which layers may run: HSD, SkipDecode, another ScheduledStrategy.
-        confidence: Which rows exit where: CALM, DeeBERT, PABEE, another ConfidenceStrategy.
+        confidence: Which sequences exit where: CALM, DeeBERT, PABEE, another ConfidenceStrategy.
     """
 
     def __init__(self, schedule: ScheduledStrategy, confidence: ConfidenceStrategy) -> None:

@@ -13,9 +13,9 @@ from hsdlab.strategies.base import SkipStrategy
 class ConfidenceStrategy(SkipStrategy):
     """A strategy that is asked after each executed layer who exits. Write ``should_exit``.
 
-    A row that exits is frozen, the others go on, and layers above the last exit do not run. Where each row is decided
-    by itself, a batch decodes as its single rows do. An answer on the device costs a synchronisation; one on the CPU
-    ("nobody") costs none.
+    A sequence that exits is frozen, the others go on, and layers above the last exit do not run. Where each sequence is
+    decided by itself, a batch decodes as single sequences do. An answer on the device costs a synchronisation; one on
+    the CPU ("nobody") costs none.
     """
 
     @abstractmethod
@@ -23,13 +23,13 @@ class ConfidenceStrategy(SkipStrategy):
         """Decide who exits after a layer; not asked after the last one that may run.
 
         Args:
-            state: layer, step, num_layers, max_steps; for the rows still running, their indices ``rows``, the layer's
-                ``output`` [rows, d], ``previous_output`` of the executed layer before (None at the first) and
-                ``logits()`` [rows, vocabulary], computed only when called; ``keep`` and ``recall`` for values by row
-                that live until the step ends; more in :class:`~hsdlab.decoding.LayerState`.
+            state: layer, step, num_layers, max_steps; for the sequences still running, their indices ``rows``, the
+                layer's ``output`` [rows, d], ``previous_output`` of the executed layer before (None at the first) and
+                ``logits()`` [rows, vocabulary], computed only when called; ``keep`` and ``recall`` for values by
+                sequence that live until the step ends; more in :class:`~hsdlab.decoding.LayerState`.
 
         Returns:
-            BoolTensor [rows]: the row exits here.
+            BoolTensor [rows]: the sequence exits here.
         """
 
     def plan(self, state: StepState) -> Tensor:

@@ -10,8 +10,8 @@ from hsdlab.strategies.probing import ExitRule, ProbingStrategy, check_not_negat
 class DeeBERT(ProbingStrategy):
     """Exit at the first layer whose prediction has little entropy.
 
-    The paper exits where the entropy H of a layer's prediction is below a threshold S. Here bigger is surer, and the
-    scale does not depend on the vocabulary: exit where 1 - H / ln V ≥ ``threshold``; S is (1 - threshold) · ln V.
+    The paper exits where the entropy H of a layer's prediction is below a threshold S. Here more is more confident, and
+    the scale does not depend on the vocabulary: exit where 1 - H / ln V ≥ ``threshold``; S is (1 - threshold) · ln V.
 
     Differs from the paper: a language model's one head serves all layers (the paper classifies texts with a trained
     classifier for each layer), so an exit may come at any layer of any token, and skipped layers take their keys and
@@ -20,8 +20,8 @@ class DeeBERT(ProbingStrategy):
     Args:
         threshold: From 0, which exits at the first probe, to 1, the full model. The default is ours.
         probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: K: after its first probe in a step, a row's entropy is over the K tokens that were likeliest in that
-            probe, relative to ln K, and only their rows of the head are computed.
+        shortlist: K: after its first probe in a step, a sequence's entropy is over the K tokens that were likeliest in
+            that probe, relative to ln K, and only their rows of the head are computed.
         gate: The hidden-state saturation from which the head is applied at all.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM.
     """
@@ -39,7 +39,7 @@ class DeeBERT(ProbingStrategy):
         self.threshold = threshold
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Rows whose certainty reaches the threshold; nothing is measured where the threshold is 1 or more."""
+        """Sequences whose certainty reaches the threshold; nothing is measured where the threshold is 1 or more."""
         if self.threshold >= 1 or not self.probes(state):
             return nobody(state)
         return self.exits(state, self.head_confidence(state, certainty), self.threshold)

@@ -25,7 +25,7 @@ class HSD(ScheduledStrategy):
     (docs/reconstruction.md). The prompt runs at full depth.
 
     Args:
-        num_skipped: Layers passed by between two kept ones (s); 0 never skips.
+        num_skipped: Layers skipped between two kept ones (s); 0 never skips.
         min_exit: Layers scheduled at the end; 0 in all of the paper's settings.
         max_exit: Layers scheduled at the start; None for half of the model's (the paper's first setting, 18 of 36).
         decay: How the budget falls; ``linear`` is the paper's.

@@ -36,7 +36,7 @@ class OracleExit(SkipStrategy):
         return torch.ones(state.rows, state.num_layers, dtype=torch.bool)
 
     def exit_layers(self, state: HindsightState) -> Tensor:
-        """The earliest layer of each row whose likeliest token is that of the last layer, LongTensor [rows]."""
+        """The earliest layer of each sequence whose likeliest token is that of the last layer, LongTensor [rows]."""
         predictions = torch.stack([state.logits(layer).argmax(dim=-1) for layer in range(state.num_layers)])
         return (predictions == predictions[-1]).long().argmax(dim=0)  # of equal ones, argmax names the first
 

@@ -12,17 +12,18 @@ class PABEE(ProbingStrategy):
     """Exit once the prediction has stayed the same for some layers in a row.
 
     A count starts at 0 in each step, rises by one where a probed layer predicts the token of the probed layer before
-    it, and falls back to 0 where it does not; a row exits when the count reaches ``patience``, that is after patience +
-    1 equal predictions.
+    it, and falls back to 0 where it does not; a sequence exits when the count reaches ``patience``, that is after
+    patience + 1 equal predictions.
 
     Differs from the paper: a language model's one head serves all layers (the paper has a trained classifier for each),
     and skipped layers take their keys and values from the state that exited.
 
     Args:
-        patience: Equal predictions in a row, after the first, until a row exits; None never exits. The default is ours.
+        patience: Equal predictions in a row, after the first, until a sequence exits; None never exits. The default is
+            ours.
         probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: K: after its first probe in a step, a row's prediction is among the K tokens that were likeliest in
-            that probe, and only their rows of the head are computed.
+        shortlist: K: after its first probe in a step, a sequence's prediction is among the K tokens that were likeliest
+            in that probe, and only their rows of the head are computed.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM,
             with the count for a confidence.
     """
@@ -40,7 +41,7 @@ class PABEE(ProbingStrategy):
         self.patience = patience
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Rows whose prediction has not changed for ``patience`` probes."""
+        """Sequences whose prediction has not changed for ``patience`` probes."""
         if self.patience is None or not self.probes(state):
             return nobody(state)
         logits, tokens = self.probed_logits(state)

@@ -15,25 +15,25 @@ ExitRule = Literal["per_row", "min", "mean", "source_min", "source_mean"]
 EXIT_RULES: tuple[ExitRule, ...] = ("per_row", "min", "mean", "source_min", "source_mean")
 """Who exits together, and whose confidence counts.
 
-- ``per_row``: each row by itself, with beams each hypothesis.
-- ``min``, ``mean``: all rows of the batch, where the smallest or the mean confidence reaches the threshold.
-- ``source_min``, ``source_mean``: the same among the rows of one prompt: its beams, or its sampled sequences.
+- ``per_row``: each sequence by itself, with beams each hypothesis.
+- ``min``, ``mean``: all sequences of the batch, where the smallest or the mean confidence reaches the threshold.
+- ``source_min``, ``source_mean``: the same among the sequences of one prompt: its beams, or its sampled sequences.
 
-Rows whose text has ended have no say. With beams, transformers does not tell which prompts are done: under ``min`` and
-``mean`` they keep theirs until the search ends.
+Sequences whose text has ended have no say. With beams, transformers does not tell which prompts are done: under ``min``
+and ``mean`` they keep theirs until the search ends.
 """
 
 
 class ProbingStrategy(ConfidenceStrategy):
-    """A confidence strategy that probes some layers and lets rows exit by themselves or together.
+    """A confidence strategy that probes some layers and lets sequences exit by themselves or together.
 
     Args:
         probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: K: within a step, the first probe of a row applies the whole head, later ones only its rows for the K
-            tokens that were likeliest then. None for the whole head always.
+        shortlist: K: within a step, the first probe of a sequence applies the whole head, later ones only its rows for
+            the K tokens that were likeliest then. None for the whole head always.
         exit_rule: One of ``EXIT_RULES``.
-        gate: Apply the head only to rows whose hidden-state saturation reaches this; the others' confidence is 0. None
-            for all rows. Not together with a shortlist.
+        gate: Apply the head only to sequences whose hidden-state saturation reaches this; the others' confidence is 0.
+            None for all. Not together with a shortlist.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ProbingStrategy(ConfidenceStrategy):
         self.exit_rule = exit_rule
         self.gate = gate
         if exit_rule in ("min", "mean"):
-            self.rows_depend = f"exit_rule={exit_rule!r}: all rows of a batch exit together"
+            self.rows_depend = f"exit_rule={exit_rule!r}: all sequences of a batch exit together"
 
     def check_model(self, parts: DecoderParts) -> None:
         """Refuse layers, a shortlist or a head that the model does not have."""
@@ -83,7 +83,7 @@ class ProbingStrategy(ConfidenceStrategy):
         return state.layers_run % self.probe_layers == 0
 
     def probed_logits(self, state: LayerState) -> tuple[Tensor, Tensor | None]:
-        """The head's answer for all rows, of the whole vocabulary or of the shortlist.
+        """The head's answer for all sequences, of the whole vocabulary or of the shortlist.
 
         Returns:
             Logits [rows, vocabulary or K], and the tokens they are for, [rows, K]; None for the whole vocabulary.
@@ -98,7 +98,7 @@ class ProbingStrategy(ConfidenceStrategy):
         return logits, None
 
     def head_confidence(self, state: LayerState, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """A measure of the head's answer for all rows, or for those that the gate lets through.
+        """A measure of the head's answer for all sequences, or for those that the gate lets through.
 
         Args:
             state: After a layer.
@@ -139,7 +139,7 @@ _EVERY_LAYER = ("probe_layers", 1)
 
 
 def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> Tensor:
-    """Give each row the smallest or the mean confidence of the rows that it exits together with.
+    """Give each sequence the smallest or the mean confidence of those that it exits together with.
 
     Args:
         confidence: [rows].
@@ -164,7 +164,7 @@ def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> 
 
 
 def nobody(state: LayerState) -> Tensor:
-    """The answer that no row exits."""
+    """The answer that no sequence exits."""
     return torch.zeros(len(state.output), dtype=torch.bool)
 
 

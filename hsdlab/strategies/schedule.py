@@ -1,4 +1,4 @@
-"""ScheduledStrategy: the layers of a step are the same for all rows and known before it; and how budgets fall."""
+"""ScheduledStrategy: the layers of a step are the same for all sequences and known before it; and how budgets fall."""
 
 import math
 from abc import abstractmethod
@@ -97,7 +97,7 @@ class ScheduledStrategy(SkipStrategy):
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
 
     def plan(self, state: StepState) -> Tensor:
-        """``layers_at`` as a mask, the same for all rows."""
+        """``layers_at`` as a mask, the same for all sequences."""
         plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
         plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
         return plan

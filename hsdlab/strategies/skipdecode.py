@@ -15,11 +15,11 @@ from hsdlab.strategies.schedule import (
 
 
 class SkipDecode(ScheduledStrategy):
-    """Pass by the lower and middle layers; a falling number of layers at the top runs, after a warm-up at the bottom.
+    """Skip the lower and middle layers: a warm-up at the bottom runs, and a falling number of layers at the top.
 
     Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}, with l(t) falling from ``max_exit`` to ``min_exit`` over T =
-    ``max_new_tokens`` (:func:`budget`). All rows of a batch run the same layers, and the sets only shrink, so no key
-    or value is ever missing.
+    ``max_new_tokens`` (:func:`budget`). All sequences of a batch run the same layers, and the sets only shrink, so no
+    key or value is ever missing.
 
     Differs from the paper: the paper's text that we have lost its formula; the form is recovered from the averages in
     HSD's tables (docs/reconstruction.md). The prompt runs at full depth.

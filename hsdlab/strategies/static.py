@@ -12,7 +12,7 @@ class StaticDepth(ScheduledStrategy):
     """Run the same layers in every decode step; the prompt runs at full depth.
 
     ``unified`` is Unified Layer Skipping (Liu et al. 2024, arXiv 2404.06954): the first layer, the last, and every
-    ⌊L / (number - 1)⌋-th between them, from the bottom, until there are ``number``. ``bottom`` leaves after the first
+    ⌊L / (number - 1)⌋-th between them, from the bottom, until there are ``number``. ``bottom`` exits after the first
     ``number`` layers, a static early exit; ``top`` runs the last ones. Every k-th layer is ``HSD(k - 1, 0, 0)``.
 
     Args:
