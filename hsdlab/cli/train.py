@@ -249,7 +249,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
-    run_or_exit(TrainCLI, args)
+    run_or_exit(TrainCLI, args, "Go on from the last checkpoint with --ckpt_path=last.")
 
 
 def _numbers(values: Tensor) -> tuple[Any, ...]:

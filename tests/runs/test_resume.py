@@ -50,7 +50,7 @@ def evaluate_alone(args):
 
 
 def interrupt(args, folder, predictions, by):
-    """Start a run in a new process and end it by a signal as soon as it has made that many predictions."""
+    """Start a run in a new process, end it by a signal once it has made that many predictions; give its exit code."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hsdlab.cli"])
     process = context.Process(target=evaluate_alone, args=(args,))
@@ -62,6 +62,7 @@ def interrupt(args, folder, predictions, by):
     process.join(timeout=30)
     assert process.exitcode not in (0, None)
     assert lines(folder) >= predictions
+    return process.exitcode
 
 
 def lines(folder):
@@ -146,6 +147,16 @@ def test_compare_killed_twice_and_interrupted_ends_as_if_nothing_had_happened(tm
     reports = [json.loads((folder / "comparison.json").read_text(encoding="utf-8")) for folder in (killed, whole)]
     assert without_times(reports[0]) == without_times(reports[1])
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_run_that_is_stopped_says_so_by_its_exit_code(by, code, tmp_path):
+    """`&&` and SLURM take 0 for a success."""
+    slow = "--skip={class_path: tests.runs.test_resume.Slow, init_args: {layers: 2}}"
+    args = ["test", *options(tmp_path), slow, "--data.batch_size=1", "--model.num_beams=1"]
+    write_examples(tmp_path / "data", 40)
+    assert interrupt([*args, f"--output={tmp_path / 'out'}"], tmp_path / "out", 3, by=by) == code
+    assert lines(tmp_path / "out") < 40
 
 
 def test_a_finished_run_gives_its_figures_again_without_decoding(evaluate, decoded, tmp_path, capsys):
