@@ -134,8 +134,8 @@ def test_a_relative_base_is_looked_for_from_the_adapter(name, tmp_path, monkeypa
     base = save(tiny_llama(), tmp_path / "base")
     adapted = save_adapter(base, tiny_llama(), tmp_path / "adapter", ["q_proj"])
     renamed_base(tmp_path / "adapter", name)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "some/where").mkdir(parents=True)  # from where the same path leads nowhere
+    monkeypatch.chdir(tmp_path / "some/where")
     model, _ = load_model(tmp_path / "adapter", device="cpu")
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
