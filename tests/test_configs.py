@@ -55,7 +55,7 @@ def tiny_models(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hsdlab.modules.decode, "load_model", load_model)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(hsdlab.modules.decode, "embedded_folder", lambda name: tmp_path)
+    monkeypatch.setattr(hsdlab.modules.text_metrics, "embedded_folder", lambda name: tmp_path)
 
 
 def test_the_summary_holds_every_config():

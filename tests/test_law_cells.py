@@ -15,7 +15,7 @@ NO_FULL_DEPTH = "never_skip() is None: no setting of the class is full depth"
 ORACLE = "an oracle looks at layers that it then claims not to have run (is_oracle)"
 DRAWN_TOGETHER = "transformers draws the random numbers of sampling for the batch as a whole"
 BY_PLACE = "rows_depend: a row's layers are drawn by its place in the batch"
-EXIT_TOGETHER = "rows_depend: exit_rule={!r}: all rows of a batch exit together"
+EXIT_TOGETHER = "rows_depend: exit_rule={!r}: all sequences of a batch exit together"
 
 
 def test_the_table_holds_every_strategy_of_the_package():

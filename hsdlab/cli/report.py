@@ -29,7 +29,10 @@ def report_command(args: list[str]) -> None:
     )
     parser.add_argument("--output", type=Path, help="Folder for the comparison of several runs.")
     given = parser.parse_args(args)
-    named = dict(each.split("=", 1) for each in given.runs if "=" in each and not Path(each).exists())
+    pairs = [each.split("=", 1) for each in given.runs if "=" in each and not Path(each).exists()]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        parser.error("got a name twice: give each run a NAME= of its own")
     plain = [Path(each) for each in given.runs if "=" not in each or Path(each).exists()]
     if named and plain:
         parser.error("give a NAME= for each run or for none")

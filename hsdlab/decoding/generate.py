@@ -228,7 +228,7 @@ def _decode(
     cache = SkipCache(parts, decisions)
     readings = cache.readings_s
     readings.append(now_s(model.device))
-    with every_pass_recorded(model, cache):
+    with every_pass_recorded(parts, cache):
         raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
     readings.append(now_s(model.device))
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.families import DecoderParts
 from hsdlab.errors import RunError
 
 
 @contextmanager
-def every_pass_recorded(model: PreTrainedModel, cache: SkipCache) -> Iterator[None]:
+def every_pass_recorded(parts: DecoderParts, cache: SkipCache) -> Iterator[None]:
     """Raise as soon as a forward pass of the decoder is not one more pass of the cache.
 
     Raises:
@@ -29,21 +29,21 @@ def every_pass_recorded(model: PreTrainedModel, cache: SkipCache) -> Iterator[No
         nonlocal passes
         passes += 1
         if cache.passes != passes:
-            raise _unrecorded(model, passes, cache.passes)
+            raise _unrecorded(parts, passes, cache.passes)
 
-    handle = model.get_decoder().register_forward_hook(check)
+    handle = parts.body.register_forward_hook(check)
     try:
         yield
     finally:
         handle.remove()
     if cache.passes != passes:
-        raise _unrecorded(model, passes, cache.passes)
+        raise _unrecorded(parts, passes, cache.passes)
 
 
-def _unrecorded(model: PreTrainedModel, passes: int, recorded: int) -> RunError:
+def _unrecorded(parts: DecoderParts, passes: int, recorded: int) -> RunError:
     return RunError(
-        f"Forward pass {passes} of {type(model).__name__} did not run on hsdlab's key/value cache ({recorded} passes "
-        "did), so that no layer of it was skipped or counted. The model, an adapter or an option of generate "
+        f"Forward pass {passes} of {type(parts.model).__name__} did not run on hsdlab's key/value cache ({recorded} "
+        "passes did), so that no layer of it was skipped or counted. The model, an adapter or an option of generate "
         "(guidance_scale, past_key_values) replaces the cache or runs passes of its own: decode without it, "
         "or with transformers' own generate."
     )

@@ -15,20 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hsdlab.decoding import AppliedRun, DecodeOutput, active_run
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.errors import UserError
-from hsdlab.metrics import BLEU, ROUGE, BERTScore
 from hsdlab.metrics.base import TextMetric
-from hsdlab.models.embedded import PREFIX, embedded_folder
+from hsdlab.metrics.bleu import BleuTokenizer
+from hsdlab.metrics.rouge import TokenizerName
 from hsdlab.models.generation import Generation, check_generate_kwargs, generation
 from hsdlab.models.load import load_model
+from hsdlab.modules.text_metrics import ENCODER, METRICS, MetricName, MetricOptions, text_metric
 from hsdlab.records.document import to_plain
 from hsdlab.records.example import Batch, ExampleRecord, batch_costs
 from hsdlab.records.layer_ranges import layer_ranges
 from hsdlab.records.predictions import Batches, PredictionFile, check_same_examples
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
-MetricName = Literal["rouge", "bleu", "bertscore"]
-METRICS: tuple[MetricName, ...] = ("rouge", "bleu", "bertscore")
-ENCODER = "embedded:all-minilm-l6-v2"
 
 
 class DecodeModule(LightningModule):
@@ -54,6 +52,10 @@ class DecodeModule(LightningModule):
         metrics: Which of "rouge", "bleu" and "bertscore" to compute.
         bertscore_encoder: Encoder of BERTScore: a local folder, or an embedded model.
         predictions: The file to write, made anew in each run unless it is resumed; by default none.
+        rouge_tokenizer: "default", rouge_score's own, which knows English letters and digits only; "unicode" for texts
+            of any script.
+        rouge_lsum: Score ROUGE-Lsum too: ROUGE-L of summaries whose sentences stand on lines of their own.
+        bleu_tokenizer: sacrebleu's tokenizer: "13a", "intl", "zh", "char" or "none".
 
     Raises:
         UserError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a
@@ -79,6 +81,9 @@ class DecodeModule(LightningModule):
         metrics: Sequence[MetricName] = METRICS,
         bertscore_encoder: str = ENCODER,
         predictions: str | None = None,
+        rouge_tokenizer: TokenizerName = "default",
+        rouge_lsum: bool = False,
+        bleu_tokenizer: BleuTokenizer = "13a",
     ) -> None:
         super().__init__()
         generate_kwargs = dict(generate_kwargs or {})
@@ -88,7 +93,8 @@ class DecodeModule(LightningModule):
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
         self.generate_kwargs = generate_kwargs
-        self.metrics = nn.ModuleDict({name: _metric(name, bertscore_encoder) for name in metrics})
+        options = MetricOptions(bertscore_encoder, rouge_tokenizer, rouge_lsum, bleu_tokenizer)
+        self.metrics = nn.ModuleDict({name: text_metric(name, options) for name in metrics})
         self.predictions = predictions
         self.resume = False
         self._file: PredictionFile | None = None
@@ -290,14 +296,3 @@ def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str
         if value < 1:
             raise UserError(f"{name}={value}: expected 1 or more.")
     check_generate_kwargs(generate_kwargs)
-
-
-def _metric(name: str, bertscore_encoder: str) -> TextMetric:
-    if name == "rouge":
-        return ROUGE()
-    if name == "bleu":
-        return BLEU()
-    if name == "bertscore":
-        embedded = bertscore_encoder.startswith(PREFIX)
-        return BERTScore(embedded_folder(bertscore_encoder) if embedded else bertscore_encoder)
-    raise UserError(f"metrics holds {name!r}: expected some of {', '.join(METRICS)}.")

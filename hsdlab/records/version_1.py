@@ -1,7 +1,8 @@
 """Read what hsdlab 0.1 wrote: turns the content of its files into that of the present records.
 
 Version 1 kept derived figures and not the counts behind them, so a cost is missing there, and only its figures are
-known. A prediction file held the counts, without late key and value computations, intermediate predictions and bytes.
+known. A prediction file held the counts, without late key and value computations, intermediate predictions and bytes:
+the bytes are not a number then, the other two are 0.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def example(content: Content) -> Content:
     batch = content["batch"]
     cost = {_COUNTS[name]: value for name, value in batch.items() if name not in ("number", "rows")}
     cost["wall_s"] = cost["prompt_s"] + cost["decode_s"]
+    cost["bytes_read"] = _NAN
     return content | {"batch": {"number": batch["number"], "rows": batch["rows"], "cost": cost}}
 
 

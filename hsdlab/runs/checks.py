@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 
 from hsdlab.errors import UserError
 from hsdlab.metrics.bertscore import BERTSCORE_KEYS
-from hsdlab.metrics.rouge import ROUGE_KEYS
+from hsdlab.metrics.rouge import LSUM_KEY, ROUGE_KEYS
 
 EXACT_MATCH = "exact_match"
-COMPUTED_BY = {**dict.fromkeys(ROUGE_KEYS, "rouge"), **dict.fromkeys(BERTSCORE_KEYS, "bertscore")}
+COMPUTED_BY = {**dict.fromkeys((*ROUGE_KEYS, LSUM_KEY), "rouge"), **dict.fromkeys(BERTSCORE_KEYS, "bertscore")}
 """The metrics that score each example by itself, and which of DecodeModule's `metrics` computes them."""
 CORPUS_METRICS = {**COMPUTED_BY, **dict.fromkeys(("bleu1", "bleu2", "bleu3", "bleu4"), "bleu")}
 """The metrics that have a figure of a whole split, and which of DecodeModule's `metrics` computes them."""

@@ -9,6 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from hsdlab import UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.metrics.rouge import UnicodeTokenizer, rouge_scores
+from hsdlab.modules.text_metrics import MetricOptions, text_metric
 
 TEXTS = {
     "Cyrillic": "Кошка сидит на окне",
@@ -105,3 +106,13 @@ def test_bleu_with_each_tokenizer_is_sacrebleus(tokenize, script):
 def test_what_cannot_be_is_refused_when_the_metric_is_made(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_the_options_of_a_decode_reach_the_metrics():
+    options = MetricOptions(rouge_tokenizer="unicode", rouge_lsum=True, bleu_tokenizer="char")
+    rouge, bleu = text_metric("rouge", options), text_metric("bleu", options)
+    text = TEXTS["Chinese"]
+    for metric in (rouge, bleu):
+        metric.update([text], [[text]])
+    assert rouge.compute()["rougeLsum"] == 1
+    assert bleu.score([text], [[text]])[0][0] == len(text)  # one token a character

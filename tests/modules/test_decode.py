@@ -10,8 +10,7 @@ from hsdlab import HSD, FullDepth, generate
 from hsdlab.data import JSONLines
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
-from hsdlab.modules import DecodeModule
-from hsdlab.modules import decode as decode_file
+from hsdlab.modules import DecodeModule, text_metrics
 from hsdlab.records.layer_ranges import layer_ranges
 from tests.tiny_checkpoints import tiny_llama, tiny_tokenizer
 from tests.tiny_runs import EXAMPLES, read_records, without_costs, write_examples
@@ -235,5 +234,5 @@ def test_bad_options(options, message):
 
 def test_bertscore_takes_an_embedded_encoder_by_name(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(decode_file, "embedded_folder", {"embedded:all-minilm-l6-v2": tmp_path}.__getitem__)
+    monkeypatch.setattr(text_metrics, "embedded_folder", {"embedded:all-minilm-l6-v2": tmp_path}.__getitem__)
     assert module(metrics=["bertscore"]).metrics["bertscore"].encoder == str(tmp_path)

@@ -13,8 +13,8 @@ from hsdlab.records.document import KIND_KEY, NOT_FINITE_KEY, SCHEMA_VERSION, VE
 from hsdlab.records.example import ExampleRecord
 from tests.records.any_record import JSON_VALUES, any_record, document_kinds, field_types
 
-FREE = ("config", "init_args")
-"""Objects whose content is the user's: any JSON is right there."""
+FREE = ("config", "init_args", "generation")
+"""Objects whose content is the user's or transformers': any JSON is right there."""
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 each_kind = pytest.mark.parametrize("kind", document_kinds(), ids=lambda kind: kind.__name__)
@@ -121,7 +121,7 @@ def test_what_is_changed_in_a_document_is_refused(kind, data):
     missing = data.draw(st.sampled_from(required))
     for changed, message in (
         (content | {KIND_KEY: "recipe"}, f"expected a {kind.kind}, got a recipe"),
-        (content | {VERSION_KEY: SCHEMA_VERSION + 1}, "schema version 3; this version of hsdlab reads versions"),
+        (content | {VERSION_KEY: SCHEMA_VERSION + 1}, "schema version 3; this version of hsdlab reads version"),
         (content | {VERSION_KEY: "2"}, "schema version 2; this version"),
         (content | {"unheard_of": 1}, "unheard_of"),
         ({name: value for name, value in content.items() if name != missing}, missing),
