@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import EvaluateParser, SubcommandCLI, dropping_arguments_of_other_classes
+from hsdlab.cli.parser import SubcommandCLI
 from hsdlab.cli.report import REPORT, report_command
-from hsdlab.data import Example, GenerationDataModule
+from hsdlab.data import Example
 from hsdlab.data.base import Split
 from hsdlab.errors import UserError
 from hsdlab.models import weights_fingerprint
@@ -62,22 +62,15 @@ class EvaluateCLI(SubcommandCLI):
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(
             load_decode_module,
-            GenerationDataModule,
-            subclass_mode_data=True,
-            trainer_class=DecodingTrainer,
-            trainer_defaults={
+            DecodingTrainer,
+            {
                 "devices": 1,
                 "logger": False,
                 "enable_checkpointing": False,
                 "enable_model_summary": False,
             },
-            parser_class=EvaluateParser,
-            parser_kwargs={"description": DESCRIPTION},
-            save_config_callback=None,  # it wants a logger's folder; ours is written beside the results
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=None if args is None else list(args),
+            DESCRIPTION,
+            args,
         )
 
     @staticmethod
@@ -111,11 +104,6 @@ class EvaluateCLI(SubcommandCLI):
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("output", "model.predictions", compute_fn=_predictions_file)
         return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a class that is named later takes no arguments over from the one named before."""
-        with dropping_arguments_of_other_classes():
-            super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before the model is loaded: folder, strategies, data."""

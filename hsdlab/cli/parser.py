@@ -4,11 +4,12 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, _typehints
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab.data
@@ -82,17 +83,49 @@ class SubcommandCLI(LightningCLI):
 
     Each subcommand has all options of the Trainer, so that all parsers together take longer than most tests. Where no
     subcommand is named (``--help``, a misspelled one), all are built.
+
+    Args:
+        load: Makes the module from the options of `model`.
+        trainer_class: Its methods are the subcommands.
+        trainer_defaults: Options of the Trainer that differ from Lightning's.
+        description: What the command does.
+        args: The command line; by default that of the process.
     """
 
-    def __init__(self, *positional: Any, args: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        load: Callable[..., LightningModule],
+        trainer_class: type[Trainer],
+        trainer_defaults: dict[str, Any],
+        description: str,
+        args: Sequence[str] | None = None,
+    ) -> None:
         self._words = sys.argv[1:] if args is None else args
-        super().__init__(*positional, args=args, **options)
+        super().__init__(
+            load,
+            GenerationDataModule,
+            subclass_mode_data=True,
+            trainer_class=trainer_class,
+            trainer_defaults=trainer_defaults,
+            parser_class=EvaluateParser,
+            parser_kwargs={"description": f"{description} With --debug every error shows its traceback."},
+            save_config_callback=None,  # it wants a logger's folder; ours is written beside the results
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=None if args is None else list(args),
+        )
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         known = self.subcommands()
         named = {name: skipped for name, skipped in known.items() if name in self._words} or known
         self.__dict__["subcommands"] = lambda: named
         super()._add_subcommands(parser, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a class that is named later takes no arguments over from the one named before."""
+        with dropping_arguments_of_other_classes():
+            super().parse_arguments(parser, args)
 
 
 @contextmanager

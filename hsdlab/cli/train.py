@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hsdlab.cli.evaluate import check_precision, resolved_config
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import EvaluateParser, SubcommandCLI, dropping_arguments_of_other_classes
+from hsdlab.cli.parser import SubcommandCLI
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
@@ -122,23 +122,16 @@ class TrainCLI(SubcommandCLI):
         set_parsing_settings(subclasses_disabled=[LoRA])  # its options themselves, as configs have them
         super().__init__(
             load_finetune_module,
-            GenerationDataModule,
-            subclass_mode_data=True,
-            trainer_class=TrainingTrainer,
-            trainer_defaults={
+            TrainingTrainer,
+            {
                 "max_epochs": 3,
                 "gradient_clip_val": 1.0,
                 "devices": 1,
                 "log_every_n_steps": 10,
                 "enable_model_summary": False,
             },
-            parser_class=EvaluateParser,
-            parser_kwargs={"description": "Fine-tune a model, or train an exit classifier for it."},
-            save_config_callback=None,  # it wants a logger's folder; ours is written into --output
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=None if args is None else list(args),
+            "Fine-tune a model, or train an exit classifier for it.",
+            args,
         )
 
     @staticmethod
@@ -170,11 +163,6 @@ class TrainCLI(SubcommandCLI):
         )
         parser.link_arguments("output", "trainer.default_root_dir")
         return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a class that is named later takes no arguments over from the one named before."""
-        with dropping_arguments_of_other_classes():
-            super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before the model is loaded: folder, data; add the checkpoints."""
