@@ -7,20 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import SubcommandCLI
+from hsdlab.cli.parser import SubcommandCLI, resolved_config
+from hsdlab.cli.precision import check_precision
 from hsdlab.cli.report import REPORT, report_command
 from hsdlab.data import Example
 from hsdlab.data.base import Split
-from hsdlab.errors import UserError
 from hsdlab.models import weights_fingerprint
 from hsdlab.models.generation import fixed_length, greedy
 from hsdlab.modules import DecodeModule, load_decode_module
@@ -289,29 +286,3 @@ def _command(args: list[str] | None) -> None:
 
 def _predictions_file(output: str) -> str:
     return str(prediction_file(Path(output)))
-
-
-def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
-    resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
-    return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
-
-
-def check_precision(trainer: Trainer, precision: str | int | None) -> None:
-    """Refuse a precision that the device does not have, where Lightning would take or simulate another one.
-
-    Raises:
-        UserError: Naming the precisions to take.
-    """
-    device = trainer.strategy.root_device.type
-    if device == "cpu" and str(precision) in ("16", "16-mixed"):
-        raise UserError(
-            f"--trainer.precision={precision} is not available on the CPU: give bf16-mixed, or 32-true for full "
-            "precision."
-        )
-    wants_bfloat16 = str(precision).startswith("bf16")
-    if device == "cuda" and wants_bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(
-            f"--trainer.precision={precision} is not available on {torch.cuda.get_device_name()}: give 16-mixed, or "
-            "32-true for full precision."
-        )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -146,6 +147,12 @@ def dropping_arguments_of_other_classes() -> Iterator[None]:
         yield
     finally:
         _typehints.discard_init_args_on_class_path_change = keeping
+
+
+def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
+    resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
+    return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
 
 
 def _with_underscores(arg: str) -> str:

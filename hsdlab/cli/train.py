@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from hsdlab.cli.evaluate import check_precision, resolved_config
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import SubcommandCLI
+from hsdlab.cli.parser import SubcommandCLI, resolved_config
+from hsdlab.cli.precision import check_precision
 from hsdlab.data import GenerationDataModule
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule

@@ -3,6 +3,8 @@
 Most chat models ask for sampling in their `generation_config.json`, and `model.generate` follows without a word. The
 commands decode greedily or by beams unless they are told otherwise: they take the checkpoint's special tokens and
 what ends a text, and nothing else. `hsdlab.generate` in Python follows the checkpoint, as transformers does.
+
+Longer than other files: a third of it is the table of all entries.
 """
 
 import difflib

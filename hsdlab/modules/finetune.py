@@ -1,4 +1,8 @@
-"""FinetuneModule: train a model on prompts and references, at full depth or as it will be decoded."""
+"""FinetuneModule: train a model on prompts and references, at full depth or as it will be decoded.
+
+Long, because a LightningModule is one class: its steps, its hooks for checkpoints and its options stand together. What
+they compute has files of its own (losses, optimizer, lora, skip_aware, deep_supervision, layer_dropout).
+"""
 
 import random
 import time
