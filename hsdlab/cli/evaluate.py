@@ -16,8 +16,10 @@ from hsdlab.cli.exits import run_or_exit
 from hsdlab.cli.parser import SubcommandCLI, resolved_config
 from hsdlab.cli.precision import check_precision
 from hsdlab.cli.report import REPORT, report_command
+from hsdlab.cli.stops import WITHOUT_RESULT
 from hsdlab.data import Example
 from hsdlab.data.base import Split
+from hsdlab.errors import faults_of_the_run
 from hsdlab.models import weights_fingerprint
 from hsdlab.models.generation import fixed_length, greedy
 from hsdlab.modules import DecodeModule, load_decode_module
@@ -115,8 +117,9 @@ class EvaluateCLI(SubcommandCLI):
         strategies = self._listed(made)
         if strategies is not None:
             baseline_first(strategies)
-        made.data.check(self._split(made))
-        examples = made.data.examples(self._split(made))
+        with faults_of_the_run():
+            made.data.check(self._split(made))
+            examples = made.data.examples(self._split(made))
         if self.subcommand == "calibrate":
             check_calibration(
                 made.strategies,
@@ -135,12 +138,14 @@ class EvaluateCLI(SubcommandCLI):
             )
         self.run_info = replace(self.run_info, examples=fingerprint(repr(example) for example in examples))
         if rank_zero_only.rank == 0 and self.resumes:
-            if self.subcommand == "tune":
-                self._go_on(examples, sorted(self.output.glob("predictions/*.jsonl")))
-            elif strategies is None:
-                self._go_on(examples, [prediction_file(self.output)])
-            else:
-                self._go_on(examples, prediction_files(self.output, strategies))
+            with faults_of_the_run():
+                self._go_on(examples, self._prediction_files(strategies))
+
+    def _prediction_files(self, strategies: Sequence[SkipStrategy] | None) -> Sequence[Path]:
+        """Return the files of the predictions that are to be made; for `tune`, those that there are."""
+        if self.subcommand == "tune":
+            return sorted(self.output.glob("predictions/*.jsonl"))
+        return [prediction_file(self.output)] if strategies is None else prediction_files(self.output, strategies)
 
     def _split(self, made: Namespace) -> Split:
         """Return the split that the subcommand reads."""
@@ -199,6 +204,14 @@ class EvaluateCLI(SubcommandCLI):
                 self.folder.check_unchanged("weights", self.run_info)
             self.run_info = self.folder.open(self.run_info)
             Console().print(generation.sentence(), highlight=False, markup=False, soft_wrap=True)
+
+    def how_to_go_on(self) -> str:
+        """Say whether what has finished is kept."""
+        if "folder" not in vars(self) or not self.folder.path.exists():
+            return WITHOUT_RESULT
+        if self.subcommand in RESUMABLE:
+            return "The same command goes on with what has finished."
+        return "The same command with --overwrite begins anew."
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run."""

@@ -3,11 +3,12 @@
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from hsdlab.errors import UserError
+from hsdlab.cli.stops import Stopped, stopping_at_once
+from hsdlab.errors import RunError, UserError
 
 FOR_THE_USER = (UserError, OSError, MisconfigurationException)
 """Errors whose message says what to do: hsdlab's own, those of files and network, and of options of the Trainer."""
@@ -15,48 +16,65 @@ FOR_THE_USER = (UserError, OSError, MisconfigurationException)
 DEBUG = "--debug"
 
 
-def run_or_exit(
-    command: Callable[[list[str] | None], object],
-    args: Sequence[str] | None = None,
-    goes_on: str = "The same command goes on with what has finished.",
-) -> None:
+class Refused(SystemExit):
+    """The options cannot be taken, and nothing was begun: exit code 2, as a misspelt option has.
+
+    Args:
+        message: Printed here, for the interpreter prints none beside a number.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 2
+        sys.stderr.write(f"{message}\n")
+
+
+def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[str] | None = None) -> None:
     """Run a command; end with one sentence where the error is the user's to mend, or where it was stopped.
 
     Args:
         command: Takes the arguments; None for those of the process.
         args: The command line; by default that of the process. ``--debug`` in it shows the traceback of every error.
-        goes_on: What to do after a run was stopped.
 
     Raises:
-        SystemExit: With the sentence, for an error that is the user's to mend. With 143 after SIGTERM and 130 after
-            SIGINT, as shells and schedulers expect: Lightning ends with 0 and 1.
+        SystemExit: With the sentence, for an error that is the user's to mend: 2 where an option's value is refused,
+            1 for all that is wrong with files, data, models or the run itself. 143 after SIGTERM and 130 after Ctrl-C,
+            with the sentence that says how to go on.
         Exception: Any other error; with ``--debug`` every error.
     """
     given = list(sys.argv[1:] if args is None else args)
     words = [word for word in given if word != DEBUG]
     debug = words != given
     try:
-        if args is None:  # LightningCLI warns of arguments beside those of the process
-            sys.argv[1:] = words
-            command(None)
-        else:
-            command(words)
-    except SystemExit as end:
-        if isinstance(end, SIGTERMException):
-            _stopped(f"Stopped by SIGTERM. {goes_on}", 128 + signal.SIGTERM)
-        if isinstance(end.__context__, KeyboardInterrupt):
-            _stopped(f"Stopped by Ctrl-C. {goes_on}", 128 + signal.SIGINT)
-        raise
-    except KeyboardInterrupt:
-        _stopped(f"Stopped by Ctrl-C. {goes_on}", 128 + signal.SIGINT)
+        with stopping_at_once():
+            if args is None:  # LightningCLI warns of arguments beside those of the process
+                sys.argv[1:] = words
+                command(None)
+            else:
+                command(words)
+    except (SystemExit, KeyboardInterrupt) as end:
+        stopped = _stopped(end)
+        if stopped is None:
+            raise
+        if rank_zero_only.rank == 0:
+            sys.stderr.write(f"{stopped.sentence}\n")
+        raise stopped from None
     except Exception as error:
         chain = (error, error.__cause__)  # jsonargparse wraps what the classes of an option refuse
         message = next((each for each in chain if isinstance(each, FOR_THE_USER)), None)
         if debug or message is None:
             raise
+        if isinstance(message, UserError) and not isinstance(message, RunError):
+            raise Refused(f"error: {message}") from None
         sys.exit(f"error: {message}")
 
 
-def _stopped(sentence: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{sentence}\n")
-    sys.exit(code)
+def _stopped(end: BaseException) -> Stopped | None:
+    """Tell what stopped a command; None where it ended by itself."""
+    if isinstance(end, Stopped):
+        return end
+    if isinstance(end, SIGTERMException):  # between the start of a Trainer and that of its loop
+        return Stopped(signal.SIGTERM)
+    if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):  # Lightning's sys.exit(1)
+        return Stopped(signal.SIGINT)
+    return None

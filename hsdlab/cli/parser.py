@@ -17,8 +17,9 @@ import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
 from hsdlab.cli.configs import with_included_configs, without_include
 from hsdlab.cli.renamed import with_new_keys, with_new_options
+from hsdlab.cli.stops import Stopped, StopsAtOnce
 from hsdlab.data import GenerationDataModule
-from hsdlab.errors import UserError
+from hsdlab.errors import UserError, faults_of_the_run
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -102,20 +103,32 @@ class SubcommandCLI(LightningCLI):
         args: Sequence[str] | None = None,
     ) -> None:
         self._words = sys.argv[1:] if args is None else args
-        super().__init__(
-            load,
-            GenerationDataModule,
-            subclass_mode_data=True,
-            trainer_class=trainer_class,
-            trainer_defaults=trainer_defaults,
-            parser_class=EvaluateParser,
-            parser_kwargs={"description": f"{description} With --debug every error shows its traceback."},
-            save_config_callback=None,  # it wants a logger's folder; ours is written beside the results
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=None if args is None else list(args),
-        )
+        try:
+            super().__init__(
+                load,
+                GenerationDataModule,
+                subclass_mode_data=True,
+                trainer_class=trainer_class,
+                trainer_defaults={"callbacks": [StopsAtOnce()], **trainer_defaults},
+                parser_class=EvaluateParser,
+                parser_kwargs={"description": f"{description} With --debug every error shows its traceback."},
+                save_config_callback=None,  # it wants a logger's folder; ours is written beside the results
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=None if args is None else list(args),
+            )
+        except Stopped as end:
+            end.goes_on = self.how_to_go_on()
+            raise
+
+    def how_to_go_on(self) -> str:
+        """Say what there is to go on with after the command was stopped."""
+        raise NotImplementedError
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with faults_of_the_run():  # its options have been taken
+            super()._run_subcommand(subcommand)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         known = self.subcommands()

@@ -18,7 +18,9 @@ from torch import Tensor
 from hsdlab.cli.exits import run_or_exit
 from hsdlab.cli.parser import SubcommandCLI, resolved_config
 from hsdlab.cli.precision import check_precision
+from hsdlab.cli.stops import WITHOUT_RESULT
 from hsdlab.data import GenerationDataModule
+from hsdlab.errors import faults_of_the_run
 from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
@@ -54,7 +56,8 @@ def load_finetune_module(
     Raises:
         UserError, OSError, RuntimeError: See `load_model` and `FinetuneModule`.
     """
-    model, tokenizer = load_model(name, dtype=dtype, device="cpu", revision=revision, attention=attention)
+    with faults_of_the_run():
+        model, tokenizer = load_model(name, dtype=dtype, device="cpu", revision=revision, attention=attention)
     return FinetuneModule(model, tokenizer, skip_strategies=skip_strategies or (), **kwargs)
 
 
@@ -74,7 +77,8 @@ def load_exit_classifier_module(
     Raises:
         UserError, OSError, RuntimeError: See `load_model` and `ExitClassifierModule`.
     """
-    model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+    with faults_of_the_run():
+        model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
     return ExitClassifierModule(model, tokenizer, **kwargs)
 
 
@@ -94,6 +98,7 @@ class TrainingTrainer(Trainer):
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 MODULES: dict[str, Any] = {
     "fit": load_finetune_module,
     "validate": load_finetune_module,
@@ -174,9 +179,11 @@ class TrainCLI(SubcommandCLI):
                 _check_free(self.output, resumes=config.ckpt_path is not None)
             monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
             self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every, monitor)
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [self.best, last]}
+            callbacks = [*self.trainer_defaults["callbacks"], self.best, last]
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         splits = ("validation",) if self.subcommand == "validate" else ("train", "validation")
-        data.check(*splits, for_training=True)
+        with faults_of_the_run():
+            data.check(*splits, for_training=True)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""
@@ -194,6 +201,17 @@ class TrainCLI(SubcommandCLI):
         self.output.mkdir(parents=True, exist_ok=True)
         write_config(self.output, config, f"python train.py {self.subcommand}")
         self.run_info.write(self.output / RUN_FILE)
+
+    def how_to_go_on(self) -> str:
+        """Say what there is to go on with after the command was stopped."""
+        if self.subcommand == "validate" or "output" not in vars(self):
+            return WITHOUT_RESULT
+        if (self.output / LAST_CHECKPOINT).exists():
+            return f"Go on with the checkpoint in {self.output}: the same command with --ckpt_path=last."
+        return (
+            f"There is no checkpoint yet (see --checkpoint_every): remove {self.output} or give another folder, and "
+            "begin anew."
+        )
 
     def after_fit(self) -> None:
         """Export the best weights (the last ones, if there was no validation)."""
@@ -237,7 +255,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
-    run_or_exit(TrainCLI, args, "Go on from the last checkpoint with --ckpt_path=last.")
+    run_or_exit(TrainCLI, args)
 
 
 def _numbers(values: Tensor) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, active_run
 from hsdlab.decoding.cost import decode_cost
-from hsdlab.errors import UserError
+from hsdlab.errors import UserError, faults_of_the_run
 from hsdlab.metrics.base import TextMetric
 from hsdlab.metrics.bleu import BleuTokenizer
 from hsdlab.metrics.rouge import TokenizerName
@@ -281,8 +281,8 @@ def load_decode_module(
     Raises:
         UserError, OSError, RuntimeError: See `load_model` and `DecodeModule`.
     """
-    # The Trainer moves the module to its device.
-    model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+    with faults_of_the_run():  # the Trainer moves the module to its device
+        model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
     return DecodeModule(model, tokenizer, **kwargs)
 
 

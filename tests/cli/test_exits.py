@@ -9,7 +9,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from hsdlab import UserError
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.errors import RunError
+from hsdlab.cli.stops import WITHOUT_RESULT
+from hsdlab.errors import RunError, faults_of_the_run
 
 
 def raising(error):
@@ -20,12 +21,30 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("why"), RunError("why"), FileNotFoundError("why"), MisconfigurationException("why")]
+    ("error", "code"),
+    [
+        (UserError("why"), 2),
+        (RunError("why"), "error: why"),
+        (FileNotFoundError("why"), "error: why"),
+        (MisconfigurationException("why"), "error: why"),
+    ],
 )
-def test_what_the_user_can_mend_is_one_sentence(error):
-    with pytest.raises(SystemExit) as end:
+def test_what_the_user_can_mend_is_one_sentence(error, code, capsys):
+    """An option's value ends with 2, all else with 1, which the interpreter makes of a text that it prints."""
+    with pytest.raises(SystemExit, match=r"^error: why$") as end:
         run_or_exit(raising(error), ["test"])
-    assert end.value.code == "error: why"
+    assert end.value.code == code
+    assert capsys.readouterr().err == ("error: why\n" if code == 2 else "")
+
+
+def test_a_file_that_is_not_as_it_has_to_be_is_no_options_fault():
+    def command(args):
+        with faults_of_the_run():
+            raise UserError("the file")
+
+    with pytest.raises(SystemExit) as end:
+        run_or_exit(command, [])
+    assert end.value.code == "error: the file"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), TypeError("ours"), AssertionError("ours")])
@@ -41,9 +60,8 @@ def test_what_a_library_wraps_is_found():
         except UserError as error:
             raise TypeError("a library's") from error
 
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match=r"^error: why$"):
         run_or_exit(command, [])
-    assert end.value.code == "error: why"
 
 
 def test_debug_shows_the_traceback_and_is_no_option_of_the_command():
@@ -75,15 +93,15 @@ def interrupted_by_lightning(args):
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [
-        (raising(SIGTERMException()), 143, "Stopped by SIGTERM. Go on."),
-        (interrupted_by_lightning, 130, "Stopped by Ctrl-C. Go on."),
-        (raising(KeyboardInterrupt()), 130, "Stopped by Ctrl-C. Go on."),
+        (raising(SIGTERMException()), 143, f"Stopped by SIGTERM. {WITHOUT_RESULT}"),
+        (interrupted_by_lightning, 130, f"Stopped by Ctrl-C. {WITHOUT_RESULT}"),
+        (raising(KeyboardInterrupt()), 130, f"Stopped by Ctrl-C. {WITHOUT_RESULT}"),
         (raising(SystemExit(2)), 2, ""),
     ],
 )
-def test_a_run_that_was_stopped_tells_by_what_and_how_to_go_on(command, code, says, capsys):
+def test_a_run_that_was_stopped_tells_by_what(command, code, says, capsys):
     with pytest.raises(SystemExit) as end:
-        run_or_exit(command, [], goes_on="Go on.")
+        run_or_exit(command, [])
     assert end.value.code == code
     assert capsys.readouterr().err.strip() == says
 

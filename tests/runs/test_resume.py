@@ -104,7 +104,7 @@ def refused(tiny, monkeypatch):
         with pytest.raises(SystemExit) as end:
             main([subcommand, *tiny, *args])
         assert contents(Path(folder)) == before
-        return str(end.value.code)
+        return str(end.value)
 
     return call
 
