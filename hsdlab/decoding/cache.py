@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from hsdlab.decoding.decisions import Decisions, Rows
 from hsdlab.decoding.families import DecoderParts
-from hsdlab.decoding.history import History, select_rows
+from hsdlab.decoding.history import CACHE, History, select_rows
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.timing import now_s
 from hsdlab.errors import UserError
@@ -190,7 +190,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._filling = True
         try:
             with _no_queries(self._parts.queries[index]):
-                call(hidden, **positions)
+                call(hidden, **{name: self if value is CACHE else value for name, value in positions.items()})
         except _KeysAndValuesMade as made:
             keys, values = made.args  # [tokens, heads, 1, head dim] each
         finally:

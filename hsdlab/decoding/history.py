@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding.decisions import Decisions, Rows
-from hsdlab.decoding.skipping import LayerCall
+from hsdlab.decoding.skipping import LayerCall, LayerRunner
+
+CACHE = object()
+"""Stands for the cache among the arguments that are kept."""
 
 
 class History:
@@ -128,11 +131,16 @@ def _concatenated(values: list[Any]) -> Any:
 
 
 def _position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """A layer's arguments by name, without the hidden state, with no mask (it is used after keys and values)."""
+    """A layer's arguments by name, without the hidden state, with no mask (it is used after keys and values).
+
+    CACHE stands for the cache, which holds what is returned: a circle of references would keep the keys and values of a
+    finished decode in memory until Python's garbage collector comes by.
+    """
     parameters = call.signature.parameters
     bound = call.signature.bind(hidden, *args, **kwargs).arguments
     for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound.update(bound.pop(name, {}))
     bound.pop(next(iter(parameters)))
-    return {name: None if name == "attention_mask" else value for name, value in bound.items()}
+    bound["attention_mask"] = None
+    return {name: CACHE if isinstance(value, LayerRunner) else value for name, value in bound.items()}
