@@ -29,11 +29,14 @@ WRITES = ("replace", "rename", "link", "fsync", "unlink", "remove", "rmdir", "mk
 Fault = Callable[[str, tuple[Any, ...]], None]
 
 
+PROGRAMS = {"evaluate": hsdlab.cli.main, "train": hsdlab.cli.train.main}
+
+
 def command(program: str, args: list[str]) -> None:
     """Run `python evaluate.py` or `python train.py` in this process."""
     torch.set_num_threads(1)
     sys.argv = [f"{program}.py"]
-    {"evaluate": hsdlab.cli.main, "train": hsdlab.cli.train.main}[program](args)
+    PROGRAMS[program](args)
 
 
 def killed_after(program: str, args: list[str], seconds: float) -> bool:
@@ -187,7 +190,7 @@ def left_behind(folder: Path) -> dict[str, Any]:
 def without_times(node: Any) -> Any:
     """Return JSON without times, costs and the run that made it."""
     if isinstance(node, dict):
-        return {name: without_times(item) for name, item in node.items() if name not in (*TIMES, "run")}
+        return {name: without_times(item) for name, item in node.items() if not name.endswith((*TIMES, "run"))}
     return [without_times(item) for item in node] if isinstance(node, list) else node
 
 
@@ -210,4 +213,4 @@ def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
 
 
 if __name__ == "__main__":
-    command(sys.argv[1], sys.argv[2:])
+    PROGRAMS[sys.argv[1]](sys.argv[2:])  # Lightning starts the second process with what sys.argv says

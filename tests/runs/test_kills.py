@@ -148,15 +148,14 @@ def test_a_run_that_is_killed_at_ten_random_moments_ends_as_an_unbroken_one(kind
     assert not killed_after(program(kind), many.args(kind, folder.name), seconds=300)
     seconds = time.monotonic() - began
     whole = left_behind(folder)
-    folder = many.folder / f"{kind}_killed"
-    kills = 0
-    for number in range(KILLS):
-        if not killed_after(program(kind), many.args(kind, folder.name), random.uniform(0, seconds)):
-            same(folder, kind, many, whole)
-            folder = many.folder / f"{kind}_killed_{number}"
-        else:
+    kills, finished = 0, 0
+    while kills < KILLS:
+        folder = many.folder / f"{kind}_killed_{finished}"
+        if killed_after(program(kind), many.args(kind, folder.name), random.uniform(0, seconds)):
             kills += 1
-    assert kills >= KILLS // 2
+        else:
+            finished += 1
+            same(folder, kind, many, whole)
     same(folder, kind, many, whole)
 
 
@@ -168,10 +167,13 @@ def test_two_processes_that_are_killed_at_random_moments_end_as_unbroken_ones(ki
     assert two_processes(program(kind), many.args(kind, folder.name)) == 0
     seconds = time.monotonic() - began
     whole = left_behind(folder)
-    folder = many.folder / f"{kind}_killed_2"
-    for number in range(KILLS):
+    kills, finished = 0, 0
+    while kills < KILLS:
+        folder = many.folder / f"{kind}_killed_2_{finished}"
         if two_processes(program(kind), many.args(kind, folder.name), random.uniform(seconds / 3, seconds)) == 0:
+            finished += 1
             assert_same(left_behind(folder), whole)
-            folder = many.folder / f"{kind}_killed_2_{number}"
+        else:
+            kills += 1
     assert two_processes(program(kind), many.args(kind, folder.name)) == 0
     assert_same(left_behind(folder), whole)
