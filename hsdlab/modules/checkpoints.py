@@ -96,6 +96,11 @@ class Checkpoints(Checkpoint):
             f"{accumulated}{'' if by_epoch else f', also of which the {batches} batches of an epoch are a multiple'}."
         )
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the figures back where the run before had trained to the end."""
+        if not trainer.callback_metrics:
+            trainer.callback_metrics.update(self._figures)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the state if it is the best, or if it is due.
 
