@@ -47,6 +47,8 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused
 _CPU_PROCESSES = 16
 """More of them than this and than there are cores are taken for a mistake."""
 
+_NEVER_WRONG = ("default_root_dir", "callbacks", "enable_progress_bar", "enable_model_summary")
+
 Flags = Mapping[str, Any]
 
 
@@ -114,15 +116,16 @@ def try_trainer(make: type[Trainer], flags: Flags, defaults: Flags) -> None:
     Raises:
         UserError: Lightning refuses the options, or they would start processes that never find each other.
     """
-    given = {name: value for name, value in flags.items() if name in defaults and value != defaults[name]}
-    shown = ", ".join(f"--trainer.{name}={_shown(value)}" for name, value in given.items() if name != "callbacks")
     try:
         with _quietly():
             trainer = make(**dict(flags))
     except UserError:
         raise
     except Exception as error:  # Lightning and its plugins raise what they like
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].rstrip(".!") or type(error).__name__
+        given = {name: value for name, value in flags.items() if name in defaults and value != defaults[name]}
+        meant = [name for name, value in given.items() if _is_about(reason, name, value)] or list(given)
+        shown = ", ".join(f"--trainer.{name}={_shown(given[name])}" for name in meant if name not in _NEVER_WRONG)
         raise UserError(f"{shown or '--trainer'}: the Trainer refuses it: {reason}.") from error
     plugins = flags["plugins"] if isinstance(flags["plugins"], list) else [flags["plugins"]]
     if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -221,6 +224,11 @@ def _decoding() -> list[Rule]:
 def _check_limit(name: str, value: Any) -> None:
     if value is not None and not (value >= 0 if isinstance(value, int) else 0 <= value <= 1):
         raise UserError(f"--trainer.{name}={value}: expected a number of batches, or a share of them from 0.0 to 1.0.")
+
+
+def _is_about(reason: str, name: str, value: Any) -> bool:
+    """Tell whether Lightning's sentence names an option or its value."""
+    return name in reason or (isinstance(value, str) and value.replace("-", "_") in reason.replace("-", "_"))
 
 
 def _is_interval(value: float) -> bool:

@@ -209,7 +209,7 @@ def test_early_stopping_stops_a_resumed_run_where_it_stopped(tmp_path):
         start(tmp_path / "out", 2, {}, kill=Kill("on_train_epoch_end", 2), more=stops())
     resumed, *_ = start(tmp_path / "out", 2, {}, resumed=True, more=stops())
     assert resumed.global_step == 12
-    again, tested, _ = start(tmp_path / "out", 2, {}, resumed=True, more=stops())  # of a finished run
+    again, *_ = start(tmp_path / "out", 2, {}, resumed=True, more=stops())  # of a finished run
     assert again.global_step == 12
     assert curves(tmp_path / "out") == curves(tmp_path / "whole")
 
