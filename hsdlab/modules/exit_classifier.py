@@ -1,6 +1,5 @@
 """ExitClassifierModule: train CALM's early-exit classifier on a model that stays as it is."""
 
-import math
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -61,8 +60,8 @@ class ExitClassifierModule(LightningModule):
         super().__init__()
         if max_new_tokens < 2:
             raise UserError(f"max_new_tokens={max_new_tokens}: expected 2 or more, for there to be a decode step.")
-        if not 0 < learning_rate < math.inf:
-            raise UserError(f"learning_rate={learning_rate}: expected more than 0, and finite.")
+        if not 0 < learning_rate <= 1000:
+            raise UserError(f"learning_rate={learning_rate}: expected more than 0, and 1000 at most.")
         parts = decoder_parts(model)
         if parts.num_layers < 2:
             raise UserError("The model has one layer: there is nowhere to exit early.")

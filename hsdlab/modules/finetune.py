@@ -4,7 +4,6 @@ Long, because a LightningModule is one class: its steps, its hooks for checkpoin
 they compute has files of its own (losses, optimizer, lora, skip_aware, deep_supervision, layer_dropout).
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +42,7 @@ from hsdlab.modules.trained_weights import check_optimizer, check_same, check_we
 from hsdlab.modules.whole_files import check_safetensors, whole_folder
 
 Draws = Literal["batch", "example"]
+_MOST = 1000  # AdamW moves each weight by about the learning rate: more is a slip
 
 
 class FinetuneModule(LightningModule):
@@ -121,8 +121,8 @@ class FinetuneModule(LightningModule):
         super().__init__()
         _check_end_of_sequence(model, tokenizer)
         _check(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: expected 1 or more.")
-        _check(0 < learning_rate < math.inf, f"learning_rate={learning_rate}: expected more than 0, and finite.")
-        _check(0 <= weight_decay < math.inf, f"weight_decay={weight_decay}: expected 0 or more, and finite.")
+        _check(0 < learning_rate <= _MOST, f"learning_rate={learning_rate}: expected more than 0, and {_MOST} at most.")
+        _check(0 <= weight_decay <= _MOST, f"weight_decay={weight_decay}: expected 0 or more, and {_MOST} at most.")
         _check(0 <= warmup <= 1, f"warmup={warmup}: expected a share of the steps, 0 to 1.")
         _check(
             learning_rate_schedule in get_args(LearningRateSchedule),
@@ -422,8 +422,9 @@ class FinetuneModule(LightningModule):
         for name, weight in self.model.named_parameters():
             check_finite(weight, f"{name}, a weight of the model to export,")
         was_training = self.model.training
-        check_finite(few_logits(self.model.eval()), "What the model to export computes")
+        logits = few_logits(self.model.eval())
         self.model.train(was_training)
+        check_finite(logits, "What the model to export computes")
         exported = model if self.lora is None else self.model
         trained = [weight for weight in exported.parameters() if self.lora is None or weight.requires_grad]
         with whole_folder(Path(folder), tensor_bytes([weight.data for weight in trained])) as unfinished:
