@@ -76,7 +76,9 @@ def check_flags(flags: Flags, defaults: Flags, subcommand: str, trains: bool) ->
     for name in () if trains else (*TRAINING_ONLY, *others):
         if flags[name] != defaults[name]:
             raise UserError(f"--trainer.{name}={_shown(flags[name])} has no effect on {subcommand}: leave it out.")
-    if acts and flags[acts] == 0:
+    if acts is None:
+        return
+    if flags[acts] == 0:
         raise UserError(f"--trainer.{acts}=0: {subcommand} would read nothing. Leave it out, or give --data.limit.")
     if subcommand in ON_ALL and flags[acts] != defaults[acts]:
         raise UserError(

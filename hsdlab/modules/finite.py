@@ -53,8 +53,8 @@ def _where(model: nn.Module, again: Callable[[], Any]) -> str:
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             return f"the weights {name} are not finite since the step before"
-    name = first_not_finite(model, again)
-    return f"the first output that is not finite is that of {name}" if name else "all layers' outputs are finite"
+    part = first_not_finite(model, again)
+    return f"the first output that is not finite is that of {part}" if part else "all layers' outputs are finite"
 
 
 def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | None:
