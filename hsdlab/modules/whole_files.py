@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from hsdlab.errors import RunError, UserError
 
-_SPARE_BYTES = 2**20  # for names, headers and what is no tensor
+_SPARE_BYTES = 2**18  # for names, headers and what is no tensor
+_GO_ON = "The same command with --ckpt_path=last then goes on with the last checkpoint."
 
 
 @contextmanager
@@ -75,8 +76,8 @@ def _unfinished(path: Path, size_bytes: int) -> Iterator[Path]:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own for a full disk
         raise RunError(
-            f"{path} could not be written: {_reason(error)}. What was there before is kept. Free some space or mend "
-            f"the permissions of {path.parent}, and give the same command again."
+            f"{path} could not be written: {_reason(error)}. What was there before is kept. Free some space, or mend "
+            f"the permissions of {path.parent}. {_GO_ON}"
         ) from error
     finally:
         _remove(unfinished)
@@ -104,7 +105,7 @@ def _check_room(path: Path, size_bytes: int) -> None:
     if free_bytes < size_bytes:
         raise RunError(
             f"No space left on device for {path}: it takes about {size_bytes / 1e6:.0f} MB, and {free_bytes / 1e6:.0f} "
-            "MB are free. What was there before is kept. Free some space, and give the same command again."
+            f"MB are free. What was there before is kept. Free some space. {_GO_ON}"
         )
 
 
