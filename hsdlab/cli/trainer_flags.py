@@ -14,6 +14,8 @@ from typing import Any
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from hsdlab.errors import UserError
 
@@ -44,6 +46,9 @@ TRAINING_ONLY = (
 )
 """Options that act on a training alone."""
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+_STRATEGIES_EXPECTED = (
+    f"expected one of {', '.join(STRATEGIES)}. What shards the model or starts processes in another way is not offered."
+)
 _CPU_PROCESSES = 16
 """More of them than this and than there are cores are taken for a mistake."""
 
@@ -132,6 +137,10 @@ def try_trainer(make: type[Trainer], flags: Flags, defaults: Flags) -> None:
     plugins = flags["plugins"] if isinstance(flags["plugins"], list) else [flags["plugins"]]
     if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         raise UserError("--trainer.plugins: hsdlab writes checkpoints itself, whole or not at all; leave that one out.")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(
+        trainer.strategy.launcher, _MultiProcessingLauncher
+    ):
+        raise UserError(f"--trainer.strategy={type(trainer.strategy).__name__}: {_STRATEGIES_EXPECTED}")
     cores = os.cpu_count() or 1
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > max(_CPU_PROCESSES, cores):
         raise UserError(f"--trainer.devices={trainer.num_devices}: this machine has {cores} CPU cores; give fewer.")
@@ -157,8 +166,7 @@ def _everywhere() -> list[Rule]:
         (
             "strategy",
             lambda value: isinstance(value, str) and value not in STRATEGIES,
-            f"expected one of {', '.join(STRATEGIES)}. What shards the model or starts processes in another way is "
-            "not offered.",
+            _STRATEGIES_EXPECTED,
         ),
     ]
 

@@ -141,7 +141,7 @@ class Checkpoints(Checkpoint):
                 check_finite(weight, f"{name} after step {trainer.global_step}")
         figures = {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
         timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-        out_of_time = any((timer.time_remaining() or 0) <= 0 for timer in timers)
+        out_of_time = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
         self._rest = {
             "figures": figures,
             "should_stop": trainer.should_stop and not out_of_time,  # more time may be given to the run that goes on

@@ -167,6 +167,7 @@ class FinetuneModule(LightningModule):
         self.skip_validation_loss = MeanMetric(nan_strategy="disable")
         self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
         self._validations = 0
+        self._ids_before: Sequence[str] = ()  # of the batch before
         self._last_batch_end_s: float | None = None
         self._identity = self._model_identity()
 
@@ -189,9 +190,28 @@ class FinetuneModule(LightningModule):
             compute = partial(self._supervised_loss, batch, self.deep_supervision)
         loss = compute()
         where = f"step {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch + 1})"
-        check_loss(loss, f"train/loss in {where}", batch.get("ids", ()), self.model, compute)
+        ids = batch.get("ids", ())
+        check_loss(loss, f"train/loss in {where}", ids, self.model, compute, before=self._ids_before)
+        self._ids_before = ids
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients; with --trainer.detect_anomaly, one that is no number is said in a sentence.
+
+        Raises:
+            RunError: The anomaly detection found one.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except RuntimeError as error:
+            if "nan values" not in str(error):
+                raise
+            raise RunError(
+                f"A gradient in step {self.trainer.global_step + 1} is no number, of the examples "
+                f"{', '.join(self._ids_before)}: {error} Lower the learning rate (--model.learning_rate), or look for "
+                "what is unusual in these examples. The last checkpoint is from before."
+            ) from error
 
     def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
         with layer_outputs(self.model) as outputs:

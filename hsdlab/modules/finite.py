@@ -24,7 +24,14 @@ def check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def check_loss(loss: Tensor, what: str, ids: Sequence[str], model: nn.Module, again: Callable[[], Any]) -> None:
+def check_loss(
+    loss: Tensor,
+    what: str,
+    ids: Sequence[str],
+    model: nn.Module,
+    again: Callable[[], Any],
+    before: Sequence[str] = (),
+) -> None:
     """Refuse the loss of a batch that is not finite.
 
     On a GPU this waits for the forward pass, once a batch. The masks of the loss already do.
@@ -35,24 +42,29 @@ def check_loss(loss: Tensor, what: str, ids: Sequence[str], model: nn.Module, ag
         ids: Of the examples in the batch.
         model: Whose layers are looked at.
         again: Computes the loss once more: only then, to find the first layer.
+        before: The examples of the step before, if there was one.
 
     Raises:
         RunError: With the examples, and with the first layer whose output is not finite.
     """
     if torch.isfinite(loss):
         return
-    named = ", ".join(list(ids)[:_MOST_NAMED]) + (", …" if len(ids) > _MOST_NAMED else "")
     raise RunError(
-        f"{what} is {loss.item()}, of the examples {named}: {_where(model, again)}. Lower the learning rate "
-        "(--model.learning_rate), or look for what is unusual in these examples. The last checkpoint is from before."
+        f"{what} is {loss.item()}, of the examples {_named(ids)}: {_where(model, again, before)}. Lower the learning "
+        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint is from before."
     )
 
 
-def _where(model: nn.Module, again: Callable[[], Any]) -> str:
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(list(ids)[:_MOST_NAMED]) + (", …" if len(ids) > _MOST_NAMED else "")
+
+
+def _where(model: nn.Module, again: Callable[[], Any], before: Sequence[str]) -> str:
     """Say where the first numbers arise that are not finite."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            return f"the weights {name} are not finite since the step before"
+            examples = f", of the examples {_named(before)}" if before else ""
+            return f"the weights {name} are not finite since the step before{examples}"
     part = first_not_finite(model, again)
     return f"the first output that is not finite is that of {part}" if part else "all layers' outputs are finite"
 

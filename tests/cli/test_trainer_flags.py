@@ -59,6 +59,9 @@ REFUSED = {  # option: what the sentence says
     "strategy=deepspeed": "strategy=deepspeed: expected one of",
     "strategy=ddp_spawn": "strategy=ddp_spawn: expected one of",
     "strategy=nonsense": "strategy=nonsense: expected one of",
+    "strategy={class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {start_method: spawn}}": (
+        "strategy=DDPStrategy: expected one of auto, ddp"
+    ),
     "sync_batchnorm=true": "sync_batchnorm=true: the models have no",
     "model_registry=name": "model_registry=name: hsdlab uploads nothing",
     "profiler=nonsense": "profiler=nonsense",

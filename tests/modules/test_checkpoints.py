@@ -155,6 +155,17 @@ def test_a_run_killed_anywhere_comes_to_what_an_unbroken_one_does(tmp_path, whol
     assert killed >= 4
 
 
+def test_a_run_killed_again_and_again_comes_to_the_same(tmp_path, whole):
+    """Each kill comes just after the run has gone on, from a checkpoint of a validation too, and before the next."""
+    expected, points = whole("both-at-once")
+    every, options = PROPORTIONS["both-at-once"]
+    for number in (5, 1, 2, 4, 1, 1, 5):
+        with pytest.raises(Killed):
+            start(tmp_path, every, options, kill=Kill("on_train_batch_start", number), resumed=True)
+    assert outcome(*start(tmp_path, every, options, resumed=True)) == expected
+    assert curves(tmp_path) == points
+
+
 def in_a_child_that_dies(run):
     """Fork; the child runs until something exits it, and cleans nothing up. Tells whether something did."""
     child = os.fork()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from hsdlab import FullDepth
 from hsdlab.errors import RunError
@@ -63,6 +64,44 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, options):
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
 
 
+class Break(Callback):
+    """Makes a trained weight infinite at the end of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(p for p in pl_module.parameters() if p.requires_grad).fill_(INF)
+
+
+def test_weights_that_are_not_finite_name_the_step_before(tmp_path):
+    run = trainer(Break(1), Checkpoints(tmp_path, 100), enable_checkpointing=True)
+    message = r"in step 2 .* is nan, .*: the weights \S+ are not finite since the step before, of the examples train-"
+    with pytest.raises(RunError, match=message):
+        run.fit(module(), datamodule=Toy())
+
+
+class NoGradient(torch.autograd.Function):
+    """Passes its input on; its gradient is no number."""
+
+    @staticmethod
+    def forward(context, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * NAN
+
+
+def test_detect_anomaly_finds_a_gradient_that_is_no_number():
+    tested = module()
+    tested.model.lm_head.register_forward_hook(lambda part, arguments, logits: NoGradient.apply(logits))
+    with pytest.raises(RunError, match=r"A gradient in step 1 is no number, of the examples train-.*NoGradient"):
+        trainer(detect_anomaly=True).fit(tested, datamodule=Toy())
+
+
 def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path):
     run = trainer(Checkpoints(tmp_path, 100), enable_checkpointing=True, num_sanity_val_steps=0)
     with pytest.raises(RunError, match=r"val/loss after step 6 is nan, of the examples validation-0, validation-1"):
@@ -80,17 +119,9 @@ def test_rates_that_no_model_survives_are_refused_or_stop_the_run(tmp_path, name
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
-    tested = module(lora=LoRA(r=4))
-
-    class Break(Checkpoints):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            if trainer.global_step == 6:
-                with torch.no_grad():
-                    next(p for p in pl_module.parameters() if p.requires_grad).fill_(INF)
-
-    made = Break(tmp_path, 2)
-    with pytest.raises(RunError, match=r"lora_A.* after step 6 is not finite|val/loss after step 6 is nan"):
-        trainer(made, enable_checkpointing=True, limit_val_batches=0).fit(tested, datamodule=Toy())
+    tested, made = module(lora=LoRA(r=4)), Checkpoints(tmp_path, 2)
+    with pytest.raises(RunError, match=r"lora_A.* after step 6 is not finite"):
+        trainer(Break(6), made, enable_checkpointing=True, limit_val_batches=0).fit(tested, datamodule=Toy())
     assert read_checkpoint(made.last)["global_step"] == 4
     with pytest.raises(RunError, match=r"a weight of the model to export, is not finite: nothing of it is written"):
         tested.export(tmp_path / "model")
