@@ -103,12 +103,17 @@ class ExitClassifierModule(LightningModule):
             RunError: It is not finite (see `check_loss` for what looking costs).
         """
         states, agrees = self.examples(batch)
-        if not len(states):
-            return 0.0 * self.classifier.bias.sum()  # under DDP every process has a gradient
-        self.standardise.train()
-        loss = self._loss(self._log_odds(states), agrees)
+        if len(states):
+            self.standardise.train()
+            loss = self._loss(self._log_odds(states), agrees)
+        else:
+            loss = 0.0 * self.classifier.bias.sum()  # under DDP every process has a gradient
         where = f"step {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch + 1})"
-        check_loss(loss, f"train/loss in {where}", batch.get("ids", ()), self, partial(self._again, batch))
+        agree = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        again = partial(self._again, batch)
+        check_loss(loss, f"train/loss in {where}", batch.get("ids", ()), self, again, agree=agree)
+        if not len(states):
+            return loss
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -191,7 +191,8 @@ class FinetuneModule(LightningModule):
         loss = compute()
         where = f"step {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch + 1})"
         ids = batch.get("ids", ())
-        check_loss(loss, f"train/loss in {where}", ids, self.model, compute, before=self._ids_before)
+        agree = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        check_loss(loss, f"train/loss in {where}", ids, self.model, compute, self._ids_before, agree)
         self._ids_before = ids
         self.log("train/loss", loss, prog_bar=True)
         return loss

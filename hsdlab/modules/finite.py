@@ -31,6 +31,7 @@ def check_loss(
     model: nn.Module,
     again: Callable[[], Any],
     before: Sequence[str] = (),
+    agree: Callable[[bool], bool] = bool,
 ) -> None:
     """Refuse the loss of a batch that is not finite.
 
@@ -43,15 +44,21 @@ def check_loss(
         model: Whose layers are looked at.
         again: Computes the loss once more: only then, to find the first layer.
         before: The examples of the step before, if there was one.
+        agree: Tells whether it holds in any process; by default in this one. All of a training have to stop together:
+            one that is left alone waits for the others' gradients.
 
     Raises:
         RunError: With the examples, and with the first layer whose output is not finite.
     """
-    if torch.isfinite(loss):
+    is_bad = not torch.isfinite(loss)
+    if not agree(is_bad):
         return
+    if not is_bad:
+        raise RunError(f"{what} is not finite in another process: its message says of which examples.")
     raise RunError(
         f"{what} is {loss.item()}, of the examples {_named(ids)}: {_where(model, again, before)}. Lower the learning "
-        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint is from before."
+        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint is from "
+        "before."
     )
 
 
