@@ -137,7 +137,8 @@ class SubcommandCLI(LightningCLI):
         defaults = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
         defaults |= self.trainer_defaults
         check_flags(flags.as_dict(), defaults, str(self.subcommand), self.trains)
-        options = {**made.as_dict(), "callbacks": [*(made.callbacks or []), *self.trainer_defaults["callbacks"]]}
+        own = made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else []
+        options = {**made.as_dict(), "callbacks": [*own, *self.trainer_defaults["callbacks"]]}
         try_trainer(self.trainer_class, options, defaults)
 
     def _parse_ckpt_path(self) -> None:

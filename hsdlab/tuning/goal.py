@@ -34,7 +34,7 @@ class Goal:
                 f"max-loss={self.max_loss:g}: expected a share of full depth's quality from 0 up to 1, such as 0.05."
             )
         if self.speedup is not None and not 1 < self.speedup < math.inf:
-            raise UserError(f"speedup={self.speedup:g}: expected a finite number above 1, such as 1.6.")
+            raise UserError(f"speedup={self.speedup:g}: expected a number above 1, and finite, such as 1.6.")
 
     @property
     def least_ideal_speedup(self) -> float:
