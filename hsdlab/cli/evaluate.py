@@ -1,5 +1,6 @@
 """The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers."""
 
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from hsdlab.cli.parser import SubcommandCLI, resolved_config
 from hsdlab.cli.precision import check_precision
 from hsdlab.cli.report import REPORT, report_command
 from hsdlab.cli.stops import WITHOUT_RESULT
+from hsdlab.cli.trainer_flags import check_enough
 from hsdlab.data import Example
 from hsdlab.data.base import Split
 from hsdlab.errors import faults_of_the_run
@@ -110,6 +112,7 @@ class EvaluateCLI(SubcommandCLI):
         self.output = Path(config.output)
         resolved = resolved_config(self._parser(self.subcommand), config)
         made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        self.check_trainer(made.trainer)
         if rank_zero_only.rank == 0:
             self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite)
             self.resumes = self.folder.check(can_resume=self.subcommand in RESUMABLE)
@@ -120,6 +123,7 @@ class EvaluateCLI(SubcommandCLI):
         with faults_of_the_run():
             made.data.check(self._split(made))
             examples = made.data.examples(self._split(made))
+        check_enough(config.trainer.as_dict(), self.subcommand, math.ceil(len(examples) / made.data.batch_size))
         if self.subcommand == "calibrate":
             check_calibration(
                 made.strategies,

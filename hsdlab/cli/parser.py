@@ -18,6 +18,7 @@ import hsdlab.strategies  # noqa: F401  their names are short names on the comma
 from hsdlab.cli.configs import with_included_configs, without_include
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
+from hsdlab.cli.trainer_flags import check_flags, try_trainer
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import UserError, faults_of_the_run
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
@@ -103,6 +104,7 @@ class SubcommandCLI(LightningCLI):
         args: Sequence[str] | None = None,
     ) -> None:
         self._words = sys.argv[1:] if args is None else args
+        self.trains = "fit" in self.subcommands()
         try:
             super().__init__(
                 load,
@@ -121,6 +123,26 @@ class SubcommandCLI(LightningCLI):
         except Stopped as end:
             end.goes_on = self.how_to_go_on()
             raise
+
+    def check_trainer(self, made: Namespace) -> None:
+        """Refuse options of the Trainer that cannot do what they say.
+
+        Args:
+            made: The options, callbacks and loggers as objects.
+
+        Raises:
+            UserError: Naming the option.
+        """
+        flags = self.config[self.subcommand].trainer
+        defaults = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
+        defaults |= self.trainer_defaults
+        check_flags(flags.as_dict(), defaults, str(self.subcommand), self.trains)
+        own = made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else []
+        options = {**made.as_dict(), "callbacks": [*own, *self.trainer_defaults["callbacks"]]}
+        try_trainer(self.trainer_class, options, defaults)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings out of a checkpoint: those of the command line hold."""
 
     def how_to_go_on(self) -> str:
         """Say what there is to go on with after the command was stopped."""

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -20,11 +18,15 @@ from hsdlab.cli.parser import SubcommandCLI, resolved_config
 from hsdlab.cli.precision import check_precision
 from hsdlab.cli.stops import WITHOUT_RESULT
 from hsdlab.data import GenerationDataModule
-from hsdlab.errors import faults_of_the_run
+from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models import Attention, load_model
-from hsdlab.modules import ExitClassifierModule, FinetuneModule
+from hsdlab.modules import Checkpoints, ExitClassifierModule, FinetuneModule
+from hsdlab.modules.checkpoint_files import CheckpointFiles, read_checkpoint
+from hsdlab.modules.checkpoints import BEST, LAST, state_in
 from hsdlab.modules.decode import Dtype
+from hsdlab.modules.event_files import continue_events
 from hsdlab.modules.lora import LoRA
+from hsdlab.modules.trained_weights import check_weights
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import RUN_FILE, write_config
@@ -98,7 +100,8 @@ class TrainingTrainer(Trainer):
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+CHECKPOINTS = "checkpoints"
+LAST_CHECKPOINT = Path(CHECKPOINTS, LAST)
 MODULES: dict[str, Any] = {
     "fit": load_finetune_module,
     "validate": load_finetune_module,
@@ -172,28 +175,38 @@ class TrainCLI(SubcommandCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before the model is loaded: folder, data; add the checkpoints."""
         config = self.config[self.subcommand]
-        data = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand].data
+        made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        data = made.data
+        self.check_trainer(made.trainer)
         if self.subcommand != "validate":
             self.output = Path(config.output)
             if rank_zero_only.rank == 0:
                 _check_free(self.output, resumes=config.ckpt_path is not None)
             monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
-            self.best, last = _checkpoints(self.output / "checkpoints", config.checkpoint_every, monitor)
-            callbacks = [*self.trainer_defaults["callbacks"], self.best, last]
+            self.checkpoints = Checkpoints(self.output / CHECKPOINTS, config.checkpoint_every, monitor)
+            callbacks = [*self.trainer_defaults["callbacks"], self.checkpoints]
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        self.checkpoint = self._checkpoint(config)
         splits = ("validation",) if self.subcommand == "validate" else ("train", "validation")
         with faults_of_the_run():
             data.check(*splits, for_training=True)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""
+        self.config_init[self.subcommand].ckpt_path = self.checkpoint
+        self.trainer.strategy.checkpoint_io = CheckpointFiles()
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
         if "skip" in self.config_init[self.subcommand]:
             skip = self.config_init[self.subcommand].skip
             with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
             self.model.check_callbacks(self.trainer.callbacks)
-        if self.subcommand == "validate" or rank_zero_only.rank != 0:
+        if self.subcommand == "validate" or self.trainer.fast_dev_run:
+            return
+        if self.checkpoint is not None:
+            events = state_in(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)["events"]
+            continue_events(self.trainer.loggers, events, writes=rank_zero_only.rank == 0)
+        if rank_zero_only.rank != 0:
             return
         config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
@@ -215,8 +228,10 @@ class TrainCLI(SubcommandCLI):
 
     def after_fit(self) -> None:
         """Export the best weights (the last ones, if there was no validation)."""
+        assert isinstance(self.model, FinetuneModule)
+        if self._is_trial():
+            return
         if rank_zero_only.rank == 0:
-            assert isinstance(self.model, FinetuneModule)
             self._load_best()
             self.model.export(self.output / "model")
         rank_zero_info(f"Decode with it: python evaluate.py test --model.name={self.output / 'model'} ...")
@@ -224,11 +239,13 @@ class TrainCLI(SubcommandCLI):
     def after_fit_exit_classifier(self) -> None:
         """Write the best classifier, and how good it is on the validation split, layer by layer."""
         assert isinstance(self.model, ExitClassifierModule)
+        if self._is_trial():
+            return
         self._load_best()
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)  # in all processes
         file = self.output / "exit_classifier.safetensors"
         if rank_zero_only.rank == 0:
-            self.model.folded().save(file)
+            self.model.export(file)
             figures = {name: _numbers(values) for name, values in self.model.quality.items()}
             quality = ExitQuality(**figures, run=self.run_info)
             write_exit_quality(quality, self.output)
@@ -242,11 +259,46 @@ class TrainCLI(SubcommandCLI):
             f"--skip.classifier={file} ..."
         )
 
+    def _checkpoint(self, config: Namespace) -> Path | None:
+        """Return the checkpoint that --ckpt_path names, having read it; None where there is none to go on from."""
+        word = config.ckpt_path
+        if word is None:
+            return None
+        if word in ("last", "best") and self.subcommand == "validate":
+            raise UserError(f"--ckpt_path={word}: validate has no run of its own; give the path of a checkpoint.")
+        names = {"last": LAST, "best": BEST}
+        path = self.output / CHECKPOINTS / names[word] if word in names else Path(word)
+        if word == "last" and not path.exists():
+            return None
+        with faults_of_the_run():
+            read_checkpoint(path, mmap=True)
+        return path
+
+    def _is_trial(self) -> bool:
+        """Tell whether the Trainer only tried its code, which gives no result; refuse to export an untrained model.
+
+        Raises:
+            RunError: Nothing was trained.
+        """
+        if self.trainer.fast_dev_run:
+            rank_zero_info("--trainer.fast_dev_run: the steps worked. Nothing was written: without it a model is.")
+            return True
+        if not self.trainer.global_step:
+            raise RunError("Nothing was trained: the Trainer's options end the run before its first step.")
+        return False
+
     def _load_best(self) -> None:
-        """Take the weights with the least val/loss back, if there was a validation."""
-        if self.best.best_model_path:
-            weights = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-            self.model.load_state_dict(weights, strict=False)
+        """Take the weights with the least validation loss back, if there was a validation.
+
+        Raises:
+            RunError: best.ckpt is not what was written there.
+        """
+        if self.checkpoints.best_step is None:
+            rank_zero_info("There was no validation to choose the best weights by: the last ones are exported.")
+            return
+        weights = read_checkpoint(self.checkpoints.best)["state_dict"]
+        check_weights(weights, self.model, self.model.trained_names())
+        self.model.load_state_dict(weights, strict=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -261,13 +313,6 @@ def main(args: Sequence[str] | None = None) -> None:
 def _numbers(values: Tensor) -> tuple[Any, ...]:
     """Return a tensor [layers] or [layers, bins] as tuples."""
     return tuple(_numbers(row) for row in values) if values.dim() > 1 else tuple(values.tolist())
-
-
-def _checkpoints(folder: Path, every_steps: int, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """Return the callbacks that keep the best weights by a validation loss, and the last state for going on."""
-    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode="min", **options)
-    return best, ModelCheckpoint(filename="last", every_n_train_steps=every_steps, **options)
 
 
 def _check_free(folder: Path, resumes: bool) -> None:

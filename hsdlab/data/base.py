@@ -325,7 +325,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             texts = predicted.get(prompt.example.id, prompt.example.references)
             for reference in texts[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
-                pairs.append(Pair(prompt.input_ids, array("i", target_ids)))
+                pairs.append(Pair(prompt.input_ids, array("i", target_ids), prompt.example.id))
                 cut += was_cut
         self.cut_references[split] = cut
         _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 from transformers import PreTrainedTokenizerBase
@@ -45,10 +44,12 @@ class Pair:
     Attributes:
         prompt_ids: The prompt, as decoding gets it.
         target_ids: The reference, its end-of-sequence token included unless it was cut.
+        id: Of the example.
     """
 
     prompt_ids: Sequence[int]
     target_ids: Sequence[int]
+    id: str = ""
 
 
 class Rows(Dataset[Row]):
@@ -119,7 +120,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, A
     }
 
 
-def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Tensor]:
+def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Any]:
     """Make a batch for the loss: each row is prompt and reference in one, padded on the left.
 
     Args:
@@ -128,7 +129,7 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Tensor]
 
     Returns:
         "input_ids" and "attention_mask": LongTensor [rows, length]; "target_mask": BoolTensor [rows, length],
-        true at the tokens of the reference.
+        true at the tokens of the reference; "ids": that of each row's example.
     """
     length = max((len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs), default=0)
     input_ids = torch.full((len(pairs), length), pad_token_id)  # (rows, length)
@@ -139,7 +140,12 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Tensor]
         input_ids[row, length - len(token_ids) :] = torch.tensor(token_ids)
         attention_mask[row, length - len(token_ids) :] = 1
         target_mask[row, length - len(pair.target_ids) :] = True
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "target_mask": target_mask}
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "target_mask": target_mask,
+        "ids": [pair.id for pair in pairs],
+    }
 
 
 def collate_with_pairs(rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
+from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.skipping import skippable
@@ -225,11 +226,18 @@ def _decode(
             criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
         ends = RowEnds(criteria, config.eos_token_id, decisions)
         kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
+    finite = FiniteLogits()
+    kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
     cache = SkipCache(parts, decisions)
     readings = cache.readings_s
     readings.append(now_s(model.device))
-    with every_pass_recorded(parts, cache):
-        raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
+    try:
+        with every_pass_recorded(parts, cache):
+            raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
+    except RuntimeError as error:  # of drawing from probabilities that are none
+        if "probability tensor" in str(error):
+            finite.check(run.strategy, len(input_ids))
+        raise
     readings.append(now_s(model.device))
 
     beams = getattr(raw, "beam_indices", None)
@@ -239,6 +247,7 @@ def _decode(
     else:
         beams = beams.cpu().long()
         real_tokens = (beams >= 0).sum(dim=1)
+    finite.check(run.strategy, len(input_ids), real_tokens if beams is None else None)
     trace = trace_along(
         cache.executed,
         real_tokens,

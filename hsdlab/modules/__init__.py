@@ -1,5 +1,6 @@
 """LightningModules: decoding a data set, and fine-tuning a model on one."""
 
+from hsdlab.modules.checkpoints import Checkpoints
 from hsdlab.modules.decode import DecodeModule, load_decode_module
 from hsdlab.modules.deep_supervision import DeepSupervision
 from hsdlab.modules.exit_classifier import ExitClassifierModule
@@ -8,6 +9,7 @@ from hsdlab.modules.layer_dropout import LayerDropout
 from hsdlab.modules.lora import LoRA
 
 __all__ = [
+    "Checkpoints",
     "DecodeModule",
     "DeepSupervision",
     "ExitClassifierModule",

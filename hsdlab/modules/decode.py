@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, active_run
 from hsdlab.decoding.cost import decode_cost
-from hsdlab.errors import UserError, faults_of_the_run
+from hsdlab.decoding.finite import NotFiniteLogitsError
+from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.metrics.base import TextMetric
 from hsdlab.metrics.bleu import BleuTokenizer
 from hsdlab.metrics.rouge import TokenizerName
@@ -181,11 +182,11 @@ class DecodeModule(LightningModule):
         options = self.generation().options
         if options.get("do_sample"):
             torch.manual_seed(random.Random(f"{self._seed} {number}").getrandbits(63))
-        self.model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            **options,
-        )
+        try:
+            self.model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options)
+        except NotFiniteLogitsError as error:
+            ids = ", ".join(batch["ids"][row] for row in error.rows)
+            raise RunError(f"{error} These are the examples {ids}.") from error
         output = run.output
         if output is None:
             raise RuntimeError("model.generate returned without decoding.")

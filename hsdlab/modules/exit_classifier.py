@@ -1,9 +1,13 @@
 """ExitClassifierModule: train CALM's early-exit classifier on a model that stays as it is."""
 
+from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import MeanMetric, Metric
@@ -11,11 +15,16 @@ from torchmetrics.classification import MultilabelAUROC, MultilabelF1Score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding.exit_classifier import ExitClassifier
-from hsdlab.decoding.families import decoder_parts, position_ids
+from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
 from hsdlab.decoding.layer_outputs import layer_outputs
-from hsdlab.errors import UserError
+from hsdlab.errors import RunError, UserError
 from hsdlab.metrics.reliability import Reliability
+from hsdlab.models.load import weights_fingerprint
+from hsdlab.modules.checkpoint_files import tensor_bytes
+from hsdlab.modules.finite import check_finite, check_loss
 from hsdlab.modules.optimizer import adamw
+from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
+from hsdlab.modules.whole_files import whole_file
 
 
 class ExitClassifierModule(LightningModule):
@@ -51,8 +60,8 @@ class ExitClassifierModule(LightningModule):
         super().__init__()
         if max_new_tokens < 2:
             raise UserError(f"max_new_tokens={max_new_tokens}: expected 2 or more, for there to be a decode step.")
-        if not learning_rate > 0:
-            raise UserError(f"learning_rate={learning_rate}: expected more than 0.")
+        if not 0 < learning_rate <= 1000:
+            raise UserError(f"learning_rate={learning_rate}: expected more than 0, and 1000 at most.")
         parts = decoder_parts(model)
         if parts.num_layers < 2:
             raise UserError("The model has one layer: there is nowhere to exit early.")
@@ -64,7 +73,7 @@ class ExitClassifierModule(LightningModule):
         self.standardise = nn.BatchNorm1d(parts.hidden_size, affine=False, momentum=None)
         self.strict_loading = False  # checkpoints hold no weight of the model
         exits = parts.num_layers - 1
-        self.loss_metric = MeanMetric()
+        self.loss_metric = MeanMetric(nan_strategy="error")  # left to itself it leaves a NaN out
         self.layer_metrics = nn.ModuleDict(
             {
                 "f1": MultilabelF1Score(exits, average="none"),
@@ -73,19 +82,43 @@ class ExitClassifierModule(LightningModule):
             }
         )
         self.quality: dict[str, Tensor] = {}
+        config = plain_model(model).config.get_text_config(decoder=True)
+        self._identity = {
+            "model": f"{config.model_type} ({config.num_hidden_layers} layers, width {config.hidden_size})",
+            "weights of the model": weights_fingerprint(model),
+            "max_new_tokens": max_new_tokens,
+            "learning_rate": learning_rate,
+        }
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Compute the loss of a batch of `collate_pairs`; one of a batch without a decode step is 0."""
+    def setup(self, stage: str) -> None:
+        """Note what a checkpoint has to have in common with this run."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and hasattr(datamodule, "training_identity"):
+            self._identity |= datamodule.training_identity()
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Compute the loss of a batch of `collate_pairs`; one of a batch without a decode step is 0.
+
+        Raises:
+            RunError: It is not finite (see `check_loss` for what looking costs).
+        """
         states, agrees = self.examples(batch)
+        if len(states):
+            self.standardise.train()
+            loss = self._loss(self._log_odds(states), agrees)
+        else:
+            loss = 0.0 * self.classifier.bias.sum()  # under DDP every process has a gradient
+        where = f"step {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch + 1})"
+        agree = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        again = partial(self._again, batch)
+        check_loss(loss, f"train/loss in {where}", batch.get("ids", ()), self, again, agree=agree)
         if not len(states):
-            return 0.0 * self.classifier.bias.sum()  # under DDP every process has a gradient
-        self.standardise.train()
-        loss = self._loss(self._log_odds(states), agrees)
+            return loss
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     @torch.no_grad()
-    def examples(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def examples(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return what the classifier learns from in a batch of `collate_pairs`.
 
         Returns:
@@ -112,6 +145,10 @@ class ExitClassifierModule(LightningModule):
         """Mean over the steps of the unweighted mean over the layers."""
         return binary_cross_entropy_with_logits(log_odds, agrees.to(log_odds.dtype))
 
+    def _again(self, batch: dict[str, Any]) -> Tensor:
+        states, agrees = self.examples(batch)
+        return self._loss(self._log_odds(states), agrees)
+
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier validation saw."""
         for metric in self._metrics():
@@ -124,7 +161,10 @@ class ExitClassifierModule(LightningModule):
             return
         self.standardise.eval()
         log_odds = self._log_odds(states)
-        self.loss_metric.update(self._loss(log_odds, agrees), weight=len(states))
+        loss = self._loss(log_odds, agrees)
+        again = partial(self._again, batch["pairs"])
+        check_loss(loss, f"val/loss after step {self.trainer.global_step}", batch["ids"], self, again)
+        self.loss_metric.update(loss, weight=len(states))
         for metric in self.layer_metrics.values():
             metric.update(log_odds.sigmoid(), agrees)  # type: ignore[operator]
 
@@ -160,9 +200,27 @@ class ExitClassifierModule(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the classifier, not the model."""
+        """Keep the classifier, not the model; add what a resumed run is checked against."""
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: weights[name] for name in weights if not name.startswith("model.")}
+        checkpoint["state_dict"] = {name: weights[name] for name in self.trained_names()}
+        checkpoint["hsdlab_exit_classifier"] = {"identity": self._identity}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, or a resumed run with other settings or data.
+
+        Raises:
+            RunError: Naming each difference, or what the checkpoint lacks.
+        """
+        if "identity" not in checkpoint.get("hsdlab_exit_classifier", {}):
+            raise RunError("The checkpoint is not an exit classifier's: expected one of train.py fit_exit_classifier.")
+        check_same(checkpoint["hsdlab_exit_classifier"]["identity"], self._identity)
+        check_weights(checkpoint["state_dict"], self, self.trained_names())
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_optimizer(checkpoint)
+
+    def trained_names(self) -> list[str]:
+        """Return the names of what is trained, buffers included: what a checkpoint holds."""
+        return [name for name in self.state_dict() if not name.startswith("model.")]
 
     def folded(self) -> ExitClassifier:
         """Return the classifier for states as they are, the standardisation in its weights."""
@@ -173,3 +231,18 @@ class ExitClassifierModule(LightningModule):
             folded.weight.copy_(weight)
             folded.bias.copy_(self.classifier.bias - weight @ running["running_mean"])
         return folded.requires_grad_(False)
+
+    def export(self, path: str | PathLike[str]) -> None:
+        """Write `folded`, whole or not at all, for CALM's measure "classifier".
+
+        Args:
+            path: Of the .safetensors file.
+
+        Raises:
+            RunError: A weight is not finite, or the file cannot be written.
+        """
+        folded = self.folded()
+        for name, weight in folded.state_dict().items():
+            check_finite(weight, f"{name} of the exit classifier")
+        with whole_file(Path(path), tensor_bytes(folded.state_dict())) as unfinished:
+            folded.save(unfinished)

@@ -6,13 +6,16 @@ they compute has files of its own (losses, optimizer, lora, skip_aware, deep_sup
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,20 +23,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hsdlab.decoding import Strategy, replay
 from hsdlab.decoding.families import decoder_parts, plain_model, position_ids
 from hsdlab.decoding.layer_outputs import layer_outputs
-from hsdlab.errors import UserError
+from hsdlab.errors import RunError, UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.models.adapters import was_resized
 from hsdlab.models.generation import generation
-from hsdlab.models.merging import check_merges
+from hsdlab.models.load import weights_fingerprint
+from hsdlab.models.merging import check_merges, few_logits
+from hsdlab.modules.checkpoint_files import tensor_bytes
 from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
+from hsdlab.modules.finite import check_finite, check_loss
 from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
 from hsdlab.modules.lora import LoRA, add_lora, described
 from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
 from hsdlab.modules.optimizer import LearningRateSchedule, adamw
 from hsdlab.modules.skip_aware import SkipMixture
+from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
+from hsdlab.modules.whole_files import check_safetensors, whole_folder
 
 Draws = Literal["batch", "example"]
+_MOST = 1000  # AdamW moves each weight by about the learning rate: more is a slip
 
 
 class FinetuneModule(LightningModule):
@@ -112,8 +121,8 @@ class FinetuneModule(LightningModule):
         super().__init__()
         _check_end_of_sequence(model, tokenizer)
         _check(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: expected 1 or more.")
-        _check(learning_rate > 0, f"learning_rate={learning_rate}: expected more than 0.")
-        _check(weight_decay >= 0, f"weight_decay={weight_decay}: expected 0 or more.")
+        _check(0 < learning_rate <= _MOST, f"learning_rate={learning_rate}: expected more than 0, and {_MOST} at most.")
+        _check(0 <= weight_decay <= _MOST, f"weight_decay={weight_decay}: expected 0 or more, and {_MOST} at most.")
         _check(0 <= warmup <= 1, f"warmup={warmup}: expected a share of the steps, 0 to 1.")
         _check(
             learning_rate_schedule in get_args(LearningRateSchedule),
@@ -136,6 +145,7 @@ class FinetuneModule(LightningModule):
             _check(not skip_weights, "skip_weights: there are no skip_strategies to draw.")
             _check(not final_skip_weights, "final_skip_weights: there are no skip_strategies to draw.")
             _check(not distillation, "distillation: there are no skip_strategies that could learn from full depth.")
+        self._base_weights = weights_fingerprint(model)
         self.model: nn.Module = model if lora is None else add_lora(model, lora)
         self.model.train()  # transformers loads in eval mode and Lightning keeps it
         self.tokenizer = tokenizer
@@ -153,29 +163,58 @@ class FinetuneModule(LightningModule):
         self.deep_supervision = deep_supervision
         self.layer_dropout = layer_dropout
         self.strict_loading = False  # checkpoints hold the trained weights only
-        self.validation_loss = MeanMetric()
-        self.skip_validation_loss = MeanMetric()
+        self.validation_loss = MeanMetric(nan_strategy="error")  # left to itself it leaves a NaN out
+        self.skip_validation_loss = MeanMetric(nan_strategy="disable")
         self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
         self._validations = 0
+        self._ids_before: Sequence[str] = ()  # of the batch before
         self._last_batch_end_s: float | None = None
         self._identity = self._model_identity()
 
     # Training ------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
+    def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
         """Give each batch its own random state, so that a resumed run drops out as the run before would have."""
         torch.manual_seed(random.Random(f"{self.seed} {self._batch_number} {self.global_rank}").getrandbits(63))
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Compute the loss of a batch of `collate_pairs` under the strategies that it draws."""
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Compute the loss of a batch of `collate_pairs` under the strategies that it draws.
+
+        Raises:
+            RunError: It is not finite (see `check_loss` for what looking costs).
+        """
+        compute: Callable[[], Tensor]
         if self.deep_supervision is None:
-            loss = self.training_loss(batch, self._draw(rows=len(batch["input_ids"])))
+            compute = partial(self.training_loss, batch, self._draw(rows=len(batch["input_ids"])))
         else:
-            loss = self._supervised_loss(batch, self.deep_supervision)
+            compute = partial(self._supervised_loss, batch, self.deep_supervision)
+        loss = compute()
+        where = f"step {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch + 1})"
+        ids = batch.get("ids", ())
+        agree = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        check_loss(loss, f"train/loss in {where}", ids, self.model, compute, self._ids_before, agree)
+        self._ids_before = ids
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _supervised_loss(self, batch: dict[str, Tensor], supervision: DeepSupervision) -> Tensor:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients; with --trainer.detect_anomaly, one that is no number is said in a sentence.
+
+        Raises:
+            RunError: The anomaly detection found one.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except RuntimeError as error:
+            if "nan values" not in str(error):
+                raise
+            raise RunError(
+                f"A gradient in step {self.trainer.global_step + 1} is no number, of the examples "
+                f"{', '.join(self._ids_before)}: {error} Lower the learning rate (--model.learning_rate), or look for "
+                "what is unusual in these examples. The last checkpoint is from before."
+            ) from error
+
+    def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
         with layer_outputs(self.model) as outputs:
             last_loss = self.loss(batch)
         weights = supervision.layer_weights(len(outputs), self._batch_number)
@@ -190,7 +229,7 @@ class FinetuneModule(LightningModule):
             return self.mixture.draw(self._batch_number, progress)
         return self.mixture.draw(self._batch_number, progress, rows, self.global_rank)
 
-    def loss(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
+    def loss(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
         """Compute the mean cross-entropy of the references' tokens in a batch, in nats.
 
         Args:
@@ -200,7 +239,7 @@ class FinetuneModule(LightningModule):
         logits = self.training_logits(batch, drawn)
         return reference_loss(logits, *_last(logits.shape[1], batch))
 
-    def training_loss(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
+    def training_loss(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
         """Compute what a training step minimises: `loss`, or its mix with the divergence from full depth."""
         if drawn is None or self.mixture is None or not self.distillation or not self.mixture.skips[drawn].any():
             return self.loss(batch, drawn)
@@ -211,7 +250,7 @@ class FinetuneModule(LightningModule):
         share = share.expand(len(logits)).to(logits.device)
         return distilled_loss(logits, teacher, share, *_last(logits.shape[1], batch))
 
-    def training_logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None = None) -> Tensor:
+    def training_logits(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
         """Compute the logits of a teacher-forced batch.
 
         Args:
@@ -227,7 +266,7 @@ class FinetuneModule(LightningModule):
         with _head_at_the_last(longest + 1, self.model):
             return self._logits(batch, drawn)
 
-    def _logits(self, batch: dict[str, Tensor], drawn: Sequence[int] | None) -> Tensor:
+    def _logits(self, batch: dict[str, Any], drawn: Sequence[int] | None) -> Tensor:
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if self.layer_dropout is not None and self.training:
             executed = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
@@ -237,7 +276,7 @@ class FinetuneModule(LightningModule):
             return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
         return replay(self.model, **text, executed=self.mixture.executed(drawn, batch["target_mask"]))
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_index: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_index: int) -> None:
         """Log the learning rate of the step, and the throughput since the batch before."""
         now_s = time.perf_counter()
         if self._last_batch_end_s is not None:
@@ -281,15 +320,21 @@ class FinetuneModule(LightningModule):
             return  # there are more processes than examples
         pairs = batch["pairs"]
         tokens = pairs["target_mask"].sum()
-        self.validation_loss.update(self.loss(pairs), weight=tokens)
+        self.validation_loss.update(self._finite_loss(batch, None, "val/loss"), weight=tokens)
         if self.mixture is not None:
             number = batch_index * self.trainer.world_size + self.global_rank  # as a single process counts
             drawn = self.mixture.draw(number, progress=1.0, rows=len(pairs["input_ids"]))
-            self.skip_validation_loss.update(self.loss(pairs, drawn), weight=tokens)
+            self.skip_validation_loss.update(self._finite_loss(batch, drawn, "val/skip_loss"), weight=tokens)
         if self._decodes and batch_index < self.generate_batches:
             texts = self._generate(batch)
             for metric in self.text_metrics:
                 metric.update(texts, batch["references"])  # type: ignore[operator]
+
+    def _finite_loss(self, batch: dict[str, Any], drawn: Sequence[int] | None, name: str) -> Tensor:
+        compute = partial(self.loss, batch["pairs"], drawn)
+        loss = compute()
+        check_loss(loss, f"{name} after step {self.trainer.global_step}", batch["ids"], self.model, compute)
+        return loss
 
     def _generate(self, batch: dict[str, Any]) -> list[str]:
         model = plain_model(self.model)
@@ -330,6 +375,7 @@ class FinetuneModule(LightningModule):
         self._identity = self._model_identity()
         if stage == "fit":
             self._identity |= {
+                "weights of the base model": self._base_weights,
                 "learning_rate": self.learning_rate,
                 "weight_decay": self.weight_decay,
                 "warmup": self.warmup,
@@ -355,54 +401,68 @@ class FinetuneModule(LightningModule):
         return {
             "model": f"{config.model_type} ({sizes})",
             "lora": self.lora and described(self.lora),
+            **({"weights of the base model": self._base_weights} if self.lora else {}),
             "max_new_tokens": self.max_new_tokens,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained weights only; add what a resumed run is checked against."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if name in trained}
+        checkpoint["state_dict"] = {name: weights[name] for name in self.trained_names()}
         checkpoint["hsdlab"] = {"identity": self._identity, "validations": self._validations}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, or a resumed run with other settings or data.
 
         Raises:
-            UserError: Naming each difference.
+            RunError: Naming each difference, or what the checkpoint lacks.
         """
-        if "hsdlab" not in checkpoint:
-            raise UserError("The checkpoint is not one of hsdlab's fine-tuning: expected one that train.py wrote.")
-        before = checkpoint["hsdlab"]["identity"]
-        differences = [
-            f"{name}: {before.get(name)!r} in the checkpoint, {value!r} in this run"
-            for name, value in self._identity.items()
-            if before.get(name) != value
-        ]
-        _check(not differences, f"The checkpoint does not fit this run. {'; '.join(differences)}.")
+        if "identity" not in checkpoint.get("hsdlab", {}):
+            raise RunError("The checkpoint is not one of hsdlab's fine-tuning: expected one that train.py fit wrote.")
+        check_same(checkpoint["hsdlab"]["identity"], self._identity)
+        check_weights(checkpoint["state_dict"], self, self.trained_names())
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_optimizer(checkpoint)
         self._validations = checkpoint["hsdlab"]["validations"]
+
+    def trained_names(self) -> list[str]:
+        """Return the names of the weights that are trained: those that a checkpoint holds."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def export(self, folder: str | PathLike[str]) -> None:
         """Write what `load_model`, transformers and peft load: a model folder, or with LoRA an adapter's.
 
         Args:
-            folder: Made if it is missing; files of an earlier export are replaced.
+            folder: Made whole or not at all; an earlier export is replaced once the new one is whole.
 
         Raises:
             UserError: The adapter, merged as `load_model` will do, gives another model than the one that was trained.
+            RunError: A weight or what the model computes is not finite, or the folder cannot be written.
         """
         model = plain_model(self.model)
-        if self.lora is None:
-            model.save_pretrained(fspath(folder))
-        else:
-            check_merges(self.model, f"the adapter for {fspath(folder)}")
-            # "auto" would ask the hub for the base model's vocabulary
-            self.model.save_pretrained(fspath(folder), save_embedding_layers=was_resized(model))  # type: ignore[operator]
-            model.generation_config.save_pretrained(fspath(folder))
-        self.tokenizer.save_pretrained(fspath(folder))
+        for name, weight in self.model.named_parameters():
+            check_finite(weight, f"{name}, a weight of the model to export,")
+        was_training = self.model.training
+        logits = few_logits(self.model.eval())
+        self.model.train(was_training)
+        check_finite(logits, "What the model to export computes")
+        exported = model if self.lora is None else self.model
+        trained = [weight for weight in exported.parameters() if self.lora is None or weight.requires_grad]
+        with whole_folder(Path(folder), tensor_bytes([weight.data for weight in trained])) as unfinished:
+            if self.lora is None:
+                model.save_pretrained(fspath(unfinished))
+            else:
+                check_merges(self.model, f"the adapter for {fspath(folder)}")
+                # "auto" would ask the hub for the base model's vocabulary
+                self.model.save_pretrained(  # type: ignore[operator]
+                    fspath(unfinished), save_embedding_layers=was_resized(model)
+                )
+                model.generation_config.save_pretrained(fspath(unfinished))
+            self.tokenizer.save_pretrained(fspath(unfinished))
+            check_safetensors(unfinished)
 
 
-def _last(positions: int, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _last(positions: int, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the tokens and the reference's mask at the last positions, both [rows, positions]."""
     return batch["input_ids"][:, -positions:], batch["target_mask"][:, -positions:]
 

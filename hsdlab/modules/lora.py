@@ -79,9 +79,13 @@ def check_numbers(config: LoraConfig) -> None:
     if config.r < 1:
         raise UserError(f"lora.r={config.r}: expected 1 or more.")
     if not 0 < config.lora_alpha < math.inf:
-        raise UserError(f"lora.lora_alpha={config.lora_alpha}: expected more than 0.")
+        raise UserError(f"lora.lora_alpha={config.lora_alpha}: expected more than 0, and finite.")
     if not 0 <= config.lora_dropout < 1:
         raise UserError(f"lora.lora_dropout={config.lora_dropout}: expected 0 or more, and less than 1.")
+    for name, value in vars(config).items():
+        for key, number in (value if isinstance(value, dict) else {"": value}).items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"lora.{name}{f'.{key}' if key else ''}={number}: expected a finite number.")
 
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:

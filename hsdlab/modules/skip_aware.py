@@ -1,5 +1,6 @@
 """Skip-aware training: each batch, or each sequence of it, is computed as one of several strategies would decode it."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -87,8 +88,8 @@ def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[fl
     weights = [1.0] * number if weights is None else list(weights)
     if len(weights) != number:
         raise UserError(f"{name} has {len(weights)} numbers for {number} skip_strategies: give one for each.")
-    if not weights or min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(f"{name}={weights}: expected numbers of 0 or more for one strategy or more, not all 0.")
+    if not weights or not all(0 <= weight < math.inf for weight in weights) or not 0 < sum(weights) < math.inf:
+        raise UserError(f"{name}={weights}: expected finite numbers of 0 or more for one strategy or more, not all 0.")
     return weights
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from hsdlab.costs import Cost
 from hsdlab.data import GenerationDataModule
 from hsdlab.decoding.families import decoder_parts
-from hsdlab.errors import UserError
+from hsdlab.errors import RunError, UserError
 from hsdlab.modules import DecodeModule
 from hsdlab.records.example import batch_costs
 from hsdlab.records.predictions import PredictionFile
@@ -104,8 +104,13 @@ def strategy_result(
         strategy: Under which it did.
         logged: The figures that it logged.
         predictions: The file that it wrote.
+
+    Raises:
+        RunError: It holds nothing.
     """
     records = PredictionFile(predictions).records()  # of all processes; not every process may be here
+    if not records:
+        raise RunError(f"{predictions} holds no prediction: nothing was decoded. Look at --trainer.limit_…_batches.")
     cost = sum(batch_costs(records), Cost())
     scores = {name.partition("/")[2]: value for name, value in logged.items()}
     figures = cost.figures()

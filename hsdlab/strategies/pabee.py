@@ -1,11 +1,16 @@
 """PABEE, patience-based early exit (Zhou et al. 2020, arXiv 2006.04152)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from hsdlab.decoding import LayerState
+from hsdlab.decoding.families import DecoderParts
 from hsdlab.errors import UserError
 from hsdlab.strategies.probing import ExitRule, ProbingStrategy, nobody
+
+_PATIENCE = 6
 
 
 class PABEE(ProbingStrategy):
@@ -19,8 +24,9 @@ class PABEE(ProbingStrategy):
     and skipped layers take their keys and values from the state that exited.
 
     Args:
-        patience: Equal predictions in a row, after the first, until a sequence exits; None never exits. The default is
-            ours.
+        patience: Equal predictions in a row, after the first, until a sequence exits; None never exits. One that the
+            model has too few probed layers for is refused. "auto", the default and ours, is 6, or as many as the model
+            has probed layers for.
         probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
         shortlist: K: after its first probe in a step, a sequence's prediction is among the K tokens that were likeliest
             in that probe, and only their rows of the head are computed.
@@ -30,15 +36,37 @@ class PABEE(ProbingStrategy):
 
     def __init__(
         self,
-        patience: int | None = 6,
+        patience: int | Literal["auto"] | None = "auto",
         probe_layers: int | list[int] = 1,
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
     ) -> None:
-        if patience is not None and patience < 1:
-            raise UserError(f"PABEE: patience={patience}; expected 1 or more, or None to never exit.")
+        if patience not in ("auto", None) and not (isinstance(patience, int) and patience >= 1):
+            raise UserError(f"PABEE: patience={patience!r}; expected 1 or more, 'auto', or None to never exit.")
         super().__init__(probe_layers, shortlist, exit_rule)
         self.patience = patience
+
+    def check_model(self, parts: DecoderParts) -> None:
+        """Refuse a patience that no sequence of this model could ever come to the end of."""
+        super().check_model(parts)
+        most = self.most_probes(parts.num_layers) - 1
+        if isinstance(self.patience, int) and self.patience > most:
+            raise UserError(
+                f"PABEE: patience={self.patience} never ends on this model: of its {parts.num_layers} layers it probes "
+                f"after {most + 1}, from the second of which on the patience counts; expected {max(most, 1)} at most, "
+                "'auto', or None to never exit."
+            )
+
+    def patience_on(self, num_layers: int) -> int:
+        """``patience`` on a model of L layers.
+
+        Example:
+            >>> PABEE().patience_on(num_layers=30), PABEE().patience_on(num_layers=4)
+            (6, 2)
+        """
+        if isinstance(self.patience, int):
+            return self.patience
+        return max(1, min(_PATIENCE, self.most_probes(num_layers) - 1))
 
     def should_exit(self, state: LayerState) -> Tensor:
         """Sequences whose prediction has not changed for ``patience`` probes."""
@@ -55,7 +83,7 @@ class PABEE(ProbingStrategy):
             return nobody(state)
         count = torch.where((prediction == before).squeeze(1), count + 1, 0)
         state.keep("count", count)
-        return self.exits(state, count, self.patience)
+        return self.exits(state, count, self.patience_on(state.num_layers))
 
     def never_skip(self) -> "PABEE":
         """No patience at all: it never exits."""

@@ -1,5 +1,6 @@
 """What the strategies that measure a confidence share: where they probe, with how much of the head, who exits along."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
@@ -68,6 +69,11 @@ class ProbingStrategy(ConfidenceStrategy):
         name, last = type(self).__name__, parts.num_layers - 1
         if isinstance(self.probe_layers, list) and max(self.probe_layers) > last:
             raise UserError(f"{name}: probe_layers={self.probe_layers}; this model has layers 0 to {last}.")
+        if self.probe_layers != 1 and self.most_probes(parts.num_layers) == 0:
+            raise UserError(
+                f"{name}: probe_layers={self.probe_layers!r} probes after no layer of this model's {parts.num_layers} "
+                "from which there is something to skip: it could never exit. Give smaller ones."
+            )
         if self.shortlist is None:
             return
         if self.shortlist > parts.vocabulary_size:
@@ -75,6 +81,12 @@ class ProbingStrategy(ConfidenceStrategy):
                 f"{name}: shortlist={self.shortlist} is beyond this model's vocabulary of {parts.vocabulary_size}."
             )
         parts.check_head_rows()
+
+    def most_probes(self, num_layers: int) -> int:
+        """How often it can probe in one step of a model of L layers: the last layer is not asked after."""
+        if isinstance(self.probe_layers, list):
+            return len({layer for layer in self.probe_layers if layer < num_layers - 1})
+        return (num_layers - 1) // self.probe_layers
 
     def probes(self, state: LayerState) -> bool:
         """Whether it looks at the output of the layer at all."""
@@ -179,11 +191,11 @@ def check_choice(name: str, parameter: str, value: object, known: Sequence[objec
 
 
 def check_not_negative(name: str, **numbers: float | None) -> None:
-    """Check parameters that are numbers of 0 or more, or None.
+    """Check parameters that are finite numbers of 0 or more, or None.
 
     Raises:
         UserError: In the words of the strategy's parameters.
     """
     for parameter, number in numbers.items():
-        if number is not None and not number >= 0:
-            raise UserError(f"{name}: {parameter}={number!r}; expected 0 or more.")
+        if number is not None and not 0 <= number < math.inf:
+            raise UserError(f"{name}: {parameter}={number!r}; expected 0 or more, and finite.")

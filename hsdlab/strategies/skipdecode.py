@@ -2,6 +2,7 @@
 
 from typing import Self
 
+from hsdlab.errors import UserError
 from hsdlab.strategies.schedule import (
     Layers,
     ScheduledStrategy,
@@ -30,7 +31,7 @@ class SkipDecode(ScheduledStrategy):
         max_exit: Layers scheduled at the start; None for all of the model's. "auto" is 20/36 of them, rounded, and
             at least ``min_exit``. The defaults are the first setting of the HSD paper's tables (arXiv 2403.14919),
             (10, 20) on the 36 layers of GPT-2 Large, in proportion to the model's layers.
-        warmup: Layers that always run at the bottom.
+        warmup: Layers that always run at the bottom, at most all of the model's.
         decay: How the budget falls; ``linear`` is the paper's.
 
     Example:
@@ -67,8 +68,10 @@ class SkipDecode(ScheduledStrategy):
         """The warm-up layers and the top l(t) layers, sorted."""
         min_exit, max_exit = self.exits_on(num_layers)
         check_fits("SkipDecode", min_exit, max_exit, num_layers)
+        if self.warmup > num_layers:
+            raise UserError(f"SkipDecode: warmup={self.warmup} is beyond this model's {num_layers} layers.")
         scheduled = budget(step, max_steps, min_exit, max_exit, self.decay)
-        return tuple(sorted({*range(min(self.warmup, num_layers)), *range(num_layers - scheduled, num_layers)}))
+        return tuple(sorted({*range(self.warmup), *range(num_layers - scheduled, num_layers)}))
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:

@@ -1,5 +1,6 @@
 """What the tuner looks for, and in which order it decodes the settings that may be it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class Goal:
             raise UserError(
                 f"max-loss={self.max_loss:g}: expected a share of full depth's quality from 0 up to 1, such as 0.05."
             )
-        if self.speedup is not None and not self.speedup > 1:
-            raise UserError(f"speedup={self.speedup:g}: expected a number above 1, such as 1.6.")
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
+            raise UserError(f"speedup={self.speedup:g}: expected a number above 1, and finite, such as 1.6.")
 
     @property
     def least_ideal_speedup(self) -> float:

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hsdlab.cli.train
 from hsdlab import CALM, HSD, generate, load_model
 from hsdlab.cli.train import TrainCLI, main
+from hsdlab.modules import FinetuneModule
 from hsdlab.testing import tiny_model
 from tests.test_configs import ARCHITECTURES, COMMITTED
 from tests.tiny_checkpoints import save, tiny_llama, tiny_tokenizer
@@ -143,8 +144,103 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
     cli(*options, "--ckpt_path=last")
     expected = logged_losses(tmp_path / "whole")
     losses = logged_losses(tmp_path / "out")
-    assert set(range(step, 18)) <= set(losses) <= set(expected) == set(range(18))
-    assert losses == pytest.approx({number: expected[number] for number in losses}, abs=1e-6)
+    assert set(expected) == set(range(18))
+    assert losses == pytest.approx(expected, abs=1e-6)
+    points = {name: [point[:2] for point in curves(tmp_path / name)] for name in ("whole", "out")}
+    assert points["out"] == points["whole"]  # in one run of TensorBoard, each once
+    assert exported(tmp_path / "out") == exported(tmp_path / "whole")
+
+
+def curves(folder):
+    """All points of the one run of TensorBoard in a folder, as its files hold them; the throughput left out."""
+    (run,) = (folder / "lightning_logs").iterdir()
+    points = []
+    for file in run.glob("events.*"):
+        events = EventAccumulator(str(file), purge_orphaned_data=False).Reload()
+        tags = set(events.Tags()["scalars"]) - {"train/tokens_per_second", "epoch"}
+        points += [(tag, event.step, event.value) for tag in tags for event in events.Scalars(tag)]
+    return sorted(points)
+
+
+def exported(folder):
+    """The weights of an export."""
+    return {path.name: path.read_bytes() for path in (folder / "model").glob("*.safetensors")}
+
+
+class Killed(BaseException):
+    """A kill: no handler of an Exception sees it."""
+
+
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_end", "on_train_end"])
+def test_a_run_killed_around_a_validation_exports_what_an_unbroken_one_does(monkeypatch, cli, options, tmp_path, hook):
+    """As in finetune_docstrings.yaml: checkpoints and validations are due at the same steps, the run has two."""
+    proportions = ["--trainer.max_steps=6", "--trainer.val_check_interval=3", "--checkpoint_every=3"]
+    options = [*options, *proportions, "--model.lora.r=4", "--trainer.num_sanity_val_steps=0"]
+    cli(*options, f"--output={tmp_path / 'whole'}")
+    calls = []
+
+    def kill(*args):
+        calls.append(hook)
+        if len(calls) == (1 if hook == "on_train_end" else 2):
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FinetuneModule, hook, kill)
+        with pytest.raises(Killed):
+            cli(*options)
+    assert not (tmp_path / "out" / "model").exists()
+    cli(*options, "--ckpt_path=last")
+    assert exported(tmp_path / "out") == exported(tmp_path / "whole")
+    assert curves(tmp_path / "out") == curves(tmp_path / "whole")
+    validated = [step for tag, step, _ in curves(tmp_path / "out") if tag == "val/loss"]
+    assert validated == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("best", "There is no checkpoint .*best.ckpt"),
+        ("hpc", "There is no checkpoint hpc"),
+        ("registry:name", "There is no checkpoint registry:name"),
+        ("https://localhost/last.ckpt", "There is no checkpoint https:"),
+        ("{tmp}/empty.ckpt", "empty.ckpt is empty"),
+        ("{tmp}/garbage.ckpt", "garbage.ckpt cannot be read"),
+        ("{tmp}/code.ckpt", "code.ckpt holds more than weights .* hsdlab runs no code of a checkpoint"),
+        ("{tmp}/base/model.safetensors", "model.safetensors is no checkpoint of train.py: it lacks state_dict"),
+    ],
+)
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_what_is_no_checkpoint_is_said_before_a_model_is_loaded(
+    monkeypatch, options, tmp_path, subcommand, path, message
+):
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    (tmp_path / "garbage.ckpt").write_bytes(b"PK\x03\x04")
+    torch.save(Path("x"), tmp_path / "code.ckpt")
+    if subcommand == "validate":
+        message = "validate has no run of its own" if path == "best" else message
+        options = [option for option in options[1:] if not option.startswith(("--checkpoint_every", "--output"))]
+        options = ["validate", *options]
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(hsdlab.cli.train, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=f"^error: .*{message}" if path != "best" or subcommand == "fit" else None):
+        main([*options, f"--ckpt_path={path.format(tmp=tmp_path)}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_best_checkpoint_that_was_changed_is_not_exported(monkeypatch, options, tmp_path):
+    main([*options, "--trainer.max_epochs=1"])
+    best = tmp_path / "out" / "checkpoints" / "best.ckpt"
+    before = exported(tmp_path / "out")
+    last = torch.load(best.with_name("last.ckpt"), weights_only=True)
+    last["callbacks"]["Checkpoints"]["best_step"] = 2
+    half = best.read_bytes()[:100]
+    best.unlink()  # one file with last.ckpt
+    best.write_bytes(half)
+    torch.save(last, best.with_name("last.ckpt"))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"^error: The checkpoint .*best\.ckpt cannot be read"):
+        main([*options, "--trainer.max_epochs=1", "--ckpt_path=last"])
+    assert exported(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_shares_move_in_a_straight_line_to_the_final_weights(tiny):
         ([CALM()], None, "CALM.* decides while it decodes; .* as those of FullDepth"),
         ([RandomPlan()], None, "decides while it decodes"),
         ([FullDepth()], [1.0, 2.0], "skip_weights has 2 numbers for 1 skip_strategies"),
-        ([FullDepth(), HSD()], [1.0, -1.0], "expected numbers of 0 or more"),
+        ([FullDepth(), HSD()], [1.0, -1.0], "expected finite numbers of 0 or more"),
         ([FullDepth()], [0.0], "not all 0"),
         ([HSD(1, 0, 7)], None, "max_exit=7 is beyond this model's 6 layers"),
     ],

@@ -113,13 +113,14 @@ def test_training_with_two_processes_validates_as_one_does(name, folders, monkey
     config, best = folders[1] / name / "config.yaml", folders[1] / name / "checkpoints" / "best.ckpt"
     callbacks = torch.load(best, map_location="cpu", weights_only=True)["callbacks"]
     loss = "val/loss" if "layerskip" in name else "val/skip_loss"
-    (score,) = (state["best_model_score"] for key, state in callbacks.items() if f"'{loss}'" in key)
+    assert callbacks["Checkpoints"]["monitor"] == loss
+    score = callbacks["Checkpoints"]["best_score"]
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["trainer"] |= {"devices": 1, "strategy": "auto"}
     del settings["checkpoint_every"]
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     made = run(monkeypatch, "validate", f"--config={config}", f"--ckpt_path={best}", cli=TrainCLI)
-    assert made.trainer.callback_metrics[loss] == pytest.approx(float(score), rel=1e-6)
+    assert made.trainer.callback_metrics[loss] == pytest.approx(score, rel=1e-6)
 
 
 def test_one_process_goes_on_with_what_two_have_left(folders, monkeypatch, capsys):

@@ -251,6 +251,8 @@ def test_what_cannot_end_well_is_refused_before_the_model_is_loaded(args, expect
         ({"speedup": 2.0}, "Got max-loss=0.05 and speedup=2; expected one of"),
         ({"max_loss": 1.5}, "max-loss=1.5: expected a share"),
         ({"max_loss": None, "speedup": 0.9}, "speedup=0.9: expected a number above 1"),
+        ({"max_loss": None, "speedup": float("inf")}, "speedup=inf: expected a number above 1, and finite"),
+        ({"max_loss": float("nan")}, "max-loss=nan: expected a share"),
         ({"classes": ["CALM"]}, "replay scores layers that are known before a step: expected some of HSD"),
         ({"classes": ["hsdlab.Compose"]}, "hsdlab.Compose is no ScheduledStrategy"),
         ({"classes": ["FullDepth"]}, "FullDepth does not say which settings there are to try"),

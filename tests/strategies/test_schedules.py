@@ -79,7 +79,7 @@ def test_decays_fall_from_one_end_to_the_other(decay):
 )
 def test_schedules_shrink_and_keep_the_last_layer(num_layers, steps, skipped, exits, warmup, decay):
     low, high = sorted(min(e, num_layers) for e in exits)
-    for strategy in (HSD(skipped, low, high, decay), SkipDecode(low, high, warmup, decay)):
+    for strategy in (HSD(skipped, low, high, decay), SkipDecode(low, high, min(warmup, num_layers), decay)):
         schedule = strategy.scheduled_layers(num_layers, steps)
         for layers in schedule:
             assert list(layers) == sorted(set(layers))
@@ -107,7 +107,11 @@ def test_bad_parameters_are_refused_when_made(make, message):
         make()
 
 
-@pytest.mark.parametrize("strategy", [HSD(max_exit=31), SkipDecode(10, 31), HSD(min_exit=20, max_exit=None)], ids=repr)
+@pytest.mark.parametrize(
+    "strategy",
+    [HSD(max_exit=31), SkipDecode(10, 31), HSD(min_exit=20, max_exit=None), SkipDecode(0, 20, warmup=31)],
+    ids=repr,
+)
 def test_a_setting_beyond_the_model_is_refused_with_the_models_layers(strategy):
     with pytest.raises(ValueError, match="30 layers"):
         strategy.layers_at(0, 30, 50)

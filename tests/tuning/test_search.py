@@ -166,7 +166,7 @@ def test_the_estimator_learns_of_what_is_given(monkeypatch, setting, parameters)
         Half(0.7),
         HSD(),
         SkipDecode(None, None),
-        SkipDecode(0, 2, warmup=5),
+        SkipDecode(0, 2, warmup=3),
         HSD(0, 0, 3),
         Bottom(2, more=1),
         FullDepth(),
