@@ -59,7 +59,6 @@ def write_result(result: StrategyResult, folder: Path) -> None:
         result: With its examples and its run.
         folder: Made if missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result.without_examples().write(folder / RESULT_FILE)
     comparison = compare_results([result], result.run or run_info())
     events = folder / tensorboard.FOLDER / result.class_name
