@@ -32,7 +32,7 @@ from hsdlab.modules.lora import LoRA
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.files import whole_file
 from hsdlab.records.identity import IDENTITY
-from hsdlab.records.provenance import run_info
+from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import RunFolder, fingerprint
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
 from hsdlab.strategies import SkipStrategy
@@ -129,6 +129,7 @@ class TrainCLI(SubcommandCLI):
     trainer: TrainingTrainer
     trainer_defaults: dict[str, Any]
     folder: RunFolder
+    run_info: RunInfo
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         set_parsing_settings(subclasses_disabled=[LoRA])  # its options themselves, as configs have them
@@ -207,8 +208,8 @@ class TrainCLI(SubcommandCLI):
         self.run_info = run_info(config.seed_everything, resolved, self.subcommand)
         if config.overwrite and _goes_on(config):
             raise UserError(
-                f"--overwrite removes what the run in {self.output} has written, and --ckpt_path={config.ckpt_path} goes "
-                "on with it: give one of them."
+                f"--overwrite removes what the run in {self.output} has written, and --ckpt_path={config.ckpt_path} "
+                "goes on with it: give one of them."
             )
         is_first = rank_zero_only.rank == 0
         self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite, "train.py", is_first)
@@ -246,9 +247,13 @@ class TrainCLI(SubcommandCLI):
                     f"The run in {self.output} is finished. To train anew give --overwrite or another folder."
                 )
             anew = not any((self.output / "checkpoints").glob("*.ckpt"))
+            if anew and (start := self.folder.before.config.get("ckpt_path")):
+                raise FileExistsError(
+                    f"There is no checkpoint in {self.output} to go on with. Begin anew as the run in it began: "
+                    f"--overwrite --ckpt_path={start}"
+                )
             if anew:
                 rank_zero_info(f"There is no checkpoint in {self.output} yet: the training begins anew.")
-                self.config_init[self.subcommand].ckpt_path = self.folder.before.config.get("ckpt_path")
         self.run_info = self.folder.open(self.run_info, ("checkpoints", "lightning_logs", "model"), anew)
 
     def has_results(self) -> bool:
@@ -262,8 +267,8 @@ class TrainCLI(SubcommandCLI):
         if (self.output / LAST_CHECKPOINT).exists():
             return f"Go on with the checkpoint in {self.output}: the same command with --ckpt_path=last."
         return (
-            "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last begins anew in "
-            f"{self.output}."
+            "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last begins anew "
+            f"in {self.output}."
         )
 
     def after_fit(self) -> None:

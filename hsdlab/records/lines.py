@@ -29,6 +29,7 @@ def from_line(line: bytes) -> dict[str, Any]:
         ChangedLineError: The line has a hash, and it is that of another content.
         ValueError: The line holds no JSON object.
     """
+    line = line.removesuffix(b"\n")
     content = json.loads(line)
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {content!r}")

@@ -97,6 +97,11 @@ class FolderLock:
         """Whether this object took it, and has not released it."""
         return self._holds
 
+    def is_of_this_process(self) -> bool:
+        """Tell whether this process holds the folder, by this object or another one."""
+        owner = _read(self.file)
+        return isinstance(owner, Owner) and owner.is_this_process()
+
     def check(self) -> None:
         """Refuse a folder that another process holds.
 
@@ -119,8 +124,7 @@ class FolderLock:
         """Let the folder go, if this process took it."""
         if self._holds:
             self._holds = False
-            owner = _read(self.file)
-            if isinstance(owner, Owner) and owner.is_this_process():
+            if self.is_of_this_process():
                 with faults_of_writing(self.file):
                     self.file.unlink(missing_ok=True)
 

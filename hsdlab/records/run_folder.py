@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,17 +242,11 @@ class RunFolder:
 
     def _files(self) -> tuple[list[str], list[str]]:
         """Return the names of what runs wrote into the folder, and of what they did not."""
-        ours, foreign = self._manifest.files()
-        if not self._manifest.exists and RUN_FILE in foreign and _is_run(self.path / RUN_FILE, self.overwrite):
-            known = {file.relative_to(self.path).as_posix() for each in BEFORE_LISTS for file in self.path.glob(each)}
-            ours, foreign = [name for name in foreign if name in known], [name for name in foreign if name not in known]
-        return ours, foreign
+        return _files(self._manifest, self.overwrite)
 
     def _check_read_back(self, foreign: Sequence[str]) -> None:
         """Refuse files of others where the run would read them as its own."""
-        ours = set(self._files()[0])
-        found = {file.relative_to(self.path).as_posix() for each in READ_BACK for file in self.path.glob(each)}
-        if strange := sorted(found - ours):
+        if strange := sorted(_found(self.path, READ_BACK) - set(self._files()[0])):
             raise FileExistsError(
                 f"The output folder {self.path} holds {_listed(strange)}, which no run of hsdlab wrote and this one "
                 "would take for its own. Move it away, or give another folder with --output."
@@ -274,6 +268,33 @@ class RunFolder:
         self._manifest.repair()
         if not self._manifest.exists:
             self._manifest.adopt(self._files()[0])
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder while a function writes into it; list what is written, unless the folder is the user's own.
+
+    Within a command that holds the folder, this does nothing.
+
+    Raises:
+        RunError: Another process holds it.
+    """
+    lock = FolderLock(folder)
+    if lock.is_of_this_process():
+        yield
+        return
+    lock.take()
+    try:
+        manifest = Manifest(folder)
+        ours, foreign = _files(manifest, overwrite=True)
+        with ExitStack() as noting:
+            if ours or not foreign:
+                if not manifest.exists:
+                    manifest.adopt(ours)
+                noting.enter_context(listening(manifest.note))
+            yield
+    finally:
+        lock.release()
 
 
 def prediction_file(folder: Path, name: str | None = None, number: int | None = None) -> Path:
@@ -313,6 +334,20 @@ def fingerprint(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _files(manifest: Manifest, overwrite: bool) -> tuple[list[str], list[str]]:
+    """Return the names of what runs wrote into a folder, and of what they did not."""
+    ours, foreign = manifest.files()
+    if not manifest.exists and RUN_FILE in foreign and _is_run(manifest.folder / RUN_FILE, overwrite):
+        known = _found(manifest.folder, BEFORE_LISTS)
+        ours, foreign = [name for name in foreign if name in known], [name for name in foreign if name not in known]
+    return ours, foreign
+
+
+def _found(folder: Path, patterns: Iterable[str]) -> set[str]:
+    """Return the names of the files in a folder that match one of some patterns."""
+    return {file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)}
 
 
 def _is_run(file: Path, overwrite: bool) -> bool:

@@ -12,10 +12,12 @@ from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import METRICS_FILE, RESULT_FILE, prediction_file, write_json
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.strategies import Split, StrategyRuns
 from hsdlab.strategies import SkipStrategy
 
 
+@holding_folder
 def test(
     trainer: Trainer,
     module: DecodeModule,
