@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hsdlab.errors import RunError
-from hsdlab.records.files import UNFINISHED, append_whole, faults_of_writing
+from hsdlab.records.files import UNFINISHED, append_whole, faults_of_writing, replace_file
 from hsdlab.records.lock import LOCK_FILE
 
 MANIFEST_FILE = ".hsdlab.written"
@@ -105,7 +105,7 @@ class Manifest:
             os.truncate(self.file, content.rfind(b"\n") + 1)
 
     def remove(self) -> None:
-        """Remove what the runs wrote, and folders that are then empty; run.json goes last.
+        """Remove what the runs wrote, and folders that are then empty; run.json goes last, and the list stays empty.
 
         Raises:
             RunError: A file lies outside the folder, behind a symbolic link, or cannot be removed.
@@ -124,15 +124,22 @@ class Manifest:
         for parent in sorted({parent for name in ours for parent in Path(name).parents}, reverse=True):
             if parent != Path() and not any((self.folder / parent).iterdir()):
                 (self.folder / parent).rmdir()
-        with faults_of_writing(self.file):
-            self.file.unlink(missing_ok=True)
+        replace_file(self.file, b"")
         self._files, self._open, self._foreign, self.finished = set(), set(), set(), False
+
+    def forget(self) -> None:
+        """Remove the list, unless it tells that the files of others in the folder are no hindrance."""
+        if not any(True for _ in _walk(self.folder)):
+            with faults_of_writing(self.file):
+                self.file.unlink(missing_ok=True)
 
     def _name(self, path: Path) -> str | None:
         path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(self.folder))
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
 
     def _take(self, word: str, name: str) -> None:
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # not by us
+            return
         if word in (FINISHED, REMOVED):
             self.finished = word == FINISHED
         elif word == OPEN:

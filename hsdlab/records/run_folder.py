@@ -117,7 +117,7 @@ class RunFolder:
             RunError: Its run.json is damaged.
         """
         ours, foreign = self._files()
-        if foreign and not ours:
+        if foreign and not ours and not self._manifest.exists:
             raise FileExistsError(
                 f"The output folder {self.path} is not empty, and no run of hsdlab wrote what is in it "
                 f"({_listed(foreign)}). Give another folder with --output, or empty it yourself: --overwrite removes "
@@ -225,6 +225,7 @@ class RunFolder:
             return
         self._manifest.close()
         self._manifest.remove()
+        self._manifest.forget()
         self._held.close()
         for folder in self._made:
             if folder.is_dir() and not any(folder.iterdir()):
