@@ -145,7 +145,7 @@ def test_in_folders_of_other_libraries_all_is_the_runs_own_but_what_was_there(tm
     (tmp_path / "logs" / "later").write_text("mine")
     assert Manifest(tmp_path).files() == manifest.files() == (["logs/events"], ["logs/later", "logs/mine"])
     manifest.remove()
-    assert names(tmp_path) == ["logs/later", "logs/mine"]
+    assert names(tmp_path) == [".hsdlab.written", "logs/later", "logs/mine"]
 
 
 def test_a_folder_of_before_there_were_lists_is_gone_on_with_and_overwritten(tmp_path):
