@@ -35,9 +35,7 @@ class Manifest:
         self._open: set[str] = set()
         self._foreign: set[str] = set()
         self.finished = False
-        for line in self.file.read_bytes().split(b"\n")[:-1] if self.file.is_file() else ():
-            word, _, name = os.fsdecode(line).partition(" ")
-            self._take(word, name)
+        self._read()
 
     @property
     def exists(self) -> bool:
@@ -46,6 +44,7 @@ class Manifest:
 
     def files(self) -> tuple[list[str], list[str]]:
         """Return the files that the runs wrote, and those of others, as they are there now."""
+        self._read()  # other processes of the run note theirs
         ours: list[str] = []
         foreign: list[str] = []
         for name in _walk(self.folder):
@@ -136,6 +135,11 @@ class Manifest:
     def _name(self, path: Path) -> str | None:
         path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(self.folder))
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
+
+    def _read(self) -> None:
+        for line in self.file.read_bytes().split(b"\n")[:-1] if self.file.is_file() else ():
+            word, _, name = os.fsdecode(line).partition(" ")
+            self._take(word, name)
 
     def _take(self, word: str, name: str) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:  # not by us

@@ -191,6 +191,20 @@ def test_a_start_that_failed_leaves_nothing(tmp_path):
     assert (out / "result.json").exists()
 
 
+def test_results_of_other_processes_of_the_run_are_results(tmp_path):
+    first, second = folder(tmp_path / "out"), RunFolder(tmp_path / "out", "test", CONFIG, False, is_first=False)
+    assert not first.check(can_resume=True)
+    first.open(run_info())
+    second.open(run_info())
+    Manifest(tmp_path / "out").note(tmp_path / "out" / "predictions.rank1.jsonl", is_first=False)
+    (tmp_path / "out" / "predictions.rank1.jsonl").write_text("")
+    assert first.has_results()
+    first.abandon(first.has_results())
+    second.release()
+    first.release()
+    assert (tmp_path / "out" / "predictions.rank1.jsonl").exists()
+
+
 def test_a_start_that_failed_among_files_of_the_user_is_not_in_the_way_either(tmp_path):
     ran(tmp_path, "result.json")
     (tmp_path / "mine").write_text("mine")

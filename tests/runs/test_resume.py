@@ -33,14 +33,16 @@ class Slow(ScheduledStrategy):
 
     Args:
         layers: How many run.
+        pause_s: Seconds that it takes for each batch.
     """
 
-    def __init__(self, layers: int = 2) -> None:
+    def __init__(self, layers: int = 2, pause_s: float = 0.05) -> None:
         self.layers = layers
+        self.pause_s = pause_s
 
     def layers_at(self, step, num_layers, max_steps):
         if step == 0:
-            time.sleep(0.05)
+            time.sleep(self.pause_s)
         return tuple(range(self.layers))
 
 
