@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from hsdlab.records.document import JsonValue, json_text
 
 HASH_KEY = "hash"
-_ENDS = re.compile(rb'(?:, )?"hash": "([0-9a-f]{16})"\}')
 
 
 class ChangedLineError(ValueError):
@@ -17,9 +15,10 @@ class ChangedLineError(ValueError):
 
 
 def to_line(content: Mapping[str, JsonValue]) -> bytes:
-    """Return a JSON object as a line in UTF-8; its last key is the hash of what stands before it."""
-    text = json_text(content).encode()[:-1]
-    return text + (b", " if content else b"") + f'"{HASH_KEY}": "{_hash(text)}"}}\n'.encode()
+    """Return a JSON object as a line in UTF-8; its last key is the hash of the others."""
+    text = json_text(content)
+    digest = json_text({HASH_KEY: _hash(json.loads(text))})
+    return f"{text[:-1]}{', ' if content else ''}{digest[1:]}\n".encode()
 
 
 def from_line(line: bytes) -> dict[str, Any]:
@@ -29,17 +28,15 @@ def from_line(line: bytes) -> dict[str, Any]:
         ChangedLineError: The line has a hash, and it is that of another content.
         ValueError: The line holds no JSON object.
     """
-    line = line.removesuffix(b"\n")
     content = json.loads(line)
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {content!r}")
-    if HASH_KEY in content:
-        found = _ENDS.search(line, pos=max(0, line.rfind(b'"hash": "') - 2))
-        if found is None or found.end() != len(line) or found[1].decode() != _hash(line[: found.start()]):
-            raise ChangedLineError("its content is not what was written: it has another hash")
-        del content[HASH_KEY]
+    noted = content.pop(HASH_KEY, None)
+    if noted is not None and noted != _hash(content):
+        raise ChangedLineError("its content is not what was written: it has another hash")
     return content
 
 
-def _hash(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
+def _hash(content: JsonValue) -> str:
+    """Return 16 hex digits of what JSON says, however it is written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
