@@ -24,7 +24,9 @@ from hsdlab.data.base import Split
 from hsdlab.errors import faults_of_the_run
 from hsdlab.models import weights_fingerprint
 from hsdlab.models.generation import fixed_length, greedy
+from hsdlab.models.identity import config_hash, tokenizer_hash, weights_hash
 from hsdlab.modules import DecodeModule, load_decode_module
+from hsdlab.records.identity import IDENTITY
 from hsdlab.records.predictions import PredictionFile, check_same_examples
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
@@ -59,6 +61,7 @@ class EvaluateCLI(SubcommandCLI):
 
     model: DecodeModule
     trainer: DecodingTrainer
+    folder: RunFolder
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(
@@ -113,9 +116,9 @@ class EvaluateCLI(SubcommandCLI):
         resolved = resolved_config(self._parser(self.subcommand), config)
         made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
         self.check_trainer(made.trainer)
-        if rank_zero_only.rank == 0:
-            self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite)
-            self.resumes = self.folder.check(can_resume=self.subcommand in RESUMABLE)
+        is_first = rank_zero_only.rank == 0
+        self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite, is_first=is_first)
+        self.resumes = is_first and self.folder.check(can_resume=self.subcommand in RESUMABLE)
         self.run_info = run_info(config.seed_everything, resolved, self.subcommand)
         strategies = self._listed(made)
         if strategies is not None:
@@ -141,7 +144,7 @@ class EvaluateCLI(SubcommandCLI):
                 examples=[example.id for example in examples],
             )
         self.run_info = replace(self.run_info, examples=fingerprint(repr(example) for example in examples))
-        if rank_zero_only.rank == 0 and self.resumes:
+        if self.resumes:
             with faults_of_the_run():
                 self._go_on(examples, self._prediction_files(strategies))
 
@@ -170,7 +173,7 @@ class EvaluateCLI(SubcommandCLI):
             known = [current[record.id] for record in records if record.id in current]
             check_same_examples(records, ((each.id, each.source, each.references) for each in known))
             done += len(records)
-        self.folder.check_unchanged("examples", self.run_info)  # those without a prediction
+        self.folder.check_unchanged(self.run_info, "examples")  # those without a prediction
         total = len(examples) * len(files)
         console = Console()
         if self.subcommand == "tune":  # what is still to be decoded shows in the search
@@ -200,18 +203,22 @@ class EvaluateCLI(SubcommandCLI):
         """Refuse to go on with another model; make the folder and write config.yaml and run.json."""
         generation = self.model.generation({"bench": fixed_length, "inspect": greedy}.get(self.subcommand, dict))
         self.run_info = replace(
-            self.run_info, weights=weights_fingerprint(self.model.model), generation=generation.record()
+            self.run_info,
+            weights=weights_fingerprint(self.model.model),
+            weights_hash=weights_hash(self.model.model),
+            model_config=config_hash(self.model.model),
+            tokenizer=tokenizer_hash(self.model.tokenizer),
+            generation=generation.record(),
         )
-        self.model.resume = True  # a new run's folder is empty
+        self.model.resume = True  # a new run's folder holds nothing that it would read
+        self.folder.check_unchanged(self.run_info, *IDENTITY)
+        self.run_info = self.folder.open(self.run_info)
         if rank_zero_only.rank == 0:
-            if self.resumes:
-                self.folder.check_unchanged("weights", self.run_info)
-            self.run_info = self.folder.open(self.run_info)
             Console().print(generation.sentence(), highlight=False, markup=False, soft_wrap=True)
 
     def how_to_go_on(self) -> str:
         """Say whether what has finished is kept."""
-        if "folder" not in vars(self) or not self.folder.path.exists():
+        if self.folder is None or not self.folder.has_results():
             return WITHOUT_RESULT
         if self.subcommand in RESUMABLE:
             return "The same command goes on with what has finished."

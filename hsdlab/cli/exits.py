@@ -29,6 +29,19 @@ class Refused(SystemExit):
         sys.stderr.write(f"{message}\n")
 
 
+class Finished(SystemExit):
+    """There is nothing left to do: exit code 0.
+
+    Args:
+        message: Printed here.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0)
+        if rank_zero_only.rank == 0:
+            sys.stdout.write(f"{message}\n")
+
+
 def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[str] | None = None) -> None:
     """Run a command; end with one sentence where the error is the user's to mend, or where it was stopped.
 

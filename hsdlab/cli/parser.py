@@ -20,7 +20,9 @@ from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
 from hsdlab.cli.trainer_flags import check_flags, try_trainer
 from hsdlab.data import GenerationDataModule
-from hsdlab.errors import UserError, faults_of_the_run
+from hsdlab.errors import RunError, UserError, faults_of_the_run
+from hsdlab.records.files import REASONS, fault_of_writing
+from hsdlab.records.run_folder import RunFolder
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -93,7 +95,12 @@ class SubcommandCLI(LightningCLI):
         trainer_defaults: Options of the Trainer that differ from Lightning's.
         description: What the command does.
         args: The command line; by default that of the process.
+
+    Attributes:
+        folder: The output folder of the run; None where there is none, or before it is known.
     """
+
+    folder: RunFolder | None = None
 
     def __init__(
         self,
@@ -120,9 +127,19 @@ class SubcommandCLI(LightningCLI):
                 load_from_checkpoint_support=False,
                 args=None if args is None else list(args),
             )
-        except Stopped as end:
-            end.goes_on = self.how_to_go_on()
+        except BaseException as end:
+            if self.folder is not None:
+                self.folder.abandon(self.has_results())
+            if isinstance(end, Stopped):
+                end.goes_on = self.how_to_go_on()
             raise
+        finally:
+            if self.folder is not None:
+                self.folder.release()
+
+    def has_results(self) -> bool:
+        """Tell whether a run that failed has come to anything that is worth keeping."""
+        return self.folder is not None and self.folder.has_results()
 
     def check_trainer(self, made: Namespace) -> None:
         """Refuse options of the Trainer that cannot do what they say.
@@ -150,7 +167,12 @@ class SubcommandCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         with faults_of_the_run():  # its options have been taken
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except OSError as error:  # of a library that does not say which file it was
+                if self.folder is None or error.filename is not None or error.errno not in REASONS:
+                    raise
+                raise RunError(fault_of_writing(self.folder.path, error)) from error
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         known = self.subcommands()

@@ -1,6 +1,7 @@
 """The command line of `train.py`: fine-tune a model, compute its validation loss, train an exit classifier for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from hsdlab.cli.exits import run_or_exit
+from hsdlab.cli.exits import Finished, run_or_exit
 from hsdlab.cli.parser import SubcommandCLI, resolved_config
 from hsdlab.cli.precision import check_precision
 from hsdlab.cli.stops import WITHOUT_RESULT
 from hsdlab.data import GenerationDataModule
+from hsdlab.decoding.families import plain_model
 from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models import Attention, load_model
+from hsdlab.models.generation import generation
+from hsdlab.models.identity import config_hash, tokenizer_hash, weights_hash
 from hsdlab.modules import Checkpoints, ExitClassifierModule, FinetuneModule
 from hsdlab.modules.checkpoint_files import CheckpointFiles, read_checkpoint
 from hsdlab.modules.checkpoints import BEST, LAST, state_in
@@ -28,8 +32,9 @@ from hsdlab.modules.event_files import continue_events
 from hsdlab.modules.lora import LoRA
 from hsdlab.modules.trained_weights import check_weights
 from hsdlab.records.exit_quality import ExitQuality
-from hsdlab.records.provenance import run_info
-from hsdlab.records.run_folder import RUN_FILE, write_config
+from hsdlab.records.identity import IDENTITY
+from hsdlab.records.provenance import RunInfo, run_info
+from hsdlab.records.run_folder import RunFolder, fingerprint
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
 from hsdlab.strategies import SkipStrategy
 
@@ -125,6 +130,8 @@ class TrainCLI(SubcommandCLI):
     model: FinetuneModule | ExitClassifierModule
     trainer: TrainingTrainer
     trainer_defaults: dict[str, Any]
+    folder: RunFolder
+    run_info: RunInfo
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         set_parsing_settings(subclasses_disabled=[LoRA])  # its options themselves, as configs have them
@@ -169,6 +176,11 @@ class TrainCLI(SubcommandCLI):
             default=100,
             help="Write last.ckpt every so many steps; a run that was cut short goes on from it with --ckpt_path=last.",
         )
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="Start anew; what runs wrote into the output folder is removed, and nothing else.",
+        )
         parser.link_arguments("output", "trainer.default_root_dir")
         return parser
 
@@ -180,8 +192,7 @@ class TrainCLI(SubcommandCLI):
         self.check_trainer(made.trainer)
         if self.subcommand != "validate":
             self.output = Path(config.output)
-            if rank_zero_only.rank == 0:
-                _check_free(self.output, resumes=config.ckpt_path is not None)
+            self._check_folder(config)
             monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
             self.checkpoints = Checkpoints(self.output / CHECKPOINTS, config.checkpoint_every, monitor)
             callbacks = [*self.trainer_defaults["callbacks"], self.checkpoints]
@@ -190,6 +201,26 @@ class TrainCLI(SubcommandCLI):
         splits = ("validation",) if self.subcommand == "validate" else ("train", "validation")
         with faults_of_the_run():
             data.check(*splits, for_training=True)
+            if self.subcommand != "validate":
+                examples = [example for split in splits for example in data.examples(split)]
+                self.run_info = replace(self.run_info, examples=fingerprint(repr(example) for example in examples))
+                self.folder.check_unchanged(self.run_info, "examples")
+
+    def _check_folder(self, config: Namespace) -> None:
+        """Refuse a folder with results, unless the run in it goes on."""
+        resolved = resolved_config(self._parser(self.subcommand), config)
+        resolved |= {"ckpt_path": None if _goes_on(config) else config.ckpt_path}
+        self.run_info = run_info(config.seed_everything, resolved, self.subcommand)
+        if config.overwrite and _goes_on(config):
+            raise UserError(
+                f"--overwrite removes what the run in {self.output} has written, and --ckpt_path={config.ckpt_path} "
+                "goes on with it: give one of them."
+            )
+        is_first = rank_zero_only.rank == 0
+        self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite, "train.py", is_first)
+        if is_first:
+            hint = ", or go on with the run in it: --ckpt_path=last"
+            self.folder.check(can_resume=_goes_on(config), goes_on=_goes_on(config), otherwise=hint)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""
@@ -203,27 +234,52 @@ class TrainCLI(SubcommandCLI):
             self.model.check_callbacks(self.trainer.callbacks)
         if self.subcommand == "validate" or self.trainer.fast_dev_run:
             return
+        self._open_folder()
         if self.checkpoint is not None:
             events = state_in(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)["events"]
             continue_events(self.trainer.loggers, events, writes=rank_zero_only.rank == 0)
-        if rank_zero_only.rank != 0:
-            return
-        config = resolved_config(self._parser(self.subcommand), self.config[self.subcommand])
-        config = {name: value for name, value in config.items() if name != "ckpt_path"}
-        self.run_info = run_info(config["seed_everything"], config, self.subcommand)
-        self.output.mkdir(parents=True, exist_ok=True)
-        write_config(self.output, config, f"python train.py {self.subcommand}")
-        self.run_info.write(self.output / RUN_FILE)
+
+    def _open_folder(self) -> None:
+        """Refuse to go on with another model, or with a run that is finished; begin to write."""
+        model = plain_model(self.model.model)
+        self.run_info = replace(
+            self.run_info,
+            weights_hash=weights_hash(self.model.model, without="lora_"),
+            model_config=config_hash(model),
+            tokenizer=tokenizer_hash(self.model.tokenizer),
+            generation=generation(model, {}, self.model.tokenizer).record(),
+        )
+        self.folder.check_unchanged(self.run_info, *IDENTITY)
+        anew = False
+        if self.folder.before is not None:
+            self.folder.warn_of_changes(self.run_info, Console())
+            if self.folder.is_finished():
+                raise Finished(
+                    f"The run in {self.output} is finished. To train anew give --overwrite or another folder."
+                )
+            anew = self.checkpoint is None
+            if anew and (start := self.folder.before.config.get("ckpt_path")):
+                raise FileExistsError(
+                    f"There is no checkpoint in {self.output} to go on with. Begin anew as the run in it began: "
+                    f"--overwrite --ckpt_path={start}"
+                )
+            if anew:
+                rank_zero_info(f"There is no checkpoint in {self.output} yet: the training begins anew.")
+        self.run_info = self.folder.open(self.run_info, (CHECKPOINTS, "lightning_logs", "model"), anew)
+
+    def has_results(self) -> bool:
+        """Tell whether a training that failed has made a step."""
+        return self.trainer.global_step > 0 if "trainer" in vars(self) else super().has_results()
 
     def how_to_go_on(self) -> str:
         """Say what there is to go on with after the command was stopped."""
-        if self.subcommand == "validate" or "output" not in vars(self):
+        if self.folder is None or not self.folder.has_results():
             return WITHOUT_RESULT
         if (self.output / LAST_CHECKPOINT).exists():
             return f"Go on with the checkpoint in {self.output}: the same command with --ckpt_path=last."
         return (
-            f"There is no checkpoint yet (see --checkpoint_every): remove {self.output} or give another folder, and "
-            "begin anew."
+            "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last begins anew "
+            f"in {self.output}."
         )
 
     def after_fit(self) -> None:
@@ -234,6 +290,7 @@ class TrainCLI(SubcommandCLI):
         if rank_zero_only.rank == 0:
             self._load_best()
             self.model.export(self.output / "model")
+        self.folder.finish()
         rank_zero_info(f"Decode with it: python evaluate.py test --model.name={self.output / 'model'} ...")
 
     def after_fit_exit_classifier(self) -> None:
@@ -254,6 +311,7 @@ class TrainCLI(SubcommandCLI):
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure("exit_classifier", exit_quality_figure(quality))
                     logger.experiment.flush()
+        self.folder.finish()
         rank_zero_info(
             "Decode with it: python evaluate.py test --skip=CALM --skip.measure=classifier "
             f"--skip.classifier={file} ..."
@@ -315,12 +373,8 @@ def _numbers(values: Tensor) -> tuple[Any, ...]:
     return tuple(_numbers(row) for row in values) if values.dim() > 1 else tuple(values.tolist())
 
 
-def _check_free(folder: Path, resumes: bool) -> None:
-    """Refuse a folder that holds something, unless the run in it goes on."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--output={folder} is a file; expected a folder.")
-    if not resumes and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"The output folder {folder} is not empty. Give another one with --output, or go on with the run in it: "
-            "--ckpt_path=last."
-        )
+def _goes_on(config: Namespace) -> bool:
+    """Tell whether a training is to go on with the run in the output folder."""
+    if config.ckpt_path is None:
+        return False
+    return config.ckpt_path == "last" or Path(config.ckpt_path).resolve().is_relative_to(Path(config.output).resolve())

@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hsdlab.errors import UserError
@@ -46,7 +46,7 @@ class ExitClassifier(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the file."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, path)
+        Path(path).write_bytes(save(state))  # `save_file` tells of a full disk by an error of its own
 
     @classmethod
     def load(cls, path: str | Path, hidden_size: int | None = None) -> Self:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hsdlab.costs import Cost
-from hsdlab.records import version_1
-from hsdlab.records.document import NOT_A_RECORD, SCHEMA_VERSION, VERSION_KEY, from_plain, json_text, to_plain
+from hsdlab.records import lines, version_1
+from hsdlab.records.document import NOT_A_RECORD, SCHEMA_VERSION, VERSION_KEY, from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -61,23 +60,25 @@ class ExampleRecord:
     batch: Batch | None = None
 
     def to_line(self) -> bytes:
-        """Return the record as a line of JSON in UTF-8."""
-        content = {VERSION_KEY: SCHEMA_VERSION, **to_plain(self)}
-        return json_text(content).encode() + b"\n"
+        """Return the record as a line of JSON in UTF-8, with a hash of its content at the end."""
+        return lines.to_line({VERSION_KEY: SCHEMA_VERSION, **to_plain(self)})
 
     @classmethod
     def from_line(cls, line: bytes) -> ExampleRecord:
-        """Return the record of a line, also of one that the version before wrote.
+        """Return the record of a line, also of one without a hash or that the version before wrote.
 
         Raises:
+            ChangedLineError: The line was changed after it was written.
             ValueError: The line holds no such record.
         """
         try:
-            content = json.loads(line)
+            content = lines.from_line(line)
             version = content.pop(VERSION_KEY, 1)
             if version not in (1, SCHEMA_VERSION):
                 raise ValueError(f"schema version {version}")
             return from_plain(version_1.example(content) if version == 1 else content, cls)
+        except lines.ChangedLineError:
+            raise
         except NOT_A_RECORD as error:
             raise ValueError(f"no prediction: {error}") from error
 

@@ -1,13 +1,13 @@
 """The prediction records of a run: appended batch by batch, read back after a kill, merged over the processes."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 from hsdlab.errors import RunError, UserError
 from hsdlab.records.example import ExampleRecord
-from hsdlab.records.files import replace_file
+from hsdlab.records.files import append_whole, replace_file
+from hsdlab.records.lines import ChangedLineError
 
 Batches = dict[int, list[ExampleRecord]]
 """The records of finished batches, by the batch's number."""
@@ -41,7 +41,8 @@ class PredictionFile:
         """Return the finished batches of all processes, by number; drop what was cut off from this process's file.
 
         Raises:
-            RunError: A line is damaged, or written by a version of hsdlab that did not number the batches.
+            RunError: A line is damaged, changed after it was written, or written by a version of hsdlab that did not
+                number the batches.
         """
         if self.own.exists():
             whole = b"".join(record.to_line() for records in _read(self.own).values() for record in records)
@@ -50,12 +51,12 @@ class PredictionFile:
         return self._read_all()
 
     def append(self, records: Sequence[ExampleRecord]) -> None:
-        """Write the records of a batch; when this returns, they are on the disk."""
-        self.own.parent.mkdir(parents=True, exist_ok=True)
-        with self.own.open("ab") as file:
-            file.write(b"".join(record.to_line() for record in records))
-            file.flush()
-            os.fsync(file.fileno())
+        """Write the records of a batch; when this returns, they are on the disk.
+
+        Raises:
+            RunError: They could not be written; the file is as before.
+        """
+        append_whole(self.own, b"".join(record.to_line() for record in records))
 
     def merge(self) -> None:
         """Make the one file out of all; killed at any moment, it can be done again."""
@@ -119,6 +120,11 @@ def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
     for number, line in enumerate(lines, start=1):
         try:
             yield number, ExampleRecord.from_line(line)
+        except ChangedLineError as error:
+            raise RunError(
+                f"{file}, line {number}: the prediction was changed after the run had written it (its hash is another "
+                "one). Put the file back as it was, or start the run anew with --overwrite."
+            ) from error
         except ValueError as error:
             raise _damaged(file, number, repr(line[:80])) from error
 

@@ -91,6 +91,9 @@ class RunInfo(Document):
         subcommand: Of `evaluate.py` or `train.py`; empty for a run from Python.
         examples: Fingerprint of the examples, 16 hex digits; None where it was not taken.
         weights: Fingerprint of the model's weights, likewise.
+        weights_hash: Hash of all numbers of the model's weights, 32 hex digits; None likewise.
+        model_config: Hash of the model's configuration, 16 hex digits; None likewise.
+        tokenizer: Hash of the tokenizer with its chat template and special tokens, likewise.
         generation: How texts were decoded: under "options" what held, under "not_taken" what the model's generation
             config asks for besides. None where it was not noted.
         earlier: With what else a run that was resumed had been made, oldest first.
@@ -111,6 +114,9 @@ class RunInfo(Document):
     weights: str | None = None
     generation: JsonObject | None = None
     earlier: tuple[Session, ...] = field(default=())
+    weights_hash: str | None = None
+    model_config: str | None = None
+    tokenizer: str | None = None
 
     @property
     def session(self) -> Session:

@@ -1,153 +1,301 @@
-"""The output folder of a run: made, gone on with after a kill, or refused."""
+"""The output folder of a run: made, gone on with after a kill, overwritten, or refused; and held by one process."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from rich.console import Console
 
-from hsdlab.records.files import replace_file
-from hsdlab.records.provenance import RunInfo, Session
+from hsdlab.errors import RunError
+from hsdlab.records import identity
+from hsdlab.records.files import faults_of_writing, listening, replace_file
+from hsdlab.records.identity import IdentityName
+from hsdlab.records.lock import FolderLock
+from hsdlab.records.manifest import MANIFEST_FILE, Manifest, unfinished_files
+from hsdlab.records.provenance import RunInfo
 
-WRITTEN = (
-    *("config.yaml", "run.json", "metrics.json", "result.json", "predictions*.jsonl", "predictions/*.jsonl"),
-    *("comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
-    *("calibration.md", "calibration.json", "calibration.png", "calibrated.yaml"),
-    *("tuning.md", "tuning.json", "frontier.png", "scores.jsonl", "strategy.yaml"),
-    *("inspect.json", "inspect.md", "inspect.png", "tensorboard/*/events.out.tfevents.*"),
-)
-"""What a run writes into its output folder, and `--overwrite` removes from it."""
-
-WITHOUT_EFFECT = (
-    *("trainer.enable_progress_bar.", "trainer.enable_model_summary.", "trainer.enable_checkpointing."),
-    *("trainer.logger.", "trainer.log_every_n_steps.", "trainer.profiler.", "data.init_args.num_workers.", "verbose."),
-    *("trainer.devices.", "trainer.num_nodes.", "trainer.strategy."),  # several processes have the batches of one
-)
-"""Options that change no result: a run goes on with other ones."""
-
-OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "classes.", "first.", "trials.", "decodes.")
-"""Options of `tune` that change what is scored and decoded, and nothing of what has been: a run goes on with others."""
-
-ABSENT = "nothing"
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.json"
+CONFIG_FILE = "config.yaml"
+
+AT_THE_START = (RUN_FILE, CONFIG_FILE)
+"""What a run writes before it has any result."""
+
+BEFORE_LISTS = (
+    *("config.yaml", "run.json", "metrics.json", "result.json", "predictions.jsonl", "predictions.rank*.jsonl"),
+    *("predictions/*.jsonl", "comparison.md", "comparison.json", "pareto.png", "depth.png", "bench.json", "bench.md"),
+    *("calibration.md", "calibration.json", "calibration.png", "calibrated.yaml"),
+    *("tuning.md", "tuning.json", "frontier.png", "scores.jsonl", "strategy.yaml"),
+    *("inspect.json", "inspect.md", "inspect.png", "tensorboard/*/events.out.tfevents.*"),
+    *("exit_classifier.safetensors", "exit_classifier.json", "exit_classifier.png"),
+    *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "lightning_logs/version_*/events.out.tfevents.*"),
+    *("lightning_logs/version_*/hparams.yaml", "lightning_logs/version_*/metrics.csv"),
+    *("model/*config.json", "model/*model*.safetensors*", "model/tokenizer*", "model/*.jinja", "model/README.md"),
+    *("model/special_tokens_map.json", "model/vocab.json", "model/merges.txt"),
+)
+"""What runs wrote before they listed it in the folder."""
+
+READ_BACK = (
+    "predictions.jsonl",
+    "predictions.rank*.jsonl",
+    "predictions/*.jsonl",
+    "scores.jsonl",
+    "checkpoints/*.ckpt",
+)
+"""What a run reads back: of others' making, it must not lie where the run would find it."""
 
 
 class RunFolder:
-    """A run is known by its run.json: subcommand, configuration, weights, versions.
+    """An output folder, held by one process at a time; a run in it is known by its run.json and its list of files.
+
+    `check` refuses the folder, or takes it, before anything is loaded, and writes nothing. `open` begins to write, once
+    all else is known to be in order. `release` ends it.
 
     Args:
         path: The folder.
-        subcommand: Of `evaluate.py`.
+        subcommand: Of `evaluate.py` or `train.py`.
         config: The resolved configuration.
-        overwrite: Start anew, whatever is there.
+        overwrite: Start anew; what runs wrote into the folder is removed, and nothing else.
+        command: Which command line.
+        is_first: Whether this is the first process of the run, which alone holds the folder and speaks for all.
+
+    Attributes:
+        before: What the run in the folder is made with, where this run goes on with it; else None.
 
     Raises:
         FileExistsError: The path is a file.
+        RunError: Another process holds the folder.
     """
 
-    def __init__(self, path: Path, subcommand: str, config: Mapping[str, Any], overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        subcommand: str,
+        config: Mapping[str, Any],
+        overwrite: bool,
+        command: str = "evaluate.py",
+        is_first: bool = True,
+    ) -> None:
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"--output={path} is a file; expected a folder.")
         self.path = path
         self.subcommand = subcommand
         self.config = config
-        file = path / RUN_FILE
-        self.before = RunInfo.read(file) if not overwrite and file.is_file() else None
-        self.empty = overwrite or not path.exists() or not any(path.iterdir())
+        self.overwrite = overwrite
+        self.command = command
+        self.is_first = is_first
+        self.before: RunInfo | None = None
+        self._lock = FolderLock(path)
+        if is_first:
+            self._lock.check()
+        self._manifest = Manifest(path)
+        self._held = ExitStack()
+        self._made: list[Path] = []
+        self._seen = self._content()
 
-    def check(self, can_resume: bool) -> bool:
+    def check(self, can_resume: bool, goes_on: bool = False, otherwise: str = "") -> bool:
         """Say whether the run goes on with what the folder holds.
 
         Args:
-            can_resume: Whether the subcommand can.
+            can_resume: Whether a run of the same settings may go on.
+            goes_on: Whether the user asks for that, so that other settings are refused even where there is no result.
+            otherwise: What else there is to do with a folder that is not empty, for the message.
 
         Returns:
             True to go on, False to start.
 
         Raises:
             FileExistsError: The folder holds something else: no run, or one of other settings, which are named.
+            RunError: Its run.json is damaged.
         """
-        if self.empty:
+        ours, foreign = self._files()
+        if foreign and not ours and not self._manifest.exists:
+            raise FileExistsError(
+                f"The output folder {self.path} is not empty, and no run of hsdlab wrote what is in it "
+                f"({_listed(foreign)}). Give another folder with --output, or empty it yourself: --overwrite removes "
+                "only what a run wrote."
+            )
+        has_results = any(name not in AT_THE_START for name in ours)
+        if self.overwrite or not (has_results or (goes_on and ours)):  # of a start that was cut short nothing is kept
+            self._check_read_back(foreign)
             return False
-        if self.before is None or not can_resume:
+        before = RunInfo.read(self.path / RUN_FILE) if RUN_FILE in ours else None
+        if before is None or not can_resume:
             raise FileExistsError(
                 f"The output folder {self.path} is not empty. Give another one with --output, or --overwrite to "
-                "replace the results in it."
+                f"replace the results in it{otherwise}."
             )
-        lines = self._differences(self.before)
+        lines = identity.differences(before, self.subcommand, self.config)
         if lines:
             raise FileExistsError(
                 "\n  ".join([f"The output folder {self.path} holds a run with other settings:", *lines])
                 + "\nGive another folder with --output, --overwrite to replace the results in it, or the settings of "
-                f"that run to go on with it: --config {self.path / 'config.yaml'} --output {self.path}"
+                f"that run to go on with it: --config {self.path / CONFIG_FILE} --output {self.path}"
             )
+        self.before = before
         return True
 
-    def check_unchanged(self, what: Literal["weights", "examples"], run: RunInfo) -> None:
-        """Refuse to go on with other weights or examples under the same name.
+    def check_unchanged(self, run: RunInfo, *names: IdentityName) -> None:
+        """Refuse to go on with a model or data that are others under the same name.
 
         Args:
-            what: Which fingerprint of run.json to compare.
             run: Provenance of this run.
+            *names: Which fields of run.json to compare; one that the run before did not note is passed over.
 
         Raises:
-            FileExistsError: They are not those that the run in the folder began with.
+            FileExistsError: Naming what is not as the run in the folder began with.
         """
-        if self.before is not None and getattr(self.before, what) != getattr(run, what):
-            raise FileExistsError(
-                f"The {what} are not those that the run in {self.path} began with, under the same name. Give another "
-                "folder with --output, or --overwrite to replace the results in it."
-            )
+        for change in (identity.change_of(name, self.before, run) for name in names if self.before is not None):
+            if change is not None:
+                raise FileExistsError(
+                    f"{change} that the run in {self.path} began with, under the same name. Give another folder with "
+                    "--output, or --overwrite to replace the results in it."
+                )
 
-    def open(self, run: RunInfo) -> RunInfo:
-        """Remove an earlier run's results, unless this one goes on with them; write config.yaml and run.json.
+    def warn_of_changes(self, run: RunInfo, console: Console) -> None:
+        """Say what is another version or machine than the run was last made with, and what it did not note."""
+        if self.before is not None:
+            for text in identity.warnings(self.before, run):
+                console.print(text, highlight=False, soft_wrap=True)
+
+    def is_finished(self) -> bool:
+        """Tell whether a run of `train.py` in the folder has come to its end."""
+        if self._manifest.exists:
+            return self._manifest.finished
+        return (self.path / "model").is_dir() or (self.path / "exit_classifier.json").is_file()
+
+    def open(self, run: RunInfo, folders: Sequence[str] = (), anew: bool = False) -> RunInfo:
+        """Hold the folder; remove an earlier run's files, unless this one goes on; write run.json and config.yaml.
 
         Args:
             run: Provenance.
+            folders: Where other libraries make files of any names.
+            anew: Remove them also where the run goes on, for it has nothing to go on with.
 
         Returns:
             The same; where the run goes on, with `earlier`: with which versions, commit and machine it began.
+
+        Raises:
+            RunError: Another process holds the folder, or has written into it since `check`; or it cannot be
+                written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if self.before is None:
-            for file in (file for pattern in WRITTEN for file in self.path.glob(pattern)):
-                file.unlink()
-        else:
-            run = replace(run, earlier=_sessions(self.before, run))
-        write_config(self.path, self.config, f"python evaluate.py {self.subcommand}")
+        if not self.is_first:
+            self._held.enter_context(listening(lambda path: self._manifest.note(path, is_first=False)))
+            return run
+        missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
+        self._lock.take()
+        self._held.callback(self._lock.release)
+        self._made = missing
+        if self._content() != self._seen:
+            raise RunError(
+                f"Another command has written into the output folder {self.path} since this one began. Give the "
+                "command again."
+            )
+        self._tidy()
+        if anew or self.before is None:
+            self._manifest.remove()
+        self._held.enter_context(listening(self._manifest.note))
+        self._manifest.open(folders)
+        if self.before is not None:
+            run = replace(run, earlier=identity.sessions(self.before, run))
         run.write(self.path / RUN_FILE)
+        write_config(self.path, self.config, f"python {self.command} {self.subcommand}")
         return run
 
-    def warn_of_changes(self, run: RunInfo, console: Console) -> None:
-        """Say what is another version or machine than the run was last made with."""
-        before = _made_with(self.before or run)
-        for name, now in _made_with(run).items():
-            if before.get(name) != now:
-                text = f"Warning: the run was made with {name} {before.get(name)} so far; it is {now} now."
-                console.print(text, highlight=False, soft_wrap=True)
+    def finish(self) -> None:
+        """Note that the run has come to its end."""
+        if self.is_first:
+            self._manifest.finish()
 
-    def _differences(self, before: RunInfo) -> list[str]:
-        """A line for each setting that changes results and is another one than in the run before."""
-        if before.subcommand != self.subcommand:
-            return [f"subcommand: {before.subcommand or 'unknown'} then, {self.subcommand} now"]
-        old, new = _flat(before.config), _flat(json.loads(json.dumps(self.config, default=str)))
-        begun, wanted = old.get("strategies"), new.get("strategies")
-        longer = self.subcommand == "compare"  # the order of a calibration is fixed before its losses are seen
-        if longer and begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
-            del old["strategies"], new["strategies"]
-        free = WITHOUT_EFFECT + (OF_THE_SEARCH if self.subcommand == "tune" else ())
-        return [
-            f"{name}: {old.get(name, ABSENT)} then, {new.get(name, ABSENT)} now"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name) and not f"{name}.".startswith(free)
-        ]
+    def abandon(self, has_results: bool = False) -> None:
+        """After a start that failed: remove what it made, so that it is not in the way of the next one.
+
+        Args:
+            has_results: Whether the run has come to any; then nothing is removed.
+        """
+        if not self._lock.is_held or self.before is not None or has_results:
+            return
+        self._manifest.close()
+        self._manifest.remove()
+        self._manifest.forget()
+        self._held.close()
+        for folder in self._made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def release(self) -> None:
+        """Let the folder go; note the files that other libraries made."""
+        if self._lock.is_held:
+            self._manifest.close()
+        self._held.close()
+
+    def has_results(self) -> bool:
+        """Tell whether the folder holds more than a run writes at its start."""
+        return any(name not in AT_THE_START for name in self._files()[0])
+
+    def _files(self) -> tuple[list[str], list[str]]:
+        """Return the names of what runs wrote into the folder, and of what they did not."""
+        return _files(self._manifest, self.overwrite)
+
+    def _check_read_back(self, foreign: Sequence[str]) -> None:
+        """Refuse files of others where the run would read them as its own."""
+        if strange := sorted(_found(self.path, READ_BACK) - set(self._files()[0])):
+            raise FileExistsError(
+                f"The output folder {self.path} holds {_listed(strange)}, which no run of hsdlab wrote and this one "
+                "would take for its own. Move it away, or give another folder with --output."
+            )
+
+    def _content(self) -> tuple[bytes, ...]:
+        """Return what tells whether another command has written into the folder."""
+        files = (self.path / name for name in (RUN_FILE, MANIFEST_FILE))
+        return tuple(file.read_bytes() if file.is_file() else b"" for file in files)
+
+    def _tidy(self) -> None:
+        """Remove what a killed process was writing; list what a run wrote before there were lists."""
+        for path in list(unfinished_files(self.path)):
+            with faults_of_writing(path):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        self._manifest.repair()
+        if not self._manifest.exists:
+            self._manifest.adopt(self._files()[0])
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder while a function writes into it; list what is written, unless the folder is the user's own.
+
+    Within a command that holds the folder, this does nothing.
+
+    Raises:
+        RunError: Another process holds it.
+    """
+    lock = FolderLock(folder)
+    if lock.is_of_this_process():
+        yield
+        return
+    lock.take()
+    try:
+        manifest = Manifest(folder)
+        ours, foreign = _files(manifest, overwrite=True)
+        with ExitStack() as noting:
+            if ours or not foreign:
+                if not manifest.exists:
+                    manifest.adopt(ours)
+                noting.enter_context(listening(manifest.note))
+            yield
+    finally:
+        lock.release()
 
 
 def prediction_file(folder: Path, name: str | None = None, number: int | None = None) -> Path:
@@ -189,24 +337,32 @@ def fingerprint(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their names on the command line."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+def _files(manifest: Manifest, overwrite: bool) -> tuple[list[str], list[str]]:
+    """Return the names of what runs wrote into a folder, and of what they did not."""
+    ours, foreign = manifest.files()
+    if not manifest.exists and RUN_FILE in foreign and _is_run(manifest.folder / RUN_FILE, overwrite):
+        known = _found(manifest.folder, BEFORE_LISTS)
+        ours, foreign = [name for name in foreign if name in known], [name for name in foreign if name not in known]
+    return ours, foreign
 
 
-def _sessions(before: RunInfo, run: RunInfo) -> tuple[Session, ...]:
-    """Return with what a run was made so far, where that is something else than now; oldest first."""
-    same = (before.versions, before.git, before.machine) == (run.versions, run.git, run.machine)
-    return before.earlier if same else (*before.earlier, before.session)
+def _found(folder: Path, patterns: Iterable[str]) -> set[str]:
+    """Return the names of the files in a folder that match one of some patterns."""
+    return {file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)}
 
 
-def _made_with(run: RunInfo) -> dict[str, str | None]:
-    """Name what may change results or times a little."""
-    return {
-        **run.versions,
-        "commit": str(run.git and run.git.commit)[:10],
-        "machine": " and ".join([run.machine.cpu, *run.machine.gpus]),
-    }
+def _is_run(file: Path, overwrite: bool) -> bool:
+    """Tell whether a run.json is one of hsdlab; a damaged one is an error where the run may go on."""
+    try:
+        RunInfo.read(file)
+    except RunError:
+        if not overwrite:
+            raise
+        return False
+    return True
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

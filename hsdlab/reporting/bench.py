@@ -40,7 +40,6 @@ def write_bench(result: BenchResult, folder: Path) -> None:
         result: The bench.
         folder: Made if missing; files of an earlier bench are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result.write(folder / FILE)
     replace_file(folder / "bench.md", bench_markdown(result))
 

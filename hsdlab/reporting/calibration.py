@@ -38,7 +38,6 @@ def write_calibration(result: CalibrationResult, folder: Path) -> None:
         result: The calibration.
         folder: Made if missing; files of an earlier calibration are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result.write(folder / FILE)
     replace_figure(folder / "calibration.png", calibration_figure(result))
     replace_file(folder / "calibration.md", calibration_markdown(result))

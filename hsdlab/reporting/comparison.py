@@ -44,7 +44,6 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
         results: With their examples, in the order of the rows.
         folder: Made if missing; files of an earlier comparison are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {
         "pareto.png": pareto_figure(comparison, comparison.headline_metric),
         "depth.png": depth_figure(comparison.rows, results),

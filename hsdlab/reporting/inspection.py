@@ -41,7 +41,6 @@ def write_inspection(result: InspectionResult, folder: Path) -> None:
         result: The inspection.
         folder: Made if missing; files of an earlier inspection are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result.write(folder / FILE)
     replace_figure(folder / "inspect.png", inspection_figure(result))
     replace_file(folder / "inspect.md", inspection_markdown(result))

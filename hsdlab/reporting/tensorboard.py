@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.example import ExampleRecord
+from hsdlab.records.files import faults_of_writing, replace_file
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
@@ -180,11 +182,15 @@ def sample_table(comparison: Comparison, texts: Sequence[tuple[ComparisonRow, Ex
 
 @contextmanager
 def _new_run(folder: Path) -> Iterator[SummaryWriter]:
-    """Give a writer for a folder without event files of before."""
-    for file in folder.glob(EVENT_FILES):
+    """Give a writer whose events replace those of before, whole or not at all."""
+    with tempfile.TemporaryDirectory() as made:
+        with faults_of_writing(Path(made)), SummaryWriter(made) as writer:
+            yield writer
+        before = list(folder.glob(EVENT_FILES))
+        for file in Path(made).iterdir():
+            replace_file(folder / file.name, file.read_bytes())
+    for file in before:
         file.unlink()
-    with SummaryWriter(str(folder)) as writer:
-        yield writer
 
 
 def _block(title: str, example: ExampleRecord, num_layers: int, plain: str = "") -> TextBlock:

@@ -36,7 +36,6 @@ def write_tuning(result: TuningResult, folder: Path) -> None:
         result: The tuning.
         folder: Made if missing; files of an earlier tuning are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result.write(folder / FILE)
     replace_figure(folder / "frontier.png", tuning_figure(result))
     replace_file(folder / "tuning.md", tuning_markdown(result))

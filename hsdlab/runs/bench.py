@@ -25,6 +25,7 @@ from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting.bench import print_bench, write_bench
 from hsdlab.reporting.tables import console
 from hsdlab.runs.bench_sides import PlainSide, StrategySide
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.model_info import model_info
 from hsdlab.runs.timing import Side, interleave, ratio_spread, spread
 from hsdlab.strategies.base import SkipStrategy
@@ -35,6 +36,7 @@ PLAIN, FULL_DEPTH = "plain generate", "FullDepth"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT")
 
 
+@holding_folder
 def bench(
     trainer: Trainer,
     module: DecodeModule,

@@ -28,10 +28,12 @@ from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.calibration import print_calibration, write_calibration
 from hsdlab.reporting.tables import console
 from hsdlab.runs.checks import COMPUTED_BY, EXACT_MATCH, check_computed, check_ids
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.strategies import StrategyRuns, baseline_first, prediction_files
 from hsdlab.strategies import SkipStrategy
 
 
+@holding_folder
 def calibrate(
     trainer: Trainer,
     module: DecodeModule,

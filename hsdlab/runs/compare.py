@@ -13,10 +13,12 @@ from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
 from hsdlab.reporting.comparison import print_comparison, write_comparison
 from hsdlab.reporting.tables import console
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.strategies import StrategyRuns, baseline_first, prediction_files
 from hsdlab.strategies import SkipStrategy
 
 
+@holding_folder
 def compare(
     trainer: Trainer,
     module: DecodeModule,

@@ -34,6 +34,7 @@ from hsdlab.records.model_info import ModelInfo
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting.inspection import print_inspection, write_inspection
 from hsdlab.reporting.tables import console
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.model_info import model_info
 from hsdlab.strategies.confidence import softmax_response
 from hsdlab.strategies.full_depth import FullDepth
@@ -41,6 +42,7 @@ from hsdlab.strategies.full_depth import FullDepth
 Texts = Literal["references", "generated"]
 
 
+@holding_folder
 def inspect(
     trainer: Trainer,
     module: DecodeModule,

@@ -22,7 +22,7 @@ from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.inspection import InspectionResult
 from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.provenance import run_info
-from hsdlab.records.run_folder import RESULT_FILE, prediction_file
+from hsdlab.records.run_folder import RESULT_FILE, held, prediction_file
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.records.tuning import TuningResult
 from hsdlab.reporting import bench, calibration, comparison, exit_quality, inspection, tensorboard, tuning
@@ -66,7 +66,8 @@ def _redraw(folder: Path) -> Document:
     terminal = console()
     for name, draw in DRAWN.items():
         if (folder / name).is_file():
-            record = draw(folder, terminal)
+            with held(folder):
+                record = draw(folder, terminal)
             terminal.print(f"Drawn anew in {folder}.", highlight=False, soft_wrap=True)
             return record
     raise RunError(
@@ -138,8 +139,9 @@ def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
             names.append(name)
     run = run_info(config={"runs": {name: str(folder) for name, folder in named.items()}}, subcommand="report")
     found = compare_results(results, run, names)
-    comparison.write_comparison(found, results, output)
-    _write_events(found, results, output)
+    with held(output):
+        comparison.write_comparison(found, results, output)
+        _write_events(found, results, output)
     terminal = console()
     comparison.print_comparison(found, terminal)
     text = f"In {output}: the tables in comparison.md and .json, the pictures in pareto.png and depth.png. "

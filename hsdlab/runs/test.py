@@ -12,10 +12,12 @@ from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import METRICS_FILE, RESULT_FILE, prediction_file, write_json
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.strategies import Split, StrategyRuns
 from hsdlab.strategies import SkipStrategy
 
 
+@holding_folder
 def test(
     trainer: Trainer,
     module: DecodeModule,
@@ -59,7 +61,6 @@ def write_result(result: StrategyResult, folder: Path) -> None:
         result: With its examples and its run.
         folder: Made if missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result.without_examples().write(folder / RESULT_FILE)
     comparison = compare_results([result], result.run or run_info())
     events = folder / tensorboard.FOLDER / result.class_name

@@ -28,6 +28,7 @@ from hsdlab.records.tuning import DecodedSetting, TunedSetting, TuningGoal, Tuni
 from hsdlab.reporting.pareto import frontier
 from hsdlab.reporting.tables import console
 from hsdlab.reporting.tuning import print_tuning, write_tuning
+from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.strategies import StrategyRuns
 from hsdlab.runs.tunable import check_tuning, scheduled_classes
 from hsdlab.strategies import FullDepth, ScheduledStrategy
@@ -58,6 +59,7 @@ class TuningOptions:
     decodes: int = 8
 
 
+@holding_folder
 def tune(
     trainer: Trainer,
     module: DecodeModule,

@@ -1,7 +1,6 @@
 """The teacher-forced score of a schedule: how well it foretells the texts that full depth wrote."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.decoding.forced import ForcedTexts, decode_steps, forced_mask
-from hsdlab.records.files import replace_file
+from hsdlab.errors import RunError
+from hsdlab.records.document import to_plain
+from hsdlab.records.files import append_whole, replace_file
+from hsdlab.records.lines import from_line, to_line
 
 
 class ReplayScore:
@@ -47,6 +49,9 @@ class ScoreFile:
 
     Args:
         path: The file; its folder is made when something is written.
+
+    Raises:
+        RunError: A line is no score, or was changed after it was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,8 +59,16 @@ class ScoreFile:
         self._scores: dict[str, float] = {}
         if path.exists():
             *lines, cut_off = path.read_bytes().split(b"\n")
-            for line in map(json.loads, lines):
-                self._scores[line["schedule"]] = math.nan if line["nats_per_token"] is None else line["nats_per_token"]
+            for number, line in enumerate(lines, start=1):
+                try:
+                    content = from_line(line)
+                    score = content["nats_per_token"]
+                    self._scores[content["schedule"]] = math.nan if score is None else float(score)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise RunError(
+                        f"{path}, line {number}: expected a score as the run wrote it, got {line[:80]!r} ({error}). "
+                        "Put the file back as it was, or start the run anew with --overwrite."
+                    ) from error
             if cut_off:
                 replace_file(path, b"".join(line + b"\n" for line in lines))
 
@@ -68,9 +81,7 @@ class ScoreFile:
         self._scores[_key(schedule)] = score
         nats_per_token = score if math.isfinite(score) else None
         line = {"schedule": _key(schedule), "strategy": strategy, "nats_per_token": nats_per_token}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        append_whole(self.path, to_line(to_plain(line)))
 
 
 def _key(schedule: Tensor) -> str:

@@ -219,6 +219,7 @@ def test_test_writes_predictions_metrics_and_a_config_that_runs_again(evaluate, 
     evaluate("test", "--skip=HSD", "--skip.max_exit=2", "--seed_everything=7")
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
+        ".hsdlab.written",
         "config.yaml",
         "metrics.json",
         "predictions.jsonl",
@@ -384,6 +385,7 @@ def test_inspect(text, evaluate, tmp_path, capsys):
     evaluate("inspect", "--examples=3", f"--text={text}")
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
+        ".hsdlab.written",
         "config.yaml",
         "inspect.json",
         "inspect.md",
@@ -404,6 +406,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
     evaluate("test", "--overwrite")
     assert sorted(path.name.partition(".tfevents")[0] for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
+        ".hsdlab.written",
         "config.yaml",
         "events.out",
         "metrics.json",

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hsdlab.cli.train
 from hsdlab import CALM, HSD, generate, load_model
 from hsdlab.cli.train import TrainCLI, main
+from hsdlab.errors import UserError
 from hsdlab.modules import FinetuneModule
 from hsdlab.testing import tiny_model
 from tests.test_configs import ARCHITECTURES, COMMITTED
@@ -73,6 +74,7 @@ def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path):
     assert {path.name for path in out.iterdir()} == {
         "config.yaml",
         "run.json",
+        ".hsdlab.written",
         "checkpoints",
         "lightning_logs",
         "model",
@@ -300,24 +302,128 @@ def test_fit_without_a_train_split_is_an_error(monkeypatch, options, tmp_path):
         main(options)
 
 
-def test_an_output_folder_that_exists_is_refused_unless_the_run_goes_on(monkeypatch, options, tmp_path):
+def refused(monkeypatch, *args):
+    """Run `main`, expect that it refuses, and return what it says."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    return str(end.value)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_no_run_wrote_is_refused_whatever_is_asked_for(monkeypatch, options, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    with pytest.raises(SystemExit, match=r"is not empty\. Give another one with --output, or .* --ckpt_path=last"):
-        main(options)
-    main([*options, "--ckpt_path=last", "--trainer.max_epochs=1"])  # cut short before the first checkpoint
-    assert (tmp_path / "out" / "model").is_dir()
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "out" / "config.yaml").write_text("mine")
+    for more in ([], ["--ckpt_path=last"], ["--overwrite"]):
+        text = refused(monkeypatch, *options, *more)
+        assert "is not empty, and no run of hsdlab wrote what is in it (config.yaml)" in text, more
+        assert contents(tmp_path / "out") == {"config.yaml": b"mine"}
 
 
-def test_a_resumed_run_whose_data_changed_is_refused(monkeypatch, cli, options, tmp_path):
-    cli(*options, "--trainer.max_epochs=1")
-    file = tmp_path / "data" / "train.jsonl"
-    file.write_text(file.read_text().replace("hell 3", "help 3"))
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    with pytest.raises(SystemExit, match=r"training examples: '.*' in the checkpoint, '.*' in this run"):
-        main([*options, "--ckpt_path=last", "--trainer.max_epochs=2"])
+def test_last_begins_anew_where_there_is_no_checkpoint_of_the_same_run(monkeypatch, cli, options, tmp_path, capsys):
+    """Also in a new folder: a job that may be started again gives it from the beginning."""
+    out = tmp_path / "out"
+    cli(*options, "--ckpt_path=last", "--trainer.max_epochs=1")
+    whole = contents(out)
+    assert "checkpoints/last.ckpt" in whole
+    for file in [*(out / "checkpoints").iterdir(), *(out / "model").iterdir()]:
+        file.unlink()  # as if it had been killed before the first checkpoint
+    (out / "model").rmdir()
+    written = out / ".hsdlab.written"
+    written.write_text(written.read_text().replace("finished run\n", ""))
+    (out / "notes.txt").write_text("mine")
+    assert "  model.learning_rate: 0.01 then, 0.02 now" in refused(
+        monkeypatch, *options, "--ckpt_path=last", "--trainer.max_epochs=1", "--model.learning_rate=0.02"
+    )
+    assert "is not empty" in refused(monkeypatch, *options, "--trainer.max_epochs=1")
+    cli(*options, "--ckpt_path=last", "--trainer.max_epochs=1")
+    again = contents(out)
+    assert again.pop("notes.txt") == b"mine"
+    logs = {name for name in again if name.startswith("lightning_logs")}
+    assert len(logs) == 2  # those of before are gone
+    assert {*again} - logs == {name for name in whole if not name.startswith("lightning_logs")}
+    assert again["model/model.safetensors"] == whole["model/model.safetensors"]
+
+
+def test_a_finished_run_is_never_trained_anew_without_overwrite(monkeypatch, cli, options, tmp_path, capsys):
+    options = [*options, "--checkpoint_every=100", "--trainer.max_epochs=1"]  # it ends before any last.ckpt
+    out = tmp_path / "out"
+    cli(*options)
+    before = contents(out)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli(*options, "--ckpt_path=last")
+    assert end.value.code == 0
+    assert f"The run in {out} is finished." in capsys.readouterr().out
+    assert "max_epochs: 1 then, 2 now" in refused(monkeypatch, *options, "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert "or go on with the run in it: --ckpt_path=last" in refused(monkeypatch, *options)
+    assert "give one of them" in refused(monkeypatch, *options, "--ckpt_path=last", "--overwrite")
+    assert contents(out) == before
+    for name in ("notes.txt", "model/notes.txt", "checkpoints/notes.txt", "predictions_gold.jsonl"):
+        (out / name).write_text("mine")
+    cli(*options, "--overwrite", "--model.learning_rate=0.02")
+    after = contents(out)
+    assert [name for name, content in after.items() if content == b"mine"] == [
+        name for name in after if "notes" in name or "gold" in name
+    ]
+    assert after["model/model.safetensors"] != before["model/model.safetensors"]
+    assert len({name for name in after if name.startswith("lightning_logs")}) == 2
+
+
+@pytest.mark.parametrize("what", ["examples", "weights", "tokenizer", "config"])
+def test_a_resumed_run_whose_model_or_data_changed_is_refused(what, monkeypatch, cli, options, tmp_path):
+    options = [*options, "--trainer.max_epochs=1"]
+    cli(*options)
+    written = tmp_path / "out" / ".hsdlab.written"
+    written.write_text(written.read_text().replace("finished run\n", ""))
+    before = contents(tmp_path / "out")
+    file = (
+        tmp_path
+        / {
+            "examples": "data/train.jsonl",
+            "weights": "base/model.safetensors",
+            "tokenizer": "base/tokenizer.json",
+            "config": "base/config.json",
+        }[what]
+    )
+    if what == "weights":
+        model = tiny_llama()
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.001
+        save(model, tmp_path / "base")
+    else:
+        old, new = {
+            "examples": ("hell 3", "help 3"),
+            "tokenizer": ('"add_prefix_space": false', '"add_prefix_space": true'),
+            "config": ('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-04'),
+        }[what]
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+    assert f"{what} are not those that the run" in refused(monkeypatch, *options, "--ckpt_path=last").replace(
+        "settings in the model's config", "config"
+    ).replace("tokenizer, its chat template or its special tokens", "tokenizer")
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_start_that_failed_is_not_in_the_way_of_the_next(monkeypatch, cli, options, tmp_path):
+    """What is wrong shows only in the Trainer, after the folder was made."""
+    out = tmp_path / "new" / "out"
+    options = [*options, f"--output={out}", "--trainer.max_epochs=1"]
+    setup = hsdlab.cli.train.FinetuneModule.setup
+
+    def fails(self, stage):
+        raise UserError("no")
+
+    monkeypatch.setattr(hsdlab.cli.train.FinetuneModule, "setup", fails)
+    assert refused(monkeypatch, *options) == "error: no"
+    assert not out.parent.exists()
+    monkeypatch.setattr(hsdlab.cli.train.FinetuneModule, "setup", setup)
+    cli(*options, "--model.learning_rate=0.02")
+    assert (out / "model").is_dir()
 
 
 class InstantiateOnly(TrainCLI):

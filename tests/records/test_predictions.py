@@ -122,6 +122,48 @@ def test_a_line_that_is_no_record_is_refused_with_its_number(tmp_path, line):
         PredictionFile(path).read()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"prediction": "c"', b'"prediction": "d"'),
+        (b'"number": 1', b'"number": 7'),
+        (b'"rows": 2', b'"rows": 1'),
+        (b'"scores": {}', b'"scores": {"rougeL": 1.0}'),
+        (b'"hash": "', b'"hash": "0'),
+    ],
+    ids=lambda part: part.decode(),
+)
+def test_a_line_that_was_changed_is_refused_with_its_number_and_the_cure(old, new, tmp_path):
+    file = written(tmp_path / "predictions.jsonl", 0, 1)
+    *lines, _ = file.path.read_bytes().split(b"\n")
+    assert old in lines[2]
+    file.path.write_bytes(b"\n".join([*lines[:2], lines[2].replace(old, new, 1), lines[3], b""]))
+    before = file.path.read_bytes()
+    for read in (file.read, file.records):
+        with pytest.raises(RunError, match=r"predictions\.jsonl, line 3: the prediction was changed .*--overwrite"):
+            read()
+    assert file.path.read_bytes() == before
+
+
+def test_the_same_content_written_otherwise_is_the_same(tmp_path):
+    file = written(tmp_path / "predictions.jsonl", 0)
+    lines = [json.loads(line) for line in file.path.read_bytes().splitlines()]
+    file.path.write_text("".join(json.dumps(dict(reversed(line.items()))) + "\n" for line in lines))
+    assert file.records() == batch(0)
+
+
+def test_lines_of_before_they_had_a_hash_are_read_and_go_on(tmp_path):
+    file = written(tmp_path / "predictions.jsonl", 0)
+    lines = [json.loads(line) for line in file.path.read_bytes().splitlines()]
+    hashes = [line.pop("hash") for line in lines]
+    assert len({*hashes}) == 2
+    file.path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    assert file.records() == batch(0)
+    file.append(batch(1))
+    assert file.read() == {0: batch(0), 1: batch(1)}
+    assert [json.loads(line)["hash"] for line in file.path.read_bytes().splitlines()][:2] == hashes
+
+
 def test_each_batch_costs_once():
     assert [cost.flops for cost in batch_costs(batch(3) + batch(1))] == [30.0, 10.0]
 

@@ -94,7 +94,7 @@ def test_the_list_is_gone_through_until_one_does_not_pass(calibrate, tmp_path, m
     assert "Setting 4 of 4" not in printed
     assert "CALM(threshold=0.999) writes texts that are on average at most 0.2" in printed
     assert sorted(path.name for path in out.iterdir()) == [
-        *("calibrated.yaml", "calibration.json", "calibration.md", "calibration.png"),
+        *(".hsdlab.written", "calibrated.yaml", "calibration.json", "calibration.md", "calibration.png"),
         *("config.yaml", "predictions", "run.json"),
     ]
 

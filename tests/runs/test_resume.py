@@ -16,8 +16,10 @@ import torch
 import hsdlab.modules.decode
 from hsdlab import ScheduledStrategy
 from hsdlab.cli import main
+from hsdlab.errors import RunError
 from hsdlab.models import load_model
 from hsdlab.records.document import to_plain
+from tests.small_disk import small_disk  # noqa: F401  a fixture
 from tests.tiny_checkpoints import save
 from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs, write_examples
 
@@ -31,14 +33,16 @@ class Slow(ScheduledStrategy):
 
     Args:
         layers: How many run.
+        pause_s: Seconds that it takes for each batch.
     """
 
-    def __init__(self, layers: int = 2) -> None:
+    def __init__(self, layers: int = 2, pause_s: float = 0.05) -> None:
         self.layers = layers
+        self.pause_s = pause_s
 
     def layers_at(self, step, num_layers, max_steps):
         if step == 0:
-            time.sleep(0.05)
+            time.sleep(self.pause_s)
         return tuple(range(self.layers))
 
 
@@ -237,6 +241,131 @@ def test_other_weights_under_the_same_name_are_refused(evaluate, refused, tmp_pa
         model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     save(model, tmp_path / "tiny" / "model")
     assert "The weights are not those that the run" in refused("test")
+
+
+def edit(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("one weight", "The weights are not those that the run"),
+        ("config", "The settings in the model's config are not those that the run"),
+        ("tokenizer", "The tokenizer, its chat template or its special tokens are not those that the run"),
+        ("template", "The tokenizer, its chat template or its special tokens are not those that the run"),
+        ("generation", "The options of decoding (eos_token_id: 1 then, [1, 7] now) are not those that the run"),
+    ],
+)
+def test_whatever_else_determines_the_texts_is_refused_once_changed(what, says, evaluate, refused, tmp_path):
+    evaluate("test")
+    folder = tmp_path / "tiny" / "model"
+    if what == "one weight":
+        model, _ = load_model(folder, device="cpu")
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.001  # none of the few that the fingerprint reads
+        save(model, folder)
+    elif what == "config":
+        edit(folder / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
+    elif what == "tokenizer":
+        edit(folder / "tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true')
+    elif what == "template":
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    else:
+        edit(folder / "generation_config.json", '"eos_token_id": 1', '"eos_token_id": [1, 7]')
+    assert says in refused("test")
+
+
+def test_what_the_commands_do_not_take_of_a_generation_config_is_free(evaluate, decoded, tmp_path):
+    evaluate("test")
+    decoded.clear()
+    edit(tmp_path / "tiny/model/generation_config.json", '"eos_token_id": 1', '"do_sample": true, "eos_token_id": 1')
+    evaluate("test")
+    assert decoded == []
+
+
+def test_what_an_earlier_version_did_not_note_is_warned_of(evaluate, decoded, tmp_path, capsys):
+    evaluate("test")
+    file = tmp_path / "out" / "run.json"
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("weights_hash", "model_config", "tokenizer", "generation"):
+        del before[name]
+    file.write_text(json.dumps(before), encoding="utf-8")
+    (tmp_path / "out" / ".hsdlab.written").unlink()
+    decoded.clear()
+    capsys.readouterr()
+    evaluate("test")
+    assert decoded == []
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
+    assert warnings == [
+        "Warning: the run was begun by a version of hsdlab that did not note all of its weights, its settings in the "
+        "model's config, its tokenizer, its chat template or its special tokens, its options of decoding: whether they "
+        "are the same now is not known."
+    ]
+
+
+@pytest.mark.parametrize("subcommand", ["test", "report"])
+def test_a_changed_prediction_is_refused(subcommand, evaluate, refused, monkeypatch, tmp_path):
+    evaluate("test")
+    file = tmp_path / "out" / "predictions.jsonl"
+    *lines, last = file.read_bytes().split(b"\n")
+    record = json.loads(lines[2])
+    record["scores"]["rougeL"] = 1.0
+    lines[2] = json.dumps(record, ensure_ascii=False).encode()
+    file.write_bytes(b"\n".join([*lines, last]))
+    expected = f"{file}, line 3: the prediction was changed after the run had written it"
+    if subcommand == "test":
+        assert expected in refused("test")
+        return
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(tmp_path / "out")])
+    assert expected in str(end.value)
+
+
+def test_overwrite_leaves_the_users_files(evaluate, tmp_path):
+    evaluate("test", "--skip=HSD", "--skip.max_exit=2")
+    (tmp_path / "out" / "predictions_gold.jsonl").write_text("mine", encoding="utf-8")
+    evaluate("compare", "--strategies=[]", "--overwrite")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in contents(tmp_path / "out")}
+    assert "predictions.jsonl" not in names
+    assert {"predictions_gold.jsonl", "predictions/01_FullDepth.jsonl", "comparison.json"} <= names
+    assert not any("HSD" in name for name in names)
+
+
+def test_a_run_that_fails_before_its_first_batch_leaves_nothing(evaluate, monkeypatch, tmp_path):
+    def fails(*_):
+        raise RunError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hsdlab.modules.decode.DecodeModule, "_decode", fails)
+        with pytest.raises(RunError, match="no"):
+            evaluate("test")
+        assert not (tmp_path / "out").exists()
+    evaluate("test", "--model.num_beams=1")
+
+
+@pytest.mark.slow
+def test_on_a_disk_that_fills_up_a_run_says_so_and_goes_on_later(evaluate, small_disk, tmp_path):  # noqa: F811
+    evaluate("compare", f"--strategies=[{HSD}]")
+    whole = tmp_path / "out"
+    size = sum(len(content) for content in contents(whole).values())
+    said = set()
+    for share in (0.02, 0.03, 0.3, 0.6, 0.9):  # each time it comes a little further
+        out = small_disk(int(share * size)) / "out"
+        with pytest.raises(
+            RunError, match=r" could not be written: no space is left on its device\. Free some"
+        ) as error:
+            evaluate("compare", f"--strategies=[{HSD}]", f"--output={out}")
+        assert str(error.value).startswith(str(out))
+        said.add(Path(str(error.value).partition(" could not")[0]).suffix)
+    assert len(said) >= 3, said
+    out = small_disk(4 * size) / "out"
+    evaluate("compare", f"--strategies=[{HSD}]", f"--output={out}")
+    for file in (out / "predictions").iterdir():
+        assert without_costs(read_records(file)) == without_costs(read_records(whole / "predictions" / file.name))
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_other_versions_are_warned_of_and_noted(evaluate, tmp_path, capsys):

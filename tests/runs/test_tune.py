@@ -130,7 +130,7 @@ def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatc
     assert "Setting 4 of at most 4" in printed
     assert f"{report.chosen_row.name} is the fastest decoded that keeps 60 % or more of full depth's ROUGE-1" in printed
     assert sorted(path.name for path in out.iterdir()) == [
-        *("config.yaml", "frontier.png", "predictions", "run.json", "scores.jsonl", "strategy.yaml"),
+        *(".hsdlab.written", "config.yaml", "frontier.png", "predictions", "run.json", "scores.jsonl", "strategy.yaml"),
         *("tuning.json", "tuning.md"),
     ]
 

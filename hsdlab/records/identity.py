@@ -1,0 +1,106 @@
+"""The identity of a run: all that determines its result, compared before it goes on."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hsdlab.records.provenance import RunInfo, Session
+
+WITHOUT_EFFECT = (
+    *("trainer.enable_progress_bar.", "trainer.enable_model_summary.", "trainer.enable_checkpointing."),
+    *("trainer.logger.", "trainer.log_every_n_steps.", "trainer.profiler.", "data.init_args.num_workers.", "verbose."),
+)
+"""Options that change no result: a run goes on with other ones."""
+
+OF_THE_PROCESSES = ("trainer.devices.", "trainer.num_nodes.", "trainer.strategy.")
+"""Options for how many processes there are, that change no text: together they have the batches of one."""
+
+OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "classes.", "first.", "trials.", "decodes.")
+"""Options of `tune` that change what is scored and decoded, and nothing of what has been: a run goes on with others."""
+
+FREE: dict[str, tuple[str, ...]] = {
+    "fit": (*WITHOUT_EFFECT, "checkpoint_every.", "ckpt_path."),
+    "fit_exit_classifier": (*WITHOUT_EFFECT, "checkpoint_every.", "ckpt_path."),
+    "tune": (*WITHOUT_EFFECT, *OF_THE_PROCESSES, *OF_THE_SEARCH),
+}
+"""The options with other ones of which a subcommand goes on; for those not listed WITHOUT_EFFECT, OF_THE_PROCESSES."""
+
+IdentityName = Literal["examples", "weights", "weights_hash", "model_config", "tokenizer", "generation"]
+IDENTITY: dict[IdentityName, str] = {
+    "examples": "examples",
+    "weights": "weights",
+    "weights_hash": "weights",
+    "model_config": "settings in the model's config",
+    "tokenizer": "tokenizer, its chat template or its special tokens",
+    "generation": "options of decoding",
+}
+"""What run.json notes besides the configuration, and what it is called."""
+
+ABSENT = "nothing"
+
+
+def differences(before: RunInfo, subcommand: str, config: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that changes results and is another one than in the run before."""
+    if before.subcommand != subcommand:
+        return [f"subcommand: {before.subcommand or 'unknown'} then, {subcommand} now"]
+    old, new = _flat(before.config), _flat(json.loads(json.dumps(config, default=str)))
+    begun, wanted = old.get("strategies"), new.get("strategies")
+    longer = subcommand == "compare"  # the order of a calibration is fixed before its losses are seen
+    if longer and begun and wanted and wanted[: len(begun)] == begun:  # each has a file of its own
+        del old["strategies"], new["strategies"]
+    return list(_changes(old, new, FREE.get(subcommand, (*WITHOUT_EFFECT, *OF_THE_PROCESSES))))
+
+
+def change_of(name: IdentityName, before: RunInfo, run: RunInfo) -> str | None:
+    """Say how one part of the identity has changed; None where it has not, or where the run before did not note it."""
+    old, new = getattr(before, name), getattr(run, name)
+    if old is None or old == new:
+        return None
+    if name != "generation":
+        return f"The {IDENTITY[name]} are not those"
+    # what the model's generation config asks for, and the commands do not take, changes no text
+    lines = list(_changes(_flat(old.get("options", {})), _flat((new or {}).get("options", {}))))
+    return f"The {IDENTITY[name]} ({'; '.join(lines)}) are not those" if lines else None
+
+
+def sessions(before: RunInfo, run: RunInfo) -> tuple[Session, ...]:
+    """Return with what a run was made so far, where that is something else than now; oldest first."""
+    same = (before.versions, before.git, before.machine) == (run.versions, run.git, run.machine)
+    return before.earlier if same else (*before.earlier, before.session)
+
+
+def warnings(before: RunInfo, run: RunInfo) -> Iterator[str]:
+    """Yield what is another version or machine than the run was last made with, and what it did not note."""
+    old = _made_with(before)
+    for name, now in _made_with(run).items():
+        if old.get(name) != now:
+            yield f"Warning: the run was made with {name} {old.get(name)} so far; it is {now} now."
+    unknown = dict.fromkeys(IDENTITY[name] for name in IDENTITY if getattr(before, name) is None)
+    if unknown:
+        yield (
+            f"Warning: the run was begun by a version of hsdlab that did not note all of its {', its '.join(unknown)}: "
+            "whether they are the same now is not known."
+        )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = ()) -> Iterator[str]:
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name) and not f"{name}.".startswith(free):
+            yield f"{name}: {old.get(name, ABSENT)} then, {new.get(name, ABSENT)} now"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their names on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _made_with(run: RunInfo) -> dict[str, str | None]:
+    """Name what may change results or times a little."""
+    return {
+        **run.versions,
+        "commit": str(run.git and run.git.commit)[:10],
+        "machine": " and ".join([run.machine.cpu, *run.machine.gpus]),
+    }

@@ -1,0 +1,182 @@
+"""Which files of an output folder its runs wrote: a list in the folder, each file noted before it is made."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hsdlab.errors import RunError
+from hsdlab.records.files import UNFINISHED, append_whole, faults_of_writing, replace_file
+from hsdlab.records.lock import LOCK_FILE
+
+MANIFEST_FILE = ".hsdlab.written"
+OURS, OPEN, CLOSED, FOREIGN = "file", "open", "closed", "foreign"
+FINISHED, REMOVED = "finished", "removed"
+_BOOKKEEPING = (MANIFEST_FILE, LOCK_FILE)
+
+
+class Manifest:
+    """The list of a folder.
+
+    A line is a word and a path relative to the folder. Where other libraries choose the names, in a folder of
+    checkpoints, say, the whole folder is noted ("open") with what of others is in it ("foreign"), until the run ends
+    and its files are noted one by one ("closed"). A kill at any moment leaves a list of all that was written.
+
+    Args:
+        folder: Of the run.
+
+    Attributes:
+        finished: Whether the run has said that it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / MANIFEST_FILE
+        self._files: set[str] = set()
+        self._open: set[str] = set()
+        self._foreign: set[str] = set()
+        self.finished = False
+        self._read()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run of hsdlab has written here."""
+        return self.file.is_file()
+
+    def files(self) -> tuple[list[str], list[str]]:
+        """Return the files that the runs wrote, and those of others, as they are there now."""
+        self._read()  # other processes of the run note theirs
+        ours: list[str] = []
+        foreign: list[str] = []
+        for name in _walk(self.folder):
+            (ours if self.lists(name) else foreign).append(name)
+        return ours, foreign
+
+    def lists(self, name: str) -> bool:
+        """Tell whether a run wrote the file of this name."""
+        if name in self._files:
+            return True
+        return name not in self._foreign and any(name.startswith(folder) for folder in self._open)
+
+    def note(self, path: Path, is_first: bool = True) -> None:
+        """Note a file that is about to be made; a path elsewhere is none of this folder's.
+
+        Args:
+            path: Of the file.
+            is_first: Whether this is the process that holds the folder; the others of a run trust it.
+
+        Raises:
+            RunError: The file is there, and no run wrote it.
+        """
+        name = self._name(path)
+        if name is None or name in _BOOKKEEPING or self.lists(name):
+            return
+        if is_first and os.path.lexists(path):
+            raise RunError(
+                f"{path} is there, and no run of hsdlab wrote it: move it away, or give another folder with --output."
+            )
+        self.adopt([name])
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Note files by their names, whether they are there or not."""
+        self._write((OURS, name) for name in names)
+
+    def open(self, folders: Iterable[str]) -> None:
+        """Note folders in which the run makes files of any names."""
+        wanted = tuple(f"{each}/" for each in folders)
+        _, foreign = self.files()
+        self._write((FOREIGN, name) for name in foreign if name.startswith(wanted))
+        self._write((OPEN, name) for name in wanted)
+
+    def close(self) -> None:
+        """Note the files in those folders one by one."""
+        if self._open:
+            ours, _ = self.files()
+            self._write((OURS, name) for name in ours if name not in self._files)
+            self._write((CLOSED, name) for name in sorted(self._open))
+
+    def finish(self) -> None:
+        """Note that the run is finished."""
+        self._write([(FINISHED, "run")])
+
+    def repair(self) -> None:
+        """Drop a line that a kill cut off."""
+        if self.exists and not (content := self.file.read_bytes()).endswith(b"\n"):
+            os.truncate(self.file, content.rfind(b"\n") + 1)
+
+    def remove(self) -> None:
+        """Remove what the runs wrote, and folders that are then empty; run.json goes last, and the list stays empty.
+
+        Raises:
+            RunError: A file lies outside the folder, behind a symbolic link, or cannot be removed.
+        """
+        ours, _ = self.files()
+        inside = self.folder.resolve()
+        for path in (self.folder / name for name in self._files):
+            if os.path.lexists(path) and not path.parent.resolve().is_relative_to(inside):
+                raise RunError(f"{path} lies outside {self.folder}, behind a symbolic link: remove it yourself.")
+        if self.finished:
+            self._write([(REMOVED, "run")])
+        for name in sorted(ours, key=lambda name: (name == "run.json", name)):
+            path = self.folder / name
+            with faults_of_writing(path):
+                path.unlink(missing_ok=True)
+        for parent in sorted({parent for name in ours for parent in Path(name).parents}, reverse=True):
+            if parent != Path() and not any((self.folder / parent).iterdir()):
+                (self.folder / parent).rmdir()
+        replace_file(self.file, b"")
+        self._files, self._open, self._foreign, self.finished = set(), set(), set(), False
+
+    def forget(self) -> None:
+        """Remove the list, unless it tells that the files of others in the folder are no hindrance."""
+        if not any(True for _ in _walk(self.folder)):
+            with faults_of_writing(self.file):
+                self.file.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str | None:
+        path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(self.folder))
+        return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
+
+    def _read(self) -> None:
+        for line in self.file.read_bytes().split(b"\n")[:-1] if self.file.is_file() else ():
+            word, _, name = os.fsdecode(line).partition(" ")
+            self._take(word, name)
+
+    def _take(self, word: str, name: str) -> None:
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # not by us
+            return
+        if word in (FINISHED, REMOVED):
+            self.finished = word == FINISHED
+        elif word == OPEN:
+            self._open.add(name)
+        elif word == CLOSED:
+            self._open.discard(name)
+            self._foreign = {each for each in self._foreign if not each.startswith(name)}
+        elif word in (OURS, FOREIGN) and not name.endswith("/"):
+            (self._files if word == OURS else self._foreign).add(name)
+
+    def _write(self, entries: Iterable[tuple[str, str]]) -> None:
+        listed = list(entries)
+        if listed:
+            append_whole(self.file, b"".join(os.fsencode(f"{word} {name}") + b"\n" for word, name in listed))
+        for word, name in listed:
+            self._take(word, name)
+
+
+def unfinished_files(folder: Path) -> Iterator[Path]:
+    """Yield what a killed process was writing in a folder."""
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if name.startswith(".") and name.endswith(UNFINISHED):
+                yield Path(parent, name)
+        folders[:] = [name for name in folders if not name.endswith(UNFINISHED)]
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the names of all files and links below a folder, relative to it, without our own bookkeeping."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        folders[:] = sorted(name for name in folders if not name.endswith(UNFINISHED))
+        for name in sorted([*files, *links]):
+            relative = Path(parent, name).relative_to(folder).as_posix()
+            if relative not in _BOOKKEEPING and not (name.startswith(".") and name.endswith(UNFINISHED)):
+                yield relative
