@@ -9,7 +9,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
 from hsdlab.errors import RunError
-from hsdlab.modules.whole_files import whole_file
+from hsdlab.modules.weight_files import errors_of_the_system
+from hsdlab.records.files import whole_file
 
 _ALWAYS_THERE = ("state_dict", "global_step", "epoch", "loops", "pytorch-lightning_version")
 
@@ -27,7 +28,11 @@ class CheckpointFiles(CheckpointIO):
         Raises:
             RunError: There is no room, or it cannot be written; the one that was there is kept.
         """
-        with whole_file(Path(path), tensor_bytes(checkpoint)) as unfinished, unfinished.open("wb") as file:
+        with (
+            whole_file(Path(path), tensor_bytes(checkpoint)) as unfinished,
+            unfinished.open("wb") as file,
+            errors_of_the_system(),
+        ):
             torch.save(checkpoint, file)
 
     def load_checkpoint(

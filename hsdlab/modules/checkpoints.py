@@ -21,7 +21,7 @@ from hsdlab.errors import RunError, UserError
 from hsdlab.modules.checkpoint_files import CheckpointFiles, read_checkpoint
 from hsdlab.modules.event_files import events_on_disk
 from hsdlab.modules.finite import check_finite
-from hsdlab.modules.whole_files import whole_file
+from hsdlab.records.files import whole_file
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -206,7 +206,7 @@ def state_in(checkpoint: Mapping[str, Any], path: Any) -> dict[str, Any]:
 
 def _copy(source: Path, target: Path) -> None:
     """Have a second name for a file, or a copy where the file system has one name for each."""
-    with whole_file(target, 0) as unfinished:
+    with whole_file(target) as unfinished:
         try:
             os.link(source, unfinished)
         except OSError:

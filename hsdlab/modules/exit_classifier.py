@@ -24,7 +24,8 @@ from hsdlab.modules.checkpoint_files import tensor_bytes
 from hsdlab.modules.finite import check_finite, check_loss
 from hsdlab.modules.optimizer import adamw
 from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
-from hsdlab.modules.whole_files import whole_file
+from hsdlab.modules.weight_files import errors_of_the_system
+from hsdlab.records.files import whole_file
 
 
 class ExitClassifierModule(LightningModule):
@@ -244,5 +245,5 @@ class ExitClassifierModule(LightningModule):
         folded = self.folded()
         for name, weight in folded.state_dict().items():
             check_finite(weight, f"{name} of the exit classifier")
-        with whole_file(Path(path), tensor_bytes(folded.state_dict())) as unfinished:
+        with whole_file(Path(path), tensor_bytes(folded.state_dict())) as unfinished, errors_of_the_system():
             folded.save(unfinished)

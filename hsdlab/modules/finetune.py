@@ -39,7 +39,8 @@ from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
 from hsdlab.modules.optimizer import LearningRateSchedule, adamw
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
-from hsdlab.modules.whole_files import check_safetensors, whole_folder
+from hsdlab.modules.weight_files import check_safetensors, errors_of_the_system
+from hsdlab.records.files import whole_folder
 
 Draws = Literal["batch", "example"]
 _MOST = 1000  # AdamW moves each weight by about the learning rate: more is a slip
@@ -448,7 +449,8 @@ class FinetuneModule(LightningModule):
         check_finite(logits, "What the model to export computes")
         exported = model if self.lora is None else self.model
         trained = [weight for weight in exported.parameters() if self.lora is None or weight.requires_grad]
-        with whole_folder(Path(folder), tensor_bytes([weight.data for weight in trained])) as unfinished:
+        size_bytes = tensor_bytes([weight.data for weight in trained])
+        with whole_folder(Path(folder), size_bytes) as unfinished, errors_of_the_system():
             if self.lora is None:
                 model.save_pretrained(fspath(unfinished))
             else:

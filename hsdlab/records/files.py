@@ -1,7 +1,9 @@
 """Files that are written whole or not at all, and faults of writing said in one sentence."""
 
 import errno
+import glob
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ UNFINISHED = ".unfinished"
 """How the names of files end that are being written; those that a kill left are removed by the next run."""
 
 REASONS = {
-    errno.ENOSPC: ("no space is left on its device", "Free some"),
+    errno.ENOSPC: ("no space left on device", "Free some"),
     errno.EDQUOT: ("the quota of the user is used up", "Free some space"),
     errno.EROFS: ("its file system is read-only", "Give another folder"),
     errno.EACCES: ("the permission is missing", "Give a folder that you may write to"),
@@ -46,27 +48,49 @@ def faults_of_writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, size_bytes: int = 0) -> Iterator[Path]:
     """Give a path to write to; at the end what was written there becomes the file, whole or not at all.
 
     Args:
         path: The file; its folder is made if it is missing. An interrupted or failed write leaves the earlier file.
+        size_bytes: What it will hold, about; where there is no room for so much nothing is written.
 
     Raises:
         RunError: It could not be written: no space, no permission, and so on.
     """
     with faults_of_writing(path):
         _announce(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name[:40]}.{os.getpid()}{UNFINISHED}")
-        try:
+        with _unfinished(path, size_bytes) as unfinished:
             yield unfinished
             _sync(unfinished)
             os.replace(unfinished, path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
         _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path, size_bytes: int = 0) -> Iterator[Path]:
+    """Give a new folder to write into; at the end it becomes the folder, whole or not at all.
+
+    Args:
+        folder: What is written. An interrupted or failed write leaves the earlier folder, which is removed at the end.
+        size_bytes: What it will hold, about; where there is no room for so much nothing is written.
+
+    Raises:
+        RunError: It could not be written: no space, no permission, and so on.
+    """
+    with faults_of_writing(folder):
+        with _unfinished(folder, size_bytes) as unfinished:
+            unfinished.mkdir()
+            yield unfinished
+            for path in sorted(unfinished.rglob("*")):
+                _sync(path)
+            _sync(unfinished)
+            earlier = _unfinished_name(folder, ".earlier")
+            if folder.exists():
+                os.replace(folder, earlier)
+            os.replace(unfinished, folder)
+        _sync(folder.parent)
+        _remove(earlier)
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
@@ -117,6 +141,33 @@ def listening(listener: Callable[[Path], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+@contextmanager
+def _unfinished(path: Path, size_bytes: int) -> Iterator[Path]:
+    """Give a free path beside `path`, those of killed processes removed; after an error it is removed too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < size_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    unfinished = _unfinished_name(path)
+    for left_over in path.parent.glob(f"{glob.escape(f'.{path.name[:40]}.')}*{UNFINISHED}"):
+        _remove(left_over)
+    try:
+        yield unfinished
+    except BaseException:
+        _remove(unfinished)
+        raise
+
+
+def _unfinished_name(path: Path, which: str = "") -> Path:
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}{which}{UNFINISHED}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _announce(path: Path) -> None:

@@ -239,6 +239,8 @@ def test_a_best_checkpoint_that_was_changed_is_not_exported(monkeypatch, options
     best.unlink()  # one file with last.ckpt
     best.write_bytes(half)
     torch.save(last, best.with_name("last.ckpt"))
+    written = tmp_path / "out" / ".hsdlab.written"
+    written.write_text(written.read_text().replace("finished", "removed"))
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit, match=r"^error: The checkpoint .*best\.ckpt cannot be read"):
         main([*options, "--trainer.max_epochs=1", "--ckpt_path=last"])

@@ -146,7 +146,7 @@ def test_an_export_that_fails_keeps_the_one_before(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tested.tokenizer, "save_pretrained", full)
-    with pytest.raises(RunError, match=rf"{tmp_path / 'model'} could not be written: No space left on device"):
+    with pytest.raises(RunError, match=rf"{tmp_path / 'model'} could not be written: no space left on device"):
         tested.export(tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"model", ".half"}

@@ -11,7 +11,7 @@ from hsdlab.records.files import append_whole, listening, replace_file, whole_fi
 from tests.small_disk import small_disk  # noqa: F401  a fixture
 
 SENTENCES = {
-    errno.ENOSPC: "no space is left on its device. Free some",
+    errno.ENOSPC: "no space left on device. Free some",
     errno.EDQUOT: "the quota of the user is used up. Free some space",
     errno.EROFS: "its file system is read-only. Give another folder",
     errno.EACCES: "the permission is missing. Give a folder that you may write to",
@@ -103,7 +103,7 @@ def test_an_append_that_fails_in_the_middle_leaves_the_file_as_before(written, t
 
     opens = files.Path.open
     monkeypatch.setattr(files.Path, "open", lambda *args, **options: Full(opens(*args, **options)))
-    with pytest.raises(RunError, match=r"a\.jsonl could not be written: no space is left on its device"):
+    with pytest.raises(RunError, match=r"a\.jsonl could not be written: no space left on device"):
         append_whole(file, b"two and three\n")
     monkeypatch.undo()
     assert file.read_bytes() == b"one\n"
@@ -134,12 +134,12 @@ def test_a_listener_is_told_before_a_file_is_there_and_may_refuse_it(tmp_path):
 def test_on_a_disk_that_fills_up_what_was_written_stays(small_disk):  # noqa: F811
     folder = small_disk(256 * 1024)
     replace_file(folder / "kept.txt", "x" * 100_000)
-    with pytest.raises(RunError, match=r"kept\.txt could not be written: no space is left"):
+    with pytest.raises(RunError, match=r"kept\.txt could not be written: no space left"):
         replace_file(folder / "kept.txt", "y" * 200_000)
     assert (folder / "kept.txt").read_text() == "x" * 100_000
     line = b"z" * 4999 + b"\n"
     append_whole(folder / "lines.jsonl", line * 20)
-    with pytest.raises(RunError, match=r"lines\.jsonl could not be written: no space is left"):
+    with pytest.raises(RunError, match=r"lines\.jsonl could not be written: no space left"):
         append_whole(folder / "lines.jsonl", line * 20)
     assert (folder / "lines.jsonl").read_bytes() == line * 20
     assert sorted(each.name for each in folder.iterdir()) == ["kept.txt", "lines.jsonl"]
