@@ -6,16 +6,19 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace, _typehints, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
-from hsdlab.cli.configs import with_included_configs, without_include
+from hsdlab.cli.config_checks import check_value
+from hsdlab.cli.configs import place_of, with_included_configs, without_include
+from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
 from hsdlab.data import GenerationDataModule
@@ -24,14 +27,26 @@ from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrateg
 
 _BASES: dict[str, type] = {
     "data": GenerationDataModule,
+    "skip": SkipStrategy,
     "schedule": ScheduledStrategy,
     "confidence": ConfidenceStrategy,
 }
 """What the classes of an option derive from; of all others, SkipStrategy."""
+_OTHER_CLASSES = ("logger", "callbacks", "plugins", "strategy", "profiler", "accelerator")
+"""The options whose classes are not hsdlab's own."""
+
+set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
+# A class path names a strategy, a data set or a part of Lightning's: never something of Python itself, whose import may
+# do anything (os.system, antigravity).
 
 
 class EvaluateParser(LightningArgumentParser):
     """Names classes instead of unions, and says what is wrong without the usage text of 100 lines."""
+
+    words: ClassVar[Sequence[str]] = ()
+    """The command line that is parsed, for messages: the parsers of a subcommand and of a class do not see it."""
+    whole: ClassVar["EvaluateParser | None"] = None
+    """The parser of the command line."""
 
     def add_lightning_class_args(
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
@@ -46,10 +61,17 @@ class EvaluateParser(LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
         """Parse; configs may include others, and options be written with hyphens (``--max-loss``) or by old names."""
         args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
+        outermost = not hasattr(self, "subcommand")  # the rest of the words goes to the parser of the subcommand
+        if outermost:
+            EvaluateParser.words, EvaluateParser.whole = args, self
         try:
+            for arg in args:
+                check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
         except UserError as error:
             self.error(str(error), error)
+        if outermost:
+            EvaluateParser.words = args
         return super().parse_args(args, *more, **options)
 
     def parse_string(self, content: str, path: str | os.PathLike[str] = "", *more: Any, **options: Any) -> Namespace:
@@ -63,21 +85,45 @@ class EvaluateParser(LightningArgumentParser):
         return super().parse_string(content, path, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and end with exit code 2."""
-        unknown = re.search(r'key "([\w.]+)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
-        if unknown:
-            option = unknown[1].rpartition(".")[2]
-            known = sorted(_names_of_subclasses(_BASES.get(option, SkipStrategy)))
-            word = "unfit" if unknown[2] in _names_of_subclasses(SkipStrategy) else "unknown"
-            message = (
-                f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
-                "or the dotted path of your own, such as my_package.MyClass"
-            )
-        if message == "the following arguments are required: folder":
-            message = "no data: give a folder of your own with --data.folder=path/to/folder, or a data set with --data="
-            message += f", one of {', '.join(sorted(_names_of_subclasses(GenerationDataModule)))}"
-        sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
+        """Say in one sentence what is wrong, and end with exit code 2."""
+        files = [Path(word.partition("=")[2]) for word in EvaluateParser.words if word.startswith("--config=")]
+        whole = EvaluateParser.whole or self
+        refusal = Refusal(
+            EvaluateParser.words,
+            whole._command(),
+            whole._options(),
+            whole._classes,
+            lambda key: place_of(key, [file for file in files if file.is_file()]),
+        )
+        sentence = message if isinstance(ex, UserError) else refusal.sentence(message)
+        sys.stderr.write(f"error: {sentence}\nFor the options and their meaning add --help\n")
         sys.exit(2)
+
+    def _subparsers_by_name(self) -> dict[str, "EvaluateParser"]:
+        found = getattr(self, "_subcommands_action", None)
+        return {} if found is None else dict(found._name_parser_map)
+
+    def _command(self) -> str:
+        """Return the subcommand that is parsed; "" before one is named."""
+        return next((word for word in EvaluateParser.words if word in self._subparsers_by_name()), "")
+
+    def _options(self) -> set[str]:
+        """Return the names of all options, also those that only a class has which an option names."""
+        parser = self._subparsers_by_name().get(self._command(), self)
+        names = {word.lstrip("-") for action in parser._actions for word in action.option_strings}
+        for option in ("data", "skip"):
+            if option in names:
+                classes = {name for base in (_BASES[option],) for name in _subclasses(base)}
+                names |= {f"{option}.{name}" for each in classes for name in _arguments(each)}
+        return {name for name in names if not name.endswith((".help", "+")) and len(name) > 1}
+
+    def _classes(self, last: str) -> list[str]:
+        """Return the names of what an option takes, by the last part of its name; of the commands for "subcommand"."""
+        if last == "subcommand":
+            return list(self._subparsers_by_name())
+        if last in _OTHER_CLASSES:
+            return []
+        return sorted(each.__name__ for each in _subclasses(_BASES.get(last, SkipStrategy)))
 
 
 class SubcommandCLI(LightningCLI):
@@ -173,8 +219,19 @@ def _with_underscores(arg: str) -> str:
     return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg)
 
 
-def _names_of_subclasses(base: Any) -> Iterator[str]:
+def _subclasses(base: type) -> Iterator[type]:
+    """Yield the classes derived from a base that can be made."""
     for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass):
-            yield subclass.__name__
-        yield from _names_of_subclasses(subclass)
+            yield subclass
+        yield from _subclasses(subclass)
+
+
+def _arguments(cls: type) -> Iterator[str]:
+    """Yield the names of what a class is made with, those of its bases too that ``**kwargs`` pass on."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            yield from (each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
+            if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
+                return
