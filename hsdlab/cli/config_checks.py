@@ -9,11 +9,12 @@ from hsdlab.errors import UserError
 
 _DEEPEST = 60  # levels; no option needs ten
 _LARGEST = 200_000  # values
+_GROUPS = ("model", "trainer")
+"""Options that are groups of others; the parser would pass over what is no mapping."""
 _PLAIN = {
     f"tag:yaml.org,2002:{name}"
     for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge", "timestamp", "value")
 }
-
 
 
 def check_value(text: str, option: str) -> None:
@@ -49,6 +50,12 @@ def check_config(file: Path, where: str) -> None:
     if not isinstance(node, yaml.MappingNode):
         got = "is empty" if node is None else f"holds a {'list' if isinstance(node, yaml.SequenceNode) else 'value'}"
         raise UserError(f"{where}: the config {got}; expected options and their values, such as `output: runs/mine`.")
+    for key, value in node.value:
+        if key.value in _GROUPS and not isinstance(value, yaml.MappingNode):
+            raise UserError(
+                f"{where}, line {key.start_mark.line + 1}: {key.value} is no mapping; expected its options and their "
+                "values, indented below it."
+            )
     _check_size(node, where)
     for each in _nodes(node):
         line = f"{where}, line {each.start_mark.line + 1}"
@@ -63,7 +70,9 @@ def _composed(text: str, where: str, plain_text: bool = False) -> yaml.Node | No
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
-        raise UserError(f"{where}: lists or mappings are nested too deep; expected at most {_DEEPEST} levels.") from None
+        raise UserError(
+            f"{where}: lists or mappings are nested too deep; expected at most {_DEEPEST} levels."
+        ) from None
     except yaml.YAMLError as error:
         if plain_text:
             return None

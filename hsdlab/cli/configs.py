@@ -115,6 +115,26 @@ def without_include(text: str) -> str:
     return yaml.serialize(top, Dumper=yaml.SafeDumper, allow_unicode=True)
 
 
+def with_strategy_as_list(text: str) -> str:
+    """Turn the strategy of a config under configs/strategy, ``skip``, into a list of one, ``strategies``.
+
+    Args:
+        text: The config.
+
+    Returns:
+        The same, where it names no strategy, or ``strategies`` itself; the values are untouched.
+    """
+    top = top_level(text)
+    names = [] if top is None else [key.value for key, _ in top.value]
+    if top is None or "skip" not in names or any(name.startswith("strategies") for name in names):
+        return text
+    for index, (key, value) in enumerate(top.value):
+        if key.value == "skip":
+            key.value = "strategies"
+            top.value[index] = (key, yaml.SequenceNode("tag:yaml.org,2002:seq", [value]))
+    return yaml.serialize(top, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
 def top_level(text: str) -> yaml.MappingNode | None:
     """Return the top of a YAML text as a node, or None where it is no mapping or no YAML (the parser says so)."""
     try:

@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +12,22 @@ from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _typehints, set_parsing_settings
+from jsonargparse._util import import_object
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+import hsdlab
 import hsdlab.data
 import hsdlab.strategies  # noqa: F401  their names are short names on the command line
 from hsdlab.cli.config_checks import check_value
-from hsdlab.cli.configs import place_of, with_included_configs, without_include
+from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
+from hsdlab.cli.exits import FOR_THE_USER
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import UserError, faults_of_the_run
+from hsdlab.reasons import reason
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -72,12 +77,23 @@ class EvaluateParser(LightningArgumentParser):
             self.error(str(error), error)
         if outermost:
             EvaluateParser.words = args
-        return super().parse_args(args, *more, **options)
+        try:
+            return super().parse_args(args, *more, **options)
+        except (Exception, SystemExit) as error:
+            module = _imported_when(error)
+            if not outermost or module is None:
+                raise
+            why = "it ends the program" if isinstance(error, SystemExit) else reason(error)
+            refusal = UserError(f"the module {module} cannot be imported: {why} ({_place(error)})")
+            self.error(str(refusal), refusal)
 
     def parse_string(self, content: str, path: str | os.PathLike[str] = "", *more: Any, **options: Any) -> Namespace:
         """Parse a config's own settings under their present names; what it includes stands on the command line."""
         if os.path.isfile(path):  # not settings that were given as a string, which cannot include anything
             content = without_include(content)
+        names = {name for action in self._actions for name in action.option_strings}
+        if {"--skip", "--strategies"} & names == {"--strategies"}:
+            content = with_strategy_as_list(content)
         try:
             content = with_new_keys(content, getattr(self, "subcommand", None))
         except UserError as error:
@@ -123,7 +139,7 @@ class EvaluateParser(LightningArgumentParser):
             return list(self._subparsers_by_name())
         if last in _OTHER_CLASSES:
             return []
-        return sorted(each.__name__ for each in _subclasses(_BASES.get(last, SkipStrategy)))
+        return sorted({each.__name__ for each in _subclasses(_BASES.get(last, SkipStrategy))})
 
 
 class SubcommandCLI(LightningCLI):
@@ -172,6 +188,34 @@ class SubcommandCLI(LightningCLI):
         """Say what there is to go on with after the command was stopped."""
         raise NotImplementedError
 
+    def instantiate_classes(self) -> None:
+        """Load the model, make the Trainer."""
+        with own_classes_are_made():
+            super().instantiate_classes()
+
+    def made_so_far(self) -> Namespace:
+        """Return the subcommand's options with data and strategies made; the model and the Trainer are not."""
+        with own_classes_are_made():
+            return self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything={seed}: expected a whole number from 0 to {2**32 - 1}.")
+        super()._set_seed()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except UserError:
+            raise
+        except Exception as error:  # Lightning and its plugins raise what they like
+            given = ", ".join(word for word in EvaluateParser.words if word.startswith("--trainer."))
+            raise UserError(
+                f"the Trainer refuses its options{f' ({given})' if given else ''}: {reason(error)}. Change them, or "
+                "leave them out for the defaults: the CPU, or the one GPU that there is."
+            ) from error
+
     def _run_subcommand(self, subcommand: str) -> None:
         with faults_of_the_run():  # its options have been taken
             super()._run_subcommand(subcommand)
@@ -186,6 +230,57 @@ class SubcommandCLI(LightningCLI):
         """Parse; a class that is named later takes no arguments over from the one named before."""
         with dropping_arguments_of_other_classes():
             super().parse_arguments(parser, args)
+        _check_flags(self.config)
+
+
+def _imported_when(error: BaseException) -> str | None:
+    """Return the module that jsonargparse imported for a class path when an error was raised there; else None."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is import_object.__code__:
+            return str(frame.f_locals.get("name_module"))
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and the line of an error; of a module that is no Python, where it is not."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
+
+
+@contextmanager
+def own_classes_are_made() -> Iterator[None]:
+    """Within this, an error in the code of a user's own class is said in one sentence.
+
+    Raises:
+        UserError: In place of any error but the user's to mend and those that come from hsdlab itself.
+    """
+    try:
+        yield
+    except FOR_THE_USER:
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, FOR_THE_USER) or _is_ours(error):
+            raise
+        raise UserError(
+            f"a class that was named cannot be made: {reason(error)} ({_place(error)}). --debug shows the traceback"
+        ) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(hsdlab.__file__).parent)
+
+
+def _check_flags(config: Namespace) -> None:
+    """Refuse what jsonargparse lets pass: a switch that is neither on nor off.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    overwrite = config[config.subcommand].get("overwrite", False)
+    if not isinstance(overwrite, bool):
+        raise UserError(f"overwrite: got {overwrite!r}; expected true or false.")
 
 
 @contextmanager

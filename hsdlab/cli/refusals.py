@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from hsdlab.models.reasons import without_advice
+from hsdlab.reasons import without_advice
 
 _LONGEST = 1000
 _OF_PYTHON = {
@@ -33,7 +33,7 @@ _BOUNDED = {
     "OpenUnitInterval": "a number between 0 and 1",
 }
 _ELSEWHERE = {
-    "skip": "it decodes under no strategy of its own: leave it out, or take `test` (one strategy) or `compare`",
+    "skip": "it decodes under no strategy that is given; `test` takes one, `compare`, `bench` and `calibrate` a list",
     "strategies": "it takes one strategy, with --skip; `compare` takes a list",
     "first": "settings to try first are for `tune`",
     "output": "it writes no folder",
@@ -92,6 +92,8 @@ class Refusal:
         key = key.replace("init_args.", "")
         if self._on_line(key):
             return self._no_option(self._option(key), dashes="--")
+        if "." not in key:  # an argument of a class
+            key = next((whole for group in _GROUPS if self.place(whole := f"{group}.{key}")), key)
         nested = f"{self.command}."
         if key.startswith(nested) and self.place(key):
             return f"{self.place(key)}: settings stand without the command's name: {key.removeprefix(nested)}"
@@ -103,7 +105,9 @@ class Refusal:
         text = f"{where}{': ' if where else ''}{of} no option {dashes}{name}"
         group = name.split(".")[0]
         if name in self.options:  # of another class than the one that is named
-            return f"{dashes}{name}: the class that --{group} names takes no such argument; name its class with --{group}"
+            return (
+                f"{dashes}{name}: the class that --{group} names takes no such argument; name its class with --{group}"
+            )
         hint = None if group in self.options else _ELSEWHERE.get(group)
         near = self._near(name)
         if near and not hint:
@@ -112,9 +116,8 @@ class Refusal:
 
     def _near(self, name: str) -> list[str]:
         if "." not in name:  # an option of a class, of which the config names the last part only
-            ends = {option.rpartition(".")[2]: option for option in self.options if option.startswith(("data", "skip"))}
-            close = difflib.get_close_matches(name, [*self.options, *ends], n=1, cutoff=0.7)
-            return close
+            ends = {option.rpartition(".")[2] for option in self.options if option.startswith(_GROUPS)} - {name}
+            return difflib.get_close_matches(name, [*self.options, *ends], n=1, cutoff=0.7)
         return difflib.get_close_matches(name, self.options, n=1, cutoff=0.7)
 
     # ---- values
@@ -176,7 +179,7 @@ class Refusal:
     def no_import(self, key: str, name: str, why: str) -> str:
         """Say why a class cannot be imported."""
         option, last = self._named(key), key.rpartition(".")[2]
-        if "not allowed, denied by" in why:
+        if "not allowed, denied by" in why:  # its class may be Python's where its module is the user's
             return (
                 f"{option}: {name} is part of Python itself, and hsdlab imports nothing of that by a class path; "
                 f"{self._classes(last)}"
@@ -240,9 +243,13 @@ class Refusal:
         """Say that an option has a value that nothing can be made of."""
         return f"{self._named(option)}: expected a text, such as a path; leave it out for the default"
 
-    def linked(self, option: str, value: str) -> str:
+    def linked(self, option: str, follows: str) -> str:
         """Say that an option follows another one."""
-        return f"--trainer.default_root_dir: leave it out; --{option} says where all is written"
+        return f"--{follows}: leave it out; --{option} says where all is written"
+
+    def no_path(self, key: str, name: str) -> str:
+        """Say that a class path is none."""
+        return f"{self._named(key)}: {name} is no class path; {self._classes(key.rpartition('.')[2])}"
 
     def no_file(self, path: str) -> str:
         """Say that a config is missing."""
@@ -278,6 +285,7 @@ class Refusal:
 
 
 _ALIKE = 0.6
+_GROUPS = ("data", "skip")  # the options that name one class
 _KEY = r'^(?:Parser key|argument) "?([\w.]+)"?:\s*'
 _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^unrecognized arguments: (.*)", Refusal.unrecognized),
@@ -289,6 +297,7 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^argument (\S+): expected (?:one|at least one) argument", Refusal.no_value),
     (r'^Parser key "config": File does not exist: \'(.*?)\'', Refusal.no_file),
     (r'^Parser key "config": Path is not a file: \'(.*?)\'', Refusal.no_config_file),
+    (_KEY + r".*Unexpected import path format: (\S+)", Refusal.no_path),
     (_KEY + r".*Problem with given class_path '([^']*)':\s*(.*)", Refusal.no_import),
     (_KEY + r".*Import path (\S+) does not correspond to a subclass of (\w+)", Refusal.no_subclass),
     (_KEY + r".*Expected a dot import path string: (\S*)", Refusal.unknown_class),
@@ -299,7 +308,7 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^Key must be a string, got: (.*)", Refusal.no_name),
     (r"^Problems parsing config: (.*)", Refusal.no_config),
     (r"^Call to compute_fn of link '\w+\((\w+)\)", Refusal.unfit),
-    (r"^argument (\w+) --> \S+: invalid .* value: (.*)", Refusal.linked),
+    (r"^argument (?:\w+\()?(\w+)\)? --> ([\w.]+): ", Refusal.linked),
 )
 
 

@@ -172,7 +172,7 @@ class TrainCLI(SubcommandCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before the model is loaded: folder, data; add the checkpoints."""
         config = self.config[self.subcommand]
-        data = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand].data
+        data = self.made_so_far().data
         if self.subcommand != "validate":
             self.output = Path(config.output)
             if rank_zero_only.rank == 0:

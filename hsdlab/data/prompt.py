@@ -36,6 +36,18 @@ class PromptTemplate:
                 "expected once, where the source text goes"
             )
 
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a chat template that leaves the prompt out.
+
+        Raises:
+            UserError: So it is, or the template is missing or fails.
+        """
+        if STAND_IN not in self._written(STAND_IN, tokenizer):
+            raise UserError(
+                "chat=True, but the tokenizer's chat template does not write the user's message: set chat=False or "
+                "mend the template"
+            )
+
     def fill(self, source: str) -> str:
         """Return the prompt for `source`, without the chat template.
 

@@ -7,9 +7,10 @@ rows that run it.
 """
 
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -205,20 +206,34 @@ class Decisions:
         return getattr(self.strategy, "keys_and_values", "law") == "full"
 
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+        if not isinstance(schedule, Sequence):
+            raise UserError(
+                f"{self.name}.scheduled_layers returned {_described(schedule)}; expected a list with the layers of "
+                "each step, or None where they are not known beforehand."
+            )
         if len(schedule) != self.max_steps - 1:
             raise UserError(
                 f"{self.name}.scheduled_layers gave {len(schedule)} steps; expected {self.max_steps - 1} "
                 f"(max_new_tokens={self.max_steps} has one decode step fewer)."
             )
-        for step, layers in enumerate(schedule):
-            if len(layers) == 0:
-                raise UserError(f"{self.name} runs no layer in step {step}; expected at least one.")
-            wrong = [i for i in layers if not isinstance(i, int) or not 0 <= i < self.num_layers]
-            if wrong:
-                raise UserError(
-                    f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
-                )
-        return [frozenset(layers) for layers in schedule]
+        return [self._checked_layers(layers, step) for step, layers in enumerate(schedule)]
+
+    def _checked_layers(self, layers: object, step: int) -> frozenset[int]:
+        """Return the layers of a step as a set; their order means nothing."""
+        if not isinstance(layers, Iterable) or isinstance(layers, str):
+            raise UserError(
+                f"{self.name} gave {_described(layers)} as the layers of step {step}; expected their indices, such as "
+                "(0, 2, 4)."
+            )
+        indices = [_index(layer) for layer in layers]
+        if not indices:
+            raise UserError(f"{self.name} runs no layer in step {step}; expected at least one.")
+        wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < self.num_layers]
+        if wrong:
+            raise UserError(
+                f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
+            )
+        return frozenset(indices)
 
     def _checked_plan(self, plan: Tensor, rows: int) -> Tensor:
         expected = (rows, self.num_layers)
@@ -237,6 +252,16 @@ class Decisions:
 
 
 _NO_ROWS = torch.zeros(0, dtype=torch.long)
+
+
+def _index(layer: Any) -> Any:
+    """Return an index as an int, be it one of NumPy or torch; what is none (a float, a bool) as it is."""
+    if isinstance(layer, bool) or (isinstance(layer, Tensor) and (layer.dtype == torch.bool or layer.dim() > 0)):
+        return str(layer)
+    try:
+        return operator.index(layer)
+    except TypeError:
+        return layer
 
 
 def _described(value: object) -> str:

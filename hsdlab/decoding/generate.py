@@ -124,6 +124,7 @@ def applied(
         )
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
+    _check_strategy(strategy)
     strategy.check_model(parts)
     Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
     if not parts.proven:
@@ -138,6 +139,18 @@ def applied(
         finally:
             del attributes["generate"]
             attributes.update(own)
+
+
+def _check_strategy(strategy: object) -> None:
+    """Refuse what is no strategy: a name or a class, say.
+
+    Raises:
+        UserError: With what was given.
+    """
+    asked = ("check_model", "scheduled_layers", "plan")
+    if isinstance(strategy, type) or not all(callable(getattr(strategy, name, None)) for name in asked):
+        hint = f"; make an object of it: {strategy.__name__}()" if isinstance(strategy, type) else ""
+        raise UserError(f"strategy={strategy!r}: expected an object of a strategy's class, such as HSD(){hint}.")
 
 
 def active_run(model: nn.Module) -> AppliedRun | None:

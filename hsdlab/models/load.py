@@ -139,6 +139,8 @@ def _device(device: str) -> torch.device:
 def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """Find what `name` means: the folder or hub id, and the options that from_pretrained needs for it."""
     options: dict[str, Any] = dict(NO_CODE)
+    if not name:
+        raise FileNotFoundError("the model's name is empty: expected a folder, a .gguf file or a model's id on the hub")
     path = Path(name).expanduser()
     if name.startswith(PREFIX):
         return str(embedded_folder(name)), options
@@ -187,6 +189,9 @@ def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
             f"hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...); "
             f"{name} is a {config.model_type} model with {config.architectures or 'no language-model head'}"
         )
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if layers < 1:
+        raise UserError(f"{name}: its config.json says num_hidden_layers={layers}; expected 1 or more")
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -286,6 +286,25 @@ def load_decode_module(
     return DecodeModule(model, tokenizer, **kwargs)
 
 
+def check_decoding(options: Mapping[str, Any]) -> None:
+    """Refuse what `DecodeModule` would, before a model is loaded for it.
+
+    Args:
+        options: Parameters of DecodeModule by name; those that are missing have their defaults.
+
+    Raises:
+        UserError, FileNotFoundError: See `DecodeModule`.
+    """
+    check_options(
+        options.get("num_beams", 1), options.get("max_new_tokens", 1), dict(options.get("generate_kwargs") or {})
+    )
+    names = options.get("metrics", METRICS)
+    for name in names:
+        if list(names).count(name) > 1:
+            raise UserError(f"metrics lists {name!r} twice: expected each once.")
+        text_metric(name, MetricOptions(bertscore_encoder=options.get("bertscore_encoder") or ENCODER))
+
+
 def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> None:
     """Refuse numbers below 1 and generation options that have a parameter of their own.
 
