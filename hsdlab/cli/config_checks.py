@@ -83,6 +83,10 @@ def _composed(text: str, where: str, plain_text: bool = False) -> yaml.Node | No
         raise UserError(f"{where}{line}: this is no YAML ({what}){hint}. Expected options and their values.") from error
 
 
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where}: lists or mappings are nested too deep; expected at most {_DEEPEST} levels.")
+
+
 def _check_size(node: yaml.Node | None, where: str) -> None:
     """Count what a text means when all of its references are written out, without doing it."""
     sizes: dict[int, int] = {}
@@ -91,15 +95,15 @@ def _check_size(node: yaml.Node | None, where: str) -> None:
         if id(part) in above:
             raise UserError(f"{where}: an alias (*name) stands inside of what it refers to; write the values out.")
         if len(above) > _DEEPEST:
-            raise UserError(f"{where}: lists or mappings are nested too deep; expected at most {_DEEPEST} levels.")
+            raise _too_deep(where)
         if id(part) not in sizes:
             sizes[id(part)] = 1 + sum(size(each, (*above, id(part))) for each in _parts(part))
         return sizes[id(part)]
 
     if node is not None and size(node, ()) > _LARGEST:
         raise UserError(
-            f"{where}: its aliases (*name) stand for more than {_LARGEST} values; expected a config that a person could "
-            "write out."
+            f"{where}: its aliases (*name) stand for more than {_LARGEST} values; expected a config that a person "
+            "could write out."
         )
 
 

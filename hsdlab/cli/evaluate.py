@@ -19,6 +19,7 @@ from hsdlab.cli.report import REPORT, report_command
 from hsdlab.cli.stops import WITHOUT_RESULT
 from hsdlab.data import Example
 from hsdlab.data.base import Split
+from hsdlab.data.sample import sample_batches
 from hsdlab.errors import faults_of_the_run
 from hsdlab.models import weights_fingerprint
 from hsdlab.models.generation import fixed_length, greedy
@@ -31,7 +32,6 @@ from hsdlab.records.strategy import StrategyConfig
 from hsdlab.reporting import calibration, tensorboard, tuning
 from hsdlab.runs.bench import check_bench, first_prompts
 from hsdlab.runs.calibrate import check_calibration
-from hsdlab.data.sample import sample_batches
 from hsdlab.runs.rehearsal import check_options_fit, own_faults, rehearse
 from hsdlab.runs.strategies import baseline_first, prediction_files, strategy_result
 from hsdlab.runs.test import write_result

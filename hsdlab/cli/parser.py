@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab
 import hsdlab.data
-import hsdlab.strategies  # noqa: F401  their names are short names on the command line
+import hsdlab.strategies
 from hsdlab.cli.config_checks import check_value
 from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
 from hsdlab.cli.exits import FOR_THE_USER
@@ -273,14 +273,17 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _check_flags(config: Namespace) -> None:
-    """Refuse what jsonargparse lets pass: a switch that is neither on nor off.
+    """Refuse what jsonargparse lets pass: a switch that is neither on nor off, an output that is no path.
 
     Raises:
         UserError: Naming the option.
     """
-    overwrite = config[config.subcommand].get("overwrite", False)
+    options = config[config.subcommand]
+    overwrite, output = options.get("overwrite", False), options.get("output", "runs")
     if not isinstance(overwrite, bool):
         raise UserError(f"overwrite: got {overwrite!r}; expected true or false.")
+    if not output or "\0" in output:
+        raise UserError(f"--output={output!r}: expected the path of a folder, such as runs/mine.")
 
 
 @contextmanager

@@ -148,15 +148,17 @@ class Refusal:
             )
         if found == ["model.name"]:
             return (
-                'no model: give one with --model.name=, a model folder, a .gguf file, "embedded:smollm2-135m" or the id '
-                "of a model on the hub"
+                'no model: give one with --model.name=, a model folder, a .gguf file, "embedded:smollm2-135m" or the '
+                "id of a model on the hub"
             )
         if found == ["strategies"]:
             return (
                 f"no strategies: give `{self.command}` a list with --strategies='[HSD, SkipDecode]', or a config under "
                 "configs/strategy with --config"
             )
-        return f"missing: {', '.join(self._named(name) for name in found)}; give each a value"
+        of_class = {name: f"{group}.{name}" for group in _GROUPS for name in found if f"{group}.{name}" in self.options}
+        named = [of_class.get(name, name) for name in found]
+        return f"missing: {', '.join(f'--{name}' for name in named)}; give each a value"
 
     # ---- classes
 
@@ -203,7 +205,7 @@ class Refusal:
 
     def command_(self, name: str) -> str:
         """Say which commands there are."""
-        commands = [each for each in self.classes("subcommand")]
+        commands = self.classes("subcommand")
         near = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
         if name in _OTHER_PROGRAM and name not in commands:
             return f"{name!r} is a command of {_OTHER_PROGRAM[name]}; here there are {', '.join(commands)}"
@@ -229,7 +231,8 @@ class Refusal:
 
     def no_yaml(self, key: str) -> str:
         """Say that a value is no YAML."""
-        return f"--{key}: this is neither a file nor YAML; expected a path, or settings such as '{{model: {{num_beams: 1}}}}'"
+        example = "{model: {num_beams: 1}}"
+        return f"--{key}: this is neither a file nor YAML; expected a path, or settings such as '{example}'"
 
     def no_name(self, key: str) -> str:
         """Say that a key is no name."""

@@ -360,5 +360,5 @@ def _check_split(split: str) -> None:
 
 
 def _check_at_least(name: str, value: int | None, smallest: int) -> None:
-    if value is not None and value < smallest:
-        raise UserError(f"{name}={value}: expected {smallest} or more")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
+        raise UserError(f"{name}={value!r}: expected a whole number, {smallest} or more")

@@ -30,6 +30,8 @@ class PromptTemplate:
     chat: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"prompt={self.text!r}: expected a text with {PLACEHOLDER} in it")
         if self.text.count(PLACEHOLDER) != 1:
             raise UserError(
                 f"prompt={self.text!r} holds {PLACEHOLDER} {self.text.count(PLACEHOLDER)} times: "

@@ -171,7 +171,7 @@ class Decisions:
         exits = self._should_exit(state)
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
             raise UserError(
-                f"{self.name}.should_exit returned {_described(exits)}; expected a BoolTensor of shape "
+                f"{self.name}.should_exit returned {described(exits)}; expected a BoolTensor of shape "
                 f"({len(indices)},): one answer for each row that is still running."
             )
         self._running[indices] = ~exits.cpu()
@@ -193,7 +193,7 @@ class Decisions:
         whole = isinstance(exits, Tensor) and exits.dtype == torch.long and tuple(exits.shape) == (self.rows,)
         if not whole or bool((exits < 0).any()) or bool((exits >= self.num_layers).any()):
             raise UserError(
-                f"{self.name}.exit_layers returned {_described(exits)}; expected a LongTensor of shape ({self.rows},) "
+                f"{self.name}.exit_layers returned {described(exits)}; expected a LongTensor of shape ({self.rows},) "
                 f"with layers from 0 to {self.num_layers - 1}."
             )
         exits = exits.cpu()
@@ -208,7 +208,7 @@ class Decisions:
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
         if not isinstance(schedule, Sequence):
             raise UserError(
-                f"{self.name}.scheduled_layers returned {_described(schedule)}; expected a list with the layers of "
+                f"{self.name}.scheduled_layers returned {described(schedule)}; expected a list with the layers of "
                 "each step, or None where they are not known beforehand."
             )
         if len(schedule) != self.max_steps - 1:
@@ -222,7 +222,7 @@ class Decisions:
         """Return the layers of a step as a set; their order means nothing."""
         if not isinstance(layers, Iterable) or isinstance(layers, str):
             raise UserError(
-                f"{self.name} gave {_described(layers)} as the layers of step {step}; expected their indices, such as "
+                f"{self.name} gave {described(layers)} as the layers of step {step}; expected their indices, such as "
                 "(0, 2, 4)."
             )
         indices = [_index(layer) for layer in layers]
@@ -239,7 +239,7 @@ class Decisions:
         expected = (rows, self.num_layers)
         if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) != expected:
             raise UserError(
-                f"{self.name}.plan returned {_described(plan)} in step {self.step}; expected a BoolTensor of shape "
+                f"{self.name}.plan returned {described(plan)} in step {self.step}; expected a BoolTensor of shape "
                 f"{expected}: rows × layers."
             )
         plan = plan.cpu()
@@ -264,7 +264,8 @@ def _index(layer: Any) -> Any:
         return layer
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Say what a value is, for messages."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

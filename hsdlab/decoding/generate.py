@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
 from hsdlab.decoding.cache import SkipCache
-from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
+from hsdlab.decoding.calls import check_call, check_context, check_tokens, max_new_tokens_of, merged_config
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
@@ -215,6 +215,7 @@ def _decode(
     model = parts.model
     config = merged_config(model, generation_config, kwargs)
     check_call(config, input_ids, kwargs)
+    check_tokens(input_ids, model)
     prompt_length = input_ids.shape[1]
     max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
     check_context(model, prompt_length, max_steps)

@@ -75,11 +75,7 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
         if isinstance(error, ImportError):
-            said = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{name}: a Python package that its config.json asks for is missing ({said}). Install it, or take a model "
-                "that does without"
-            ) from error
+            raise _lacks_package(name, error) from error
         raise UserError(f"{name}: {_why_unreadable(error)}: {reason(error)}. {_AGAIN}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         raise UserError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
@@ -102,6 +98,14 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         return GenerationConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {reason(error)}. Copy it again, or remove it") from error
+
+
+def _lacks_package(name: str, error: ImportError) -> UserError:
+    said = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{name}: a Python package that the model asks for is missing ({said}). Install it, or take a model that does "
+        "without"
+    )
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -129,11 +133,7 @@ def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTraine
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
         if isinstance(error, ImportError):
-            said = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{name}: a Python package that its config.json asks for is missing ({said}). Install it, or take a model "
-                "that does without"
-            ) from error
+            raise _lacks_package(name, error) from error
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{name}: its tokenizer needs custom code of its own, and hsdlab runs no code of a model repository; "

@@ -26,6 +26,7 @@ from hsdlab.reporting.bench import print_bench, write_bench
 from hsdlab.reporting.tables import console
 from hsdlab.runs.bench_sides import PlainSide, StrategySide
 from hsdlab.runs.model_info import model_info
+from hsdlab.runs.strategies import check_strategies
 from hsdlab.runs.timing import Side, interleave, ratio_spread, spread
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.full_depth import FullDepth
@@ -110,6 +111,7 @@ def check_bench(strategies: Sequence[SkipStrategy], prompts: int, new_tokens: in
     Raises:
         UserError: In the words of the options.
     """
+    check_strategies(strategies)
     if examples < prompts:
         raise UserError(f"prompts={prompts}: the test split of the data holds only {examples} examples.")
     for strategy in strategies:

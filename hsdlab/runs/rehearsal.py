@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models.generation import check_token_ids, fixed_length
-from hsdlab.reasons import reason
 from hsdlab.modules import DecodeModule
+from hsdlab.reasons import reason
 from hsdlab.strategies import FullDepth, SkipStrategy
 
 PROMPT_TOKENS, NEW_TOKENS = 8, 3  # two decode steps

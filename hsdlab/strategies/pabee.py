@@ -35,7 +35,7 @@ class PABEE(ProbingStrategy):
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
     ) -> None:
-        if patience is not None and patience < 1:
+        if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise UserError(f"PABEE: patience={patience}; expected 1 or more, or None to never exit.")
         super().__init__(probe_layers, shortlist, exit_rule)
         self.patience = patience

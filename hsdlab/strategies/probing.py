@@ -185,5 +185,6 @@ def check_not_negative(name: str, **numbers: float | None) -> None:
         UserError: In the words of the strategy's parameters.
     """
     for parameter, number in numbers.items():
-        if number is not None and not number >= 0:
-            raise UserError(f"{name}: {parameter}={number!r}; expected 0 or more.")
+        wrong = isinstance(number, bool) or not isinstance(number, int | float)
+        if number is not None and (wrong or not number >= 0):
+            raise UserError(f"{name}: {parameter}={number!r}; expected a number, 0 or more.")
