@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import yaml
 from jsonargparse import Namespace, _typehints, set_parsing_settings
@@ -36,9 +36,9 @@ _BASES: dict[str, type] = {
     "schedule": ScheduledStrategy,
     "confidence": ConfidenceStrategy,
 }
-"""What the classes of an option derive from; of all others, SkipStrategy."""
-_OTHER_CLASSES = ("logger", "callbacks", "plugins", "strategy", "profiler", "accelerator")
-"""The options whose classes are not hsdlab's own."""
+"""What the classes of an option derive from."""
+_OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies")
+"""The options that take any strategy, and "" for the name of any."""
 
 set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
 # A class path names a strategy, a data set or a part of Lightning's: never something of Python itself, whose import may
@@ -137,9 +137,8 @@ class EvaluateParser(LightningArgumentParser):
         """Return the names of what an option takes, by the last part of its name; of the commands for "subcommand"."""
         if last == "subcommand":
             return list(self._subparsers_by_name())
-        if last in _OTHER_CLASSES:
-            return []
-        return sorted({each.__name__ for each in _subclasses(_BASES.get(last, SkipStrategy))})
+        base = SkipStrategy if last in _OF_STRATEGIES else _BASES.get(last)
+        return [] if base is None else sorted({each.__name__ for each in _subclasses(base)})
 
 
 class SubcommandCLI(LightningCLI):
@@ -317,9 +316,9 @@ def _with_underscores(arg: str) -> str:
     return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg)
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     """Yield the classes derived from a base that can be made."""
-    for subclass in base.__subclasses__():
+    for subclass in cast("list[type[Any]]", base.__subclasses__()):
         if not inspect.isabstract(subclass):
             yield subclass
         yield from _subclasses(subclass)

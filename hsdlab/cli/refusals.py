@@ -118,7 +118,8 @@ class Refusal:
         if "." not in name:  # an option of a class, of which the config names the last part only
             ends = {option.rpartition(".")[2] for option in self.options if option.startswith(_GROUPS)} - {name}
             return difflib.get_close_matches(name, [*self.options, *ends], n=1, cutoff=0.7)
-        return difflib.get_close_matches(name, self.options, n=1, cutoff=0.7)
+        options = [option for option in self.options if not name.startswith(f"{option}.")]
+        return difflib.get_close_matches(name, options, n=1, cutoff=0.7)
 
     # ---- values
 
@@ -218,6 +219,9 @@ class Refusal:
 
     def _classes(self, last: str) -> str:
         known = self.classes(last)
+        parts = [option for option in self.options if f".{last}." in option]
+        if parts:
+            return f"expected its options one by one, such as --{parts[0]}=VALUE"
         if not known:
             return "expected the dotted path of a class, such as my_package.MyClass"
         return f"expected one of {', '.join(known)}, or the dotted path of your own, such as my_package.MyClass"

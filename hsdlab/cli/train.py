@@ -188,6 +188,10 @@ class TrainCLI(SubcommandCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what does not fit the model or the device; only then begin to write."""
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
+        self.datamodule.connect_to(self.model)
+        with faults_of_the_run():
+            for split in ("validation",) if self.subcommand == "validate" else ("train", "validation"):
+                self.datamodule.first_prompt(split)  # what a template or tokenizer refuses
         if "skip" in self.config_init[self.subcommand]:
             skip = self.config_init[self.subcommand].skip
             with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):

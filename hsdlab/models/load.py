@@ -72,6 +72,9 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    for what, place in (("name", name), ("adapter", adapter)):
+        if not isinstance(place, str | PathLike) and not (what == "adapter" and place is None):
+            raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
     name = fspath(EMBEDDED_ADAPTERS.get(fspath(name), name))
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():

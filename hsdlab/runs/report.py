@@ -36,7 +36,8 @@ def report(
     """Draw the report of a finished run anew in its folder; or one comparison of several runs.
 
     Args:
-        runs: The folder of a run, or folders, or each with a name. For several, runs of `test` or `compare` over the same examples.
+        runs: The folder of a run, or folders, or each with a name. For several, runs of `test` or `compare` over the
+            same examples.
         output: Where to write the comparison of several runs.
 
     Returns:
