@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _typehints, set_parsing_settings
@@ -318,7 +318,8 @@ def _with_underscores(arg: str) -> str:
 
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     """Yield the classes derived from a base that can be made."""
-    for subclass in cast("list[type[Any]]", base.__subclasses__()):
+    subclass: type[Any]
+    for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass):
             yield subclass
         yield from _subclasses(subclass)
