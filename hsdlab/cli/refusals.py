@@ -100,9 +100,10 @@ class Refusal:
         return self._no_option(key.removeprefix(nested), dashes="")
 
     def _no_option(self, name: str, dashes: str) -> str:
+        if not self.command:
+            return self.no_command()
         where = "" if dashes else self.place(name)
-        of = f"`{self.command}` has" if self.command else "there is"
-        text = f"{where}{': ' if where else ''}{of} no option {dashes}{name}"
+        text = f"{where}{': ' if where else ''}`{self.command}` has no option {dashes}{name}"
         group = name.split(".")[0]
         if name in self.options:  # of another class than the one that is named
             return (
@@ -173,23 +174,23 @@ class Refusal:
         hint = f"; did you mean {near[0]}?" if near else ""
         word = "unfit" if name in self.classes("") else "unknown"
         got = f"{word} class {name!r}" if name else "no class"
-        return f"{self._named(key)}: {got}{hint or '; ' + self._classes(last)}"
+        return f"{self._named(key)}: {got}{hint or '; ' + self._classes(key)}"
 
     def no_subclass(self, key: str, name: str, base: str) -> str:
         """Say that a class is of another kind."""
-        return f"{self._named(key)}: {name} is no {base}; {self._classes(key.rpartition('.')[2])}"
+        return f"{self._named(key)}: {name} is no {base}; {self._classes(key)}"
 
     def no_import(self, key: str, name: str, why: str) -> str:
         """Say why a class cannot be imported."""
-        option, last = self._named(key), key.rpartition(".")[2]
+        option = self._named(key)
         if "not allowed, denied by" in why:  # its class may be Python's where its module is the user's
             return (
                 f"{option}: {name} is part of Python itself, and hsdlab imports nothing of that by a class path; "
-                f"{self._classes(last)}"
+                f"{self._classes(key)}"
             )
         why = " ".join(why.split()).rstrip(". ")
         return (
-            f"{option}: {name} cannot be taken: {why}; {self._classes(last)}. Your own module has to be importable: "
+            f"{option}: {name} cannot be taken: {why}; {self._classes(key)}. Your own module has to be importable: "
             "beside where you start the command, or on PYTHONPATH"
         )
 
@@ -202,7 +203,7 @@ class Refusal:
 
     def abstract(self, key: str, name: str) -> str:
         """Say that a base class cannot be taken."""
-        return f"{self._named(key)}: {name} is a base to derive classes from; {self._classes(key.rpartition('.')[2])}"
+        return f"{self._named(key)}: {name} is a base to derive classes from; {self._classes(key)}"
 
     def command_(self, name: str) -> str:
         """Say which commands there are."""
@@ -217,14 +218,14 @@ class Refusal:
         """Say that the command is missing."""
         return f"no command: expected one of {', '.join(self.classes('subcommand'))}, before all options"
 
-    def _classes(self, last: str) -> str:
-        known = self.classes(last)
-        parts = [option for option in self.options if f".{last}." in option]
-        if parts:
-            return f"expected its options one by one, such as --{parts[0]}=VALUE"
-        if not known:
-            return "expected the dotted path of a class, such as my_package.MyClass"
-        return f"expected one of {', '.join(known)}, or the dotted path of your own, such as my_package.MyClass"
+    def _classes(self, key: str) -> str:
+        """Say what an option expects that takes a class."""
+        known = self.classes(key.rpartition(".")[2])
+        if known:
+            return f"expected one of {', '.join(known)}, or the dotted path of your own, such as my_package.MyClass"
+        if key.startswith("model."):  # of no class that could be chosen
+            return f"expected its options one by one, such as --{key}.NAME=VALUE"
+        return "expected the dotted path of a class, such as my_package.MyClass"
 
     # ---- names
 
@@ -240,6 +241,7 @@ class Refusal:
 
     def no_name(self, key: str) -> str:
         """Say that a key is no name."""
+        key = key.rstrip(".")
         return f"a config has the key {key}, which is no name; expected the names of options"
 
     def no_config(self, why: str) -> str:
@@ -256,7 +258,7 @@ class Refusal:
 
     def no_path(self, key: str, name: str) -> str:
         """Say that a class path is none."""
-        return f"{self._named(key)}: {name} is no class path; {self._classes(key.rpartition('.')[2])}"
+        return f"{self._named(key)}: {name} is no class path; {self._classes(key)}"
 
     def no_file(self, path: str) -> str:
         """Say that a config is missing."""

@@ -16,7 +16,7 @@ from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models.generation import check_token_ids, fixed_length
 from hsdlab.modules import DecodeModule
 from hsdlab.reasons import reason
-from hsdlab.strategies import FullDepth, SkipStrategy
+from hsdlab.strategies import FullDepth, ScheduledStrategy, SkipStrategy
 
 PROMPT_TOKENS, NEW_TOKENS = 8, 3  # two decode steps
 
@@ -64,7 +64,7 @@ def rehearse(
                 for metric in module.text_metrics().values():
                     metric.score(["a text"], [["a text"]])
         for strategy in strategies:
-            if strategy.scheduled_layers(2, 2) is None or hasattr(strategy, "should_exit"):
+            if not isinstance(strategy, ScheduledStrategy) or hasattr(strategy, "should_exit"):
                 with own_faults(strategy):
                     _decode(module, prompt, strategy, module.generation(fixed_length).options)
 

@@ -193,7 +193,7 @@ def test_parts_that_contradict_each_other_are_refused(refused):
     message = refused("test", "--skip=Compose", "--skip.schedule=HSD", "--skip.confidence=SkipDecode")
     assert "--skip.confidence: unfit class 'SkipDecode'; expected one of CALM, DeeBERT, " in message  # and tests' own
     message = refused("test", "--skip=Compose", "--skip.schedule=Compose", "--skip.confidence=CALM")
-    assert "--schedule: unfit class 'Compose'; expected one of" in message
+    assert "--skip.schedule: unfit class 'Compose'; expected one of" in message
     assert "CALM" not in message
 
 
