@@ -138,7 +138,11 @@ class EvaluateParser(LightningArgumentParser):
         if last == "subcommand":
             return list(self._subparsers_by_name())
         base = SkipStrategy if last in _OF_STRATEGIES else _BASES.get(last)
-        return [] if base is None else sorted({each.__name__ for each in _subclasses(base)})
+        return (
+            []
+            if base is None
+            else sorted({each.__name__ for each in _subclasses(base) if each.__module__.startswith("hsdlab.")})
+        )
 
 
 class SubcommandCLI(LightningCLI):

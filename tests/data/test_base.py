@@ -217,10 +217,10 @@ def test_no_tokenizer_is_an_error():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
-        ({"limit": 0}, "limit=0: expected 1 or more"),
-        ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: expected 1 or more"),
-        ({"num_workers": -1}, "num_workers=-1: expected 0 or more"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, 1 or more"),
+        ({"limit": 0}, "limit=0: expected a whole number, 1 or more"),
+        ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: expected a whole number, 1 or more"),
+        ({"num_workers": -1}, "num_workers=-1: expected a whole number, 0 or more"),
         ({"predict_split": "dev"}, "No split 'dev': expected one of train, validation, test"),
         ({"prompt": "Summary:"}, "prompt='Summary:' holds {source} 0 times"),
     ],
