@@ -12,11 +12,12 @@ quickstart.yaml says itself: what comes later wins. jsonargparse merges the file
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
+from hsdlab.cli.config_checks import check_config
 from hsdlab.errors import UserError
 
 INCLUDE = "include"
@@ -34,8 +35,8 @@ def config_files(file: str | Path) -> list[Path]:
         What it includes, each with what that includes before it, in the order given; last the config itself.
 
     Raises:
-        UserError: For an included file that does not exist, for files that include each other in a circle, and for an
-            ``include`` that is no list of paths. The message names the chain of files.
+        UserError: For a file that is no config, an included file that does not exist, for files that include each other
+            in a circle, and for an ``include`` that is no list of paths. The message names the chain of files.
     """
     return _files_after(Path(file), ())
 
@@ -65,6 +66,39 @@ def with_included_configs(args: Sequence[str]) -> list[str]:
     return expanded
 
 
+def place_of(key: str, files: Sequence[Path]) -> str:
+    """Return the last config that sets a key, and the line; "" where none does.
+
+    Args:
+        key: Dotted, such as "model.num_beams"; what a class is made with may stand below ``init_args``.
+        files: Configs, in the order in which they apply.
+    """
+    for file in reversed(files):
+        try:
+            node: yaml.Node | None = top_level(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        line = None
+        for part in key.split("."):
+            found = next(_pairs(node, part), None)
+            if found is None:
+                line = None
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        if line is not None:
+            return f"{file}, line {line}"
+    return ""
+
+
+def _pairs(node: yaml.Node | None, part: str) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Find the key and the value of a name in a mapping, or below its ``init_args``."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value == part:
+            yield key, value
+        elif key.value == "init_args":
+            yield from _pairs(value, part)
+
+
 def without_include(text: str) -> str:
     """Return a config's own settings.
 
@@ -78,6 +112,26 @@ def without_include(text: str) -> str:
     if top is None or _included(top) is None:
         return text
     top.value = [(key, value) for key, value in top.value if key.value != INCLUDE]
+    return yaml.serialize(top, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def with_strategy_as_list(text: str) -> str:
+    """Turn the strategy of a config under configs/strategy, ``skip``, into a list of one, ``strategies``.
+
+    Args:
+        text: The config.
+
+    Returns:
+        The same, where it names no strategy, or ``strategies`` itself; the values are untouched.
+    """
+    top = top_level(text)
+    names = [] if top is None else [key.value for key, _ in top.value]
+    if top is None or "skip" not in names or any(name.startswith("strategies") for name in names):
+        return text
+    for index, (key, value) in enumerate(top.value):
+        if key.value == "skip":
+            key.value = "strategies"
+            top.value[index] = (key, yaml.SequenceNode("tag:yaml.org,2002:seq", [value]))
     return yaml.serialize(top, Dumper=yaml.SafeDumper, allow_unicode=True)
 
 
@@ -111,6 +165,7 @@ def _files_after(file: Path, chain: tuple[Path, ...]) -> list[Path]:
             f"{_chain(chain, file)}: there is no file {file}. The paths under `{INCLUDE}` are relative to the file "
             "that they stand in."
         )
+    check_config(file, _chain(chain, file))
     names = _names(file, chain)
     beside = [Path(os.path.normpath(file.parent / name)) for name in names]
     return [each for included in beside for each in _files_after(included, (*chain, file))] + [file]
@@ -118,10 +173,7 @@ def _files_after(file: Path, chain: tuple[Path, ...]) -> list[Path]:
 
 def _names(file: Path, chain: tuple[Path, ...]) -> list[str]:
     """Return the paths under a file's ``include``."""
-    try:
-        top = top_level(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_chain(chain, file)}: the config is no text in UTF-8; expected YAML or JSON.") from error
+    top = top_level(file.read_text(encoding="utf-8"))
     node = None if top is None else _included(top)
     if node is None:
         return []

@@ -3,7 +3,7 @@
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,22 @@ from hsdlab.cli.stops import WITHOUT_RESULT
 from hsdlab.cli.trainer_flags import check_enough
 from hsdlab.data import Example
 from hsdlab.data.base import Split
+from hsdlab.data.sample import sample_batches
 from hsdlab.errors import faults_of_the_run
 from hsdlab.models import weights_fingerprint
 from hsdlab.models.generation import fixed_length, greedy
 from hsdlab.models.identity import config_hash, tokenizer_hash, weights_hash
 from hsdlab.modules import DecodeModule, load_decode_module
+from hsdlab.modules.decode import check_decoding
 from hsdlab.records.identity import IDENTITY
 from hsdlab.records.predictions import PredictionFile, check_same_examples
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
 from hsdlab.records.strategy import StrategyConfig
 from hsdlab.reporting import calibration, tensorboard, tuning
+from hsdlab.runs.bench import check_bench, first_prompts
 from hsdlab.runs.calibrate import check_calibration
+from hsdlab.runs.rehearsal import check_options_fit, own_faults, rehearse
 from hsdlab.runs.strategies import baseline_first, prediction_files, strategy_result
 from hsdlab.runs.test import write_result
 from hsdlab.runs.trainer import DecodingTrainer
@@ -114,19 +118,22 @@ class EvaluateCLI(SubcommandCLI):
         config = self.config[self.subcommand]
         self.output = Path(config.output)
         resolved = resolved_config(self._parser(self.subcommand), config)
-        made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        made = self.made_so_far()
         self.check_trainer(made.trainer)
         is_first = rank_zero_only.rank == 0
         self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite, is_first=is_first)
         self.resumes = is_first and self.folder.check(can_resume=self.subcommand in RESUMABLE)
         self.run_info = run_info(config.seed_everything, resolved, self.subcommand)
+        check_decoding(config.model)
         strategies = self._listed(made)
         if strategies is not None:
             baseline_first(strategies)
-        with faults_of_the_run():
+        with faults_of_the_run(), own_faults(made.data):
             made.data.check(self._split(made))
             examples = made.data.examples(self._split(made))
         check_enough(config.trainer.as_dict(), self.subcommand, math.ceil(len(examples) / made.data.batch_size))
+        if self.subcommand == "bench":
+            check_bench(made.strategies, made.prompts, made.new_tokens, made.repeats, len(examples))
         if self.subcommand == "calibrate":
             check_calibration(
                 made.strategies,
@@ -190,18 +197,41 @@ class EvaluateCLI(SubcommandCLI):
         self.folder.warn_of_changes(self.run_info, console)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what does not fit the model or the device; only then begin to write."""
+        """Refuse what does not fit the model or the device, and rehearse; only then begin to write."""
         made = self.config_init[self.subcommand]
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
-        for strategy in self._listed(made) or ([made.skip] if "skip" in made else []):
+        strategies = self._listed(made) or ([made.skip] if "skip" in made else [])
+        for strategy in strategies:
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
-            with strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
+        check_options_fit(self.model)
+        prompt = self._a_prompt(made)
+        for strategy in strategies:
+            with own_faults(strategy), strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
+        self.model.to(self.trainer.strategy.root_device)
+        scores = self.subcommand not in ("bench", "inspect")
+        rehearse(self.model, prompt, strategies, self._form(), scores)
         self.open_output()
+
+    def _form(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Return what the subcommand makes of the options of decoding."""
+        return {"bench": fixed_length, "inspect": greedy}.get(self.subcommand, dict)
+
+    def _a_prompt(self, made: Namespace) -> list[int]:
+        """Encode the prompts that the subcommand reads, so that a template that fails does so now; return the first."""
+        if self.subcommand == "bench":
+            return first_prompts(self.model, self.datamodule, made.prompts, made.new_tokens)[0][0].tolist()
+        self.datamodule.connect_to(self.model)
+        split = self._split(made)
+        with faults_of_the_run():
+            if self.subcommand == "inspect":
+                batch, *_ = sample_batches(self.datamodule, "validation", made.examples)
+                return batch["input_ids"][0].tolist()
+            return self.datamodule.first_prompt(split)
 
     def open_output(self) -> None:
         """Refuse to go on with another model; make the folder and write config.yaml and run.json."""
-        generation = self.model.generation({"bench": fixed_length, "inspect": greedy}.get(self.subcommand, dict))
+        generation = self.model.generation(self._form())
         self.run_info = replace(
             self.run_info,
             weights=weights_fingerprint(self.model.model),

@@ -79,7 +79,15 @@ def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[st
             raise
         if isinstance(message, UserError) and not isinstance(message, RunError):
             raise Refused(f"error: {message}") from None
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {_sentence(message)}")
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error's message; an error number of the system's alone as what it means for the file."""
+    if not isinstance(error, OSError) or error.filename is None or not str(error).startswith("[Errno"):
+        return str(error)
+    names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{names}: {error.strerror}. Check that the path is right and that you may use it, or give another one."
 
 
 def _stopped(end: BaseException) -> Stopped | None:

@@ -4,37 +4,57 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace, _typehints, set_parsing_settings
+from jsonargparse._util import import_object
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+import hsdlab
 import hsdlab.data
-import hsdlab.strategies  # noqa: F401  their names are short names on the command line
-from hsdlab.cli.configs import with_included_configs, without_include
+import hsdlab.strategies
+from hsdlab.cli.config_checks import check_value
+from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
+from hsdlab.cli.exits import FOR_THE_USER
+from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
 from hsdlab.cli.trainer_flags import check_flags, try_trainer
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import RunError, UserError, faults_of_the_run
+from hsdlab.reasons import reason
 from hsdlab.records.files import REASONS, fault_of_writing
 from hsdlab.records.run_folder import RunFolder
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
     "data": GenerationDataModule,
+    "skip": SkipStrategy,
     "schedule": ScheduledStrategy,
     "confidence": ConfidenceStrategy,
 }
-"""What the classes of an option derive from; of all others, SkipStrategy."""
+"""What the classes of an option derive from."""
+_OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies")
+"""The options that take any strategy, and "" for the name of any."""
+
+set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
+# A class path names a strategy, a data set or a part of Lightning's: never something of Python itself, whose import may
+# do anything (os.system, antigravity).
 
 
 class EvaluateParser(LightningArgumentParser):
     """Names classes instead of unions, and says what is wrong without the usage text of 100 lines."""
+
+    words: ClassVar[Sequence[str]] = ()
+    """The command line that is parsed, for messages: the parsers of a subcommand and of a class do not see it."""
+    whole: ClassVar["EvaluateParser | None"] = None
+    """The parser of the command line."""
 
     def add_lightning_class_args(
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
@@ -49,16 +69,34 @@ class EvaluateParser(LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
         """Parse; configs may include others, and options be written with hyphens (``--max-loss``) or by old names."""
         args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
+        outermost = not hasattr(self, "subcommand")  # the rest of the words goes to the parser of the subcommand
+        if outermost:
+            EvaluateParser.words, EvaluateParser.whole = args, self
         try:
+            for arg in args:
+                check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
         except UserError as error:
             self.error(str(error), error)
-        return super().parse_args(args, *more, **options)
+        if outermost:
+            EvaluateParser.words = args
+        try:
+            return super().parse_args(args, *more, **options)
+        except (Exception, SystemExit) as error:
+            module = _imported_when(error)
+            if not outermost or module is None:
+                raise
+            why = "it ends the program" if isinstance(error, SystemExit) else reason(error)
+            refusal = UserError(f"the module {module} cannot be imported: {why} ({_place(error)})")
+            self.error(str(refusal), refusal)
 
     def parse_string(self, content: str, path: str | os.PathLike[str] = "", *more: Any, **options: Any) -> Namespace:
         """Parse a config's own settings under their present names; what it includes stands on the command line."""
         if os.path.isfile(path):  # not settings that were given as a string, which cannot include anything
             content = without_include(content)
+        names = {name for action in self._actions for name in action.option_strings}
+        if {"--skip", "--strategies"} & names == {"--strategies"}:
+            content = with_strategy_as_list(content)
         try:
             content = with_new_keys(content, getattr(self, "subcommand", None))
         except UserError as error:
@@ -66,21 +104,48 @@ class EvaluateParser(LightningArgumentParser):
         return super().parse_string(content, path, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and end with exit code 2."""
-        unknown = re.search(r'key "([\w.]+)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
-        if unknown:
-            option = unknown[1].rpartition(".")[2]
-            known = sorted(_names_of_subclasses(_BASES.get(option, SkipStrategy)))
-            word = "unfit" if unknown[2] in _names_of_subclasses(SkipStrategy) else "unknown"
-            message = (
-                f"--{option}: {word} class {unknown[2]!r}; expected one of {', '.join(known)}, "
-                "or the dotted path of your own, such as my_package.MyClass"
-            )
-        if message == "the following arguments are required: folder":
-            message = "no data: give a folder of your own with --data.folder=path/to/folder, or a data set with --data="
-            message += f", one of {', '.join(sorted(_names_of_subclasses(GenerationDataModule)))}"
-        sys.stderr.write(f"error: {message}\nFor the options and their meaning add --help\n")
+        """Say in one sentence what is wrong, and end with exit code 2."""
+        files = [Path(word.partition("=")[2]) for word in EvaluateParser.words if word.startswith("--config=")]
+        whole = EvaluateParser.whole or self
+        refusal = Refusal(
+            EvaluateParser.words,
+            whole._command(),
+            whole._options(),
+            whole._classes,
+            lambda key: place_of(key, [file for file in files if file.is_file()]),
+        )
+        sentence = message if isinstance(ex, UserError) else refusal.sentence(message)
+        sys.stderr.write(f"error: {sentence}\nFor the options and their meaning add --help\n")
         sys.exit(2)
+
+    def _subparsers_by_name(self) -> dict[str, "EvaluateParser"]:
+        found = getattr(self, "_subcommands_action", None)
+        return {} if found is None else dict(found._name_parser_map)
+
+    def _command(self) -> str:
+        """Return the subcommand that is parsed; "" before one is named."""
+        return next((word for word in EvaluateParser.words if word in self._subparsers_by_name()), "")
+
+    def _options(self) -> set[str]:
+        """Return the names of all options, also those that only a class has which an option names."""
+        parser = self._subparsers_by_name().get(self._command(), self)
+        names = {word.lstrip("-") for action in parser._actions for word in action.option_strings}
+        for option in ("data", "skip"):
+            if option in names:
+                classes = {name for base in (_BASES[option],) for name in _subclasses(base)}
+                names |= {f"{option}.{name}" for each in classes for name in _arguments(each)}
+        return {name for name in names if not name.endswith((".help", "+")) and len(name) > 1}
+
+    def _classes(self, last: str) -> list[str]:
+        """Return the names of what an option takes, by the last part of its name; of the commands for "subcommand"."""
+        if last == "subcommand":
+            return list(self._subparsers_by_name())
+        base = SkipStrategy if last in _OF_STRATEGIES else _BASES.get(last)
+        return (
+            []
+            if base is None
+            else sorted({each.__name__ for each in _subclasses(base) if each.__module__.startswith("hsdlab.")})
+        )
 
 
 class SubcommandCLI(LightningCLI):
@@ -165,6 +230,34 @@ class SubcommandCLI(LightningCLI):
         """Say what there is to go on with after the command was stopped."""
         raise NotImplementedError
 
+    def instantiate_classes(self) -> None:
+        """Load the model, make the Trainer."""
+        with own_classes_are_made():
+            super().instantiate_classes()
+
+    def made_so_far(self) -> Namespace:
+        """Return the subcommand's options with data and strategies made; the model and the Trainer are not."""
+        with own_classes_are_made():
+            return self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything={seed}: expected a whole number from 0 to {2**32 - 1}.")
+        super()._set_seed()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except UserError:
+            raise
+        except Exception as error:  # Lightning and its plugins raise what they like
+            given = ", ".join(word for word in EvaluateParser.words if word.startswith("--trainer."))
+            raise UserError(
+                f"the Trainer refuses its options{f' ({given})' if given else ''}: {reason(error)}. Change them, or "
+                "leave them out for the defaults: the CPU, or the one GPU that there is."
+            ) from error
+
     def _run_subcommand(self, subcommand: str) -> None:
         with faults_of_the_run():  # its options have been taken
             try:
@@ -184,6 +277,60 @@ class SubcommandCLI(LightningCLI):
         """Parse; a class that is named later takes no arguments over from the one named before."""
         with dropping_arguments_of_other_classes():
             super().parse_arguments(parser, args)
+        _check_flags(self.config)
+
+
+def _imported_when(error: BaseException) -> str | None:
+    """Return the module that jsonargparse imported for a class path when an error was raised there; else None."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is import_object.__code__:
+            return str(frame.f_locals.get("name_module"))
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and the line of an error; of a module that is no Python, where it is not."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
+
+
+@contextmanager
+def own_classes_are_made() -> Iterator[None]:
+    """Within this, an error in the code of a user's own class is said in one sentence.
+
+    Raises:
+        UserError: In place of any error but the user's to mend and those that come from hsdlab itself.
+    """
+    try:
+        yield
+    except FOR_THE_USER:
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, FOR_THE_USER) or _is_ours(error):
+            raise
+        raise UserError(
+            f"a class that was named cannot be made: {reason(error)} ({_place(error)}). --debug shows the traceback"
+        ) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(hsdlab.__file__).parent)
+
+
+def _check_flags(config: Namespace) -> None:
+    """Refuse what jsonargparse lets pass: a switch that is neither on nor off, an output that is no path.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    options = config[config.subcommand]
+    overwrite, output = options.get("overwrite", False), options.get("output", "runs")
+    if not isinstance(overwrite, bool):
+        raise UserError(f"overwrite: got {overwrite!r}; expected true or false.")
+    if not output or "\0" in output:
+        raise UserError(f"--output={output!r}: expected the path of a folder, such as runs/mine.")
 
 
 @contextmanager
@@ -217,8 +364,20 @@ def _with_underscores(arg: str) -> str:
     return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg)
 
 
-def _names_of_subclasses(base: Any) -> Iterator[str]:
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    """Yield the classes derived from a base that can be made."""
+    subclass: type[Any]
     for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass):
-            yield subclass.__name__
-        yield from _names_of_subclasses(subclass)
+            yield subclass
+        yield from _subclasses(subclass)
+
+
+def _arguments(cls: type) -> Iterator[str]:
+    """Yield the names of what a class is made with, those of its bases too that ``**kwargs`` pass on."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            yield from (each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
+            if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
+                return

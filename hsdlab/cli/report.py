@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from hsdlab.runs.report import report
 
@@ -15,20 +16,30 @@ loaded. Several runs over the same examples, of a plain and a skip-aware model, 
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message}\nFor the options and their meaning add --help\n")
+
+
 def report_command(args: list[str]) -> None:
     """Run the command.
 
     Args:
         args: The command line after "report".
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="evaluate.py report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="Output folder of a run, or NAME=FOLDER to name it in the tables."
     )
     parser.add_argument("--output", type=Path, help="Folder for the comparison of several runs.")
-    given = parser.parse_args(args)
+    given, unknown = parser.parse_known_args(args)
+    if unknown:
+        parser.error(f"`report` has no option {unknown[0]}; it takes folders of runs, and --output")
     pairs = [each.split("=", 1) for each in given.runs if "=" in each and not Path(each).exists()]
     named = dict(pairs)
     if len(named) < len(pairs):

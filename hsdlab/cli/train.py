@@ -187,7 +187,7 @@ class TrainCLI(SubcommandCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before the model is loaded: folder, data; add the checkpoints."""
         config = self.config[self.subcommand]
-        made = self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
+        made = self.made_so_far()
         data = made.data
         self.check_trainer(made.trainer)
         if self.subcommand != "validate":
@@ -227,6 +227,10 @@ class TrainCLI(SubcommandCLI):
         self.config_init[self.subcommand].ckpt_path = self.checkpoint
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
+        self.datamodule.connect_to(self.model)
+        with faults_of_the_run():
+            for split in ("validation",) if self.subcommand == "validate" else ("train", "validation"):
+                self.datamodule.first_prompt(split)  # what a template or tokenizer refuses
         if "skip" in self.config_init[self.subcommand]:
             skip = self.config_init[self.subcommand].skip
             with skip.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):

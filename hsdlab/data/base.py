@@ -162,6 +162,11 @@ class GenerationDataModule(LightningDataModule, ABC):
         context = getattr(module.model.config, "max_position_embeddings", None)
         if context is not None:
             room = context - module.max_new_tokens
+            if room < 1:
+                raise UserError(
+                    f"max_new_tokens={module.max_new_tokens} leaves no room for a prompt in the model's context of "
+                    f"{context} tokens: lower it"
+                )
             if room < (self.max_prompt_tokens or 1):
                 raise UserError(
                     f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={module.max_new_tokens} "
@@ -207,6 +212,17 @@ class GenerationDataModule(LightningDataModule, ABC):
             examples = self.examples(split)
             if for_training and self.targets:
                 read_targets(self.targets, examples)
+
+    def first_prompt(self, split: str) -> list[int]:
+        """Encode all prompts of a split, so that what a template or tokenizer refuses is known; return the first.
+
+        Raises:
+            UserError: A prompt cannot be made.
+        """
+        tokenizer = self.connected_tokenizer()
+        pad_token_id_of(tokenizer)
+        self.template.check(tokenizer)
+        return list(self._prompts_of(split).rows[0].input_ids)
 
     def train_dataloader(self) -> TrainingLoader:
         """Return batches of training pairs (see `collate_pairs`), shuffled anew in each epoch."""
@@ -344,5 +360,5 @@ def _check_split(split: str) -> None:
 
 
 def _check_at_least(name: str, value: int | None, smallest: int) -> None:
-    if value is not None and value < smallest:
-        raise UserError(f"{name}={value}: expected {smallest} or more")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
+        raise UserError(f"{name}={value!r}: expected a whole number, {smallest} or more")

@@ -30,10 +30,24 @@ class PromptTemplate:
     chat: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"prompt={self.text!r}: expected a text with {PLACEHOLDER} in it")
         if self.text.count(PLACEHOLDER) != 1:
             raise UserError(
                 f"prompt={self.text!r} holds {PLACEHOLDER} {self.text.count(PLACEHOLDER)} times: "
                 "expected once, where the source text goes"
+            )
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a chat template that leaves the prompt out.
+
+        Raises:
+            UserError: So it is, or the template is missing or fails.
+        """
+        if STAND_IN not in self._written(STAND_IN, tokenizer):
+            raise UserError(
+                "chat=True, but the tokenizer's chat template does not write the user's message: set chat=False or "
+                "mend the template"
             )
 
     def fill(self, source: str) -> str:

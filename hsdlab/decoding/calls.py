@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -22,12 +23,45 @@ def merged_config(
     model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> GenerationConfig:
     """All generation options of a call, with transformers' precedence; our output is always a whole record."""
+    if not isinstance(generation_config, GenerationConfig | None):
+        raise UserError(f"generation_config={generation_config!r}: expected a transformers.GenerationConfig, or None.")
+    _check_numbers(kwargs)
     options = {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
     generation_config = copy.deepcopy(generation_config) or GenerationConfig()
     generation_config.update(**{**options, "return_dict_in_generate": True})
     merged = model._prepare_generation_config(generation_config)[0]
     merged.update(**options)  # None switches an option off
     return merged
+
+
+def _check_numbers(kwargs: dict[str, Any]) -> None:
+    """Refuse lengths and numbers of beams that are none, before transformers computes with them."""
+    for name in ("max_new_tokens", "max_length", "num_beams", "num_return_sequences"):
+        value = kwargs.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} is {value!r}; expected a whole number, at least 1.")
+
+
+def check_tokens(input_ids: Any, model: PreTrainedModel) -> None:
+    """Refuse ids of tokens that the model has no embedding for: on a GPU they would end the process.
+
+    Args:
+        input_ids: Any shape.
+        model: The model.
+
+    Raises:
+        UserError: They are no tensor of whole numbers, or beyond the embeddings.
+    """
+    if not isinstance(input_ids, Tensor) or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        got = input_ids.dtype if isinstance(input_ids, Tensor) else f"a {type(input_ids).__name__}"
+        raise UserError(f"input_ids: got {got}; expected a LongTensor of token ids.")
+    rows = model.get_input_embeddings().weight.shape[0]
+    smallest, largest = (int(each) for each in input_ids.aminmax())
+    if smallest < 0 or largest >= rows:
+        raise UserError(
+            f"input_ids: got ids from {smallest} to {largest}; this model has tokens 0 to {rows - 1}. Is the tokenizer "
+            "the model's?"
+        )
 
 
 def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:
@@ -62,6 +96,10 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
     mask = kwargs.get("attention_mask")
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise UserError(
+            f"attention_mask: got a {type(mask).__name__}; expected a LongTensor of the shape of input_ids."
+        )
     if tuple(mask.shape) != tuple(input_ids.shape):
         raise UserError(
             f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."

@@ -7,9 +7,10 @@ rows that run it.
 """
 
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -170,7 +171,7 @@ class Decisions:
         exits = self._should_exit(state)
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
             raise UserError(
-                f"{self.name}.should_exit returned {_described(exits)}; expected a BoolTensor of shape "
+                f"{self.name}.should_exit returned {described(exits)}; expected a BoolTensor of shape "
                 f"({len(indices)},): one answer for each row that is still running."
             )
         self._running[indices] = ~exits.cpu()
@@ -192,7 +193,7 @@ class Decisions:
         whole = isinstance(exits, Tensor) and exits.dtype == torch.long and tuple(exits.shape) == (self.rows,)
         if not whole or bool((exits < 0).any()) or bool((exits >= self.num_layers).any()):
             raise UserError(
-                f"{self.name}.exit_layers returned {_described(exits)}; expected a LongTensor of shape ({self.rows},) "
+                f"{self.name}.exit_layers returned {described(exits)}; expected a LongTensor of shape ({self.rows},) "
                 f"with layers from 0 to {self.num_layers - 1}."
             )
         exits = exits.cpu()
@@ -205,26 +206,40 @@ class Decisions:
         return getattr(self.strategy, "keys_and_values", "law") == "full"
 
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+        if not isinstance(schedule, Sequence):
+            raise UserError(
+                f"{self.name}.scheduled_layers returned {described(schedule)}; expected a list with the layers of "
+                "each step, or None where they are not known beforehand."
+            )
         if len(schedule) != self.max_steps - 1:
             raise UserError(
                 f"{self.name}.scheduled_layers gave {len(schedule)} steps; expected {self.max_steps - 1} "
                 f"(max_new_tokens={self.max_steps} has one decode step fewer)."
             )
-        for step, layers in enumerate(schedule):
-            if len(layers) == 0:
-                raise UserError(f"{self.name} runs no layer in step {step}; expected at least one.")
-            wrong = [i for i in layers if not isinstance(i, int) or not 0 <= i < self.num_layers]
-            if wrong:
-                raise UserError(
-                    f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
-                )
-        return [frozenset(layers) for layers in schedule]
+        return [self._checked_layers(layers, step) for step, layers in enumerate(schedule)]
+
+    def _checked_layers(self, layers: object, step: int) -> frozenset[int]:
+        """Return the layers of a step as a set; their order means nothing."""
+        if not isinstance(layers, Iterable) or isinstance(layers, str):
+            raise UserError(
+                f"{self.name} gave {described(layers)} as the layers of step {step}; expected their indices, such as "
+                "(0, 2, 4)."
+            )
+        indices = [_index(layer) for layer in layers]
+        if not indices:
+            raise UserError(f"{self.name} runs no layer in step {step}; expected at least one.")
+        wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < self.num_layers]
+        if wrong:
+            raise UserError(
+                f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
+            )
+        return frozenset(indices)
 
     def _checked_plan(self, plan: Tensor, rows: int) -> Tensor:
         expected = (rows, self.num_layers)
         if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) != expected:
             raise UserError(
-                f"{self.name}.plan returned {_described(plan)} in step {self.step}; expected a BoolTensor of shape "
+                f"{self.name}.plan returned {described(plan)} in step {self.step}; expected a BoolTensor of shape "
                 f"{expected}: rows × layers."
             )
         plan = plan.cpu()
@@ -239,7 +254,18 @@ class Decisions:
 _NO_ROWS = torch.zeros(0, dtype=torch.long)
 
 
-def _described(value: object) -> str:
+def _index(layer: Any) -> Any:
+    """Return an index as an int, be it one of NumPy or torch; what is none (a float, a bool) as it is."""
+    if isinstance(layer, bool) or (isinstance(layer, Tensor) and (layer.dtype == torch.bool or layer.dim() > 0)):
+        return str(layer)
+    try:
+        return operator.index(layer)
+    except TypeError:
+        return layer
+
+
+def described(value: object) -> str:
+    """Say what a value is, for messages."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from hsdlab.decoding.cache import SkipCache
-from hsdlab.decoding.calls import check_call, check_context, max_new_tokens_of, merged_config
+from hsdlab.decoding.calls import check_call, check_context, check_tokens, max_new_tokens_of, merged_config
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
@@ -125,6 +125,7 @@ def applied(
         )
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
+    _check_strategy(strategy)
     strategy.check_model(parts)
     Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
     if not parts.proven:
@@ -139,6 +140,18 @@ def applied(
         finally:
             del attributes["generate"]
             attributes.update(own)
+
+
+def _check_strategy(strategy: object) -> None:
+    """Refuse what is no strategy: a name or a class, say.
+
+    Raises:
+        UserError: With what was given.
+    """
+    asked = ("check_model", "scheduled_layers", "plan")
+    if isinstance(strategy, type) or not all(callable(getattr(strategy, name, None)) for name in asked):
+        hint = f"; make an object of it: {strategy.__name__}()" if isinstance(strategy, type) else ""
+        raise UserError(f"strategy={strategy!r}: expected an object of a strategy's class, such as HSD(){hint}.")
 
 
 def active_run(model: nn.Module) -> AppliedRun | None:
@@ -203,6 +216,7 @@ def _decode(
     model = parts.model
     config = merged_config(model, generation_config, kwargs)
     check_call(config, input_ids, kwargs)
+    check_tokens(input_ids, model)
     prompt_length = input_ids.shape[1]
     max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
     check_context(model, prompt_length, max_steps)

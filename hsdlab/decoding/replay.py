@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import DynamicCache
 
+from hsdlab.decoding.calls import check_tokens
+from hsdlab.decoding.decisions import described
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
 from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 from hsdlab.errors import UserError
@@ -87,11 +89,12 @@ def replay(
     """
     parts = decoder_parts(model)
     model = parts.model
+    if not isinstance(input_ids, Tensor) or input_ids.device.type == "cpu":  # elsewhere it would wait for the device
+        check_tokens(input_ids, model)
     expected = (*input_ids.shape, parts.num_layers)
-    if executed.dtype != torch.bool or tuple(executed.shape) != expected:
+    if not isinstance(executed, Tensor) or executed.dtype != torch.bool or tuple(executed.shape) != expected:
         raise UserError(
-            f"executed is a {executed.dtype} tensor of shape {tuple(executed.shape)}; expected a BoolTensor of shape "
-            f"{expected}: rows × length × layers."
+            f"executed is {described(executed)}; expected a BoolTensor of shape {expected}: rows × length × layers."
         )
     if model.training and model.is_activation_checkpointing:
         raise UserError(

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hsdlab.errors import UserError
 from hsdlab.metrics.base import MeanScore, check_texts
+from hsdlab.reasons import reason
 
 BERTSCORE_KEYS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 
@@ -34,7 +35,8 @@ class BERTScore(MeanScore):
 
     Raises:
         FileNotFoundError: If the folder holds no ``config.json``.
-        UserError: If ``bert_score`` would read the folder as another model, or has not so many layers.
+        UserError: If ``bert_score`` would read the folder as another model, or has not so many layers; at the first
+            update, if the folder holds no model that can be read.
 
     Example::
 
@@ -75,28 +77,45 @@ class BERTScore(MeanScore):
             ``{"bertscore_precision", "bertscore_recall", "bertscore_f1"}`` per example.
 
         Raises:
-            UserError: If the input is not one list of references per prediction.
+            UserError: If the input is not one list of references per prediction, or the encoder's folder holds no
+                encoder that can be used.
         """
         check_texts(predictions, references)
         scores = [dict.fromkeys(BERTSCORE_KEYS, 0.0) for _ in predictions]
         full = [[text for text in texts if text.strip()] for texts in references]
         scored = [i for i, prediction in enumerate(predictions) if prediction.strip() and full[i]]
         if scored:
-            if self._scorer is None:
-                self._scorer = self._load_scorer()
-            # `score` has a batch size of its own, 64: the constructor's is not used by bert_score 0.3.13.
-            columns = self._scorer.score(
-                [predictions[i] for i in scored], [full[i] for i in scored], batch_size=self.batch_size
-            )
+            try:
+                if self._scorer is None:
+                    self._scorer = self._load_scorer()
+                # `score` has a batch size of its own, 64: the constructor's is not used by bert_score 0.3.13.
+                columns = self._scorer.score(
+                    [predictions[i] for i in scored], [full[i] for i in scored], batch_size=self.batch_size
+                )
+            except (UserError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # transformers, safetensors, torch and bert_score raise what they like
+                raise UserError(
+                    f"{self.encoder!r} cannot be used as BERTScore's encoder ({reason(error)}). Expected a folder with "
+                    "configuration, weights and tokenizer of a model such as all-MiniLM-L6-v2; give another one, or "
+                    "leave bertscore out of the metrics."
+                ) from error
             for i, *row in zip(scored, *(column.tolist() for column in columns), strict=True):
                 scores[i] = dict(zip(BERTSCORE_KEYS, row, strict=True))
         return scores
 
     def _load_scorer(self) -> Any:
         from bert_score import BERTScorer  # here: it imports matplotlib and pandas
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoModel
 
-        config = AutoConfig.from_pretrained(self.encoder)
+        config = AutoConfig.from_pretrained(self.encoder, trust_remote_code=False)
+        _, loaded = AutoModel.from_pretrained(self.encoder, trust_remote_code=False, output_loading_info=True)
+        missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
+        if missing:  # bert_score would go on with random numbers in their place
+            raise UserError(
+                f"BERTScore's encoder {self.encoder!r} lacks weights for {', '.join(missing[:3])}. Copy or download it "
+                "again, or give another one."
+            )
         if "t5" in self.encoder and config.model_type != "t5":
             raise UserError(
                 "bert_score takes any path with 't5' in it for a T5 model and would give this "

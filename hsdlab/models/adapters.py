@@ -18,8 +18,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from hsdlab.errors import UserError
 from hsdlab.models.embedded import EMBEDDED_MODELS, embedded_folder
 from hsdlab.models.merging import check_same_logits, few_logits, tied_names
-from hsdlab.models.reasons import reason
 from hsdlab.models.weights import read_generation_config
+from hsdlab.reasons import reason
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

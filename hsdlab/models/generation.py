@@ -8,6 +8,7 @@ Longer than other files: a third of it is the table of all entries.
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.errors import UserError
+from hsdlab.reasons import reason
 
 Rule = Literal["taken", "overridden", "refused"]
 
@@ -264,12 +266,59 @@ def check_generate_kwargs(given: Mapping[str, Any]) -> None:
             hint = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(sorted(known))}."
             raise UserError(f"generate_kwargs holds {name!r}, which is no option of transformers' generate: {hint}")
     _check_stop_strings(given.get("stop_strings"))
+    _check_objects(given)
     values = {name: value for name, value in given.items() if name not in _OBJECTS and value is not None}
+    _check_switches(values)
     try:
         GenerationConfig(**values).validate()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"generate_kwargs={values}: transformers refuses it: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"generate_kwargs={values}: transformers refuses it: {reason(error)}.") from error
     _check_numbers(values)
+
+
+def check_token_ids(given: Mapping[str, Any], vocabulary: int) -> None:
+    """Refuse tokens that the model does not have.
+
+    Args:
+        given: Options of `generate`.
+        vocabulary: How many tokens the model has.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for name in _TOKENS:
+        value = given.get(name)
+        ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
+                raise UserError(
+                    f"generate_kwargs: {name} is {value!r}; expected the number of a token, from 0 to {vocabulary - 1}"
+                    f"{' or a list of such' if name not in _ONE_TOKEN else ''}."
+                )
+
+
+_ONE_TOKEN = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
+_TOKENS = (*_ONE_TOKEN, "eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+_SWITCHES = ("do_sample", "renormalize_logits", "remove_invalid_values", "disable_compile")
+
+
+def _check_objects(given: Mapping[str, Any]) -> None:
+    """Refuse plain values, as a command line and a config have them, for what are objects in Python."""
+    for name in _OBJECTS:
+        plain = given.get(name)
+        if isinstance(plain, bool | int | float | str | dict) or (
+            isinstance(plain, list) and not all(callable(each) for each in plain)
+        ):
+            raise UserError(f"generate_kwargs: {name} is {plain!r}; it can be given in Python only, as an object.")
+
+
+def _check_switches(values: Mapping[str, Any]) -> None:
+    for name in _SWITCHES:
+        if name in values and not isinstance(values[name], bool):
+            raise UserError(f"generate_kwargs: {name} is {values[name]!r}; expected true or false.")
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"generate_kwargs: {name} is {value}; expected a finite number.")
 
 
 def _check_stop_strings(value: Any) -> None:
@@ -293,6 +342,12 @@ _NUMBERS = {
     "no_repeat_ngram_size": (0, float("inf")),
     "min_length": (0, float("inf")),
     "min_new_tokens": (0, float("inf")),
+    "max_time": (0, float("inf")),
+    "top_h": (0, 1),
+    "epsilon_cutoff": (0, 1),
+    "eta_cutoff": (0, 1),
+    "encoder_repetition_penalty": (0, float("inf")),
+    "encoder_no_repeat_ngram_size": (0, float("inf")),
 }
 """The range of each number, its ends excluded where they are infinite; transformers checks some of them, and late."""
 

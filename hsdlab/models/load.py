@@ -72,6 +72,9 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    for what, place in (("name", name), ("adapter", adapter)):
+        if not isinstance(place, str | PathLike) and not (what == "adapter" and place is None):
+            raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
     name = fspath(EMBEDDED_ADAPTERS.get(fspath(name), name))
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
@@ -139,6 +142,8 @@ def _device(device: str) -> torch.device:
 def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """Find what `name` means: the folder or hub id, and the options that from_pretrained needs for it."""
     options: dict[str, Any] = dict(NO_CODE)
+    if not name:
+        raise FileNotFoundError("the model's name is empty: expected a folder, a .gguf file or a model's id on the hub")
     path = Path(name).expanduser()
     if name.startswith(PREFIX):
         return str(embedded_folder(name)), options
@@ -187,6 +192,9 @@ def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
             f"hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...); "
             f"{name} is a {config.model_type} model with {config.architectures or 'no language-model head'}"
         )
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if layers < 1:
+        raise UserError(f"{name}: its config.json says num_hidden_layers={layers}; expected 1 or more")
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hsdlab.errors import UserError
-from hsdlab.models.reasons import reason
+from hsdlab.reasons import reason
 
 NO_CODE = {"trust_remote_code": False}
 """Left out, this option makes transformers ask at the terminal whether to run a repository's code."""
@@ -74,6 +74,8 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
     except Exception as error:  # safetensors, pickle, torch, gguf and transformers raise what they like
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
+        if isinstance(error, ImportError):
+            raise _lacks_package(name, error) from error
         raise UserError(f"{name}: {_why_unreadable(error)}: {reason(error)}. {_AGAIN}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         raise UserError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
@@ -98,6 +100,14 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         raise UserError(f"{file} cannot be read: {reason(error)}. Copy it again, or remove it") from error
 
 
+def _lacks_package(name: str, error: ImportError) -> UserError:
+    said = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{name}: a Python package that the model asks for is missing ({said}). Install it, or take a model that does "
+        "without"
+    )
+
+
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
     if "mismatch" in text or "shape" in text:
@@ -107,8 +117,6 @@ def _why_unreadable(error: Exception) -> str:
             "its weights are a PyTorch file that holds more than weights, or none, and hsdlab runs no code of a model; "
             "convert it to safetensors where it comes from"
         )
-    if isinstance(error, ImportError):
-        return "a package that it needs is missing"
     return "its weights cannot be read (truncated, empty or garbage?)"
 
 
@@ -124,6 +132,8 @@ def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTraine
     except Exception as error:  # tokenizers and transformers raise what they like
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
+        if isinstance(error, ImportError):
+            raise _lacks_package(name, error) from error
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{name}: its tokenizer needs custom code of its own, and hsdlab runs no code of a model repository; "

@@ -87,13 +87,15 @@ class DecodeModule(LightningModule):
         bleu_tokenizer: BleuTokenizer = "13a",
     ) -> None:
         super().__init__()
-        generate_kwargs = dict(generate_kwargs or {})
+        generate_kwargs = {} if generate_kwargs is None else generate_kwargs
         check_options(num_beams, max_new_tokens, generate_kwargs)
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
-        self.generate_kwargs = generate_kwargs
+        self.generate_kwargs = dict(generate_kwargs)
+        if isinstance(metrics, str):
+            raise UserError(f"metrics={metrics!r}: expected a list, such as ['rouge'].")
         options = MetricOptions(bertscore_encoder, rouge_tokenizer, rouge_lsum, bleu_tokenizer)
         self.metrics = nn.ModuleDict({name: text_metric(name, options) for name in metrics})
         self.predictions = predictions
@@ -287,6 +289,25 @@ def load_decode_module(
     return DecodeModule(model, tokenizer, **kwargs)
 
 
+def check_decoding(options: Mapping[str, Any]) -> None:
+    """Refuse what `DecodeModule` would, before a model is loaded for it.
+
+    Args:
+        options: Parameters of DecodeModule by name; those that are missing have their defaults.
+
+    Raises:
+        UserError, FileNotFoundError: See `DecodeModule`.
+    """
+    check_options(
+        options.get("num_beams", 1), options.get("max_new_tokens", 1), dict(options.get("generate_kwargs") or {})
+    )
+    names = options.get("metrics", METRICS)
+    for name in names:
+        if list(names).count(name) > 1:
+            raise UserError(f"metrics lists {name!r} twice: expected each once.")
+        text_metric(name, MetricOptions(bertscore_encoder=options.get("bertscore_encoder") or ENCODER))
+
+
 def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> None:
     """Refuse numbers below 1 and generation options that have a parameter of their own.
 
@@ -294,6 +315,10 @@ def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str
         UserError: In the words of DecodeModule's parameters.
     """
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise UserError(f"{name}={value}: expected 1 or more.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value!r}: expected a whole number, 1 or more.")
+    if not isinstance(generate_kwargs, Mapping):
+        raise UserError(
+            f"generate_kwargs={generate_kwargs!r}: expected a mapping of options, such as {{'top_p': 0.9}}."
+        )
     check_generate_kwargs(generate_kwargs)

@@ -27,6 +27,7 @@ from hsdlab.reporting.tables import console
 from hsdlab.runs.bench_sides import PlainSide, StrategySide
 from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.model_info import model_info
+from hsdlab.runs.strategies import check_strategies
 from hsdlab.runs.timing import Side, interleave, ratio_spread, spread
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.full_depth import FullDepth
@@ -88,6 +89,8 @@ def first_prompts(module: DecodeModule, datamodule: GenerationDataModule, number
     """
     context = context_length(module.model)
     room = None if context is None else context - new_tokens
+    if room is not None and room < 1:
+        raise UserError(f"new_tokens={new_tokens} does not fit the model's context of {context} tokens; give fewer.")
     datamodule.prepare_data()
     examples = datamodule.examples("test")[:number]
     if len(examples) < number:
@@ -95,6 +98,34 @@ def first_prompts(module: DecodeModule, datamodule: GenerationDataModule, number
     limit = datamodule.max_prompt_tokens or room
     encoded = [datamodule.template.encode(example.source, module.tokenizer, limit) for example in examples]
     return [torch.tensor([token_ids]) for token_ids, _ in encoded]
+
+
+def check_bench(strategies: Sequence[SkipStrategy], prompts: int, new_tokens: int, repeats: int, examples: int) -> None:
+    """Refuse what can be refused before a model is loaded.
+
+    Args:
+        strategies: What is to be measured.
+        prompts: How many prompts.
+        new_tokens: Tokens to decode from each prompt.
+        repeats: Measured rounds.
+        examples: How many the test split holds.
+
+    Raises:
+        UserError: In the words of the options.
+    """
+    check_strategies(strategies)
+    if examples < prompts:
+        raise UserError(f"prompts={prompts}: the test split of the data holds only {examples} examples.")
+    for strategy in strategies:
+        if strategy.is_oracle:
+            raise UserError(
+                f"strategies: {strategy!r} is an oracle, which runs layers that it claims not to have run; its time "
+                "means nothing. Compare its text and depth with 'evaluate.py compare'."
+            )
+    if new_tokens < 2:
+        raise UserError(f"new_tokens is {new_tokens}; expected at least 2: the first needs no decode step.")
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}; expected at least 1.")
 
 
 def run_bench(
@@ -223,19 +254,10 @@ def _check_arguments(
 ) -> None:
     if not prompts:
         raise UserError("prompts: got none; expected at least one.")
-    for strategy in strategies:
-        if strategy.is_oracle:
-            raise UserError(
-                f"strategies: {strategy!r} is an oracle, which runs layers that it claims not to have run; its time "
-                "means nothing. Compare its text and depth with 'evaluate.py compare'."
-            )
+    check_bench(strategies, len(prompts), new_tokens, repeats, examples=len(prompts))
     for index, prompt in enumerate(prompts):
         if prompt.dim() != 2 or prompt.shape[0] != 1 or prompt.shape[1] == 0:
             raise UserError(f"prompts[{index}]: got shape {tuple(prompt.shape)}; expected (1, length).")
-    if new_tokens < 2:
-        raise UserError(f"new_tokens is {new_tokens}; expected at least 2: the first needs no decode step.")
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}; expected at least 1.")
 
 
 def _check_same_tokens(plain: PlainSide, full_depth: StrategySide) -> None:

@@ -14,7 +14,7 @@ from hsdlab.reporting import tensorboard
 from hsdlab.reporting.comparison import print_comparison, write_comparison
 from hsdlab.reporting.tables import console
 from hsdlab.runs.folder import holding_folder
-from hsdlab.runs.strategies import StrategyRuns, baseline_first, prediction_files
+from hsdlab.runs.strategies import StrategyRuns, baseline_first, check_fit, prediction_files
 from hsdlab.strategies import SkipStrategy
 
 
@@ -47,7 +47,7 @@ def compare(
         The comparison of all strategies.
 
     Raises:
-        UserError: A strategy is listed twice.
+        UserError: A strategy is listed twice, or does not fit the model.
 
     Example::
 
@@ -57,6 +57,7 @@ def compare(
     """
     folder, run = Path(folder), run or run_info(generation=module.generation().record())
     ordered, files = baseline_first(strategies), prediction_files(folder, strategies)
+    check_fit(module, ordered)
     runs = StrategyRuns(trainer, module, datamodule, "test")
     events = folder / tensorboard.FOLDER
     if trainer.is_global_zero:

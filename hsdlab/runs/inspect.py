@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -71,6 +71,10 @@ def inspect(
         UserError: No text has a decode step.
         UnsupportedModelError: The model cannot be served.
     """
+    if text not in get_args(Texts):
+        raise UserError(f"text={text!r}: expected one of {', '.join(get_args(Texts))}.")
+    if examples < 1:
+        raise UserError(f"examples={examples}: expected 1 or more.")
     model = module.model.to(trainer.strategy.root_device)
     datamodule.prepare_data()
     datamodule.connect_to(module)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hsdlab.costs import Cost
 from hsdlab.errors import RunError, UserError
+from hsdlab.reasons import reason
 from hsdlab.records.bench import BenchResult
 from hsdlab.records.calibration import CalibrationResult
 from hsdlab.records.comparison import Comparison, ComparisonRow, compare_results
@@ -29,11 +30,14 @@ from hsdlab.reporting import bench, calibration, comparison, exit_quality, inspe
 from hsdlab.reporting.tables import console
 
 
-def report(runs: Mapping[str, Path] | Sequence[Path], output: Path | None = None) -> Document:
+def report(
+    runs: Mapping[str, str | Path] | Sequence[str | Path] | str | Path, output: str | Path | None = None
+) -> Document:
     """Draw the report of a finished run anew in its folder; or one comparison of several runs.
 
     Args:
-        runs: Folders of runs, or each with a name. For several, runs of `test` or `compare` over the same examples.
+        runs: The folder of a run, or folders, or each with a name. For several, runs of `test` or `compare` over the
+            same examples.
         output: Where to write the comparison of several runs.
 
     Returns:
@@ -43,12 +47,24 @@ def report(runs: Mapping[str, Path] | Sequence[Path], output: Path | None = None
         UserError: No folder is given, or several without an output or of other kinds of runs.
         RunError: A folder holds no finished run, or one that cannot be read.
     """
-    named = dict(runs) if isinstance(runs, Mapping) else _named(runs)
+    if isinstance(runs, Mapping):
+        named = {name: Path(folder) for name, folder in runs.items()}
+    else:
+        named = _named([Path(each) for each in ([runs] if isinstance(runs, str | Path) else runs)])
+    output = None if output is None else Path(output)
     if not named:
         raise UserError("Got no run folder to report. Give one or more: evaluate.py report RUN …")
-    if len(named) == 1 and output is None:
-        return _redraw(next(iter(named.values())))
-    return _joined(named, output)
+    try:
+        if len(named) == 1 and output is None:
+            return _redraw(next(iter(named.values())))
+        return _joined(named, output)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # records that are whole, each by itself, and do not belong together
+        raise RunError(
+            f"the records in {' and '.join(map(str, named.values()))} cannot be drawn ({reason(error)}): they do not "
+            "belong together. Was a file changed by hand? Run the command that wrote them again."
+        ) from error
 
 
 def _named(folders: Sequence[Path]) -> dict[str, Path]:

@@ -125,12 +125,37 @@ def strategy_result(
     )
 
 
+def check_strategies(strategies: object) -> None:
+    """Refuse a list that holds something else than strategies: their names, say, or their classes.
+
+    Raises:
+        UserError: With what was given.
+    """
+    if isinstance(strategies, str) or not isinstance(strategies, Sequence):
+        raise UserError(f"strategies={strategies!r}: expected a list of strategies, such as [HSD(), CALM()].")
+    for strategy in strategies:
+        if not isinstance(strategy, SkipStrategy):
+            raise UserError(f"strategies holds {strategy!r}; expected objects such as HSD().")
+
+
+def check_fit(module: DecodeModule, strategies: Sequence[SkipStrategy]) -> None:
+    """Refuse strategies that do not fit the model, before any is decoded under.
+
+    Raises:
+        UserError: In the words of the first that does not.
+    """
+    for strategy in strategies:
+        with strategy.applied_to(module.model, max_new_tokens=module.max_new_tokens):
+            pass
+
+
 def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
     """Return the strategies with FullDepth first, added where it is missing.
 
     Raises:
-        UserError: A strategy is listed twice.
+        UserError: A strategy is listed twice, or something is none.
     """
+    check_strategies(strategies)
     names = [repr(strategy) for strategy in strategies]
     for name in names:
         if names.count(name) > 1:

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from lightning.pytorch import Trainer
 
 from hsdlab.data import GenerationDataModule
+from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
 from hsdlab.records.comparison import compare_results
 from hsdlab.records.provenance import RunInfo, run_info
@@ -13,7 +15,7 @@ from hsdlab.records.run_folder import METRICS_FILE, RESULT_FILE, prediction_file
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
 from hsdlab.runs.folder import holding_folder
-from hsdlab.runs.strategies import Split, StrategyRuns
+from hsdlab.runs.strategies import Split, StrategyRuns, check_strategies
 from hsdlab.strategies import SkipStrategy
 
 
@@ -41,7 +43,13 @@ def test(
 
     Returns:
         What the strategy gave.
+
+    Raises:
+        UserError: The strategy or the split is none.
     """
+    check_strategies([strategy])
+    if split not in get_args(Split):
+        raise UserError(f"split={split!r}: expected one of {', '.join(get_args(Split))}.")
     folder = Path(folder)
     runs = StrategyRuns(trainer, module, datamodule, split, warms_up=False)
     result = replace(

@@ -1,10 +1,12 @@
 """Which classes `tune` can search, and what it refuses before anything is decoded."""
 
+import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import Any, cast
 
 from hsdlab.errors import UserError
+from hsdlab.reasons import reason
 from hsdlab.runs.checks import CORPUS_METRICS, check_computed, check_ids
 from hsdlab.strategies import ScheduledStrategy, SkipStrategy
 from hsdlab.tuning import Goal
@@ -31,10 +33,16 @@ def scheduled_classes(names: Sequence[str]) -> list[type[ScheduledStrategy]]:
 def _scheduled_class(name: str) -> type[ScheduledStrategy]:
     expected = f"expected some of {', '.join(TUNABLE)}, or the dotted path of your own, such as my_package.MyClass"
     module, _, class_name = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"classes: {name!r} is no name of a class; {expected}.")
+    if name.split(".")[0] in sys.stdlib_module_names:  # its import may do anything
+        raise UserError(f"classes: {name} is part of Python itself; {expected}.")
     try:
         found = getattr(import_module(module or "hsdlab.strategies"), class_name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"classes: unknown class {name!r}; {expected}.") from error
+    except Exception as error:  # a module of the user's may raise what it likes
+        raise UserError(f"classes: {name} cannot be imported: {reason(error)}.") from error
     if not isinstance(found, type) or not issubclass(found, SkipStrategy):
         raise UserError(f"classes: {name} is no strategy; {expected}.")
     if not issubclass(found, ScheduledStrategy):

@@ -197,5 +197,6 @@ def check_not_negative(name: str, **numbers: float | None) -> None:
         UserError: In the words of the strategy's parameters.
     """
     for parameter, number in numbers.items():
-        if number is not None and not 0 <= number < math.inf:
-            raise UserError(f"{name}: {parameter}={number!r}; expected 0 or more, and finite.")
+        wrong = isinstance(number, bool) or not isinstance(number, int | float)
+        if number is not None and (wrong or not 0 <= number < math.inf):
+            raise UserError(f"{name}: {parameter}={number!r}; expected a finite number, 0 or more.")

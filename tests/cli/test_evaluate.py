@@ -191,9 +191,9 @@ def test_a_composed_strategy_is_named_by_its_parts(layers, schedule, confidence,
 
 def test_parts_that_contradict_each_other_are_refused(refused):
     message = refused("test", "--skip=Compose", "--skip.schedule=HSD", "--skip.confidence=SkipDecode")
-    assert "--confidence: unfit class 'SkipDecode'; expected one of CALM, DeeBERT, " in message  # and tests' own
+    assert "--skip.confidence: unfit class 'SkipDecode'; expected one of CALM, DeeBERT, " in message  # and tests' own
     message = refused("test", "--skip=Compose", "--skip.schedule=Compose", "--skip.confidence=CALM")
-    assert "--schedule: unfit class 'Compose'; expected one of" in message
+    assert "--skip.schedule: unfit class 'Compose'; expected one of" in message
     assert "CALM" not in message
 
 
@@ -429,7 +429,7 @@ def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):
         (["--data=Unknown"], "unknown class 'Unknown'; expected one of DataFolder, Docstrings, "),
         (["--skip=HSD", "--skip.min_exit=5", "--skip.max_exit=2"], "min_exit=5 is larger than max_exit=2"),
         (["--skip=HSD", "--skip.num_skipped=-1"], "num_skipped=-1; expected"),
-        (["--skip.threshold=1"], "'threshold' is not accepted"),
+        (["--skip.threshold=1"], "the class that --skip names takes no such argument"),
         (["--model.max_new_tokens=0"], "model.max_new_tokens"),
         (["--model.num_beams=0"], "model.num_beams"),
         (["--model.metrics=[meteor]"], "model.metrics"),

@@ -152,7 +152,7 @@ def test_a_model_without_a_context_limit_has_none(tokenizer):
 @pytest.mark.parametrize(("max_prompt_tokens", "max_new_tokens"), [(21, 20), (None, 40)])
 def test_prompts_longer_than_the_context_are_an_error(tokenizer, max_prompt_tokens, max_new_tokens):
     data = Toy(max_prompt_tokens=max_prompt_tokens)
-    with pytest.raises(ValueError, match="do not fit the model's context of 40 tokens"):
+    with pytest.raises(ValueError, match="the model's context of 40 tokens"):
         run(Module(tokenizer, max_new_tokens=max_new_tokens), data, "test")
 
 
@@ -217,10 +217,10 @@ def test_no_tokenizer_is_an_error():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
-        ({"limit": 0}, "limit=0: expected 1 or more"),
-        ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: expected 1 or more"),
-        ({"num_workers": -1}, "num_workers=-1: expected 0 or more"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, 1 or more"),
+        ({"limit": 0}, "limit=0: expected a whole number, 1 or more"),
+        ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: expected a whole number, 1 or more"),
+        ({"num_workers": -1}, "num_workers=-1: expected a whole number, 0 or more"),
         ({"predict_split": "dev"}, "No split 'dev': expected one of train, validation, test"),
         ({"prompt": "Summary:"}, "prompt='Summary:' holds {source} 0 times"),
     ],

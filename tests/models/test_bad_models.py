@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hsdlab.errors import UserError
 from hsdlab.models import load_model
-from hsdlab.models.reasons import reason
+from hsdlab.reasons import reason
 from tests.tiny_checkpoints import save, save_adapter, save_gguf, tiny_llama, tiny_tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"

@@ -222,8 +222,8 @@ def test_generate_kwargs_reach_generate(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1 or more"),
-        ({"num_beams": 0}, "num_beams=0: expected 1 or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: expected a whole number, 1 or more"),
+        ({"num_beams": 0}, "num_beams=0: expected a whole number, 1 or more"),
         ({"metrics": ["meteor"]}, "'meteor': expected some of rouge, bleu, bertscore"),
         ({"generate_kwargs": {"num_beams": 2}}, "give it as the parameter num_beams"),
     ],

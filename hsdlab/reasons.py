@@ -13,7 +13,11 @@ def reason(error: BaseException) -> str:
         >>> reason(ValueError("The folder has code. Please pass trust_remote_code=True to run it."))
         'ValueError: The folder has code'
     """
-    text = " ".join(str(error).split())
-    sentences = [sentence for sentence in re.split(r"(?<=[.!?:])\s+", text) if not _ADVICE.search(sentence)]
-    said = " ".join(sentences)[:_LENGTH].rstrip(" .:;,")
+    said = without_advice(str(error), _LENGTH)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def without_advice(text: str, longest: int) -> str:
+    """Return a text on one line, without the sentences that give such advice, cut at a length."""
+    sentences = re.split(r"(?<=[.!?:])\s+", " ".join(text.split()))
+    return " ".join(each for each in sentences if not _ADVICE.search(each))[:longest].rstrip(" .:;,")
