@@ -23,6 +23,7 @@ from hsdlab.errors import faults_of_the_run
 from hsdlab.models import weights_fingerprint
 from hsdlab.models.generation import fixed_length, greedy
 from hsdlab.modules import DecodeModule, load_decode_module
+from hsdlab.program import typed
 from hsdlab.records.predictions import PredictionFile, check_same_examples
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
@@ -44,7 +45,7 @@ UNDER_ONE_STRATEGY = ("validate", "test", "predict")
 
 DESCRIPTION = (
     "Decode text with fewer layers per token and compare the strategies. Besides the subcommands below, "
-    "`evaluate.py report RUN …` draws the tables and pictures of finished runs anew, without a model."
+    "`report RUN …` draws the tables and pictures of finished runs anew, without a model."
 )
 
 
@@ -243,7 +244,7 @@ class EvaluateCLI(SubcommandCLI):
         """Write a config that decodes the test split as this run would with what it chose; return the command."""
         path = self.output / name
         config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
-        command = f"python evaluate.py test --config {path} --output {output}"
+        command = f"{typed('test')} --config {path} --output {output}"
         write_yaml(path, config | {"skip": chosen.as_config()}, why, command)
         return command
 

@@ -25,6 +25,7 @@ from hsdlab.models import Attention, load_model
 from hsdlab.modules import ExitClassifierModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
 from hsdlab.modules.lora import LoRA
+from hsdlab.program import TRAIN_SCRIPT, typed
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import RUN_FILE, write_config
@@ -199,7 +200,7 @@ class TrainCLI(SubcommandCLI):
         config = {name: value for name, value in config.items() if name != "ckpt_path"}
         self.run_info = run_info(config["seed_everything"], config, self.subcommand)
         self.output.mkdir(parents=True, exist_ok=True)
-        write_config(self.output, config, f"python train.py {self.subcommand}")
+        write_config(self.output, config, typed(self.subcommand, TRAIN_SCRIPT))
         self.run_info.write(self.output / RUN_FILE)
 
     def how_to_go_on(self) -> str:
@@ -219,7 +220,7 @@ class TrainCLI(SubcommandCLI):
             assert isinstance(self.model, FinetuneModule)
             self._load_best()
             self.model.export(self.output / "model")
-        rank_zero_info(f"Decode with it: python evaluate.py test --model.name={self.output / 'model'} ...")
+        rank_zero_info(f"Decode with it: {typed('test')} --model.name={self.output / 'model'} ...")
 
     def after_fit_exit_classifier(self) -> None:
         """Write the best classifier, and how good it is on the validation split, layer by layer."""
@@ -238,8 +239,7 @@ class TrainCLI(SubcommandCLI):
                     logger.experiment.add_figure("exit_classifier", exit_quality_figure(quality))
                     logger.experiment.flush()
         rank_zero_info(
-            "Decode with it: python evaluate.py test --skip=CALM --skip.measure=classifier "
-            f"--skip.classifier={file} ..."
+            f"Decode with it: {typed('test')} --skip=CALM --skip.measure=classifier --skip.classifier={file} ..."
         )
 
     def _load_best(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
+from hsdlab.program import typed
 from hsdlab.records.files import replace_file
 from hsdlab.records.provenance import RunInfo, Session
 
@@ -121,7 +122,7 @@ class RunFolder:
                 file.unlink()
         else:
             run = replace(run, earlier=_sessions(self.before, run))
-        write_config(self.path, self.config, f"python evaluate.py {self.subcommand}")
+        write_config(self.path, self.config, typed(self.subcommand))
         run.write(self.path / RUN_FILE)
         return run
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from hsdlab.errors import UserError
 from hsdlab.runs.checks import CORPUS_METRICS, check_computed, check_ids
 from hsdlab.strategies import ScheduledStrategy, SkipStrategy
-from hsdlab.tuning import Goal
+from hsdlab.tuning import Goal, check_optuna
 
 TUNABLE = ("HSD", "SkipDecode", "StaticDepth")
 
@@ -74,7 +74,9 @@ def check_tuning(
 
     Raises:
         UserError: In the words of the options.
+        RunError: Optuna is not installed.
     """
+    check_optuna()
     Goal(max_loss, speedup)
     scheduled_classes(classes)
     for setting in first:
