@@ -25,7 +25,7 @@ HELP = ("-h", "--help")
 EXAMPLES = """\
 Examples:
   hsdlab compare --config experiment/quickstart_compare
-  hsdlab compare --data.folder=my_data --model.name=my_model --strategies=[FullDepth,HSD]
+  hsdlab compare --data.folder=my_data --model.name=my_model --strategies='[FullDepth, HSD]'
   hsdlab configs list
 """
 
@@ -107,9 +107,9 @@ def overview(groups: Mapping[str, Mapping[str, str]], program: str, examples: st
         lines += [f"{heading}:", *(f"  {hyphenated(name):{width}}{text}" for name, text in group.items()), ""]
     lines += [
         f"`{program} COMMAND --help` explains the options of a command. --debug shows the traceback of an error.",
-        "",
+        *(["", examples.rstrip()] if examples else []),
     ]
-    return "\n".join(lines) + (f"{examples}" if examples else "")
+    return "\n".join(lines) + "\n"
 
 
 def _run(script: str, words: list[str], position: int, name: str, args: Sequence[str] | None) -> None:

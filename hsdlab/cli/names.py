@@ -15,7 +15,7 @@ EVALUATE = {
     "compare": "decode the test split under several strategies; a table and a picture",
     "bench": "time several strategies in alternation",
     "inspect": "measure how early each layer predicts the final token; no training needed",
-    "calibrate": "choose a threshold whose loss of quality stays within a tolerance, with a guarantee",
+    "calibrate": "choose a threshold with a guarantee on the loss of quality",
     "tune": "search the settings that decode fastest at a given quality",
     "report": "draw the tables and pictures of finished runs anew, without a model",
 }
