@@ -4,6 +4,7 @@ The overview and an unknown command are answered here, before torch, Lightning o
 instead of ten. A known command's module is imported last.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,12 @@ def overview(groups: Mapping[str, Mapping[str, str]], program: str, examples: st
 
 
 def _run(script: str, words: list[str], position: int, name: str, args: Sequence[str] | None) -> None:
-    """Import a script's command line and run a command with it, under the name that the script has for it."""
+    """Import a script's command line and run a command with it, under the name that the script has for it.
+
+    Classes of one's own in the current folder are found (``--skip=my_module.MyStrategy``), after all that is installed.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     command_line = import_module(f"hsdlab.cli.{script}").main
     if words[position] == name:
         command_line(args)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -135,6 +136,21 @@ def test_the_arguments_of_the_process_stay_as_they_were_typed(reached, monkeypat
     assert reached == [("evaluate", None), ("train", ["validate", "--x"])]
     assert sys.argv is typed
     assert typed == ["hsdlab", "validate-loss", "--x"]
+
+
+@pytest.mark.parametrize("run", [commands.main, commands.evaluate])
+def test_a_class_in_the_current_folder_is_found_after_what_is_installed(run, monkeypatch, tmp_path):
+    (tmp_path / "a_module_of_mine.py").write_text("here = True")
+    (tmp_path / "yaml.py").write_text("raise AssertionError('in place of the package')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    found = []
+    monkeypatch.setattr(hsdlab.cli.evaluate, "main", lambda args: found.append(find_spec("a_module_of_mine")))
+    run(["test"])
+    run(["test"])
+    assert [each.origin for each in found] == [str(tmp_path / "a_module_of_mine.py")] * 2
+    assert sys.path.count(str(tmp_path)) == 1
+    assert find_spec("yaml").origin != str(tmp_path / "yaml.py")
 
 
 def test_a_light_command_ends_with_a_sentence(capsys, tmp_path):
