@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 import hsdlab
 from hsdlab.errors import RunError, UserError
 
@@ -156,12 +158,9 @@ def _purpose(path: Path) -> str:
 def _with_packaged_includes(source: Path) -> str:
     """Return a packaged config's text with the names of what it includes in place of paths relative to it."""
     text = source.read_text(encoding="utf-8")
-    block = re.search(r"^include:(?:.*\]|(?:\n[ -].*)+)", text, re.MULTILINE)
-    if block is None:
-        return text
-    named = re.sub(r"(?:\.\.?/)+[\w./-]+", lambda path: _name_of(source.parent / path[0]), block[0])
-    return text[: block.start()] + named + text[block.end() :]
-
-
-def _name_of(path: Path) -> str:
-    return path.resolve().relative_to(configs_folder().resolve()).as_posix()
+    top = yaml.compose(text, Loader=yaml.SafeLoader)
+    included = next((value.value for key, value in top.value if key.value == "include"), [])
+    for node in reversed(included):
+        name = (source.parent / node.value).resolve().relative_to(configs_folder().resolve()).as_posix()
+        text = text[: node.start_mark.index] + name + text[node.end_mark.index :]
+    return text

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
 import pytest
@@ -150,7 +151,7 @@ def test_a_class_in_the_current_folder_is_found_after_what_is_installed(run, mon
     run(["test"])
     assert [each.origin for each in found] == [str(tmp_path / "a_module_of_mine.py")] * 2
     assert sys.path.count(str(tmp_path)) == 1
-    assert find_spec("yaml").origin != str(tmp_path / "yaml.py")
+    assert PathFinder.find_spec("yaml").origin != str(tmp_path / "yaml.py")
 
 
 def test_a_light_command_ends_with_a_sentence(capsys, tmp_path):
