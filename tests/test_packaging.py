@@ -96,7 +96,6 @@ def test_the_workflows_call_what_there_is(workflow):
         assert all("@" in step.get("uses", "@") for step in job["steps"])
 
 
-@pytest.mark.slow
 def test_the_wheel_is_small_and_whole(tmp_path):
     """Built from what git tracks, so that no leftover of an earlier build gets in."""
     source = tmp_path / "source"

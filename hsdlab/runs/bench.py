@@ -225,7 +225,7 @@ def _check_arguments(
         if strategy.is_oracle:
             raise UserError(
                 f"strategies: {strategy!r} is an oracle, which runs layers that it claims not to have run; its time "
-                "means nothing. Compare its text and depth with 'evaluate.py compare'."
+                "means nothing. Compare its text and depth with `compare`."
             )
     for index, prompt in enumerate(prompts):
         if prompt.dim() != 2 or prompt.shape[0] != 1 or prompt.shape[1] == 0:

@@ -40,7 +40,7 @@ def _scheduled_class(name: str) -> type[ScheduledStrategy]:
     if not issubclass(found, ScheduledStrategy):
         raise UserError(
             f"classes: {name} is no ScheduledStrategy, and replay scores layers that are known before a step: "
-            f"{expected}. 'evaluate.py calibrate' goes through a list of settings of any strategies."
+            f"{expected}. `calibrate` goes through a list of settings of any strategies."
         )
     if cast(Any, found.propose).__func__ is cast(Any, ScheduledStrategy.propose).__func__:
         found.propose(cast(Any, None), 0, 0)  # says what to write
