@@ -68,6 +68,9 @@ def train(args: Sequence[str] | None = None) -> None:
 
 def _script(script: str, known: Mapping[str, str], args: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if args is None else args)
+    if names.command_position(words) is None and any(word.partition("=")[0] in names.CONFIG for word in words):
+        import_module(f"hsdlab.cli.{script}").main(args)  # the config may name the command
+        return
     position = _answered(words, {"Commands": known}, f"python {script}.py", "")
     _run(script, words, position, words[position].replace("-", "_"), args)
 

@@ -29,12 +29,16 @@ TRAIN = {
 """The commands of `train.py`, in the order of the help."""
 
 
+CONFIG = ("-c", "--config")
+"""The option that may stand before a command with a value of its own."""
+
+
 def command_position(words: Sequence[str]) -> int | None:
     """Find the command in a command line.
 
     Args:
-        words: The command line after the program's name. Options may stand before the command; of these
-            ``--config`` takes a value of its own.
+        words: The command line after the program's name. Options may stand before the command; of these `CONFIG` takes
+            a value of its own.
 
     Returns:
         Index of the first word that is no option; None where there is none.
@@ -43,7 +47,7 @@ def command_position(words: Sequence[str]) -> int | None:
     for index, word in enumerate(words):
         if values:
             values -= 1
-        elif word in ("-c", "--config"):
+        elif word in CONFIG:
             values = 1
         elif not word.startswith("-"):
             return index

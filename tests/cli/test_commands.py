@@ -1,6 +1,7 @@
 """The commands by name: which module each reaches, and what is answered before anything heavy is imported."""
 
 import json
+import shlex
 import subprocess
 import sys
 from importlib.machinery import PathFinder
@@ -15,6 +16,7 @@ from hsdlab.cli import commands, names
 from hsdlab.cli.evaluate import EvaluateCLI
 from hsdlab.cli.report import REPORT
 from hsdlab.cli.train import TrainCLI
+from tests.tiny_runs import ParseOnly, run
 
 HEAVY = {"torch", "lightning", "transformers", "torchmetrics", "jsonargparse", "scipy", "matplotlib", "numpy"}
 LIGHT = [
@@ -76,7 +78,7 @@ def test_the_overview_names_every_command(capsys):
 
 
 @pytest.mark.parametrize(
-    ("run", "word", "meant", "program"),
+    ("start", "word", "meant", "program"),
     [
         (commands.main, "cmpare", "compare", "hsdlab"),
         (commands.main, "fit_exit_clasifier", "fit-exit-classifier", "hsdlab"),
@@ -85,9 +87,9 @@ def test_the_overview_names_every_command(capsys):
         (commands.train, "validte", "validate", "python train.py"),
     ],
 )
-def test_an_unknown_command_names_the_nearest(run, word, meant, program, reached, capsys):
+def test_an_unknown_command_names_the_nearest(start, word, meant, program, reached, capsys):
     with pytest.raises(SystemExit) as end:
-        run([word, "--help"])
+        start([word, "--help"])
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: unknown command {word!r}. Did you mean {meant!r}? The commands are ")
@@ -109,7 +111,7 @@ def test_the_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("run", "args", "expected"),
+    ("start", "args", "expected"),
     [
         (commands.main, ["compare", "--x"], ("evaluate", ["compare", "--x"])),
         (commands.main, ["validate"], ("evaluate", ["validate"])),
@@ -123,9 +125,25 @@ def test_the_version(capsys):
         (commands.evaluate, ["-c=x", "validate"], ("evaluate", ["-c=x", "validate"])),
     ],
 )
-def test_a_command_reaches_its_command_line(run, args, expected, reached):
-    run(args)
+def test_a_command_reaches_its_command_line(start, args, expected, reached):
+    start(args)
     assert reached == [expected]
+
+
+def test_a_config_alone_may_name_the_command_of_a_script(reached, capsys):
+    commands.evaluate(["--config", "whole.yaml"])
+    commands.train(["--config=whole.yaml"])
+    assert reached == [("evaluate", ["--config", "whole.yaml"]), ("train", ["--config=whole.yaml"])]
+    with pytest.raises(SystemExit):
+        commands.main(["--config=whole.yaml"])
+    assert capsys.readouterr().err.startswith("error: no command given. ")
+
+
+def test_the_examples_of_the_overview_parse(monkeypatch):
+    lines = [shlex.split(line) for line in commands.EXAMPLES.splitlines() if line.startswith("  hsdlab compare")]
+    assert len(lines) == 2
+    for _, *args in lines:
+        assert run(monkeypatch, *args, cli=ParseOnly).subcommand == "compare"
 
 
 def test_the_arguments_of_the_process_stay_as_they_were_typed(reached, monkeypatch):
@@ -139,16 +157,16 @@ def test_the_arguments_of_the_process_stay_as_they_were_typed(reached, monkeypat
     assert typed == ["hsdlab", "validate-loss", "--x"]
 
 
-@pytest.mark.parametrize("run", [commands.main, commands.evaluate])
-def test_a_class_in_the_current_folder_is_found_after_what_is_installed(run, monkeypatch, tmp_path):
+@pytest.mark.parametrize("start", [commands.main, commands.evaluate])
+def test_a_class_in_the_current_folder_is_found_after_what_is_installed(start, monkeypatch, tmp_path):
     (tmp_path / "a_module_of_mine.py").write_text("here = True")
     (tmp_path / "yaml.py").write_text("raise AssertionError('in place of the package')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     found = []
     monkeypatch.setattr(hsdlab.cli.evaluate, "main", lambda args: found.append(find_spec("a_module_of_mine")))
-    run(["test"])
-    run(["test"])
+    start(["test"])
+    start(["test"])
     assert [each.origin for each in found] == [str(tmp_path / "a_module_of_mine.py")] * 2
     assert sys.path.count(str(tmp_path)) == 1
     assert PathFinder.find_spec("yaml").origin != str(tmp_path / "yaml.py")
