@@ -14,12 +14,12 @@ help:  ## print this help
 
 install: .venv/installed  ## make .venv with the pinned versions
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml setup.py adapters/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 		"hsdlab needs Python 3.11 or newer and $(PYTHON) is %d.%d; say make PYTHON=/path/to/python3.11" \
 		% sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]' --editable ./adapters
 	touch $@
 
 models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)

@@ -1,12 +1,14 @@
-"""Put the adapters of finished training runs into hsdlab/adapters, in bfloat16, with how and on what they were trained.
+"""Put the adapters of finished training runs into adapters/, in bfloat16, with how and on what they were trained.
 
     python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its three like)
     python -m docs.publish_adapter
 
-A run that is not there leaves its adapter as it is.
+A run that is not there leaves its adapter as it is. The model cards are written anew, from training.json and from the
+scores in docs/results.
 """
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,14 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX
+from docs.results_data import ADAPTERS, ROOT, RUNS, rows
+from hsdlab.models.embedded import PREFIX
 from hsdlab.records.document import to_plain
+from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.run_folder import RUN_FILE
+from hsdlab.reporting.markdown import markdown_table
 
-ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "runs/results"
-LARGEST_MB = 12
+NAMES = ("e2e", "e2e-skip-aware", "common-gen", "common-gen-skip-aware")
+LARGEST_MB = 10
 DATA = {
     "e2e": (
         "E2E NLG Challenge (Novikova, Dušek, Rieser, SIGDIAL 2017), official training set, version 1.0.0, from "
@@ -33,15 +37,30 @@ DATA = {
     ),
 }
 """Data statements: what each data set is, which part of it was trained on, under what licence."""
-DATA["common-gen-skip-aware"] = f"{DATA['common-gen']} As many longer sets, made of them (docs/longer_concept_sets.py)."
+DATA["common-gen-skip-aware"] = (
+    f"{DATA['common-gen']} Besides, as many longer sets, which docs/longer_concept_sets.py makes of them."
+)
+SHA256 = {
+    "e2e": "f4524089f5b3cb2a6ef094c4d788399fb24856914338c1c4921de0818af59a2f",
+    "common-gen": "dbcd1af26ab909c1601f3da0bfde83362a59ae55609cfad0935ad7fccacd22f9",
+}
+"""Of the train.jsonl with these sets, taken on 2026-11-26; a training records no hash of its data."""
+SCORES = ("rougeL", "bleu4", "bertscore_f1")
+SETTINGS = ("FullDepth()", "HSD(2, 0, 8)", "SkipDecode(10, 20)")
+"""The rows of docs/results.md that a model card repeats."""
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of an adapter in the companion distribution."""
+    return ADAPTERS / name.replace("-", "_")
 
 
 def publish(run: Path, folder: Path) -> None:
-    """Write an adapter and its papers into its folder.
+    """Write an adapter, and how it was trained, into its folder.
 
     Args:
         run: Folder of a finished `train.py fit`.
-        folder: One of `EMBEDDED_ADAPTERS`; replaced.
+        folder: Of the adapter; replaced.
 
     Raises:
         ValueError: The adapter is larger than a repository should carry.
@@ -59,7 +78,6 @@ def publish(run: Path, folder: Path) -> None:
     info = RunInfo.read(run / RUN_FILE)
     training = to_plain(info) | {"losses": losses(run)}
     (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(papers(folder.name, info, megabytes), encoding="utf-8")
 
 
 def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -74,44 +92,86 @@ def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def papers(name: str, run: RunInfo, megabytes: float) -> str:
-    """Return the README of an adapter."""
-    aware = name.endswith("-skip-aware")
+def card(name: str, folder: Path) -> str:
+    """Return an adapter's model card.
+
+    Args:
+        name: One of `NAMES`.
+        folder: Holds the adapter and its training.json.
+    """
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    megabytes = (folder / "adapter_model.safetensors").stat().st_size / 1e6
     data = name.removesuffix("-skip-aware")
-    config = f"finetune_{data.replace('-', '_')}_{'skip_aware' if aware else 'plain'}.yaml"
     kind = (
-        f"each example under a strategy of its own, so that layers may be skipped, on what {PREFIX}smollm2-135m-{data} "
-        "writes for the training sources"
-        if aware
-        else "at full depth on the references"
+        "Each example was trained under a strategy drawn for it, so that layers may be skipped, on the texts that "
+        f"{PREFIX}smollm2-135m-{data} writes for the training sources."
+        if name != data
+        else "It was trained at full depth on the references."
     )
-    commit = "outside git" if run.git is None else run.git.commit[:10]
-    changed = " with uncommitted changes" if run.git and run.git.dirty else ""
+    git = training["git"]
+    tree = "with uncommitted changes" if git["dirty"] else "a clean tree"
     lines = [
+        "---",
+        "base_model: HuggingFaceTB/SmolLM2-135M-Instruct",
+        "library_name: peft",
+        "---",
+        "",
         f"# {PREFIX}smollm2-135m-{name}",
         "",
-        f"A LoRA adapter for SmolLM2-135M-Instruct as it is embedded (embedded:smollm2-135m), {megabytes:.1f} MB in "
-        f"bfloat16, trained {kind}. docs/results.md has its figures.",
+        f"A LoRA adapter of rank {rank}, {megabytes:.1f} MB in bfloat16. {kind}",
         "",
         f'- Load: `load_model("{PREFIX}smollm2-135m-{name}")`',
-        f"- Training: `python train.py fit --config configs/results/{config}`, {run.date_utc[:10]}, commit "
-        f"{commit}{changed}; all of it in training.json",
-        f"- Data: {DATA.get(name, DATA[data])}",
-        "- Base model: SmolLM2-135M-Instruct (Hugging Face TB, arXiv 2502.02737), Apache-2.0",
+        "- Base model: SmolLM2-135M-Instruct (Hugging Face TB, arXiv 2502.02737), Apache-2.0, in the form that "
+        f"{PREFIX}smollm2-135m has: quantised to 4 bits (Q4_1) and converted to float32.",
+        f"- Data: {DATA.get(name, DATA[data])} SHA-256 of the train.jsonl with them, taken on 2026-11-26 "
+        f"(the training recorded none): `{SHA256[data]}`.",
+        f"- Command: `python {shlex.join(training['command'])}`",
+        f"- Commit: `{git['commit']}`, {tree}. Date: {training['date_utc'][:10]}. Seed: {training['seed']}. "
+        "Every setting, the versions and the machine: training.json.",
+        f"- Validation loss, nats per token: {_last_losses(training['losses'])}.",
+        "",
+        "## Scores",
+        "",
+        *_scores(data.replace("-", "_"), "plain" if name == data else "skip_aware"),
     ]
     return "\n".join(lines) + "\n"
 
 
+def _last_losses(losses: dict[str, list[tuple[int, float]]]) -> str:
+    words = {"val/loss": "at full depth", "val/skip_loss": "under the drawn strategies"}
+    return ", ".join(f"{points[-1][1]:.3f} {words[name]}" for name, points in losses.items())
+
+
+def _scores(data: str, model: str) -> list[str]:
+    """Return the lines on an adapter's scores: a table, or that nothing was measured yet."""
+    found = {name: row for name, row in rows(f"{data}_{model}_greedy").items() if name in SETTINGS}
+    if not found:
+        return ["Not measured yet."]
+    header = ["Strategy", "Layers per decode step, of 30", *(METRIC_LABELS[metric] for metric in SCORES)]
+    cells = [
+        [f"`{name}`", f"{row.figures['average_layers']:.1f}", *(f"{row.quality[each].value:.3f}" for each in SCORES)]
+        for name, row in found.items()
+    ]
+    examples = next(iter(found.values())).examples
+    return [
+        f"Greedy decoding of the whole test set, {examples} examples, in bfloat16; docs/results.md has all rows.",
+        "",
+        markdown_table(header, cells),
+    ]
+
+
 def main() -> None:
-    """Publish what is there."""
-    for folder in EMBEDDED_ADAPTERS.values():
-        data = folder.name.removesuffix("-skip-aware").replace("-", "_")
-        run = RUNS / f"{data}_{'skip_aware' if folder.name.endswith('-skip-aware') else 'plain'}"
+    """Publish what is there, and write the model cards."""
+    for name in NAMES:
+        data = name.removesuffix("-skip-aware").replace("-", "_")
+        run, folder = RUNS / f"{data}_{'plain' if name.replace('-', '_') == data else 'skip_aware'}", folder_of(name)
         if (run / "model/adapter_model.safetensors").is_file():
             publish(run, folder)
             print(f"{folder.relative_to(ROOT)}: from {run.relative_to(ROOT)}")
         else:
             print(f"{folder.relative_to(ROOT)}: left as it is, no finished run in {run.relative_to(ROOT)}")
+        (folder / "README.md").write_text(card(name, folder), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from docs import results_data
 from docs.results_data import SETS, collect, published, read, rows, runs, short, times
 from docs.results_figure import Point, results_figure
 from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
-from hsdlab.models.embedded import EMBEDDED_ADAPTERS
 from hsdlab.records.bench import BenchSide
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import ComparisonRow, Measured
@@ -152,7 +151,7 @@ def trained(data: str) -> str:
     lines = []
     for model, how in MODELS.items():
         name = f"smollm2-135m-{data}{'-skip-aware' if model == 'skip_aware' else ''}".replace("_", "-")
-        file = EMBEDDED_ADAPTERS[f"embedded:{name}"] / "training.json"
+        file = results_data.ADAPTERS / name.removeprefix("smollm2-135m-").replace("-", "_") / "training.json"
         if not file.is_file():
             continue
         training = json.loads(file.read_text(encoding="utf-8"))

@@ -17,6 +17,8 @@ from hsdlab.reporting import bench, comparison, tuning
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 RUNS = ROOT / "runs/results"
+ADAPTERS = ROOT / "adapters/hsdlab_adapters"
+"""The companion distribution: a folder for each adapter, such as e2e_skip_aware."""
 SETS = {"e2e": "E2E", "common_gen": "CommonGen"}
 Record = TypeVar("Record", bound=Document)
 

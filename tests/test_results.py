@@ -11,7 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from docs import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
-from hsdlab.models.embedded import EMBEDDED_ADAPTERS, embedded_folder
+from hsdlab.models.embedded import embedded_folder
+from hsdlab.models.installed_adapters import COMPANION, installed_adapters
 from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.provenance import GitState
 from hsdlab.records.strategy import StrategyConfig
@@ -60,7 +61,7 @@ def measured(tmp_path, monkeypatch):
     (tmp_path / "committed/published.csv").write_text((results_data.RESULTS / "published.csv").read_text())
     monkeypatch.setattr(results_data, "RESULTS", tmp_path / "committed")
     monkeypatch.setattr(results_data, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(results, "EMBEDDED_ADAPTERS", dict.fromkeys(EMBEDDED_ADAPTERS, tmp_path / "no adapter"))
+    monkeypatch.setattr(results_data, "ADAPTERS", tmp_path / "no adapter")
     plain = [result(FullDepth(), 20.0, 1.0), result(HSD(1, 0, 18), 14.0, 0.5)]
     aware = [
         result(FullDepth(), 20.0, 0.99),
@@ -248,12 +249,12 @@ def test_the_picture_is_drawn_and_shown(measured):
     assert "![E2E: ROUGE-L against layers and against time](results/e2e.png)" in results.page()
 
 
-def test_an_adapter_is_published_in_bfloat16_with_its_papers(tmp_path):
-    run, folder = tmp_path / "run", tmp_path / "e2e-skip-aware"
+def test_an_adapter_is_published_in_bfloat16_with_its_card(tmp_path):
+    run, folder = tmp_path / "run", tmp_path / "e2e_skip_aware"
     (run / "model").mkdir(parents=True)
     weights = {"a.lora_A.weight": torch.randn(4, 8), "a.lora_B.weight": torch.randn(8, 4)}
     save_file(weights, run / "model/adapter_model.safetensors")
-    (run / "model/adapter_config.json").write_text("{}")
+    (run / "model/adapter_config.json").write_text('{"r": 4}')
     RUN.write(run / "run.json")
     with SummaryWriter(run / "lightning_logs/version_0") as writer:
         for step, loss in [(99, 1.25), (199, 1.5)]:
@@ -269,9 +270,10 @@ def test_an_adapter_is_published_in_bfloat16_with_its_papers(tmp_path):
     training = json.loads((folder / "training.json").read_text())
     assert training["losses"] == {"val/loss": [[100, 1.25], [200, 1.125]]}
     assert training["git"] == {"commit": "0123456789" * 4, "dirty": False}
-    text = (folder / "README.md").read_text()
-    for part in ("configs/results/finetune_e2e_skip_aware.yaml", "commit 0123456789;", "CC BY-SA 4.0", "Apache-2.0"):
+    text = publish_adapter.card("e2e-skip-aware", folder)
+    for part in ("`python evaluate.py`", "of rank 4", f"`{'0123456789' * 4}`, a clean tree", "CC BY-SA 4.0"):
         assert part in text
+    assert "1.125 at full depth" in text
 
 
 def test_an_adapter_too_large_for_a_repository_is_refused(tmp_path, monkeypatch):
@@ -282,20 +284,28 @@ def test_an_adapter_too_large_for_a_repository_is_refused(tmp_path, monkeypatch)
         publish_adapter.publish(tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("name", "folder"), EMBEDDED_ADAPTERS.items())
-def test_the_adapters_come_with_hsdlab(name, folder):
-    assert (
-        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded:smollm2-135m"
-    )
-    assert name in (folder / "README.md").read_text(encoding="utf-8")
-    assert json.loads((folder / "training.json").read_text())["losses"]["val/loss"]
+@pytest.mark.parametrize("name", publish_adapter.NAMES)
+def test_the_adapters_of_the_companion_are_what_their_cards_say(name):
+    folder = publish_adapter.folder_of(name)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "embedded:smollm2-135m"
+    assert (folder / "README.md").read_text(encoding="utf-8") == publish_adapter.card(name, folder)
     weights = folder / "adapter_model.safetensors"
     assert weights.stat().st_size < publish_adapter.LARGEST_MB * 1e6
     with safe_open(weights, "pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118 (no mapping)
 
 
+def test_a_card_repeats_the_published_scores():
+    card = publish_adapter.card("e2e-skip-aware", publish_adapter.folder_of("e2e-skip-aware"))
+    (line,) = [line for line in card.splitlines() if "HSD(2, 0, 8)" in line]
+    assert [cell.strip() for cell in line.split("|")[2:6]] == ["14.1", "0.650", "0.643", "0.916"]
+    assert publish_adapter.SHA256["e2e"] in card
+
+
 def test_an_adapter_is_loaded_by_its_name():
+    if not any(each.distribution == COMPANION for each in installed_adapters().values()):
+        pytest.skip("hsdlab-adapters is not installed: make install")
     try:
         embedded_folder("embedded:smollm2-135m")
     except RuntimeError as error:

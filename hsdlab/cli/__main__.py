@@ -1,6 +1,6 @@
-"""`python -m hsdlab.cli`: the same as `python evaluate.py`."""
+"""`python -m hsdlab.cli`: the same as `hsdlab`."""
 
-from hsdlab.cli.evaluate import main
+from hsdlab.cli.commands import main
 
 if __name__ == "__main__":
     main()

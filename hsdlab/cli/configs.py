@@ -6,6 +6,9 @@ A config names others under ``include``, by paths relative to itself::
     include: [../model/smollm2_135m.yaml, ../data/docstrings.yaml]
     output: runs/quickstart
 
+A path at which there is no file is looked for among the configs that come with hsdlab: ``--config
+experiment/quickstart`` and ``include: [model/smollm2_135m]`` work in any folder.
+
 ``--config quickstart.yaml`` then means ``--config smollm2_135m.yaml --config docstrings.yaml``, and last what
 quickstart.yaml says itself: what comes later wins. jsonargparse merges the files; this module only lists them.
 """
@@ -18,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from hsdlab.cli.config_checks import check_config
+from hsdlab.cli.packaged_configs import looks_like_a_name, no_such_config, packaged_config
 from hsdlab.errors import UserError
 
 INCLUDE = "include"
@@ -45,13 +49,14 @@ def with_included_configs(args: Sequence[str]) -> list[str]:
     """Replace each ``--config FILE`` of a command line by one ``--config=`` for each file that FILE is made of.
 
     Args:
-        args: The command line. What follows ``--config`` and is no local file (settings as a string, say) stays.
+        args: The command line. What follows ``--config`` and is neither a file nor the name of a packaged config
+            (settings as a string, say) stays.
 
     Returns:
         The longer command line.
 
     Raises:
-        UserError: See `config_files`.
+        UserError: There is no such config; see `config_files` too.
     """
     expanded: list[str] = []
     words = iter(args)
@@ -59,8 +64,10 @@ def with_included_configs(args: Sequence[str]) -> list[str]:
         option, value = _option_and_value(word)
         if option not in OPTIONS or (value is None and (value := next(words, None)) is None):
             expanded.append(word)
-        elif os.path.isfile(value):
-            expanded += [f"--config={file}" for file in config_files(value)]
+        elif (file := value if os.path.isfile(value) else packaged_config(value)) is not None:
+            expanded += [f"--config={each}" for each in config_files(file)]
+        elif looks_like_a_name(value):
+            raise UserError(f"--config: {no_such_config(value)}")
         else:
             expanded.append(f"--config={value}")
     return expanded
@@ -162,13 +169,19 @@ def _files_after(file: Path, chain: tuple[Path, ...]) -> list[Path]:
         raise UserError(f"{_chain(chain, file)}: configs include each other in a circle. Take one `{INCLUDE}` out.")
     if not file.is_file():
         raise UserError(
-            f"{_chain(chain, file)}: there is no file {file}. The paths under `{INCLUDE}` are relative to the file "
+            f"{_chain(chain, file)}: {no_such_config(str(file))} The paths under `{INCLUDE}` are relative to the file "
             "that they stand in."
         )
     check_config(file, _chain(chain, file))
     names = _names(file, chain)
-    beside = [Path(os.path.normpath(file.parent / name)) for name in names]
-    return [each for included in beside for each in _files_after(included, (*chain, file))] + [file]
+    files = [_included_file(file, name) for name in names]
+    return [each for included in files for each in _files_after(included, (*chain, file))] + [file]
+
+
+def _included_file(file: Path, name: str) -> Path:
+    """Return the file that a config includes: beside it, or else the packaged one of that name."""
+    beside = Path(os.path.normpath(file.parent / name))
+    return beside if beside.is_file() else packaged_config(name) or beside
 
 
 def _names(file: Path, chain: tuple[Path, ...]) -> list[str]:

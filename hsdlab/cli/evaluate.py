@@ -28,6 +28,7 @@ from hsdlab.models.generation import fixed_length, greedy
 from hsdlab.models.identity import config_hash, tokenizer_hash, weights_hash
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.decode import check_decoding
+from hsdlab.program import typed
 from hsdlab.records.identity import IDENTITY
 from hsdlab.records.predictions import PredictionFile, check_same_examples
 from hsdlab.records.provenance import run_info
@@ -52,7 +53,7 @@ UNDER_ONE_STRATEGY = ("validate", "test", "predict")
 
 DESCRIPTION = (
     "Decode text with fewer layers per token and compare the strategies. Besides the subcommands below, "
-    "`evaluate.py report RUN …` draws the tables and pictures of finished runs anew, without a model."
+    "`report RUN …` draws the tables and pictures of finished runs anew, without a model."
 )
 
 
@@ -284,7 +285,7 @@ class EvaluateCLI(SubcommandCLI):
         """Write a config that decodes the test split as this run would with what it chose; return the command."""
         path = self.output / name
         config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
-        command = f"python evaluate.py test --config {path} --output {output}"
+        command = f"{typed('test')} --config {path} --output {output}"
         write_yaml(path, config | {"skip": chosen.as_config()}, why, command)
         return command
 

@@ -1,9 +1,10 @@
-"""`evaluate.py report`: draw finished runs anew, or compare the strategies of several."""
+"""The command `report`: draw finished runs anew, or compare the strategies of several."""
 
 import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from hsdlab.program import typed
 from hsdlab.runs.report import report
 
 REPORT = "report"
@@ -11,8 +12,8 @@ DESCRIPTION = """\
 Draw the tables, pictures and TensorBoard events of a finished run anew, from what it wrote: no model and no data is
 loaded. Several runs over the same examples, of a plain and a skip-aware model, say, make one comparison.
 
-  python evaluate.py report runs/compare
-  python evaluate.py report plain=runs/plain skip-aware=runs/skip_aware --output runs/both
+  {program} runs/compare
+  {program} plain=runs/plain skip-aware=runs/skip_aware --output runs/both
 """
 
 
@@ -31,7 +32,9 @@ def report_command(args: list[str]) -> None:
         args: The command line after "report".
     """
     parser = _Parser(
-        prog="evaluate.py report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=typed(REPORT).removeprefix("python "),
+        description=DESCRIPTION.format(program=typed(REPORT)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="Output folder of a run, or NAME=FOLDER to name it in the tables."

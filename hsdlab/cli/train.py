@@ -31,6 +31,7 @@ from hsdlab.modules.decode import Dtype
 from hsdlab.modules.event_files import continue_events
 from hsdlab.modules.lora import LoRA
 from hsdlab.modules.trained_weights import check_weights
+from hsdlab.program import typed
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.identity import IDENTITY
 from hsdlab.records.provenance import RunInfo, run_info
@@ -295,7 +296,7 @@ class TrainCLI(SubcommandCLI):
             self._load_best()
             self.model.export(self.output / "model")
         self.folder.finish()
-        rank_zero_info(f"Decode with it: python evaluate.py test --model.name={self.output / 'model'} ...")
+        rank_zero_info(f"Decode with it: {typed('test')} --model.name={self.output / 'model'} ...")
 
     def after_fit_exit_classifier(self) -> None:
         """Write the best classifier, and how good it is on the validation split, layer by layer."""
@@ -317,8 +318,7 @@ class TrainCLI(SubcommandCLI):
                     logger.experiment.flush()
         self.folder.finish()
         rank_zero_info(
-            "Decode with it: python evaluate.py test --skip=CALM --skip.measure=classifier "
-            f"--skip.classifier={file} ..."
+            f"Decode with it: {typed('test')} --skip=CALM --skip.measure=classifier --skip.classifier={file} ..."
         )
 
     def _checkpoint(self, config: Namespace) -> Path | None:

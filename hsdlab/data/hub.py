@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from hsdlab.data.base import SPLITS, Example, GenerationDataModule
 from hsdlab.errors import UserError
+from hsdlab.extras import of_extra
 
 SPLIT_SEED = 0
 
@@ -214,7 +215,8 @@ class HubDataset(GenerationDataModule):
 
     def _load(self, split: str | None) -> Any:
         """Return the hub's `split` as a `datasets.Dataset`, or all of them by name."""
-        from datasets import config, load_dataset  # slow to import
+        with of_extra("data", "HubDataset"):
+            from datasets import config, load_dataset  # slow to import
 
         hub_set = self.hub_set
         reachable = _hub_answers(hub_set)

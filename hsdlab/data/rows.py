@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from hsdlab.data.checks import check_text
 from hsdlab.data.files import COMPRESSED, lines_of, read_bytes, read_text, shown
 from hsdlab.errors import UserError
+from hsdlab.extras import of_extra
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Between the cells of a row, by how a file's name ends."""
@@ -184,8 +185,9 @@ def parquet(path: Path) -> Iterator[Row]:
     Raises:
         UserError: It is no Parquet file, or damaged.
     """
-    import pyarrow  # slow to import
-    from pyarrow.parquet import ParquetFile
+    with of_extra("data", "A Parquet file"):
+        import pyarrow  # slow to import
+        from pyarrow.parquet import ParquetFile
 
     number = 0
     try:

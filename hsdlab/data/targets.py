@@ -6,6 +6,7 @@ from pathlib import Path
 from hsdlab.data.batches import Example
 from hsdlab.data.rows import Row, json_lines
 from hsdlab.errors import UserError
+from hsdlab.program import typed
 
 
 def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str, list[str]]:
@@ -28,7 +29,7 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(
-                f"data.targets: no file {file}. `python evaluate.py predict --data.predict_split=train` writes one."
+                f"data.targets: no file {file}. `{typed('predict')} --data.predict_split=train` writes one."
             )
         for row in json_lines(Path(file)):
             _check_prediction(row)
@@ -39,7 +40,7 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
     if missing:
         raise UserError(
             f"data.targets: {len(missing)} of {len(sources)} examples have no prediction in {', '.join(files)}, the "
-            f"first of them {missing[0]!r}. Decode their split too: `python evaluate.py predict "
+            f"first of them {missing[0]!r}. Decode their split too: `{typed('predict')} "
             "--data.predict_split=train` (or validation)."
         )
     return texts

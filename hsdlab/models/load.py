@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hsdlab.errors import UserError
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
-from hsdlab.models.embedded import EMBEDDED_ADAPTERS, PREFIX, embedded_folder
+from hsdlab.models.embedded import PREFIX, adapter_folder, embedded_folder
 from hsdlab.models.weights import (
     NO_CODE,
     check_tokenizer_fits,
@@ -47,11 +47,11 @@ def load_model(
     No code of a model repository is run. Weights are safetensors, or PyTorch files read as weights only.
 
     Args:
-        name: an embedded model ("embedded:smollm2-135m") or one of its adapters
-            ("embedded:smollm2-135m-e2e-skip-aware"), a local Hugging Face folder, a .gguf file, a folder with a LoRA
-            adapter (its base model is loaded and the adapter merged into it; the tokenizer, chat template, generation
-            config and embeddings saved beside the adapter are used), or the id of a model on the hub
-            ("HuggingFaceTB/SmolLM2-360M").
+        name: an embedded model ("embedded:smollm2-135m") or an adapter that an installed distribution brings
+            ("embedded:smollm2-135m-e2e-skip-aware" of hsdlab-adapters), a local Hugging Face folder, a .gguf file, a
+            folder with a LoRA adapter (its base model is loaded and the adapter merged into it; the tokenizer, chat
+            template, generation config and embeddings saved beside the adapter are used), or the id of a model on the
+            hub ("HuggingFaceTB/SmolLM2-360M").
         dtype: of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one.
         adapter: folder of a LoRA adapter to merge into the model.
@@ -76,7 +76,7 @@ def load_model(
         if not isinstance(place, str | PathLike) and not (what == "adapter" and place is None):
             raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
-    name = fspath(EMBEDDED_ADAPTERS.get(fspath(name), name))
+    name = fspath(adapter_folder(fspath(name)) or name)
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
         named = read_adapter(name)
         name, revision = named.base(revision)

@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from hsdlab.errors import RunError
+from hsdlab.program import typed
 from hsdlab.records import identity
 from hsdlab.records.files import faults_of_writing, listening, replace_file
 from hsdlab.records.identity import IdentityName
@@ -207,7 +208,7 @@ class RunFolder:
         if self.before is not None:
             run = replace(run, earlier=identity.sessions(self.before, run))
         run.write(self.path / RUN_FILE)
-        write_config(self.path, self.config, f"python {self.command} {self.subcommand}")
+        write_config(self.path, self.config, typed(self.subcommand, self.command))
         return run
 
     def finish(self) -> None:

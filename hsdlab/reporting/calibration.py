@@ -97,7 +97,7 @@ def notes(result: CalibrationResult) -> list[str]:
         "The guarantee is for new examples that come from where the calibration examples come from, decoded with "
         "the same model, prompt, length and search. It is for their average loss, not for each one, and for a "
         "tolerance and an order of settings that were fixed before the results were seen.",
-        "Times are of this run, one strategy after the other; `evaluate.py bench` times them in alternation.",
+        "Times are of this run, one strategy after the other; `bench` times them in alternation.",
         *time_notes(result.comparison.rows, "full depth"),
     ]
     if examples < result.examples_needed:

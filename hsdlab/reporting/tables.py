@@ -84,7 +84,7 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
     if any(row.faster_than_its_layers for row in rows):
         notes.append(
             f"{TOO_FAST} More than the layers allow: the machine did other work while one of the two was measured. "
-            "Do not trust it. `evaluate.py bench` times the strategies in alternation."
+            "Do not trust it. `bench` times the strategies in alternation."
         )
     return notes
 

@@ -107,9 +107,9 @@ def notes(result: TuningResult) -> list[str]:
         f"Nats per token: mean negative log-likelihood of full depth's own texts ({result.scored_texts} of them) "
         f"under the setting, teacher-forced; {result.reference_nats_per_token:.4f} at full depth. At most: weights "
         "read at full depth over weights read under the setting.",
-        "Chosen on the validation split, among several: its quality there is somewhat flattered. `evaluate.py "
-        "test` gives that of other examples, `calibrate` a guarantee.",
-        "Times are of this run, one strategy after the other; `evaluate.py bench` times them in alternation.",
+        "Chosen on the validation split, among several: its quality there is somewhat flattered. "
+        "`test` gives that of other examples, `calibrate` a guarantee.",
+        "Times are of this run, one strategy after the other; `bench` times them in alternation.",
         *time_notes(list(result.rows.values()), "full depth"),
     ]
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hsdlab.costs import Cost
 from hsdlab.errors import RunError, UserError
+from hsdlab.program import typed
 from hsdlab.reasons import reason
 from hsdlab.records.bench import BenchResult
 from hsdlab.records.calibration import CalibrationResult
@@ -53,7 +54,7 @@ def report(
         named = _named([Path(each) for each in ([runs] if isinstance(runs, str | Path) else runs)])
     output = None if output is None else Path(output)
     if not named:
-        raise UserError("Got no run folder to report. Give one or more: evaluate.py report RUN …")
+        raise UserError(f"Got no run folder to report. Give one or more: {typed('report')} RUN …")
     try:
         if len(named) == 1 and output is None:
             return _redraw(next(iter(named.values())))
@@ -87,7 +88,7 @@ def _redraw(folder: Path) -> Document:
             terminal.print(f"Drawn anew in {folder}.", highlight=False, soft_wrap=True)
             return record
     raise RunError(
-        f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `evaluate.py report` takes the output "
+        f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `report` takes the output "
         "folders of test, validate, compare, calibrate, tune, bench and inspect, and of train.py fit_exit_classifier."
     )
 

@@ -9,7 +9,7 @@ from hsdlab.errors import UserError
 from hsdlab.reasons import reason
 from hsdlab.runs.checks import CORPUS_METRICS, check_computed, check_ids
 from hsdlab.strategies import ScheduledStrategy, SkipStrategy
-from hsdlab.tuning import Goal
+from hsdlab.tuning import Goal, check_optuna
 
 TUNABLE = ("HSD", "SkipDecode", "StaticDepth")
 
@@ -48,7 +48,7 @@ def _scheduled_class(name: str) -> type[ScheduledStrategy]:
     if not issubclass(found, ScheduledStrategy):
         raise UserError(
             f"classes: {name} is no ScheduledStrategy, and replay scores layers that are known before a step: "
-            f"{expected}. 'evaluate.py calibrate' goes through a list of settings of any strategies."
+            f"{expected}. `calibrate` goes through a list of settings of any strategies."
         )
     if cast(Any, found.propose).__func__ is cast(Any, ScheduledStrategy.propose).__func__:
         found.propose(cast(Any, None), 0, 0)  # says what to write
@@ -82,7 +82,9 @@ def check_tuning(
 
     Raises:
         UserError: In the words of the options.
+        RunError: Optuna is not installed.
     """
+    check_optuna()
     Goal(max_loss, speedup)
     scheduled_classes(classes)
     for setting in first:

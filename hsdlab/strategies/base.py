@@ -149,7 +149,7 @@ class SkipStrategy(Callback, ABC):
         if len(names) > 1:
             raise UserError(
                 f"Expected one skip strategy in a run, got {len(names)}: {', '.join(names)}. Give one with --skip (not "
-                "in trainer.callbacks too), or compare several with 'evaluate.py compare'."
+                "in trainer.callbacks too), or compare several with `compare`."
             )
 
     def _install(self, trainer: Trainer, pl_module: LightningModule) -> None:

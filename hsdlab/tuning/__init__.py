@@ -2,6 +2,6 @@
 
 from hsdlab.tuning.goal import Goal
 from hsdlab.tuning.score import ReplayScore, ScoreFile
-from hsdlab.tuning.search import Setting, search
+from hsdlab.tuning.search import Setting, check_optuna, search
 
-__all__ = ["Goal", "ReplayScore", "ScoreFile", "Setting", "search"]
+__all__ = ["Goal", "ReplayScore", "ScoreFile", "Setting", "check_optuna", "search"]

@@ -4,14 +4,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 from torch import Tensor
 
 from hsdlab.decoding.forced import schedule_mask
 from hsdlab.errors import UserError
+from hsdlab.extras import of_extra
 from hsdlab.strategies import ScheduledStrategy
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,22 @@ class Setting:
 class _Named:
     """A trial whose parameters carry the name of their class: two classes may both have a `max_exit`."""
 
-    def __init__(self, trial: optuna.trial.BaseTrial, name: str) -> None:
+    def __init__(self, trial: "optuna.trial.BaseTrial", name: str) -> None:
         self._trial = trial
         self._name = name
 
     def __getattr__(self, method: str) -> Any:
         return lambda name, *args, **kwargs: getattr(self._trial, method)(f"{self._name}.{name}", *args, **kwargs)
+
+
+def check_optuna() -> None:
+    """Refuse a search where Optuna, of the extra `tune`, is not installed.
+
+    Raises:
+        RunError: It is not; the message names the command that installs it.
+    """
+    with of_extra("tune", "`tune`"):
+        import optuna  # noqa: F401
 
 
 def search(
@@ -78,7 +91,11 @@ def search(
 
     Raises:
         UserError: A class whose layers are not known before a step.
+        RunError: Optuna is not installed.
     """
+    check_optuna()
+    import optuna
+
     by_name = {f"{each.__module__}.{each.__qualname__}": each for each in classes}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler, at_random = optuna.samplers.TPESampler(seed=seed), optuna.samplers.RandomSampler(seed=seed)
@@ -137,6 +154,8 @@ def trial_parameters(
     name = next((name for name, cls in classes.items() if cls is type(strategy)), None)
     if name is None:
         return None
+    import optuna
+
     parameters = {f"{name}.{parameter}": value for parameter, value in strategy.parameters().items()}
     fixed = optuna.trial.FixedTrial({"strategy": name, **parameters})
     try:
@@ -148,12 +167,14 @@ def trial_parameters(
     return fixed.params | {"strategy": name} if proposed.config() == strategy.config() else None
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, setting: Setting, least_ideal_speedup: float) -> None:
+def _tell(study: "optuna.Study", trial: "optuna.Trial", setting: Setting, least_ideal_speedup: float) -> None:
     """Tell the sampler what became of its proposal: pruned, failed or scored."""
+    from optuna.trial import TrialState
+
     trial.set_constraint("speedup", least_ideal_speedup - setting.ideal_speedup)  # positive: pruned
     if setting.score is None:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        study.tell(trial, state=TrialState.PRUNED)
     elif not math.isfinite(setting.score):
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, [setting.ideal_speedup, setting.score])

