@@ -16,6 +16,8 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "docs.copied_notebooks",
+    "docs.docstrings",
     "docs.mathml",
     "docs.schedule_figures",
 ]
@@ -35,7 +37,16 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 nitpicky = True
-nitpick_ignore_regex = []
+nitpick_ignore_regex = [
+    # Other projects' names: their inventories would have to be fetched
+    ("py:.*", r"(abc|collections|dataclasses|os|pathlib|typing|enum|numpy|torch|torchmetrics)\..*"),
+    ("py:.*", r"(transformers|lightning|peft|datasets|jsonargparse|optuna|huggingface_hub)\..*"),
+    # "BoolTensor [rows, layers]: ..." and "Logits [rows, n], and ...: ..." of Returns sections
+    ("py:class", r"(Bool|Long|Int|Float)?Tensor|rows|layers|length|.*\s.*"),
+    ("py:.*", r"hsdlab\.calibration\.fixed_sequence\.Setting"),  # type variables and internal aliases
+    ("py:class", r"Settings|hsdlab\.decoding\.(skipping\.LayerRunner|decisions\.Decisions)"),
+    ("py:exc", r"NOT_A_RECORD"),  # the exceptions of hsdlab.records.document, by the name of their tuple
+]
 
 # Looks
 html_theme = "furo"
