@@ -1,5 +1,6 @@
 """Formulas as MathML, which browsers draw by themselves: MathJax would be fetched from another server by each reader."""
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -8,13 +9,21 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 
+_BRACE = re.compile(r"(?<!<mrow>)(\n\s*)<mo>([{}])</mo>(?!\n\s*</mrow>)")
+
+
+def mathml(formula: str, as_block: bool = False) -> str:
+    r"""Return a formula of LaTeX as MathML; ``\{`` keeps the size of the text, ``\left\{`` grows with what it encloses."""
+    return _BRACE.sub(r'\1<mo stretchy="false">\2</mo>', tex2mathml(formula, as_block=as_block))
+
+
 def _inline(translator: HTML5Translator, node: nodes.math) -> None:
-    translator.body.append(tex2mathml(node.astext()))
+    translator.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">\n{tex2mathml(node.astext(), as_block=True)}\n</div>\n')
+    translator.body.append(f'<div class="math">\n{mathml(node.astext(), as_block=True)}\n</div>\n')
     raise nodes.SkipNode
 
 
