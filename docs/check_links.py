@@ -1,4 +1,4 @@
-"""Check the built site: every link to a page, file or anchor of the site leads somewhere. ``python -m docs.check_links``.
+"""Check that every link within the built site leads to a page, file or anchor: ``python -m docs.check_links``.
 
 Links to other sites are not followed: the check needs no network.
 """

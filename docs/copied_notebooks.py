@@ -12,7 +12,9 @@ COPIES = Path(__file__).parent / "notebooks"
 def copy(app: Sphinx) -> None:
     """Copy the notebooks into docs/notebooks, their links to docs/ as seen from there; drop what is no longer one."""
     COPIES.mkdir(exist_ok=True)
-    wanted = {path.name: path.read_text(encoding="utf-8").replace("](../docs/", "](../") for path in NOTEBOOKS.glob("*.ipynb")}
+    wanted = {
+        path.name: path.read_text(encoding="utf-8").replace("](../docs/", "](../") for path in NOTEBOOKS.glob("*.ipynb")
+    }
     for path in COPIES.iterdir():
         if path.name not in wanted:
             path.unlink()

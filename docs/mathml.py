@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw by themselves: MathJax would be fetched from another server by each reader."""
+"""Formulas as MathML, which browsers draw by themselves: MathJax would be fetched from another server."""
 
 import re
 from typing import Any
@@ -8,12 +8,11 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
-
 _BRACE = re.compile(r"(?<!<mrow>)(\n\s*)<mo>([{}])</mo>(?!\n\s*</mrow>)")
 
 
 def mathml(formula: str, as_block: bool = False) -> str:
-    r"""Return a formula of LaTeX as MathML; ``\{`` keeps the size of the text, ``\left\{`` grows with what it encloses."""
+    r"""Return a formula of LaTeX as MathML; ``\{`` is as large as the text, ``\left\{`` as what it encloses."""
     return _BRACE.sub(r'\1<mo stretchy="false">\2</mo>', tex2mathml(formula, as_block=as_block))
 
 

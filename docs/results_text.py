@@ -27,8 +27,8 @@ there, with the adapters that come with hsdlab.
 - Tokens are the mean length of the texts, end of sequence included. BLEU punishes texts that are short.
 - Milliseconds per decode step are medians of `evaluate.py bench` on a model that was trained to skip: batch size 1,
   greedy, float32, strategies timed in alternation. A bench decodes all T tokens, and late steps run fewer layers than
-  early ones. So it has an average depth of its own, in brackets. A schedule's layers do not depend on the weights. CALM's
-  exits do, so its time is given for that model only.
+  early ones. So it has an average depth of its own, in brackets. A schedule's layers do not depend on the weights.
+  CALM's exits do, so its time is given for that model only.
 - `HSD(1, 0, 0)` and `HSD(2, 0, 0)` run every second and every third layer in every step. `StaticDepth` runs the same 15
   layers. The models were not trained for these, nor for CALM. With the plain model they are baselines. With the other
   model they show how far training for some schedules carries to another.
@@ -50,8 +50,8 @@ GPT-2 has 36 layers, Phi-2 has 32. Depth is a percentage of them. Layers · ROUG
 
 TUNED = """
 `evaluate.py tune --config configs/results/tune_{data}.yaml` ([tuning](tuning.md)) answers: which setting of the model
-that was trained to skip is the fastest that keeps {kept} of its own full depth, on {examples} examples of the validation
-split? It tried {tried} different settings. The table shows the frontier of speed and score, where the score is the
+that was trained to skip is the fastest that keeps {kept} of its own full depth, on {examples} examples of the
+validation split? It tried {tried} different settings. The table shows the frontier of speed and score, where the score is the
 negative log-likelihood of full depth's texts. {decoded} settings were decoded, by bisection. The others have no share.
 Their layers, in brackets, are what the search expects. The settings that the model was trained for were tried first
 (`--first`). So short a search may miss the best of the others.

@@ -1,7 +1,7 @@
 """The pictures of the strategy pages, drawn at build time from the strategies themselves.
 
-A schedule is drawn from ``layers_at``. A confidence strategy has none: its picture is a decode of a tiny model with random
-weights, which shows the form of the exits and says nothing about quality.
+A schedule is drawn from ``layers_at``. A confidence strategy has none: its picture is a decode of a tiny model with
+random weights, which shows the form of the exits and says nothing about quality.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sphinx.application import Sphinx
 
-from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, SkipDecode, SkipStrategy, StaticDepth
-from hsdlab import generate
+from hsdlab import (
+    CALM,
+    HSD,
+    PABEE,
+    Compose,
+    DeeBERT,
+    FullDepth,
+    OracleExit,
+    SkipDecode,
+    SkipStrategy,
+    StaticDepth,
+    generate,
+)
 from hsdlab.strategies.confidence import depth_threshold, time_threshold
 from hsdlab.strategies.schedule import DECAYS, budget
 from hsdlab.testing import prompts, tiny_model
@@ -41,7 +52,7 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
 
 
 def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray[np.bool_]:
-    """Return which layers run in each decode step, [steps, layers]: by the schedule, else in a decode of one sequence."""
+    """Return which layers run in each decode step, [steps, layers]: by the schedule, else in a decode."""
     schedule = None if hasattr(strategy, "should_exit") else strategy.scheduled_layers(num_layers, max_steps)
     if schedule is not None:
         return np.array([[layer in set(layers) for layer in range(num_layers)] for layers in schedule])

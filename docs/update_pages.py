@@ -107,5 +107,6 @@ def main() -> None:
     else:
         print(f"bench: left as it is, no {bench.FILE} in {folders.bench}")
 
+
 if __name__ == "__main__":
     main()

@@ -43,7 +43,9 @@ GENERATED = ("_generated/", "notebooks/")  # what a build of the site makes in d
 
 def blocks(page, language):
     """The contents of the fenced blocks of one language; a command that goes on in the next line is one line."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8").replace("\\\n", ""), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8").replace("\\\n", ""), re.DOTALL | re.MULTILINE
+    )
 
 
 def name(page):

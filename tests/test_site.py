@@ -1,4 +1,4 @@
-"""The documentation site: its pictures are the strategies', its checks find what is broken, and it builds (`make docs`)."""
+"""The documentation site: its pictures are the strategies', its checks find what is broken, and it builds."""
 
 import inspect
 import os
@@ -76,7 +76,9 @@ def test_broken_links_are_found(tmp_path):
         '<h1 id="here">A</h1><a href="#here">1</a><a href="#gone">2</a><a href="sub/b.html#there">3</a>'
         '<a href="sub/c.html">4</a><img src="d.png"><a href="https://example.org/x">5</a><a href="mailto:x@y.z">6</a>'
     )
-    (tmp_path / "sub/b.html").write_text('<span id="there"></span><a href="../a.html#here">1</a><a href="../a.html#no">2</a>')
+    (tmp_path / "sub/b.html").write_text(
+        '<span id="there"></span><a href="../a.html#here">1</a><a href="../a.html#no">2</a>'
+    )
     assert broken_links(tmp_path) == [
         "a.html: #gone (no such anchor)",
         "a.html: sub/c.html (no such file)",
