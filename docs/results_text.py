@@ -51,9 +51,11 @@ GPT-2 has 36 layers, Phi-2 has 32. Depth is a percentage of them. Layers · ROUG
 TUNED = """
 `evaluate.py tune --config configs/results/tune_{data}.yaml` ([tuning](tuning.md)) answers: which setting of the model
 that was trained to skip is the fastest that keeps {kept} of its own full depth, on {examples} examples of the
-validation split? It tried {tried} different settings. The table shows the frontier of speed and score, where the score is the
-negative log-likelihood of full depth's texts. {decoded} settings were decoded, by bisection. The others have no share.
-Their layers, in brackets, are what the search expects. The settings that the model was trained for were tried first
+validation split?
+
+It tried {tried} different settings. The table shows the frontier of speed and score, where the score is the negative
+log-likelihood of full depth's texts. {decoded} settings were decoded, by bisection. The others have no share. Their
+layers, in brackets, are what the search expects. The settings that the model was trained for were tried first
 (`--first`). So short a search may miss the best of the others.
 """
 
