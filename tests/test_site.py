@@ -11,7 +11,7 @@ import pytest
 
 import hsdlab
 import hsdlab.strategies
-from hsdlab import CALM, HSD, SkipStrategy
+from hsdlab import CALM, HSD, Compose, SkipStrategy
 
 pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
 from docs import schedule_figures
@@ -54,6 +54,12 @@ def test_a_confidence_strategy_is_drawn_from_a_decode():
     assert cells.shape == (7, 4)
     assert (cells[:, 1:] <= cells[:, :-1]).all()  # no layer above an exit
     assert cells.sum() < 28
+    schedule, composed = (
+        schedule_figures.executed(each, num_layers=6, max_steps=8)
+        for each in (HSD(1, 0, 3), Compose(HSD(1, 0, 3), CALM(0.9)))
+    )
+    assert (composed <= schedule).all()
+    assert composed.sum() < schedule.sum()
 
 
 def test_the_api_reference_has_every_public_room():
