@@ -38,9 +38,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 nitpicky = True
 nitpick_ignore_regex = [
-    # Other projects' names: their inventories would have to be fetched
-    ("py:.*", r"(abc|collections|dataclasses|os|pathlib|typing|enum|numpy|torch|torchmetrics)\..*"),
-    ("py:.*", r"(transformers|lightning|peft|datasets|jsonargparse|optuna|huggingface_hub)\..*"),
+    ("py:.*", r"(?!hsdlab\.)\w+\..*"),  # of other projects: their inventories would have to be fetched
     # "BoolTensor [rows, layers]: ..." and "Logits [rows, n], and ...: ..." of Returns sections
     ("py:class", r"(Bool|Long|Int|Float)?Tensor|rows|layers|length|.*\s.*"),
     ("py:.*", r"hsdlab\.calibration\.fixed_sequence\.Setting"),  # type variables and internal aliases
