@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for the extensions of this folder, and the hsdlab of this checkout
 
 project = "hsdlab"
-author = "the hsdlab authors"
+author = "The hsdlab maintainers"
 (release,) = re.findall(r'^__version__ = "(.+)"', (ROOT / "hsdlab/version.py").read_text(encoding="utf-8"), re.M)
 version = release
 

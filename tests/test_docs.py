@@ -231,6 +231,11 @@ def test_contributing_has_the_ten_laws():
     assert re.findall(r"^(\d+)\. ", section, re.MULTILINE) == [str(number) for number in range(1, 11)]
 
 
+def test_the_citation_names_this_version():
+    (version,) = re.findall(r"version = \{(.*)\}", (DOCS / "cite.md").read_text(encoding="utf-8"))
+    assert version == hsdlab.__version__
+
+
 def test_sections_that_the_code_refers_to_exist():
     """Error messages and docstrings send the reader to these."""
     assert "## Add a model family" in (ROOT / "CONTRIBUTING.md").read_text()
