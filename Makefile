@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo results test test-all lint clean
+.PHONY: help install models demo results docs test test-all lint clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ install: .venv/installed  ## make .venv with the pinned versions
 		"hsdlab needs Python 3.11 or newer and $(PYTHON) is %d.%d; say make PYTHON=/path/to/python3.11" \
 		% sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]' --editable ./adapters
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs]' --editable ./adapters
 	touch $@
 
 models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)
@@ -40,6 +40,10 @@ test: lint  ## linters, type checker and the tests that a change needs, offline 
 test-all: lint  ## all tests: each law on every family in every way to decode, long kills, every notebook too
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadgroup
 
+docs: .venv/installed  ## build the documentation site, offline, and check its links: docs/_build/html/index.html
+	$(OFFLINE) $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m docs.check_links
+
 lint: models
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -47,4 +51,4 @@ lint: models
 	$(BIN)/lint-imports --no-logo
 
 clean:  ## remove .venv and all that was built (not the fetched models)
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -rf .venv build dist docs/_build docs/_generated docs/notebooks *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache

@@ -97,6 +97,8 @@ class Cost:
         together the processes yield about `tokens_per_second` times their number.
 
         Returns:
+            The figures by name. Each is not a number where there was nothing to measure.
+
             - ``average_layers``: executed layers per decode step of the returned sequences (the papers' "Avg. Layer").
             - ``share_skipped``: 1 - average_layers / L.
             - ``compute_layers``: executed layers per decode step of all live beams.
@@ -109,8 +111,6 @@ class Cost:
             - ``late_key_values_per_token``: late key and value computations, likewise.
             - ``intermediate_predictions_per_token``: intermediate predictions, likewise.
             - ``cache_peak_mib``: the largest KV cache, in MiB.
-
-            Not a number where there was nothing to measure.
         """
         return {
             "average_layers": _ratio(self.executed_layers, self.decode_steps),

@@ -1,4 +1,7 @@
-"""The documentation is true of the code: its examples run, its command lines parse, its links lead somewhere."""
+"""The documentation is true of the code: its examples run, its command lines parse, its links lead somewhere.
+
+The built site is the business of test_site.py.
+"""
 
 import inspect
 import itertools
@@ -27,32 +30,38 @@ from hsdlab.runs.tune import scheduled_classes
 from hsdlab.testing import prompts, tiny_model
 from tests.doc_records import RUN, strategy_result
 from tests.markdown_tables import unpadded
-from tests.tiny_runs import ParseOnly, run
+from tests.tiny_checkpoints import save, tiny_llama
+from tests.tiny_runs import ParseOnly, run, write_examples
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+SITE_PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("strategies/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *SITE_PAGES]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GENERATED = ("_build/", "_generated/", "notebooks/")  # what a build of the site makes in docs/
 
 
 def blocks(page, language):
-    """The contents of the fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """The contents of the fenced blocks of one language; a command that goes on in the next line is one line."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8").replace("\\\n", ""), re.DOTALL | re.MULTILINE
+    )
 
 
 def name(page):
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 REPORT = "python evaluate.py report "
 COMMANDS = [
-    pytest.param(line.split("#")[0].strip(), id=f"{page.name}-{line[:40]}-{number}")
+    pytest.param(line.split("#")[0].strip(), id=f"{page.relative_to(ROOT)}-{line[:40]}-{number}")
     for page in PAGES
     for block in blocks(page, "bash")
     for number, line in enumerate(block.splitlines())
     if line.split("#")[0].strip() and not line.startswith(REPORT)
 ]
 REPORTS = [
-    line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines() if line.startswith(REPORT)
+    line for block in blocks(DOCS / "commands.md", "bash") for line in block.splitlines() if line.startswith(REPORT)
 ]
 (RUN_FROM_PYTHON,) = [block for block in blocks(ROOT / "README.md", "python") if "hsdlab.runs import compare" in block]
 LAUNCHERS = r"^(torchrun( --\S+)*|srun python) "  # several processes of one command
@@ -60,8 +69,10 @@ LAUNCHERS = r"^(torchrun( --\S+)*|srun python) "  # several processes of one com
 
 @pytest.fixture
 def as_a_user(tmp_path, monkeypatch):
-    """An empty folder with the README's `my_package.py` in it, where Python looks for modules."""
-    (module,) = [block for block in blocks(ROOT / "README.md", "python") if block.startswith("# my_package.py\n")]
+    """A folder with a model, data and `my_package.py` by the names that the pages give them, where Python looks."""
+    (module,) = [block for block in blocks(DOCS / "own_strategy.md", "python") if block.startswith("# my_package.py\n")]
+    save(tiny_llama(), tmp_path / "my_model")
+    write_examples(tmp_path / "my_data")
     (tmp_path / "my_package.py").write_text(module, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -85,13 +96,13 @@ def test_the_report_commands_draw_the_run_of_the_python_example(as_a_user):
     exec(compile(RUN_FROM_PYTHON, "README.md", "exec"), names)
     rows = [row.name for row in names["comparison"].rows]
     assert [name.partition("(")[0] for name in rows] == ["FullDepth", "HSD", "SkipDecode"]
-    shutil.copytree("runs/plain", "runs/skip_aware")  # in place of the run of another model
-    table = Path("runs/plain/comparison.md").read_text(encoding="utf-8")
-    Path("runs/plain/comparison.md").unlink()
+    shutil.copytree("runs/from_python", "runs/skip_aware")  # in place of the run of another model
+    table = Path("runs/from_python/comparison.md").read_text(encoding="utf-8")
+    Path("runs/from_python/comparison.md").unlink()
     one, joined = (shlex.split(command)[2:] for command in REPORTS)
     main(one)
     main(joined)
-    assert Path("runs/plain/comparison.md").read_text(encoding="utf-8") == table
+    assert Path("runs/from_python/comparison.md").read_text(encoding="utf-8") == table
     both = Comparison.read(Path("runs/both/comparison.json"))
     assert [(row.run, row.name) for row in both.rows] == list(itertools.product(["plain", "skip-aware"], rows))
     assert both.rows[4].quality == both.rows[1].quality
@@ -133,7 +144,7 @@ def folder_of_the_project(folder):
 
 def test_the_skip_of_a_command_is_the_one_it_names(as_a_user, monkeypatch):
     folder_of_the_project(as_a_user)
-    (command,) = [c.values[0] for c in COMMANDS if "my_package.EveryOther" in c.values[0]]
+    command = next(c.values[0] for c in COMMANDS if "my_package.EveryOther" in c.values[0])
     config = run(monkeypatch, *shlex.split(command)[2:], cli=ParseOnly)
     assert config.config.test.skip.class_path == "my_package.EveryOther"
 
@@ -146,8 +157,12 @@ def test_links_and_paths_exist(page):
     paths = re.findall(r"`((?:hsdlab|tests|docs|configs|notebooks)/[\w./-]*)`", text)
     paths += re.findall(r"\bconfigs/[\w/]+\.yaml", text)
     for link in links:
+        if page.is_relative_to(DOCS) and link.removeprefix("../").startswith(GENERATED):
+            continue  # Sphinx fails where it is missing
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
     for path in paths:
+        if path.startswith("docs/") and path.removeprefix("docs/").startswith(GENERATED):
+            continue
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
@@ -159,9 +174,23 @@ def test_anchors_exist(page):
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
 
 
-@pytest.mark.parametrize("public", hsdlab.__all__)
-def test_every_public_name_is_in_the_readme(public):
-    assert re.search(rf"`[^`]*\b{public}\b", README)
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+WIDER = ("results.md", "CHANGELOG.md")  # one is generated, one has been wrapped at other widths
+
+
+def prose(page):
+    """The lines of a page that are no code, table, heading, link alone or generated part."""
+    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"^(```+|\$\$).*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [line for line in text.splitlines() if not line.startswith(("|", "#", "!["))]
+
+
+@pytest.mark.parametrize("page", [p for p in [*PAGES, ROOT / "configs/README.md"] if p.name not in WIDER], ids=name)
+def test_prose_is_120_characters_wide_at_most(page):
+    assert [line for line in prose(page) if len(line) > 120] == []
 
 
 STRATEGIES = [
@@ -171,12 +200,28 @@ STRATEGIES = [
 ]
 
 
+def strategy_page(strategy):
+    """The page of a strategy, by the link in the table of README.md."""
+    (link,) = re.findall(rf"^\| \[`{strategy.__name__}`\]\(([^)]+)\) \|", README, re.MULTILINE)
+    return ROOT / link
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.__name__)
-def test_the_catalogue_has_every_strategy_with_all_of_its_parameters(strategy):
-    (catalogue,) = re.findall(r"^## Strategies\n(.*?)^### ", README, re.DOTALL | re.MULTILINE)
-    (row,) = re.findall(rf"^\| `{strategy.__name__}` \|.*$", catalogue, re.MULTILINE)
-    parameters = row.rpartition("|")[0].rpartition("|")[2]
-    assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", parameters)) == list(inspect.signature(strategy).parameters)
+def test_every_strategy_has_a_page_with_formula_picture_source_and_all_parameters(strategy):
+    page = strategy_page(strategy)
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"^\$\$\n.+?^\$\$$", text, re.DOTALL | re.MULTILINE)
+    assert f"](../_generated/{page.stem}.svg)" in text
+    assert "**Source.**" in text
+    assert "**Reconstruction.**" in text or strategy is FullDepth
+    (table,) = re.findall(r"^\| Parameter \|.*?\n\n", text, re.DOTALL | re.MULTILINE)
+    parameters = list(inspect.signature(strategy).parameters)
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == parameters
+
+
+def test_the_pages_of_strategies_are_those_of_the_strategies():
+    pages = {strategy_page(strategy) for strategy in STRATEGIES}
+    assert pages == {page for page in (DOCS / "strategies").glob("*.md") if page.name != "index.md"}
 
 
 def test_contributing_has_the_ten_laws():
@@ -186,10 +231,14 @@ def test_contributing_has_the_ten_laws():
     assert re.findall(r"^(\d+)\. ", section, re.MULTILINE) == [str(number) for number in range(1, 11)]
 
 
+def test_the_citation_names_this_version():
+    (version,) = re.findall(r"version = \{(.*)\}", (DOCS / "cite.md").read_text(encoding="utf-8"))
+    assert version == hsdlab.__version__
+
+
 def test_sections_that_the_code_refers_to_exist():
     """Error messages and docstrings send the reader to these."""
     assert "## Add a model family" in (ROOT / "CONTRIBUTING.md").read_text()
-    assert "## Honest limits" in README
 
 
 def test_the_reconstruction_is_up_to_date():
@@ -209,21 +258,25 @@ def result(strategy, layers):
     return strategy_result(strategy, layers, scores, num_layers=4, step_ms=5 * layers)
 
 
-def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
-    """On a copy of the page, with the reports of a comparison and of a bench on a tiny model."""
+def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
+    """On a copy of the pages, with the reports of a comparison and of a bench on a tiny model."""
     (tmp_path / "docs").mkdir()
-    for file in ("README.md", "docs/update_readme.py", "docs/markers.py"):
+    for file in ("docs/demo.md", "docs/bench.md", "docs/update_pages.py", "docs/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
     made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
     for name, depths in (("demo", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
         results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
         write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
     run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, folder=tmp_path / "runs/bench", run=made)
-    subprocess.run([sys.executable, "docs/update_readme.py"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "docs/update_pages.py"], cwd=tmp_path, check=True)
 
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    before, demo, between, bench, after = re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", text)
-    assert [before, between, after] == re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", README)[::2]
+    parts = []
+    for part in ("demo", "bench"):
+        old, new = ((folder / f"docs/{part}.md").read_text(encoding="utf-8") for folder in (ROOT, tmp_path))
+        before, filled_in, after = re.split(rf"<!-- {part}:(?:begin|end) -->", new)
+        assert [before, after] == re.split(rf"<!-- {part}:(?:begin|end) -->", old)[::2]
+        parts.append(filled_in)
+    demo, bench = parts
     assert unpadded(demo).splitlines()[1:5] == [
         "| Strategy | Avg. layers | ROUGE-L, trained to skip | % of full depth | ROUGE-L, trained plainly | "
         "% of full depth | ms per decode step | Measured speed-up |",
@@ -231,7 +284,7 @@ def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
         "| `FullDepth()` | 4.0 | 0.500 [0.500, 0.500] | 100 | 0.375 [0.375, 0.375] | 100 | 20.0 | 1.00× |",
         f"| `{HSD()}` | 2.5 | 0.312 [0.312, 0.312] | 62 | 0.150 [0.150, 0.150] | 40 | 12.5 | 1.60× |",
     ]
-    assert "![Quality against layers and against time](docs/demo_pareto.png)" in demo
+    assert "![Quality against layers and against time](demo_pareto.png)" in demo
     assert "on 2031-01-02, commit 0123456789 with uncommitted changes, A CPU, 2 cores, torch 9.9." in demo
     assert (tmp_path / "docs/demo_pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "| `plain generate` |" in unpadded(bench)

@@ -1,10 +1,10 @@
-"""Put the demo's and the bench's own figures into README.md, so that none is typed by hand.
+"""Put the demo's and the bench's own figures into docs/demo.md and docs/bench.md, so that none is typed by hand.
 
     make demo
     python train.py fit --config configs/experiment/finetune_docstrings_plain.yaml
-    python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain      (README)
-    python evaluate.py bench ... --output runs/bench                                          (README, "Speed")
-    python docs/update_readme.py
+    python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain      (docs/demo.md)
+    python evaluate.py bench ... --output runs/bench                                          (docs/bench.md)
+    python docs/update_pages.py
 
 A part whose results are not there is left as it is.
 """
@@ -23,7 +23,8 @@ from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.tables import estimate
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DEMO = ROOT / "docs/demo.md"
+BENCH = ROOT / "docs/bench.md"
 PICTURE = ROOT / "docs/demo_pareto.png"
 HEADER = (
     *("Strategy", "Avg. layers", "ROUGE-L, trained to skip", "% of full depth", "ROUGE-L, trained plainly"),
@@ -42,7 +43,7 @@ def provenance(run: RunInfo) -> str:
 
 
 def demo(aware: Comparison, plain: Comparison) -> str:
-    """Return the README's demo part: each strategy on the model trained to skip, and on the plainly trained one.
+    """Return the demo's part of its page: each strategy on the model trained to skip, and on the plainly trained one.
 
     Args:
         aware: Of the model trained to skip; layers and times are its.
@@ -61,7 +62,7 @@ def demo(aware: Comparison, plain: Comparison) -> str:
         "Layers are no speed-up: that is measured, decode steps only, prefill apart.",
         provenance(aware.run),
     ]
-    picture = f"![Quality against layers and against time]({PICTURE.relative_to(ROOT).as_posix()})"
+    picture = f"![Quality against layers and against time]({PICTURE.name})"
     return "\n\n".join([table, picture, "\n".join(f"- {note}" for note in notes)])
 
 
@@ -77,32 +78,34 @@ def _cells(row: ComparisonRow, other: ComparisonRow) -> list[str]:
 
 
 def bench_part(result: BenchResult) -> str:
-    """Return the README's part on speed."""
+    """Return the part of the page on speed that a bench fills."""
     _, _, report = bench.bench_markdown(result).partition("\n")  # without its title
     return report.strip() if result.run is None else f"{report.strip()}\n\n{provenance(result.run)}"
 
 
+def _fill(page: Path, part: str, content: str) -> None:
+    page.write_text(filled(page.read_text(encoding="utf-8"), part, content), encoding="utf-8")
+
+
 def main() -> None:
-    """Update README.md from the folders that are there."""
-    parser = argparse.ArgumentParser(description="Put the demo's and the bench's own figures into README.md.")
+    """Update the two pages from the folders that are there."""
+    parser = argparse.ArgumentParser(description="Put the demo's and the bench's own figures into docs.")
     parser.add_argument("--demo", type=Path, default=ROOT / "runs/demo", help="folder of make demo")
     parser.add_argument("--plain", type=Path, default=ROOT / "runs/demo_plain", help="that of the plain model")
     parser.add_argument("--bench", type=Path, default=ROOT / "runs/bench", help="folder of evaluate.py bench")
     folders = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
     comparisons = [folder / comparison.FILE for folder in (folders.demo, folders.plain)]
     if all(file.is_file() for file in comparisons):
-        text = filled(text, "demo", demo(*map(Comparison.read, comparisons)))
+        _fill(DEMO, "demo", demo(*map(Comparison.read, comparisons)))
         shutil.copyfile(folders.demo / "pareto.png", PICTURE)
         print(f"demo:  from {folders.demo} and {folders.plain}")
     else:
         print(f"demo:  left as it is, no {comparison.FILE} in {folders.demo} or {folders.plain}")
     if (folders.bench / bench.FILE).is_file():
-        text = filled(text, "bench", bench_part(BenchResult.read(folders.bench / bench.FILE)))
+        _fill(BENCH, "bench", bench_part(BenchResult.read(folders.bench / bench.FILE)))
         print(f"bench: from {folders.bench}")
     else:
         print(f"bench: left as it is, no {bench.FILE} in {folders.bench}")
-    README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""The pictures of the strategy pages, drawn at build time from the strategies themselves.
+
+A schedule is drawn from ``layers_at``. A confidence strategy has none: its picture is a decode of a tiny model with
+random weights, which shows the form of the exits and says nothing about quality.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sphinx.application import Sphinx
+
+from hsdlab import (
+    CALM,
+    HSD,
+    PABEE,
+    Compose,
+    DeeBERT,
+    FullDepth,
+    OracleExit,
+    SkipDecode,
+    SkipStrategy,
+    StaticDepth,
+    generate,
+)
+from hsdlab.strategies.confidence import depth_threshold, time_threshold
+from hsdlab.strategies.schedule import DECAYS, budget
+from hsdlab.testing import prompts, tiny_model
+
+FOLDER = Path(__file__).parent / "_generated"
+LAYERS, STEPS = 30, 50  # SmolLM2-135M, and the maximum length of E2E
+TINY_LAYERS = 12
+INK, EXECUTED, SKIPPED = "#3a3a3a", "#2a6f97", "#e8eef2"
+
+STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
+    "full_depth": [FullDepth()],
+    "hsd": [HSD(1, 0, 15), HSD(2, 0, 15), HSD(2, 0, 8)],
+    "skipdecode": [SkipDecode(10, 20), SkipDecode(10, 24), SkipDecode(8, 17, warmup=3)],
+    "static_depth": [StaticDepth(15), StaticDepth(15, "bottom"), StaticDepth(15, "top")],
+    "calm": [CALM(0.9), CALM(0.9, probe_layers=3), CALM(schedule="depth", slope=0.02)],
+    "deebert": [DeeBERT(0.9), DeeBERT(0.95)],
+    "pabee": [PABEE(1), PABEE(2)],
+    "compose": [HSD(1, 0, 6), Compose(HSD(1, 0, 6), CALM(0.9))],
+    "oracle_exit": [OracleExit()],
+}
+"""The settings in the picture of each page of docs/strategies."""
+
+
+def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray[np.bool_]:
+    """Return which layers run in each decode step, [steps, layers]: by the schedule, else in a decode."""
+    schedule = None if hasattr(strategy, "should_exit") else strategy.scheduled_layers(num_layers, max_steps)
+    if schedule is not None:
+        return np.array([[layer in set(layers) for layer in range(num_layers)] for layers in schedule])
+    input_ids, attention_mask = prompts(1)
+    model = tiny_model(num_layers=num_layers)
+    out = generate(
+        model, input_ids=input_ids, attention_mask=attention_mask, strategy=strategy, max_new_tokens=max_steps
+    )
+    return out.trace.executed[:, 0].numpy()
+
+
+def strategy_figure(strategies: Sequence[SkipStrategy]) -> Figure:
+    """Draw a panel for each setting: decode steps to the right, layers upwards, executed ones dark."""
+    scheduled = not any(hasattr(each, "should_exit") or each.is_oracle for each in strategies)
+    num_layers = LAYERS if scheduled else TINY_LAYERS
+    figure, panels = _panels(len(strategies))
+    for axes, strategy in zip(panels, strategies, strict=True):
+        cells = executed(strategy, num_layers, STEPS)
+        extent = (-0.5, len(cells) - 0.5, -0.5, num_layers - 0.5)
+        axes.imshow(_coloured(cells.T), origin="lower", aspect="auto", interpolation="nearest", extent=extent)
+        axes.set_title(f"{strategy!r}\n{cells.sum(axis=1).mean():.1f} of {num_layers} layers", fontsize=8, color=INK)
+        axes.set_xlabel("Decode step t", color=INK, fontsize=9)
+    panels[0].set_ylabel("Layer i", color=INK, fontsize=9)
+    return figure
+
+
+def decay_figure() -> Figure:
+    """Draw the layer budget l(t) from 18 to 0 under each decay."""
+    figure, (axes,) = _panels(1)
+    for decay in DECAYS:
+        axes.plot([budget(step, STEPS, 0, 18, decay) for step in range(STEPS - 1)], label=decay, drawstyle="steps-post")
+    return _labelled(figure, axes, "Decode step t", "Layer budget l(t)")
+
+
+def threshold_figure() -> Figure:
+    """Draw CALM's thresholds that fall over the steps and over the layers."""
+    figure, (over_steps, over_layers) = _panels(2)
+    for threshold in (0.9, 0.5):
+        line = [time_threshold(threshold, step, STEPS) for step in range(STEPS - 1)]
+        over_steps.plot(line, label=f'schedule="time", threshold={threshold}')
+    for slope in (0.02, 0.005):
+        line = [depth_threshold(slope, layer) for layer in range(LAYERS)]
+        over_layers.plot(line, label=f'schedule="depth", slope={slope}')
+    for axes in (over_steps, over_layers):
+        axes.set_ylim(0, 1.05)
+    _labelled(figure, over_steps, "Decode step t", "Threshold")
+    return _labelled(figure, over_layers, "Layer i", "")
+
+
+def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(3.3 * number + 0.6, 2.9), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = figure.subplots(1, number, squeeze=False)[0]
+    for axes in panels:
+        axes.tick_params(colors=INK, labelsize=8)
+        axes.spines[:].set_color("#b0b0b0")
+    return figure, panels
+
+
+def _coloured(cells: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    colours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (SKIPPED, EXECUTED)]
+    return np.array(colours, dtype=np.uint8)[cells.astype(int)]
+
+
+def _labelled(figure: Figure, axes: Axes, x: str, y: str) -> Figure:
+    axes.set_xlabel(x, color=INK, fontsize=9)
+    axes.set_ylabel(y, color=INK, fontsize=9)
+    axes.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def draw(app: Sphinx) -> None:
+    """Draw all pictures into docs/_generated."""
+    FOLDER.mkdir(exist_ok=True)
+    figures = {name: strategy_figure(strategies) for name, strategies in STRATEGIES.items()}
+    figures |= {"decays": decay_figure(), "thresholds": threshold_figure()}
+    for name, figure in figures.items():
+        figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Draw before Sphinx reads the pages."""
+    app.connect("builder-inited", draw)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
