@@ -121,13 +121,14 @@ def append_whole(path: Path, content: bytes) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
+            left = memoryview(content)
             try:
-                left = memoryview(content)
                 while left:
                     left = left[file.write(left) :]
                 os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(before)
+            except BaseException as error:
+                if left or isinstance(error, OSError):  # a signal after the write takes nothing back
+                    file.truncate(before)
                 raise
         if is_new:
             _sync(path.parent)

@@ -173,13 +173,13 @@ def _results(folder: Path) -> list[StrategyResult]:
         return [_result(folder, row) for row in Comparison.read(folder / comparison.FILE).rows]
     if (folder / RESULT_FILE).is_file():
         result = StrategyResult.read(folder / RESULT_FILE)
-        return [replace(result, examples=_examples(prediction_file(folder)))]
+        return [replace(result, examples=_examples(prediction_file(folder), result.cost))]
     raise RunError(f"{folder} holds no finished `test` or `compare` run: it has no {comparison.FILE} or {RESULT_FILE}.")
 
 
 def _result(folder: Path, row: ComparisonRow) -> StrategyResult:
     """Return what a strategy of a comparison gave."""
-    examples = _examples(prediction_file(folder, row.name, row.number))
+    examples = _examples(prediction_file(folder, row.name, row.number), row.cost)
     return StrategyResult(
         name=row.name,
         strategy=row.strategy,
@@ -191,10 +191,23 @@ def _result(folder: Path, row: ComparisonRow) -> StrategyResult:
     )
 
 
-def _examples(file: Path) -> tuple[ExampleRecord, ...]:
+def _examples(file: Path, cost: Cost | None) -> tuple[ExampleRecord, ...]:
+    """Read what was decoded; refuse a file that does not hold all of it.
+
+    Args:
+        file: Of the predictions.
+        cost: Of all of them, as the run noted it; None where a version before did not.
+    """
     if not file.is_file():
         raise RunError(f"{file} is missing: the report needs what was decoded. Was the folder moved in part?")
-    return tuple(PredictionFile(file).records())
+    records = PredictionFile(file).records()
+    found = sum(batch_costs(records), Cost())
+    if cost is not None and (found.new_tokens, found.decode_steps) != (cost.new_tokens, cost.decode_steps):
+        raise RunError(
+            f"{file} holds {found.new_tokens} new tokens of {len(records)} examples, and the run's figures are of "
+            f"{cost.new_tokens}: a part of it is missing. Run the command again, which decodes what is missing."
+        )
+    return tuple(records)
 
 
 def _write_events(found: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:

@@ -165,6 +165,7 @@ def test_other_examples_are_refused(results, tmp_path):
         (lambda folder: (folder / "comparison.json").write_text("{}"), "comparison.json: expected a whole comparison"),
         (lambda folder: next((folder / "predictions").iterdir()).unlink(), "is missing: the report needs what was"),
         (lambda folder: next((folder / "predictions").iterdir()).write_text("{}\n"), "line 1: expected a prediction"),
+        (lambda folder: next((folder / "predictions").iterdir()).write_text(""), "a part of it is missing"),
         (
             lambda folder: (folder / "comparison.json").unlink(),
             "holds no finished run: expected one of",
