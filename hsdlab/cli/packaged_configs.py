@@ -160,8 +160,7 @@ def _with_packaged_includes(source: Path) -> str:
     text = source.read_text(encoding="utf-8")
     top = yaml.compose(text, Loader=yaml.SafeLoader)
     pairs = top.value if isinstance(top, yaml.MappingNode) else []
-    included: list[yaml.Node] = next((value.value for key, value in pairs if key.value == "include"), [])
-    for node in reversed(included):
+    for node in reversed([each for key, value in pairs if key.value == "include" for each in value.value]):
         name = (source.parent / node.value).resolve().relative_to(configs_folder().resolve()).as_posix()
         text = text[: node.start_mark.index] + name + text[node.end_mark.index :]
     return text
