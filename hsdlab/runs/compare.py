@@ -68,7 +68,8 @@ def compare(
             comparison = compare_results(results, run)
             if trainer.is_global_zero:
                 write_comparison(comparison, results, folder)
-                tensorboard.write_strategy(comparison, comparison.rows[-1], results[-1], events / predictions.stem)
+                row = comparison.rows[-1]
+                tensorboard.write_strategy(comparison, row, results[-1], events / tensorboard.run_name(row))
     finally:
         if results and trainer.is_global_zero:
             print_comparison(comparison, terminal)
