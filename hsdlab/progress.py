@@ -3,10 +3,11 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO
+from dataclasses import dataclass
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -15,54 +16,57 @@ LINE_EVERY_S = 30.0
 """Seconds between two lines where the output is no terminal."""
 
 Clock = Callable[[], float]
+Item = TypeVar("Item")
 
 
-class Whole:
-    """The work that several pieces of progress are parts of: the strategies of a comparison, say.
+@dataclass(frozen=True)
+class Part:
+    """The part that progress is shown of: one strategy of a comparison, say.
 
-    Args:
-        total: How many parts there are.
-        name: What one part is.
-        clock: Gives seconds.
+    Attributes:
+        done: How many parts came before.
+        total: How many there are.
+        name: What one is: "strategy".
+        since: When the first began, on the clock of `time.monotonic`.
     """
 
-    def __init__(self, total: int, name: str, clock: Clock = time.monotonic) -> None:
-        self.total, self.name, self.clock = total, name, clock
-        self.done = 0
-        self.start = clock()
+    done: int
+    total: int
+    name: str
+    since: float
 
-    def text(self, share: float) -> str:
-        """Say which part is under way, and how long all that is left takes if the other parts take as long.
+    def text(self, share: float, now: float) -> str:
+        """Say which part is under way, and how long all take that are left, if they take as long as those before.
 
         Args:
-            share: How much of the present part is done, from 0 to 1.
+            share: How much of this part is done, from 0 to 1.
+            now: On the clock of `since`.
         """
         done = self.done + share
-        text = f"{self.name} {min(self.done + 1, self.total)} of {self.total}"
-        if done <= 0:
+        text = f"{self.name} {self.done + 1} of {self.total}"
+        if done <= 0 or self.total == 1:
             return text
-        left_s = (self.clock() - self.start) * (self.total - done) / done
-        return f"{text}, {duration(left_s)} left in all"
+        return f"{text}, {duration((now - self.since) * (self.total - done) / done)} left in all"
 
 
-_WHOLE: ContextVar[Whole | None] = ContextVar("_WHOLE", default=None)
+_PART: ContextVar[Part | None] = ContextVar("_PART", default=None)
 
 
 @contextmanager
-def parts(total: int, name: str) -> Iterator[Whole]:
-    """Within this, each `Steps` also says which part of the whole it is; count `done` up after each part.
+def part(done: int, total: int, name: str, since: float) -> Iterator[None]:
+    """Within this, each `Steps` also says of which part it is, and how long the whole still takes.
 
     Args:
-        total: How many parts there are.
-        name: What one part is, "strategy".
+        done: How many parts came before.
+        total: How many there are.
+        name: What one is: "strategy".
+        since: When the first began, as `time.monotonic` told it.
     """
-    token = _WHOLE.set(Whole(total, name))
+    token = _PART.set(Part(done, total, name, since))
     try:
-        whole = _WHOLE.get()
-        assert whole is not None  # set above
-        yield whole
+        yield
     finally:
-        _WHOLE.reset(token)
+        _PART.reset(token)
 
 
 class Steps:
@@ -106,7 +110,8 @@ class Steps:
         self.stream = sys.stdout if stream is None else stream
         self.every_s, self.clock, self.background = every_s, clock, background
         self.done = 0
-        self._whole = _WHOLE.get()
+        self.note = ""  # what else is to be seen of the work: its loss, say
+        self._part = _PART.get()
         self._bar: tuple[Progress, TaskID] | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -144,7 +149,7 @@ class Steps:
         self.done += steps
         if self._bar is not None:
             bar, task = self._bar
-            left = ", ".join(text for text in (self._left(), self._of_whole()) if text)
+            left = ", ".join(text for text in (self._left(), self._of_whole(), self.note) if text)
             bar.update(task, description=self._counted(), completed=self.done, left=left, refresh=not self.background)
         elif not self.quiet and not self.background and self.clock() - self._last_line >= self.every_s:
             self._last_line = self.clock()
@@ -155,11 +160,17 @@ class Steps:
         self._done_at_start += steps
         self.advance(steps)
 
+    def counting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield items, each counted when the next is asked for."""
+        for item in items:
+            yield item
+            self.advance()
+
     def line(self) -> str:
         """Return the line for a file."""
         taken = duration(self.clock() - self._start)
         share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
-        texts = [f"{self._counted()}{share}", f"{taken} so far", self._left(), self._of_whole()]
+        texts = [f"{self._counted()}{share}", f"{taken} so far", self._left(), self._of_whole(), self.note]
         return ", ".join(text for text in texts if text)
 
     def write_line(self) -> None:
@@ -172,7 +183,8 @@ class Steps:
             self.write_line()
 
     def _counted(self) -> str:
-        return f"{self.what}: {self.done} of {self.total} {self.unit}".rstrip()
+        of_total = f" of {self.total}" if self.total else ""
+        return f"{self.what}: {self.done}{of_total} {self.unit}".rstrip()
 
     def _left(self) -> str:
         new = self.done - self._done_at_start
@@ -181,7 +193,8 @@ class Steps:
         return f"{duration((self.clock() - self._start) * (self.total - self.done) / new)} left"
 
     def _of_whole(self) -> str:
-        return "" if self._whole is None else self._whole.text(self.done / self.total if self.total else 0.0)
+        share = self.done / self.total if self.total else 0.0
+        return "" if self._part is None else self._part.text(share, self.clock())
 
 
 def duration(seconds: float) -> str:

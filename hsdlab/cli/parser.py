@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _typehints
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab.data
@@ -20,6 +21,7 @@ from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import UserError, faults_of_the_run
+from hsdlab.runs.progress import ShowsProgress
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -125,6 +127,15 @@ class SubcommandCLI(LightningCLI):
     def how_to_go_on(self) -> str:
         """Say what there is to go on with after the command was stopped."""
         raise NotImplementedError
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Make the Trainer, with our progress in place of Lightning's bar unless one is configured or none wanted."""
+        listed = config.get("callbacks") or []
+        given = [*callbacks, *(listed if isinstance(listed, list) else [listed])]
+        wanted = config.get("enable_progress_bar") is not False
+        if wanted and not any(isinstance(callback, ProgressBar) for callback in given):
+            callbacks = [*callbacks, ShowsProgress()]
+        return super()._instantiate_trainer(config, callbacks)
 
     def _run_subcommand(self, subcommand: str) -> None:
         with faults_of_the_run():  # its options have been taken
