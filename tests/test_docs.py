@@ -14,8 +14,8 @@ import pytest
 
 import hsdlab
 import hsdlab.strategies
-from docs import reconstruction
-from docs.markers import filled
+from benchmarks import reconstruction
+from benchmarks.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
 from hsdlab.cli import main
 from hsdlab.cli.train import TrainCLI
@@ -194,7 +194,7 @@ def test_sections_that_the_code_refers_to_exist():
 
 def test_the_reconstruction_is_up_to_date():
     text = reconstruction.PAGE.read_text(encoding="utf-8")
-    assert reconstruction.page(text) == text, "run python -m docs.reconstruction"
+    assert reconstruction.page(text) == text, "run python -m benchmarks.reconstruction"
 
 
 def test_markers_are_filled_and_missing_ones_refused():
@@ -211,15 +211,16 @@ def result(strategy, layers):
 
 def test_update_readme_takes_the_reports_as_they_are_written(tmp_path):
     """On a copy of the page, with the reports of a comparison and of a bench on a tiny model."""
-    (tmp_path / "docs").mkdir()
-    for file in ("README.md", "docs/update_readme.py", "docs/markers.py"):
+    for folder in ("docs", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    for file in ("README.md", "benchmarks/update_readme.py", "benchmarks/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
     made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
     for name, depths in (("demo", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
         results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
         write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
     run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, folder=tmp_path / "runs/bench", run=made)
-    subprocess.run([sys.executable, "docs/update_readme.py"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "benchmarks/update_readme.py"], cwd=tmp_path, check=True)
 
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     before, demo, between, bench, after = re.split(r"<!-- (?:demo|bench):(?:begin|end) -->", text)

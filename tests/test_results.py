@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from docs import publish_adapter, results, results_data, run_results
+from benchmarks import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.models.embedded import EMBEDDED_ADAPTERS, embedded_folder
 from hsdlab.records.comparison import Comparison, compare_results
@@ -89,7 +89,7 @@ def lines_of(page, heading):
 
 
 def test_the_page_is_up_to_date():
-    assert results.page() == results.PAGE.read_text(encoding="utf-8"), "run python -m docs.results"
+    assert results.page() == results.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.results"
 
 
 def test_goals_are_against_the_plain_model_and_the_nearest_setting_is_named(measured):

@@ -43,6 +43,6 @@ def files_of_split(folder: str, split: str, suffixes: Sequence[str]) -> list[Pat
         if len(parts) != 2 or parts[0] != str(DEFAULT):
             raise
         raise FileNotFoundError(
-            f"{error}. If {parts[1]} is one of the papers' data sets, `hsdlab data prepare {parts[1]}` writes it. If it "
-            f"lies elsewhere, set ${VARIABLE} to the folder that holds {parts[1]}, or give its folder with --data.folder"
+            f"{error}. If {parts[1]} is one of the papers' data sets, `hsdlab data prepare {parts[1]}` writes it. If "
+            f"it lies elsewhere, set ${VARIABLE} to the folder that holds {parts[1]}, or give --data.folder"
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from hsdlab.records.comparison import Comparison, ComparisonRow
@@ -39,10 +40,19 @@ def side_by_side_table(comparison: Comparison) -> str:
 
 def side_by_side_terminal(comparison: Comparison) -> Table:
     """Return the same table for a terminal of 120 columns."""
-    header, rows = _cells(comparison)
-    table = terminal_table("", header[0], [name.replace(": ", ":\n") for name in header[1:]])
-    for row in rows:
-        table.add_row(*row)
+    metric, runs = comparison.headline_metric, _runs(comparison)
+    names = ("layers", METRIC_LABELS[metric], "ms per step")
+    header = [f"{run if column == 0 else ''}\n{name}" for run in runs for column, name in enumerate(names)]
+    table = terminal_table("", "\nStrategy", header)
+    for column in table.columns:
+        column.no_wrap = True
+    for label, found in by_strategy(comparison).items():
+        cells = []
+        for run in runs:
+            layers, value, share, step_ms = _of_run(found.get(run), metric)
+            percent, _, ends = share.partition(" ")
+            cells += [layers, f"{value} {percent}%\n{ends}".rstrip(), step_ms]
+        table.add_row(label, *cells)
     return table
 
 
@@ -93,7 +103,7 @@ def side_by_side_figure(comparison: Comparison) -> Figure:
             _draw(axes, rows, cost, metric, {"color": colour, "marker": marker, "label": run}, named=run == runs[-1])
     left.set_xlabel(f"Average layers per decode step (of {comparison.baseline.num_layers})", color=INK)
     right.set_xlabel("Milliseconds per decode step, measured", color=INK)
-    left.set_ylabel(f"{METRIC_LABELS[metric]}, % of {runs[0]} at full depth", color=INK)
+    left.set_ylabel(f"{METRIC_LABELS[metric]}, % of the model {runs[0]} at full depth", color=INK)
     left.set_yticks(range(0, 101, 20))
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside upper left", ncols=len(runs), frameon=False, labelcolor=INK
@@ -108,6 +118,7 @@ def _prepare(axes: Axes) -> None:
     axes.axhline(100, color=FAINT, linewidth=0.8, linestyle=":")
     axes.set_ylim(0, HEIGHT_PERCENT)
     axes.margins(x=0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def _draw(

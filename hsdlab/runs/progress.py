@@ -72,7 +72,7 @@ class ShowsProgress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, unless it is a validation within training, which shows behind the training."""
-        if not trainer.sanity_checking and not trainer.state.fn == "fit":
+        if not trainer.sanity_checking and trainer.state.fn != "fit":
             self._begin("Validating", sum(trainer.num_val_batches), "batches")
 
     def on_validation_batch_end(

@@ -4,7 +4,7 @@
     python train.py fit --config configs/experiment/finetune_docstrings_plain.yaml
     python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain      (README)
     python evaluate.py bench ... --output runs/bench                                          (README, "Speed")
-    python docs/update_readme.py
+    python benchmarks/update_readme.py
 
 A part whose results are not there is left as it is.
 """

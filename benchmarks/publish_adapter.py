@@ -1,7 +1,7 @@
 """Put the adapters of finished training runs into hsdlab/adapters, in bfloat16, with how and on what they were trained.
 
     python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its three like)
-    python -m docs.publish_adapter
+    python -m benchmarks.publish_adapter
 
 A run that is not there leaves its adapter as it is.
 """
@@ -33,7 +33,9 @@ DATA = {
     ),
 }
 """Data statements: what each data set is, which part of it was trained on, under what licence."""
-DATA["common-gen-skip-aware"] = f"{DATA['common-gen']} As many longer sets, made of them (docs/longer_concept_sets.py)."
+DATA["common-gen-skip-aware"] = (
+    f"{DATA['common-gen']} As many longer sets, made of them (benchmarks/longer_concept_sets.py)."
+)
 
 
 def publish(run: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What docs/results.md says in words; its figures come from docs/results.py."""
+"""What docs/results.md says in words; its figures come from benchmarks/results.py."""
 
 INTRODUCTION = """
 # Results: quality against depth, against time
@@ -8,13 +8,13 @@ full depth on the references, and **trained to skip**, each example under a stra
 ([training.md](training.md)), on the texts that the plainly trained model writes for the training sources
 (`data.targets`, sequence-level distillation): on E2E greedily, on CommonGen with 4 beams. Most of CommonGen's training
 sources have 3 concepts and all of its test sources 4 or 5, so there the teacher also writes for as many longer ones,
-made of the training set (`python -m docs.longer_concept_sets`). Both start from the same pretrained model, with the
+made of the training set (`python -m benchmarks.longer_concept_sets`). Both start from the same pretrained model, with the
 same LoRA; steps and learning rates are given with each set. One model that was trained to skip serves all settings;
 `configs/results` trains them. How far each validation loss fell stands with its set. What a teacher writes with 4
 beams, and for sources as long as the test's, may lift the model that learns it above 100 % of the plain model's greedy
 figures.
 
-This page is written by `python -m docs.results` out of [docs/results](results), and `make results` decodes what is
+This page is written by `python -m benchmarks.results` out of [docs/results](results), and `make results` decodes what is
 missing there with the adapters that come with hsdlab.
 
 - A cell holds the figure on the whole test set, its 95 % bootstrap interval over the sources, and its share of the same
@@ -31,6 +31,8 @@ missing there with the adapters that come with hsdlab.
   they show how far training for some schedules carries to another.
 - `HSD(2, 0, 7, power)`, whose budget falls as a square, stands with CommonGen alone: of six settings of 14.7 to 15.0
   layers it had the highest BLEU-4 on the 397 validation sources of 4 and 5 concepts. It was not trained for either.
+- Data: E2E is the whole official training and test set. CommonGen is the whole test set and a draw of 10,000 of its
+  32,470 training sets. `hsdlab data prepare e2e_nlg` and `hsdlab data prepare common_gen` write both, byte for byte.
 - A dash, or a row that is missing, was not measured yet.
 - ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s, cased, BERTScore with all-MiniLM-L6-v2, unscaled.
 """
