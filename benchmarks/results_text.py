@@ -8,14 +8,14 @@ full depth on the references, and **trained to skip**, each example under a stra
 ([training.md](training.md)), on the texts that the plainly trained model writes for the training sources
 (`data.targets`, sequence-level distillation): on E2E greedily, on CommonGen with 4 beams. Most of CommonGen's training
 sources have 3 concepts and all of its test sources 4 or 5, so there the teacher also writes for as many longer ones,
-made of the training set (`python -m benchmarks.longer_concept_sets`). Both start from the same pretrained model, with the
-same LoRA; steps and learning rates are given with each set. One model that was trained to skip serves all settings;
+made of the training set (`python -m benchmarks.longer_concept_sets`). Both start from the same pretrained model, with
+the same LoRA; steps and learning rates are given with each set. One model that was trained to skip serves all settings;
 `configs/results` trains them. How far each validation loss fell stands with its set. What a teacher writes with 4
 beams, and for sources as long as the test's, may lift the model that learns it above 100 % of the plain model's greedy
 figures.
 
-This page is written by `python -m benchmarks.results` out of [docs/results](results), and `make results` decodes what is
-missing there with the adapters that come with hsdlab.
+This page is written by `python -m benchmarks.results` out of [docs/results](results), and `make results` decodes what
+is missing there with the adapters that come with hsdlab.
 
 - A cell holds the figure on the whole test set, its 95 % bootstrap interval over the sources, and its share of the same
   model's own full depth with the interval of that share. References: all of each source.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.run_results                     everything
     python -m benchmarks.run_results --plan              what is missing, and how long it takes
-    python -m benchmarks.run_results e2e_plain_greedy    one of them, or several; e2e_bench the times, e2e_tune the tuner
+    python -m benchmarks.run_results e2e_plain_greedy    one of them, or several; e2e_bench: times, e2e_tune: the tuner
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
 goes on with the row at which it was. A tuning is made anew for new weights, a bench when a strategy has no time yet.

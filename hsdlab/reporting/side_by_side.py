@@ -13,10 +13,10 @@ from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
-from hsdlab.reporting.tables import MISSING, interval, number, terminal_table
+from hsdlab.reporting.tables import MISSING, TOO_FAST, interval, number, significant, terminal_table
 
 MARKERS = ("s", "o", "^", "D")
-HEIGHT_PERCENT = 150
+HEIGHT_PERCENT = 165
 """Top of the y-axis: above 100 % there is room for the names."""
 
 
@@ -79,7 +79,7 @@ def _of_run(row: ComparisonRow | None, metric: str) -> list[str]:
         number(row.average_layers, 1),
         number(row.quality[metric].value, 3),
         number(share.value, 0) + (f" [{ends}]" if ends and not row.is_baseline else ""),
-        number(row.figure("decode_step_ms"), 0 if row.figure("decode_step_ms") >= 100 else 1),
+        significant(row.figure("decode_step_ms")) + (f" {TOO_FAST}" if row.faster_than_its_layers else ""),
     ]
 
 
@@ -130,7 +130,8 @@ def _draw(
     y = [share.value for share in shares]
     low, high = ([getattr(share, end) for share in shares] for end in ("low", "high"))
     axes.vlines(x, low, high, color=style["color"], linewidth=1.4, alpha=0.4)
-    axes.plot(x, y, color=style["color"], linewidth=1.0, linestyle="--", alpha=0.5)
+    if cost == "average_layers":  # times of one run go up and down with the machine
+        axes.plot(x, y, color=style["color"], linewidth=1.0, linestyle="--", alpha=0.5)
     axes.plot(x, y, **style, linestyle="none", markersize=8, markeredgecolor="white")
     if not named:
         return
