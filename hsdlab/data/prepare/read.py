@@ -6,7 +6,6 @@ split that is not asked for. Large archives are read from their beginning to the
 
 import csv
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -191,5 +190,5 @@ def _members(archive: Path, ending: str) -> Iterator[tuple[str, str]]:
         for member in tar:
             opened: IO[bytes] | None = tar.extractfile(member) if member.name.endswith(ending) else None
             if opened is not None:
-                text = io.TextIOWrapper(opened, encoding="utf-8", errors="replace").read()
+                text = opened.read().decode(errors="replace").replace("\r\n", "\n")
                 yield Path(member.name).name.removesuffix(ending), text

@@ -17,7 +17,9 @@ from hsdlab.data.prepare.examples import drawn, held_back
 from hsdlab.errors import RunError, UserError
 
 E2E = {
-    "trainset.csv": '\ufeffmr,ref\n"name[A], food[X]",A  serves X. \n"name[B]","It is ""B""."\n"name[A], food[X]",X at A.\n',
+    "trainset.csv": (
+        '\ufeffmr,ref\n"name[A], food[X]",A  serves X. \n"name[B]","It is ""B""."\n"name[A], food[X]",X at A.\n'
+    ),
     "devset.csv": "mr,ref\nname[C],C.\n",
     "testset_w_refs.csv": '\ufeff"mr","ref"\n"name[D], near[Café]","D, near\nCafé."\n',
 }
@@ -152,7 +154,7 @@ def test_other_data_is_not_replaced(e2e, tmp_path):
 
 
 def test_an_unknown_set_and_two_sets_in_one_folder_are_refused(e2e):
-    with pytest.raises(UserError, match="No data set 'e2e'.*e2e_nlg, e2e_nlg_full, common_gen"):
+    with pytest.raises(UserError, match=r"No data set 'e2e'.*e2e_nlg, e2e_nlg_full, common_gen"):
         main(["e2e"])
     with pytest.raises(UserError, match="--output=x is the folder of one data set"):
         main(["e2e_nlg", "common_gen", "--output", "x"])
@@ -243,7 +245,7 @@ def test_concept_sets_stand_in_one_split_and_bad_references_are_left_out(tmp_pat
 @pytest.mark.parametrize("name", ["e2e_nlg", "common_gen"])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_sets_of_the_results_are_rebuilt_byte_for_byte(name, split, tmp_path):
-    """Needs $HSDLAB_DATA with the data of docs/results.md, and $HSDLAB_OFFICIAL with a folder of official files a set."""
+    """Needs $HSDLAB_DATA with the data of docs/results.md, and in $HSDLAB_OFFICIAL a folder of official files a set."""
     expected, originals = PREPARED / name / f"{split}.jsonl", ORIGINALS / name
     if not expected.is_file() or not originals.is_dir():
         pytest.skip("set HSDLAB_DATA to the prepared sets and HSDLAB_OFFICIAL to the folder of their official files")
