@@ -22,9 +22,12 @@ class _Once(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        text = record.getMessage()
-        self.said[text] += 1
-        return self.said[text] == 1
+        first: bool | None = getattr(record, "is_the_first", None)
+        if first is None:  # no other handler has seen this record
+            text = record.getMessage()
+            self.said[text] += 1
+            first = record.is_the_first = self.said[text] == 1
+        return first
 
 
 @contextmanager

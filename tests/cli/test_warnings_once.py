@@ -1,6 +1,7 @@
 """A warning is said once, in one line; at the end stands how often it was given."""
 
 import logging
+import sys
 import warnings
 
 import pytest
@@ -12,9 +13,13 @@ def warn(text):
     warnings.warn(text, UserWarning, stacklevel=1)
 
 
-def test_a_warning_that_comes_again_is_counted(capsys):
+def test_a_warning_that_comes_again_is_counted(capsys, monkeypatch):
+    def show(given):  # as Python does where nobody records
+        sys.stderr.write(warnings.formatwarning(given.message, given.category, given.filename, given.lineno))
+
+    monkeypatch.setattr(warnings, "_showwarnmsg_impl", show)
     with warnings.catch_warnings():
-        warnings.simplefilter("default")
+        warnings.resetwarnings()
         with warnings_once():
             for _ in range(3):
                 warn("2 of 8 test prompts were cut to 100 tokens")
@@ -37,6 +42,8 @@ def test_what_libraries_log_is_counted_too(capsys):
 
     handler = Heard()
     root.addHandler(handler)
+    level = root.level
+    root.setLevel(logging.WARNING)
     try:
         with warnings_once():
             logger.warning("odd %s", 1)
@@ -45,6 +52,7 @@ def test_what_libraries_log_is_counted_too(capsys):
         logger.warning("odd %s", 1)  # afterwards as before
     finally:
         root.removeHandler(handler)
+        root.setLevel(level)
     assert heard == ["odd 1", "odd 2", "odd 1"]
     assert capsys.readouterr().err.count("This warning was given 2 times: odd 1\n") == 1
 

@@ -12,7 +12,7 @@ from hsdlab.data.prepare.official import OfficialFile
 from hsdlab.errors import RunError
 from hsdlab.progress import Steps
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 16  # what a connection that breaks loses at most
 TIMEOUT_S = 60
 NOTED = ".sha256"
 PART = ".part"
@@ -79,7 +79,8 @@ def fetched(file: OfficialFile, cache: Path) -> Path:
     try:
         pooch.retrieve(file.address, known_hash=None, fname=file.name, path=cache, downloader=Resuming(part))
     except (requests.RequestException, OSError) as error:
-        kept = f" {part.stat().st_size / 1e6:.1f} MB are kept, the same command goes on." if part.exists() else ""
+        bytes_kept = part.stat().st_size if part.exists() else 0
+        kept = f" {bytes_kept / 1e6:.1f} MB are kept, the same command goes on." if bytes_kept else ""
         raise RunError(
             f"{file.address} cannot be fetched ({_cause(error)}).{kept} Or fetch it elsewhere and give its folder with "
             "--from."
