@@ -1,6 +1,7 @@
 """The command line: layers of configuration, whole runs on a tiny model, bad input."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
