@@ -24,7 +24,7 @@ from hsdlab.cli.configs import config_files
 from hsdlab.models import weights_fingerprint
 from hsdlab.progress import duration
 from hsdlab.records.bench import BenchResult
-from hsdlab.records.comparison import Comparison
+from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.tuning import TuningResult
 
@@ -141,14 +141,25 @@ def expected_s(name: str, strategies: Sequence[dict[str, Any]] = ()) -> float | 
     if name in TUNINGS:
         tuned = read(name, TuningResult)
         rows = () if tuned is None else tuned.comparison.rows
-        return sum(row.cost.wall_s for row in rows if row.cost is not None) or None  # the search itself is short
+        return sum(_took_s(row) or 0 for row in rows) or None  # the search itself is short
     made = read(name, Comparison)
-    took = {
-        row.name: row.cost.wall_s for row in (made.rows if made else ()) if row.cost is not None and row.cost.wall_s
-    }
+    rows = () if made is None else made.rows
+    took = {row.name: seconds for row in rows if (seconds := _took_s(row)) is not None}
     if not took:
         return None
     return sum(took.get(_name(each), sum(took.values()) / len(took)) for each in strategies)
+
+
+def _took_s(row: ComparisonRow) -> float | None:
+    """Return how long a row took to decode: as it was measured, or by its tokens and their rate."""
+    if row.cost is not None and row.cost.wall_s:
+        return row.cost.wall_s
+    rate = row.figure("tokens_per_second")
+    return row.examples * row.output_tokens.value / rate if rate > 0 else None
+
+
+def _about(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"about {duration(seconds)}"
 
 
 def plan(missing: Mapping[str, float | None]) -> str:
@@ -159,10 +170,7 @@ def plan(missing: Mapping[str, float | None]) -> str:
     """
     if not missing:
         return "Nothing is missing in docs/results."
-    lines = [
-        f"  {name}: {'unknown' if seconds is None else f'about {duration(seconds)}'}"
-        for name, seconds in missing.items()
-    ]
+    lines = [f"  {name}: {_about(seconds)}" for name, seconds in missing.items()]
     known = [seconds for seconds in missing.values() if seconds is not None]
     more = " and what is unknown" if len(known) < len(missing) else ""
     total = f"In all about {duration(sum(known))}{more}, as long as on the machine that docs/results was made on."
