@@ -9,6 +9,7 @@ goes on with the row at which it was. A tuning is made anew for new weights, a b
 """
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,8 @@ def expected_s(name: str, strategies: Sequence[dict[str, Any]] = ()) -> float | 
         if timed is None:
             return None
         measured = sum(sum(map(sum, (*side.prompt_s, *side.decode_s))) for side in timed.sides)
-        return measured * (timed.repeats + timed.warmup_rounds) / timed.repeats
+        seconds = measured * (timed.repeats + timed.warmup_rounds) / timed.repeats
+        return seconds if math.isfinite(seconds) else None
     if name in TUNINGS:
         tuned = read(name, TuningResult)
         rows = () if tuned is None else tuned.comparison.rows
@@ -155,7 +157,8 @@ def _took_s(row: ComparisonRow) -> float | None:
     if row.cost is not None and row.cost.wall_s:
         return row.cost.wall_s
     rate = row.figure("tokens_per_second")
-    return row.examples * row.output_tokens.value / rate if rate > 0 else None
+    seconds = row.examples * row.output_tokens.value / rate if rate > 0 else math.nan
+    return seconds if math.isfinite(seconds) else None
 
 
 def _about(seconds: float | None) -> str:
