@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 LOGGERS = ("transformers", "lightning.pytorch", "lightning.fabric")
 """Libraries that warn by logging."""
@@ -38,7 +38,14 @@ def warnings_once() -> Iterator[None]:
     """
     said: Counter[str] = Counter()
 
-    def once(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    def once(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         said[str(message)] += 1
         if said[str(message)] == 1:
             shown = warnings._showwarnmsg_impl  # type: ignore[attr-defined]

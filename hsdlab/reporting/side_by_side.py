@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -122,7 +123,7 @@ def _prepare(axes: Axes) -> None:
 
 
 def _draw(
-    axes: Axes, rows: Sequence[ComparisonRow], cost: str, metric: str, style: Mapping[str, str], named: bool
+    axes: Axes, rows: Sequence[ComparisonRow], cost: str, metric: str, style: Mapping[str, Any], named: bool
 ) -> None:
     """Draw a run's points with their intervals, joined in the order of the cost; write their names above them."""
     points = sorted((row.figure(cost), row.percent_of_baseline[metric], _label(row)) for row in rows)
