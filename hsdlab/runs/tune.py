@@ -159,6 +159,7 @@ class _Tuning:
         """Decode at full depth and try all settings; in the first process, whose findings the others take over."""
         full, found = self.full, None
         if self.trainer.is_global_zero:
+            self.terminal.print(f"Searching: {self.options.trials} settings", highlight=False)
             with Steps("Searching", self.options.trials, "settings") as steps:
                 found = self._searched(full, steps)
         self._settings, self._reference_score, self._scored_texts = self.trainer.strategy.broadcast(found)
