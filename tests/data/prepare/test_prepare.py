@@ -84,8 +84,9 @@ def test_a_download_that_broke_off_goes_on(e2e, tmp_path, monkeypatch):
     assert e2e.asked[0] == ("trainset.csv", "bytes=20-")
 
 
-def test_a_server_that_knows_no_ranges_sends_all_again(e2e):
-    e2e.break_after, e2e.takes_ranges = 20, False
+def test_a_server_that_knows_no_ranges_sends_all_again(e2e, monkeypatch):
+    monkeypatch.setattr(download, "CHUNK_BYTES", 10)
+    e2e.break_after, e2e.takes_ranges = 25, False
     with pytest.raises(RunError):
         prepare("e2e_nlg")
     e2e.break_after = None
