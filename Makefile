@@ -6,10 +6,10 @@ export OMP_WAIT_POLICY ?= passive
 OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo results docs test test-all lint clean
+.PHONY: help install models demo demo-train results docs test test-all lint clean
 
 help:  ## print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Another Python than python3: make PYTHON=/path/to/python install'
 
 install: .venv/installed  ## make .venv with the pinned versions
@@ -25,14 +25,17 @@ install: .venv/installed  ## make .venv with the pinned versions
 models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)
 	$(BIN)/python -m hsdlab.models.embedded
 
-demo: models  ## fine-tune the embedded model so that it can skip, then compare the strategies; table and pictures
+demo: models  ## two fine-tuned models under six strategies, side by side: a table and a picture (minutes)
+	$(BIN)/python -m hsdlab.cli.demo
+
+demo-train: models  ## fine-tune the embedded model so that it can skip, then compare the strategies; table and pictures
 	test -d runs/demo_model/model || { rm -rf runs/demo_model && \
 		$(BIN)/python train.py fit --config configs/experiment/finetune_docstrings.yaml --output runs/demo_model; }
 	$(BIN)/python evaluate.py compare --config configs/experiment/demo.yaml
 
 results: models  ## decode and time what docs/results.md needs and is not there yet (hours), and write it
-	$(BIN)/python -m docs.run_results
-	$(BIN)/python -m docs.results
+	$(BIN)/python -m benchmarks.run_results
+	$(BIN)/python -m benchmarks.results
 
 test: lint  ## linters, type checker and the tests that a change needs, offline (6 minutes on 2 cores)
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"

@@ -10,5 +10,5 @@ configs = ["hsdlab.configs", *(f"hsdlab.configs.{folder}" for folder in folders)
 setup(
     packages=[*find_packages(include=["hsdlab*"]), *configs],
     package_dir={"hsdlab.configs": "configs"},
-    package_data={"hsdlab": ["py.typed"], "hsdlab.configs": ["README.md"], "": ["*.yaml"]},
+    package_data={"hsdlab": ["py.typed"], "hsdlab.configs": ["README.md"], "hsdlab.data": ["*.jsonl"], "": ["*.yaml"]},
 )

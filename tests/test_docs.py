@@ -17,11 +17,12 @@ import pytest
 
 import hsdlab
 import hsdlab.strategies
-from docs import reconstruction
-from docs.markers import filled
+from benchmarks import reconstruction
+from benchmarks.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
-from hsdlab.cli import main
+from hsdlab.cli import main, names
 from hsdlab.cli.train import TrainCLI
+from hsdlab.program import of_train
 from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.provenance import GitState
 from hsdlab.reporting.comparison import write_comparison
@@ -52,7 +53,7 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
-REPORT = "python evaluate.py report "
+REPORT = "hsdlab report "
 COMMANDS = [
     pytest.param(line.split("#")[0].strip(), id=f"{page.relative_to(ROOT)}-{line[:40]}-{number}")
     for page in PAGES
@@ -64,7 +65,7 @@ REPORTS = [
     line for block in blocks(DOCS / "commands.md", "bash") for line in block.splitlines() if line.startswith(REPORT)
 ]
 (RUN_FROM_PYTHON,) = [block for block in blocks(ROOT / "README.md", "python") if "hsdlab.runs import compare" in block]
-LAUNCHERS = r"^(torchrun( --\S+)*|srun python) "  # several processes of one command
+LAUNCHERS = r"^(torchrun( --\S+)* -m hsdlab\.cli|srun hsdlab) "  # several processes of one command
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_the_report_commands_draw_the_run_of_the_python_example(as_a_user):
     shutil.copytree("runs/from_python", "runs/skip_aware")  # in place of the run of another model
     table = Path("runs/from_python/comparison.md").read_text(encoding="utf-8")
     Path("runs/from_python/comparison.md").unlink()
-    one, joined = (shlex.split(command)[2:] for command in REPORTS)
+    one, joined = (shlex.split(command)[1:] for command in REPORTS)
     main(one)
     main(joined)
     assert Path("runs/from_python/comparison.md").read_text(encoding="utf-8") == table
@@ -119,17 +120,18 @@ class ParseOnlyTraining(TrainCLI):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command, as_a_user, monkeypatch):
-    program, *arguments = shlex.split(re.sub(LAUNCHERS, "python ", command))
+    program, *arguments = shlex.split(re.sub(LAUNCHERS, "hsdlab ", command))
     if program == "source":
         assert arguments == [".venv/bin/activate"]  # made by `make install`
     elif program == "make":
         (target,) = arguments
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:
-        assert program == "python"
-        folder_of_the_project(as_a_user)
-        cli = {"evaluate.py": ParseOnly, "train.py": ParseOnlyTraining}[arguments[0]]
-        config = run(monkeypatch, *arguments[1:], cli=cli)
+        assert program == "hsdlab"
+        trained = {of_train(each): each for each in names.TRAIN}
+        name = trained.get(arguments[0], arguments[0])
+        cli = ParseOnlyTraining if arguments[0] in trained else ParseOnly
+        config = run(monkeypatch, name, *arguments[1:], cli=cli)
         made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]
         if config.subcommand == "tune":
             assert scheduled_classes(made.classes)
@@ -138,14 +140,9 @@ def test_commands_parse(command, as_a_user, monkeypatch):
         assert all(isinstance(strategy, SkipStrategy) for strategy in strategies)
 
 
-def folder_of_the_project(folder):
-    (folder / "configs").symlink_to(ROOT / "configs")
-
-
 def test_the_skip_of_a_command_is_the_one_it_names(as_a_user, monkeypatch):
-    folder_of_the_project(as_a_user)
     command = next(c.values[0] for c in COMMANDS if "my_package.EveryOther" in c.values[0])
-    config = run(monkeypatch, *shlex.split(command)[2:], cli=ParseOnly)
+    config = run(monkeypatch, *shlex.split(command)[1:], cli=ParseOnly)
     assert config.config.test.skip.class_path == "my_package.EveryOther"
 
 
@@ -243,7 +240,7 @@ def test_sections_that_the_code_refers_to_exist():
 
 def test_the_reconstruction_is_up_to_date():
     text = reconstruction.PAGE.read_text(encoding="utf-8")
-    assert reconstruction.page(text) == text, "run python -m docs.reconstruction"
+    assert reconstruction.page(text) == text, "run python -m benchmarks.reconstruction"
 
 
 def test_markers_are_filled_and_missing_ones_refused():
@@ -260,15 +257,16 @@ def result(strategy, layers):
 
 def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
     """On a copy of the pages, with the reports of a comparison and of a bench on a tiny model."""
-    (tmp_path / "docs").mkdir()
-    for file in ("docs/demo.md", "docs/bench.md", "docs/update_pages.py", "docs/markers.py"):
+    for folder in ("docs", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    for file in ("docs/demo.md", "docs/bench.md", "benchmarks/update_pages.py", "benchmarks/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
     made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
     for name, depths in (("demo", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
         results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
         write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
     run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, folder=tmp_path / "runs/bench", run=made)
-    subprocess.run([sys.executable, "docs/update_pages.py"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "benchmarks/update_pages.py"], cwd=tmp_path, check=True)
 
     parts = []
     for part in ("demo", "bench"):

@@ -1,6 +1,6 @@
-"""docs/longer_concept_sets.py makes concept sets as long as the tests', out of what references mention."""
+"""benchmarks/longer_concept_sets.py makes concept sets as long as the tests', out of what references mention."""
 
-from docs.longer_concept_sets import longer
+from benchmarks.longer_concept_sets import longer
 from hsdlab.data.batches import Example
 
 EXAMPLES = [

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from docs import publish_adapter, results, results_data, run_results
+from benchmarks import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
 from hsdlab.models.embedded import embedded_folder
 from hsdlab.models.installed_adapters import COMPANION, installed_adapters
@@ -90,7 +90,7 @@ def lines_of(page, heading):
 
 
 def test_the_page_is_up_to_date():
-    assert results.page() == results.PAGE.read_text(encoding="utf-8"), "run python -m docs.results"
+    assert results.page() == results.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.results"
 
 
 def test_goals_are_against_the_plain_model_and_the_nearest_setting_is_named(measured):
@@ -315,3 +315,27 @@ def test_an_adapter_is_loaded_by_its_name():
     first = (each.model.layers[0].self_attn.q_proj.weight for each in (plain, model))
     assert not torch.equal(*first)
     assert model.name_or_path == "embedded:smollm2-135m"
+
+
+def test_make_results_says_what_is_missing_and_how_long_it_takes(measured):
+    """A row of 10 steps at 20 layers took 0.2 s to decode; wall time was not measured."""
+    seconds = {"e2e_plain_greedy": 95.0, "e2e_bench": 4000.0}
+    text = run_results.plan(seconds)
+    assert "  e2e_plain_greedy: about 1 min 35 s\n  e2e_bench: about 1 h 6 min\n" in text
+    assert "In all about 1 h 8 min, as long as" in text
+    assert "goes on with the same command" in text
+    unknown = run_results.plan({"e2e_tune": None, "e2e_bench": 60.0})
+    assert "e2e_tune: unknown" in unknown
+    assert "In all about 1 min 0 s and what is unknown" in unknown
+    assert run_results.plan({}) == "Nothing is missing in docs/results."
+
+
+def test_the_expected_time_is_that_of_the_rows_that_were_made():
+    decode = run_results.DECODES[0]
+    strategies = decode.strategies()
+    whole, one = run_results.expected_s(decode.name, strategies), run_results.expected_s(decode.name, strategies[:1])
+    assert 0 < one < whole
+    unknown = {"class_path": "HSD", "init_args": {"num_skipped": 9}}
+    mean = whole / len(strategies)
+    assert run_results.expected_s(decode.name, [unknown]) == pytest.approx(mean, rel=0.2)
+    assert run_results.expected_s("e2e_bench") > 60

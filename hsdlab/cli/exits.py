@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from hsdlab.cli.stops import Stopped, stopping_at_once
+from hsdlab.cli.warnings_once import warnings_once
 from hsdlab.errors import RunError, UserError
 
 FOR_THE_USER = (UserError, OSError, MisconfigurationException)
@@ -59,7 +60,7 @@ def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[st
     words = [word for word in given if word != DEBUG]
     debug = words != given
     try:
-        with stopping_at_once():
+        with stopping_at_once(), warnings_once():
             if args is None:  # LightningCLI warns of arguments beside those of the process
                 sys.argv[1:] = words
                 command(None)

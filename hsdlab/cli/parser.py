@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 from jsonargparse import Namespace, _typehints, set_parsing_settings
 from jsonargparse._util import import_object
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import hsdlab
@@ -31,6 +32,7 @@ from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.reasons import reason
 from hsdlab.records.files import REASONS, fault_of_writing
 from hsdlab.records.run_folder import RunFolder
+from hsdlab.runs.progress import ShowsProgress
 from hsdlab.strategies import ConfidenceStrategy, ScheduledStrategy, SkipStrategy
 
 _BASES: dict[str, type] = {
@@ -246,15 +248,21 @@ class SubcommandCLI(LightningCLI):
             raise UserError(f"--seed_everything={seed}: expected a whole number from 0 to {2**32 - 1}.")
         super()._set_seed()
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Make the Trainer, with our progress in place of Lightning's bar unless one is configured or none wanted."""
+        listed = config.get("callbacks") or []
+        given = [*callbacks, *(listed if isinstance(listed, list) else [listed])]
+        wanted = config.get("enable_progress_bar") is not False
+        if wanted and not any(isinstance(callback, ProgressBar) for callback in given):
+            callbacks = [*callbacks, ShowsProgress()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except UserError:
             raise
         except Exception as error:  # Lightning and its plugins raise what they like
-            given = ", ".join(word for word in EvaluateParser.words if word.startswith("--trainer."))
+            words = ", ".join(word for word in EvaluateParser.words if word.startswith("--trainer."))
             raise UserError(
-                f"the Trainer refuses its options{f' ({given})' if given else ''}: {reason(error)}. Change them, or "
+                f"the Trainer refuses its options{f' ({words})' if words else ''}: {reason(error)}. Change them, or "
                 "leave them out for the defaults: the CPU, or the one GPU that there is."
             ) from error
 

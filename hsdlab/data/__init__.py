@@ -6,5 +6,15 @@ from hsdlab.data.folder import DataFolder
 from hsdlab.data.hub import HubDataset
 from hsdlab.data.jsonl import JSONLines
 from hsdlab.data.prompt import PromptTemplate
+from hsdlab.data.restaurants import Restaurants
 
-__all__ = ["DataFolder", "Docstrings", "Example", "GenerationDataModule", "HubDataset", "JSONLines", "PromptTemplate"]
+__all__ = [
+    "DataFolder",
+    "Docstrings",
+    "Example",
+    "GenerationDataModule",
+    "HubDataset",
+    "JSONLines",
+    "PromptTemplate",
+    "Restaurants",
+]

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from hsdlab.data.base import Example, GenerationDataModule
 from hsdlab.data.checks import check_text
-from hsdlab.data.files import DATA, split_files
+from hsdlab.data.files import DATA
 from hsdlab.data.jsonl import with_unique_ids
+from hsdlab.data.places import files_of_split
 from hsdlab.data.rows import Row, read_rows
 from hsdlab.errors import UserError
 
@@ -24,7 +24,7 @@ class DataFolder(GenerationDataModule):
     checked before the first is used.
 
     Args:
-        folder: The folder that holds the files.
+        folder: The folder that holds the files. `data/<name>` is looked for in $HSDLAB_DATA first, if that is set.
         source_column: Column (or key) of what the model reads.
         reference_columns: Column or columns of what people wrote for it, each cell a text or a list of texts; empty
             ones are passed over where a row has another. By default `references`, or `reference`.
@@ -74,7 +74,7 @@ class DataFolder(GenerationDataModule):
             FileNotFoundError: The folder or the file is missing.
             UserError: A file or a row is not what it has to be; the message names the file, the row and the column.
         """
-        paths = split_files(Path(self.folder), split, DATA)
+        paths = files_of_split(self.folder, split, DATA)
         groups = self._groups(row for path in paths for row in read_rows(path, self.delimiter))
         examples = with_unique_ids(
             (group.row, Example(group.id or f"{split}-{group.number:06}", group.source, tuple(group.references)))

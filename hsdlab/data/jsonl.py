@@ -6,7 +6,8 @@ from typing import Any
 
 from hsdlab.data.base import Example, GenerationDataModule
 from hsdlab.data.checks import check_text
-from hsdlab.data.files import shown, split_files
+from hsdlab.data.files import shown
+from hsdlab.data.places import files_of_split
 from hsdlab.data.rows import Row, json_lines
 from hsdlab.errors import UserError
 
@@ -19,7 +20,7 @@ class JSONLines(GenerationDataModule):
     before the first is used. For other names, kinds of files and several rows of one source see `DataFolder`.
 
     Args:
-        folder: The folder that holds the files.
+        folder: The folder that holds the files. `data/<name>` is looked for in $HSDLAB_DATA first, if that is set.
         **kwargs: See `GenerationDataModule`.
 
     Example::
@@ -39,7 +40,7 @@ class JSONLines(GenerationDataModule):
             FileNotFoundError: The folder or the file is missing.
             UserError: The file or a line of it is not what it has to be; the message names the file and the line.
         """
-        (path,) = split_files(Path(self.folder), split, [".jsonl"])
+        (path,) = files_of_split(self.folder, split, [".jsonl"])
         return read_examples(path)
 
 

@@ -41,6 +41,7 @@ COMPARISON_RUN = "comparison"
 EVENT_FILES = "events.out.tfevents.*"
 SAMPLES, COLOURED_SAMPLES = 8, 3
 MOST_CHARACTERS = 2000  # of a source; a whole article would bury the texts below it
+LONGEST_NAME = 80  # characters of a run's name; file systems end at 255 bytes
 LAYOUT = {
     "Quality": {
         "ROUGE": ["Multiline", ["^quality/rouge"]],
@@ -62,6 +63,21 @@ LAYOUT = {
 def command(folder: Path) -> str:
     """Return the command line that shows the runs in a folder."""
     return f"tensorboard --logdir {shlex.quote(str(folder))}"
+
+
+def run_name(row: ComparisonRow, numbered: bool = True) -> str:
+    """Return the name of a strategy's run, which is that of its folder: the label of the tables, "03_HSD(2,0,7)".
+
+    Args:
+        row: The strategy.
+        numbered: Whether its number comes first. It sorts the runs as the tables are and makes each name unique.
+
+    Returns:
+        A name of letters, digits and ``_ . , = + ( ) -`` alone, which every file system takes.
+    """
+    label = row.label.removesuffix("()").replace(", ", ",").replace(": ", "_")
+    plain = re.sub(r"[^\w.,=+()-]+", "-", label)[:LONGEST_NAME].strip("-.")
+    return f"{row.number:02}_{plain}" if numbered else plain or row.class_name
 
 
 def remove_events(folder: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from hsdlab.data import GenerationDataModule
@@ -20,6 +19,7 @@ from hsdlab.decoding.families import context_length, plain_model
 from hsdlab.errors import RunError, UserError
 from hsdlab.models.generation import fixed_length, generation
 from hsdlab.modules import DecodeModule
+from hsdlab.progress import Steps
 from hsdlab.records.bench import BenchEnvironment, BenchResult, BenchSide
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting.bench import print_bench, write_bench
@@ -168,17 +168,16 @@ def run_bench(
     ]
     sides: list[Side] = [plain, full_depth, *others]
     load_before = _load_average()
+    total = (WARMUP_ROUNDS + repeats) * len(sides) * len(prompts)
     # No refresh in the background: its thread would compete with what is measured.
-    with torch.inference_mode(), Progress(auto_refresh=False) as progress:
-        total = (WARMUP_ROUNDS + repeats) * len(sides) * len(prompts)
-        task = progress.add_task("decoding", total=total)
+    with torch.inference_mode(), Steps("Decoding", total, "texts", background=False) as steps:
 
         def rounds(number: int) -> list[list[list[Timing]]]:
             return interleave(
                 sides,
                 cases=len(prompts),
                 rounds=number,
-                after_run=lambda: progress.update(task, advance=1, refresh=True),
+                after_run=steps.advance,
             )
 
         rounds(WARMUP_ROUNDS)

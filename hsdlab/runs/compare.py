@@ -1,5 +1,6 @@
 """Compare strategies: decode the test split under each, and set quality against cost."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from hsdlab.data import GenerationDataModule
 from hsdlab.modules import DecodeModule
+from hsdlab.progress import part
 from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.strategy_result import StrategyResult
@@ -63,15 +65,18 @@ def compare(
     if trainer.is_global_zero:
         tensorboard.remove_events(events)
     results: list[StrategyResult] = []
+    began = time.monotonic()
     terminal = console(quiet=not trainer.is_global_zero)
     try:
         for number, (strategy, predictions) in enumerate(zip(ordered, files, strict=True), start=1):
             terminal.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
-            results.append(runs.result(strategy, predictions))
+            with part(len(results), len(ordered), "strategy", since=began):
+                results.append(runs.result(strategy, predictions))
             comparison = compare_results(results, run)
             if trainer.is_global_zero:
                 write_comparison(comparison, results, folder)
-                tensorboard.write_strategy(comparison, comparison.rows[-1], results[-1], events / predictions.stem)
+                row = comparison.rows[-1]
+                tensorboard.write_strategy(comparison, row, results[-1], events / tensorboard.run_name(row))
     finally:
         if results and trainer.is_global_zero:
             print_comparison(comparison, terminal)

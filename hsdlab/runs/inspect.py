@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import Progress, track
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
@@ -28,6 +27,7 @@ from hsdlab.decoding.semantics import check_semantics
 from hsdlab.errors import UserError
 from hsdlab.models.generation import greedy
 from hsdlab.modules import DecodeModule
+from hsdlab.progress import Steps
 from hsdlab.records.bootstrap import Estimate, FloatArray, bootstrap_interval
 from hsdlab.records.inspection import InspectedLayer, InspectionResult
 from hsdlab.records.model_info import ModelInfo
@@ -81,7 +81,11 @@ def inspect(
     batches = sample_batches(datamodule, "validation", examples)
     decoding = module.generation(greedy)
     if text == "generated":
-        texts = [own_text(model, batch, **decoding.options) for batch in track(batches, "decoding")]
+        with Steps("Decoding", len(batches), "batches") as steps:
+            texts = []
+            for batch in batches:
+                texts.append(own_text(model, batch, **decoding.options))
+                steps.advance()
     else:
         texts = [batch["pairs"] for batch in batches]
     noted = run or run_info(generation=decoding.record())
@@ -138,9 +142,8 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
     batches = [batch for batch in batches if decode_steps(batch["target_mask"]).any()]
     if not batches:
         raise UserError("No text has two tokens or more after its prompt: there is no decode step to measure.")
-    with torch.inference_mode(), Progress() as progress:
-        task = progress.add_task("inspecting", total=len(batches) * (parts.num_layers + 1))
-        sums = [_sums_of_rows(parts, batch, lambda: progress.advance(task)) for batch in batches]
+    with torch.inference_mode(), Steps("Inspecting", len(batches) * (parts.num_layers + 1), "passes") as steps:
+        sums = [_sums_of_rows(parts, batch, steps.advance) for batch in batches]
     has_steps = torch.cat([each["steps"] for each in sums]) > 0
     return Inspection(**{name: torch.cat([each[name] for each in sums])[has_steps].numpy() for name in sums[0]})
 

@@ -105,8 +105,10 @@ def _draw_comparison(folder: Path, terminal: Console) -> Comparison:
 def _draw_result(folder: Path, terminal: Console) -> StrategyResult:
     (result,) = _results(folder)
     found = compare_results([result], result.run or run_info())
-    events = folder / tensorboard.FOLDER / result.class_name
-    tensorboard.write_strategy(found, found.rows[0], result, events)
+    (row,) = found.rows
+    events = folder / tensorboard.FOLDER
+    tensorboard.remove_events(events)
+    tensorboard.write_strategy(found, row, result, events / tensorboard.run_name(row, numbered=False))
     comparison.print_comparison(found, terminal)
     return result
 
@@ -215,6 +217,5 @@ def _write_events(found: Comparison, results: Sequence[StrategyResult], folder: 
     events = folder / tensorboard.FOLDER
     tensorboard.remove_events(events)
     for row, result in zip(found.rows, results, strict=True):
-        name = prediction_file(folder, row.full_name, row.number).stem
-        tensorboard.write_strategy(found, row, result, events / name)
+        tensorboard.write_strategy(found, row, result, events / tensorboard.run_name(row))
     tensorboard.write_comparison(found, results, events / tensorboard.COMPARISON_RUN)

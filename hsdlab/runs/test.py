@@ -71,5 +71,6 @@ def write_result(result: StrategyResult, folder: Path) -> None:
     """
     result.without_examples().write(folder / RESULT_FILE)
     comparison = compare_results([result], result.run or run_info())
-    events = folder / tensorboard.FOLDER / result.class_name
-    tensorboard.write_strategy(comparison, comparison.rows[0], result, events)
+    (row,) = comparison.rows
+    events = folder / tensorboard.FOLDER / tensorboard.run_name(row, numbered=False)
+    tensorboard.write_strategy(comparison, row, result, events)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from hsdlab.data import GenerationDataModule
@@ -19,6 +18,7 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import decode_steps
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
+from hsdlab.progress import Steps
 from hsdlab.records.comparison import compare_results
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import prediction_file
@@ -161,8 +161,9 @@ class _Tuning:
         """Decode at full depth and try all settings; in the first process, whose findings the others take over."""
         full, found = self.full, None
         if self.trainer.is_global_zero:
-            with Progress(console=self.terminal, disable=self.terminal.quiet) as progress:
-                found = self._searched(full, progress)
+            self.terminal.print(f"Searching: {self.options.trials} settings", highlight=False)
+            with Steps("Searching", self.options.trials, "settings") as steps:
+                found = self._searched(full, steps)
         self._settings, self._reference_score, self._scored_texts = self.trainer.strategy.broadcast(found)
         self._frontier = settings_on_the_frontier(self._settings)
         self._report()
@@ -185,7 +186,7 @@ class _Tuning:
     def _next_place(self) -> int | None:
         return None if self.found is None else self.options.goal.next_to_decode(self.found.verdicts)
 
-    def _searched(self, full: StrategyResult, progress: Progress) -> tuple[list[Setting], float, int]:
+    def _searched(self, full: StrategyResult, steps: Steps) -> tuple[list[Setting], float, int]:
         """Return the settings that were tried, the score of full depth, and on how many texts they were scored."""
         net = self.module.model.to(self.trainer.strategy.root_device)
         num_layers, max_steps = decoder_parts(net).num_layers, self.module.max_new_tokens
@@ -216,7 +217,7 @@ class _Tuning:
             cost=cost,
             score=score,
             least_ideal_speedup=self.options.goal.least_ideal_speedup,
-            trials=progress.track(range(self.options.trials), description="searching"),
+            trials=steps.counting(range(self.options.trials)),
             seed=torch.initial_seed() % 2**32,
             first=self.options.first,
         )

@@ -1,6 +1,7 @@
 """The command line: layers of configuration, whole runs on a tiny model, bad input."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -295,7 +296,10 @@ def test_compare(evaluate, tmp_path, monkeypatch, capsys):
     (command,) = [line.partition(": ")[2] for line in printed.splitlines() if "tensorboard" in line]
     assert shlex.split(command) == ["tensorboard", "--logdir", str(out / "tensorboard")]
     runs = sorted(path.name for path in (out / "tensorboard").iterdir())
-    assert runs == [*(name.removesuffix(".jsonl") for name in files), "comparison"]
+    assert runs[0] == "01_FullDepth"
+    assert re.fullmatch(r"02_HSD\(\d+,\d+,2\)", runs[1])
+    assert re.fullmatch(r"03_SkipDecode\([\d,]+\)", runs[2])
+    assert runs[3:] == ["comparison"]
     board = read_events(out / "tensorboard" / runs[1])
     quality = report["rows"][1]["quality"]["rougeL"]["value"]
     assert board.Scalars("quality/rougeL")[0].value == pytest.approx(quality)

@@ -3,7 +3,6 @@ import re
 import socket
 import time
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import pytest
@@ -14,9 +13,8 @@ from jsonargparse import ArgumentParser
 from hsdlab.data import Example, GenerationDataModule, HubDataset, JSONLines
 from hsdlab.data import hub as hub_module
 from hsdlab.data.hub import HUB_SETS, split_of, to_examples
+from tests.prepared_data import DATA, REASON
 from tests.strategies.test_paper_tables import COLUMNS
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 # Two rows of each set, written by hand with the columns and types that the hub has.
 ROWS = {
@@ -138,9 +136,9 @@ def test_rows_without_text_are_left_out(column, empty):
 
 
 def shared_examples(folder, split):
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"no {SHARED / folder}: the real examples are not part of the repository")
-    return JSONLines(str(SHARED / folder)).load_examples(split)
+    if not (DATA / folder).is_dir():
+        pytest.skip(REASON)
+    return JSONLines(str(DATA / folder)).load_examples(split)
 
 
 def hub_rows(name, examples):

@@ -6,13 +6,13 @@ import pytest
 
 from hsdlab.data import Example, JSONLines
 from hsdlab.errors import UserError
+from tests.prepared_data import DATA, REASON
 
 GOOD = {
     "id": "toy-0",
     "source": "name[Aromi], area[centre]",
     "references": ["Aromi is central.", "Café Aromi"],
 }
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 
 
@@ -147,15 +147,15 @@ def test_a_missing_folder_lists_what_is_there(tmp_path):
         JSONLines(str(tmp_path / "nowhere" / "a")).load_examples("test")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the prepared data sets are not in {SHARED}")
+@pytest.mark.skipif(not DATA.is_dir(), reason=REASON)
 def test_the_prepared_data_sets_hold_what_their_readme_says():
     table = re.findall(
         r"^\| (\w+) \| (train|validation|test) \| ([\d,]+) \| ([\d,]+) \|",
-        (SHARED / "README.md").read_text(),
+        (DATA / "README.md").read_text(),
         re.M,
     )
     assert len(table) == 18
     for name, split, examples, references in table:
-        loaded = JSONLines(str(SHARED / name)).load_examples(split)
+        loaded = JSONLines(str(DATA / name)).load_examples(split)
         assert len(loaded) == int(examples.replace(",", ""))
         assert sum(len(example.references) for example in loaded) == int(references.replace(",", ""))

@@ -7,7 +7,6 @@ import pickle
 import random
 import shutil
 from operator import itemgetter
-from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -18,8 +17,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from hsdlab.metrics import BLEU, ROUGE, BERTScore, bleu_from_statistics, bleu_statistics, rouge_scores
 from hsdlab.models.embedded import embedded_folder
+from tests.prepared_data import DATA, REASON
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 DATA_SETS = ("e2e_nlg", "common_gen", "xsum", "cnn_dailymail", "patient_doctor", "reddit_tifu")
 
 
@@ -33,7 +32,7 @@ def real_texts(name: str, count: int) -> tuple[list[str], list[list[str]]]:
     """Take real references; the prediction is one of them with words dropped, doubled and swapped."""
     path = DATA / name / "test.jsonl"
     if not path.is_file():
-        pytest.skip(f"no real texts at {path}")
+        pytest.skip(REASON)
     with path.open(encoding="utf-8") as lines:
         references = [json.loads(line)["references"] for line in itertools.islice(lines, count)]
     source = random.Random(0)

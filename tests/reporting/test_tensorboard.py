@@ -212,6 +212,25 @@ def test_results_without_examples_layers_or_scores_are_written(full_depth, tmp_p
     assert read(tmp_path / "unrecorded").Tags()["images"] == ["depth/heat_map", "depth/text"]
 
 
+@pytest.mark.parametrize(
+    ("name", "run", "expected"),
+    [
+        ("FullDepth()", "", "03_FullDepth"),
+        ("HSD(num_skipped=2, min_exit=0, max_exit=7, decay='power')", "", "03_HSD(2,0,7,power)"),
+        ("my_package.EveryOther()", "", "03_EveryOther"),
+        ("HSD(num_skipped=1, min_exit=0, max_exit=8)", "skip-aware", "03_skip-aware_HSD(1,0,8)"),
+        ("HSD(num_skipped=1, min_exit=0, max_exit=8)", "runs/a b", "03_runs-a-b_HSD(1,0,8)"),
+        ("CALM(threshold=0.9, classifier='runs/x/exit*.safetensors')", "", "03_CALM(0.9,runs-x-exit-.safetensors)"),
+        ("Compose(schedule=HSD(num_skipped=1), gates=[1, 2])", "", "03_Compose(HSD(1),-1,2-)"),
+        (f"Long(text='{'x' * 300}')", "", f"03_Long({'x' * 75}"),
+    ],
+)
+def test_a_run_is_named_by_the_label_of_the_tables(recorded, name, run, expected):
+    row = replace(compared(*recorded).rows[0], name=name, run=run, number=3)
+    assert board.run_name(row) == expected
+    assert board.run_name(row, numbered=False) == expected.removeprefix("03_")
+
+
 def test_the_command_is_one_for_a_shell(tmp_path):
     folder = tmp_path / "a b"
     assert shlex.split(board.command(folder)) == ["tensorboard", "--logdir", str(folder)]

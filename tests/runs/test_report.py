@@ -104,7 +104,7 @@ def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     assert {name: after[name] for name in before} == before
     assert f"Drawn anew in {folder}." in capsys.readouterr().out
     events = folder / "tensorboard"
-    names = [path.stem for path in sorted((folder / "predictions").iterdir())]
+    names = ["01_FullDepth", "02_HSD(1,0,2)"]
     assert sorted(path.name for path in events.iterdir()) == sorted([*names, "comparison"])
     expected, found = tmp_path / "expected", compared(*results)
     tensorboard.write_strategy(found, found.rows[1], results[1], expected / "hsd")
@@ -116,7 +116,7 @@ def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
 def test_the_run_of_one_strategy(results, tmp_path):
     folder = result_folder(tmp_path / "run", results[1])
     assert report([folder]) == replace(results[1], run=RUN)
-    _, scalars = tags_of(folder / "tensorboard" / "HSD")
+    _, scalars = tags_of(folder / "tensorboard" / "HSD(1,0,2)")
     assert scalars["quality/rouge1"] == pytest.approx(0.45)
     assert scalars["cost/average_layers"] == 2.5
 

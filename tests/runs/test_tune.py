@@ -126,7 +126,7 @@ def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatc
     assert {record["id"].partition("-")[0] for record in read_records(files[0])} == {"validation"}
 
     printed = " ".join(capsys.readouterr().out.split())
-    assert "searching" in printed
+    assert "Searching: 30 settings" in printed
     assert "Setting 4 of at most 4" in printed
     assert f"{report.chosen_row.name} is the fastest decoded that keeps 60 % or more of full depth's ROUGE-1" in printed
     assert sorted(path.name for path in out.iterdir()) == [

@@ -1,6 +1,6 @@
 """Print what a training step costs against a plain one, for the table of docs/training.md.
 
-    OMP_NUM_THREADS=1 python -m docs.step_cost
+    OMP_NUM_THREADS=1 python -m benchmarks.step_cost
 
 CPU seconds of forward and backward pass, the sides taking turns on the same batches; the first batch warms up. Needs
 the data of `FOLDER`.
@@ -19,7 +19,7 @@ from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.modules import DeepSupervision, FinetuneModule, LoRA
 from hsdlab.modules.deep_supervision import supervised_loss
 
-FOLDER = "../shared/data/common_gen"
+FOLDER = "data/common_gen"
 BATCHES, ROWS = 8, 16
 Batch = dict[str, Tensor]
 

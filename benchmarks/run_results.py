@@ -1,26 +1,31 @@
 """Decode and time what docs/results.md needs and docs/results does not hold yet: `make results`, hours in all.
 
-    python -m docs.run_results                     everything
-    python -m docs.run_results e2e_plain_greedy    one of them, or several; e2e_bench the times, e2e_tune the tuner
+    python -m benchmarks.run_results                     everything
+    python -m benchmarks.run_results --plan              what is missing, and how long it takes
+    python -m benchmarks.run_results e2e_plain_greedy    one of them, or several; e2e_bench: times, e2e_tune: the tuner
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
 goes on with the row at which it was. A tuning is made anew for new weights, a bench when a strategy has no time yet.
 """
 
 import argparse
+import math
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 
 import hsdlab
-from docs.results import MODELS
-from docs.results_data import ROOT, SETS, collect, read, short, times
+from benchmarks.results import MODELS
+from benchmarks.results_data import ROOT, SETS, collect, read, short, times
 from hsdlab import load_model
 from hsdlab.cli.configs import config_files
 from hsdlab.models import weights_fingerprint
-from hsdlab.records.comparison import Comparison
+from hsdlab.progress import duration
+from hsdlab.records.bench import BenchResult
+from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.tuning import TuningResult
 
@@ -117,22 +122,92 @@ def tune_command(name: str) -> list[str]:
     return ["evaluate.py", "tune", "--config", f"configs/results/tune_{name.removesuffix('_tune')}.yaml"]
 
 
+def expected_s(name: str, strategies: Sequence[dict[str, Any]] = ()) -> float | None:
+    """Return how long something takes, from what docs/results says that it took, on the machine that made it.
+
+    Args:
+        name: Of a decode, a tuning or a bench.
+        strategies: Of a decode, those that are missing; one that was never decoded takes as long as the others on
+            average.
+
+    Returns:
+        Seconds; None where nothing of the kind was measured.
+    """
+    if name in BENCHES:
+        timed = read(name, BenchResult)
+        if timed is None:
+            return None
+        measured = sum(sum(map(sum, (*side.prompt_s, *side.decode_s))) for side in timed.sides)
+        seconds = measured * (timed.repeats + timed.warmup_rounds) / timed.repeats
+        return seconds if math.isfinite(seconds) else None
+    if name in TUNINGS:
+        tuned = read(name, TuningResult)
+        rows = () if tuned is None else tuned.comparison.rows
+        return sum(_took_s(row) or 0 for row in rows) or None  # the search itself is short
+    made = read(name, Comparison)
+    rows = () if made is None else made.rows
+    took = {row.name: seconds for row in rows if (seconds := _took_s(row)) is not None}
+    if not took:
+        return None
+    return sum(took.get(_name(each), sum(took.values()) / len(took)) for each in strategies)
+
+
+def _took_s(row: ComparisonRow) -> float | None:
+    """Return how long a row took to decode: as it was measured, or by its tokens and their rate."""
+    if row.cost is not None and row.cost.wall_s:
+        return row.cost.wall_s
+    rate = row.figure("tokens_per_second")
+    seconds = row.examples * row.output_tokens.value / rate if rate > 0 else math.nan
+    return seconds if math.isfinite(seconds) else None
+
+
+def _about(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"about {duration(seconds)}"
+
+
+def plan(missing: Mapping[str, float | None]) -> str:
+    """Say what is to be made, and how long it takes.
+
+    Args:
+        missing: Names and seconds.
+    """
+    if not missing:
+        return "Nothing is missing in docs/results."
+    lines = [f"  {name}: {_about(seconds)}" for name, seconds in missing.items()]
+    known = [seconds for seconds in missing.values() if seconds is not None]
+    more = " and what is unknown" if len(known) < len(missing) else ""
+    total = f"In all about {duration(sum(known))}{more}, as long as on the machine that docs/results was made on."
+    goes_on = "A run that is stopped goes on with the same command, with the strategy at which it was."
+    return "\n".join(["Missing in docs/results:", *lines, total, goes_on])
+
+
 def main() -> None:
     """Run what is missing."""
     names = [each.name for each in DECODES] + TUNINGS + BENCHES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"Which of {', '.join(names)}; all by default.")
-    only = parser.parse_args().only or names
+    parser.add_argument("--plan", action="store_true", help="Say what is missing and how long it takes, and end.")
+    parsed = parser.parse_args()
+    only = parsed.only or names
     if unknown := [name for name in only if name not in names]:
         parser.error(f"no {', '.join(unknown)}: expected some of {', '.join(names)}")
     collect()  # what a run that was stopped had finished
+    missing: dict[str, float | None] = {}
+    commands: dict[str, list[str]] = {}
     for decode in DECODES:
-        if decode.name in only and (missing := decode.missing()):
-            _run(decode.name, decode.command(missing))
+        if decode.name in only and (strategies := decode.missing()):
+            missing[decode.name] = expected_s(decode.name, strategies)
+            commands[decode.name] = decode.command(strategies)
     for wholes, command in ((TUNINGS, tune_command), (BENCHES, bench_command)):
         for name in wholes:
             if name in only and not is_made(name):
-                _run(name, [*command(name), "--overwrite"])
+                missing[name] = expected_s(name)
+                commands[name] = [*command(name), "--overwrite"]
+    print(plan(missing), flush=True)
+    if parsed.plan:
+        return
+    for name, command_line in commands.items():
+        _run(name, command_line)
 
 
 def _run(name: str, command: list[str]) -> None:

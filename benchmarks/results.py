@@ -1,7 +1,7 @@
 """Write docs/results.md and its pictures from the JSON files in docs/results, so that no figure is typed by hand.
 
     make results             trains nothing; decodes and times what is not there yet, then runs
-    python -m docs.results   which first takes over what runs/results holds
+    python -m benchmarks.results   which first takes over what runs/results holds
 
 A cell that was not measured is a dash.
 """
@@ -10,10 +10,10 @@ import json
 import math
 from collections.abc import Mapping
 
-from docs import results_data
-from docs.results_data import SETS, collect, published, read, rows, runs, short, times
-from docs.results_figure import Point, results_figure
-from docs.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
+from benchmarks import results_data
+from benchmarks.results_data import SETS, collect, published, read, rows, runs, short, times
+from benchmarks.results_figure import Point, results_figure
+from benchmarks.results_text import GOALS, INTRODUCTION, PUBLISHED, READING, TUNED
 from hsdlab.records.bench import BenchSide
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import ComparisonRow, Measured

@@ -1,4 +1,4 @@
-"""What docs/results.md says in words; its figures come from docs/results.py."""
+"""What docs/results.md says in words; its figures come from benchmarks/results.py."""
 
 INTRODUCTION = """
 # Results: quality against depth and time
@@ -9,14 +9,15 @@ SmolLM2-135M-Instruct (30 layers) was fine-tuned on two data sets, on each in tw
 - **Trained to skip** ([training](training.md)): each example under a strategy of its own, on the texts that the plainly
   trained model writes for the training sources (`data.targets`, sequence-level distillation). On E2E that model writes
   greedily, on CommonGen with 4 beams. Most of CommonGen's training sources have 3 concepts and all of its test sources
-  have 4 or 5. So there the teacher also writes for as many longer sources, which `python -m docs.longer_concept_sets`
-  makes from the training set. Better texts may lift this model above 100 % of the plain model's greedy figures.
+  have 4 or 5. So there the teacher also writes for as many longer sources, which
+  `python -m benchmarks.longer_concept_sets` makes from the training set. Better texts may lift this model above 100 %
+  of the plain model's greedy figures.
 
 Both start from the same pretrained model, with the same LoRA. Steps and learning rates are given with each set. One
 model that was trained to skip serves all settings. `configs/results` trains them.
 
-`python -m docs.results` writes this page from the JSON files in `docs/results`. `make results` decodes what is missing
-there, with the adapters that come with hsdlab.
+`python -m benchmarks.results` writes this page from the JSON files in `docs/results`. `make results` decodes what is
+missing there, with the adapters of `adapters/` (`pip install ./adapters`).
 
 ## How to read the tables
 
@@ -25,7 +26,7 @@ there, with the adapters that come with hsdlab.
 - Texts are decoded greedily in bfloat16, 64 sources at a time. The tables with 4 beams are on 200 sources.
 - Layers are means over the decode steps of the returned texts. The prompt runs at full depth. They are no speed-up.
 - Tokens are the mean length of the texts, end of sequence included. BLEU punishes texts that are short.
-- Milliseconds per decode step are medians of `evaluate.py bench` on a model that was trained to skip: batch size 1,
+- Milliseconds per decode step are medians of `hsdlab bench` on a model that was trained to skip: batch size 1,
   greedy, float32, strategies timed in alternation. A bench decodes all T tokens, and late steps run fewer layers than
   early ones. So it has an average depth of its own, in brackets. A schedule's layers do not depend on the weights.
   CALM's exits do, so its time is given for that model only.
@@ -34,6 +35,8 @@ there, with the adapters that come with hsdlab.
   model they show how far training for some schedules carries to another.
 - `HSD(2, 0, 7, power)`, whose budget falls as a square, is given for CommonGen only. Of six settings of 14.7 to 15.0
   layers it had the highest BLEU-4 on the 397 validation sources of 4 and 5 concepts. It was not trained for either.
+- Data: E2E is the whole official training and test set. CommonGen is the whole test set and a draw of 10,000 of its
+  32,470 training sets. `hsdlab data prepare e2e_nlg` and `hsdlab data prepare common_gen` write both, byte for byte.
 - A dash, or a row that is missing, was not measured yet.
 - ROUGE is `rouge_score`'s, BLEU is `sacrebleu`'s, cased, and BERTScore uses all-MiniLM-L6-v2, not rescaled.
 """
@@ -49,7 +52,7 @@ GPT-2 has 36 layers, Phi-2 has 32. Depth is a percentage of them. Layers · ROUG
 """
 
 TUNED = """
-`evaluate.py tune --config configs/results/tune_{data}.yaml` ([tuning](tuning.md)) answers: which setting of the model
+`hsdlab tune --config configs/results/tune_{data}.yaml` ([tuning](tuning.md)) answers: which setting of the model
 that was trained to skip is the fastest that keeps {kept} of its own full depth, on {examples} examples of the
 validation split?
 
@@ -75,7 +78,7 @@ READING = """
 `HSD(1, 0, 18)`. At so low a quality, the order of the methods says little. Three things differ, and we did not separate
 them:
 
-- The model: 135M parameters and 30 narrow layers against 774M and 2.7B. On ours, `evaluate.py inspect` finds that the
+- The model: 135M parameters and 30 narrow layers against 774M and 2.7B. On ours, `hsdlab inspect` finds that the
   prediction still changes up to layer 27 of 30.
 - What the paper does not say of its training.
 - Its rule, which we had to reconstruct.

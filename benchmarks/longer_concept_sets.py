@@ -1,6 +1,6 @@
 """Write CommonGen's training data with as many new concept sets again, of 4 and 5 concepts, as its test set has them.
 
-    python -m docs.longer_concept_sets    into runs/results/common_gen_longer
+    python -m benchmarks.longer_concept_sets    into runs/results/common_gen_longer
 
 Three quarters of the training sets have 3 concepts, every test set 4 or 5. A new set is a training set with more of the
 concepts that one of its own references mentions: "dog run park", if "Two dogs were running through the snowy park"
@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from docs.results_data import ROOT, RUNS
+from benchmarks.results_data import ROOT, RUNS
 from hsdlab.data.batches import Example
 from hsdlab.data.jsonl import read_examples
+from hsdlab.data.places import resolved_folder
 
-SOURCE = ROOT.parent / "shared/data/common_gen"
+SOURCE = "data/common_gen"
 OUTPUT = RUNS / "common_gen_longer"
 MOST_CONCEPTS = 5
 SEED = 0
@@ -98,7 +99,9 @@ def _write(path: Path, examples: Sequence[Example]) -> None:
 
 def main() -> None:
     """Write both splits; validation stays as it is."""
-    train, validation, test = (read_examples(SOURCE / f"{split}.jsonl") for split in ("train", "validation", "test"))
+    train, validation, test = (
+        read_examples(resolved_folder(SOURCE) / f"{split}.jsonl") for split in ("train", "validation", "test")
+    )
     new = longer(train, {frozenset(example.source.split()) for example in [*validation, *test]})
     OUTPUT.mkdir(parents=True, exist_ok=True)
     _write(OUTPUT / "train.jsonl", [*train, *new])

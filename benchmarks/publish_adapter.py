@@ -1,7 +1,7 @@
 """Put the adapters of finished training runs into adapters/, in bfloat16, with how and on what they were trained.
 
     python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its three like)
-    python -m docs.publish_adapter
+    python -m benchmarks.publish_adapter
 
 A run that is not there leaves its adapter as it is. The model cards are written anew, from training.json and from the
 scores in docs/results.
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from docs.results_data import ADAPTERS, ROOT, RUNS, rows
+from benchmarks.results_data import ADAPTERS, ROOT, RUNS, rows
 from hsdlab.models.embedded import PREFIX
 from hsdlab.records.document import to_plain
 from hsdlab.records.labels import METRIC_LABELS
@@ -38,7 +38,7 @@ DATA = {
 }
 """Data statements: what each data set is, which part of it was trained on, under what licence."""
 DATA["common-gen-skip-aware"] = (
-    f"{DATA['common-gen']} Besides, as many longer sets, which docs/longer_concept_sets.py makes of them."
+    f"{DATA['common-gen']} Besides, as many longer sets, which benchmarks/longer_concept_sets.py makes of them."
 )
 SHA256 = {
     "e2e": "f4524089f5b3cb2a6ef094c4d788399fb24856914338c1c4921de0818af59a2f",

@@ -4,7 +4,7 @@
     python train.py fit --config configs/experiment/finetune_docstrings_plain.yaml
     python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain      (docs/demo.md)
     python evaluate.py bench ... --output runs/bench                                          (docs/bench.md)
-    python docs/update_pages.py
+    python benchmarks/update_pages.py
 
 A part whose results are not there is left as it is.
 """
