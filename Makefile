@@ -26,7 +26,7 @@ models: .venv/installed  ## fetch the embedded models into the user's cache (onc
 	$(BIN)/python -m hsdlab.models.embedded
 
 demo: models  ## two fine-tuned models under six strategies, side by side: a table and a picture (minutes)
-	$(BIN)/python -m hsdlab.cli.demo
+	$(BIN)/hsdlab demo
 
 demo-train: models  ## fine-tune the embedded model so that it can skip, then compare the strategies; table and pictures
 	test -d runs/demo_model/model || { rm -rf runs/demo_model && \

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from benchmarks import reconstruction
 from benchmarks.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
 from hsdlab.cli import main, names
+from hsdlab.cli.commands import BESIDE
 from hsdlab.cli.train import TrainCLI
 from hsdlab.program import of_train
 from hsdlab.records.comparison import Comparison, compare_results
@@ -126,6 +128,9 @@ def test_commands_parse(command, as_a_user, monkeypatch):
     elif program == "make":
         (target,) = arguments
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif arguments[0] in BESIDE:
+        assert program == "hsdlab"
+        assert callable(import_module(BESIDE[arguments[0]][1]).main)
     else:
         assert program == "hsdlab"
         trained = {of_train(each): each for each in names.TRAIN}

@@ -17,10 +17,12 @@ from hsdlab.program import hyphenated, of_train
 from hsdlab.version import __version__
 
 BESIDE = {
+    "demo": ("two models under six strategies, side by side, in a few minutes", "hsdlab.cli.demo"),
+    "data": ("prepare the papers' data sets out of their official files", "hsdlab.data.prepare"),
     "configs": ("list, show or copy the configs that come with hsdlab", "hsdlab.cli.packaged_configs"),
     "models": ("list the embedded models and the installed adapters", "hsdlab.cli.model_list"),
 }
-"""The light commands of `hsdlab` alone: name -> what it does, and the module whose `main` takes the words after it."""
+"""The commands of `hsdlab` alone: name -> what it does, and the module whose `main` takes the words after it."""
 
 HELP = ("-h", "--help")
 EXAMPLES = """\

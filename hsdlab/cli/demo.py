@@ -1,9 +1,10 @@
-"""The first look: `make demo`, or `python -m hsdlab.cli.demo`."""
+"""The first look: `hsdlab demo`, or `make demo`."""
 
 import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _command(args: list[str] | None) -> None:
     parser = argparse.ArgumentParser(
-        prog="demo", description="Two fine-tuned models under six strategies, side by side: a table and a picture."
+        prog="hsdlab demo",
+        description="Two fine-tuned models under six strategies, side by side: a table and a picture.",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"Folder for all that is written ({OUTPUT}).")
     folder = parser.parse_args(args).output
@@ -62,30 +64,29 @@ def next_steps(folder: Path) -> str:
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     (data / "test.jsonl").write_text(lines, encoding="utf-8")
     module.write_text(STRATEGY, encoding="utf-8")
-    python, model = _python(), MODELS["trained to skip"]
+    hsdlab, model = _hsdlab(), MODELS["trained to skip"]
     where = shlex.quote(str(folder))
     return f"""
 Three commands to try next:
 
   Train your own: a model that can skip, on documentation that comes with Python packages (some minutes)
-    {python} train.py fit --config configs/experiment/finetune_docstrings.yaml --output {where}/my_training
+    {hsdlab} fit --config experiment/finetune_docstrings --output {where}/my_training
 
   Your own data: put yours into {data / "test.jsonl"}, a line an example
-    {python} evaluate.py compare --model.name={model} --model.num_beams=1 \\
+    {hsdlab} compare --model.name={model} --model.num_beams=1 \\
       --data=JSONLines --data.folder={where}/your_data --strategies='[FullDepth, HSD]' --output {where}/my_data
 
   Your own strategy: change {module}
-    PYTHONPATH={where} {python} evaluate.py test --model.name={model} --model.num_beams=1 \\
+    PYTHONPATH={where} {hsdlab} test --model.name={model} --model.num_beams=1 \\
       --data=Restaurants --skip=my_strategy.EveryOther --output {where}/my_strategy
 """
 
 
-def _python() -> str:
-    """Return this Python as a command for the present folder: "python" if that is it, else its path."""
-    path = Path(sys.executable)
-    first = next((Path(each) / path.name for each in os.get_exec_path() if (Path(each) / "python").exists()), None)
-    if first is not None and first.parent == path.parent:
-        return "python"
+def _hsdlab() -> str:
+    """Return the console script as it is typed in the present folder: "hsdlab" if the shell finds it, else its path."""
+    path = Path(sys.executable).with_name("hsdlab")
+    if (found := shutil.which("hsdlab")) is not None and Path(found).parent == path.parent:
+        return "hsdlab"
     return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
 
 

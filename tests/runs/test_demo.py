@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,9 +90,9 @@ def test_the_three_commands_can_be_run_as_they_are_printed(tmp_path, monkeypatch
         if words[0].startswith("PYTHONPATH="):
             monkeypatch.syspath_prepend(words[0].partition("=")[2])
             words = words[1:]
-        script, *arguments = words[1:]
-        cli = {"evaluate.py": ParseOnly, "train.py": ParseOnlyTraining}[script]
-        made = run(monkeypatch, *arguments, cli=cli)
+        program, *arguments = words
+        assert Path(program).name == "hsdlab"
+        made = run(monkeypatch, *arguments, cli=ParseOnlyTraining if arguments[0] == "fit" else ParseOnly)
         resolved[made.subcommand] = made.parser.instantiate(made.config, instantiate_groups=False)[made.subcommand]
     assert len(resolved["compare"].data.examples("test")) == 8
     assert [type(each).__name__ for each in resolved["compare"].strategies] == ["FullDepth", "HSD"]
