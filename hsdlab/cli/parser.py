@@ -26,6 +26,7 @@ from hsdlab.cli.exits import FOR_THE_USER
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.stops import Stopped, StopsAtOnce
+from hsdlab.cli.strategy_words import with_strategies_written_out
 from hsdlab.cli.trainer_flags import check_flags, try_trainer
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import RunError, UserError, faults_of_the_run
@@ -78,6 +79,7 @@ class EvaluateParser(LightningArgumentParser):
             for arg in args:
                 check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
+            args = with_strategies_written_out(args, {each.__name__: each for each in _subclasses(SkipStrategy)})
         except UserError as error:
             self.error(str(error), error)
         if outermost:
