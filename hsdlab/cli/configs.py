@@ -66,7 +66,7 @@ def with_included_configs(args: Sequence[str]) -> list[str]:
             expanded.append(word)
         elif (file := value if os.path.isfile(value) else packaged_config(value)) is not None:
             expanded += [f"--config={each}" for each in config_files(file)]
-        elif looks_like_a_name(value):
+        elif looks_like_a_name(value) and not os.path.isdir(value):
             raise UserError(f"--config: {no_such_config(value)}")
         else:
             expanded.append(f"--config={value}")

@@ -204,15 +204,18 @@ class EvaluateCLI(SubcommandCLI):
         strategies = self._listed(made) or ([made.skip] if "skip" in made else [])
         for strategy in strategies:
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
-        check_options_fit(self.model)
-        prompt = self._a_prompt(made)
-        for strategy in strategies:
             with own_faults(strategy), strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
+        self.rehearse(strategies)
+        self.open_output()
+
+    def rehearse(self, strategies: Sequence[SkipStrategy]) -> None:
+        """Decode a little with all that the run will need, so that what would fail later fails now."""
+        check_options_fit(self.model)
+        prompt = self._a_prompt(self.config_init[self.subcommand])
         self.model.to(self.trainer.strategy.root_device)
         scores = self.subcommand not in ("bench", "inspect")
         rehearse(self.model, prompt, strategies, self._form(), scores)
-        self.open_output()
 
     def _form(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Return what the subcommand makes of the options of decoding."""

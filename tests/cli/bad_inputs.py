@@ -404,7 +404,9 @@ MODELS = {
     "nowhere": fault("test", "--model.name=/nowhere_at_all", "no model folder or .gguf file at /nowhere_at_all"),
     "empty name": fault("test", "--model.name=", "the model's name is empty"),
     "not of the hub": fault("test", "--model.name=org/nowhere", "is not a local folder", "Give a local folder"),
-    "not embedded": fault("test", "--model.name=embedded:foo", "no embedded model is called", "there are"),
+    "not embedded": fault(
+        "test", "--model.name=embedded:foo", "no embedded model or installed adapter is called", "there are"
+    ),
     "a file": fault("test", "--model.name={model}/config.json", "is a file; expected a model folder"),
     "no config": model(without("config.json"), "it has no config.json"),
     "no weights": model(without("model.safetensors"), "has no weights: expected"),

@@ -73,7 +73,7 @@ def test_the_overview_names_every_command(capsys):
     said = capsys.readouterr().out.splitlines()
     shown = [line.split()[0] for line in said if line.startswith("  ") and not line.startswith("  hsdlab")]
     trained = ["fit", "fit-exit-classifier", "validate-loss"]
-    assert shown == [*names.EVALUATE, *trained, "configs", "models"]
+    assert shown == [*names.EVALUATE, *trained, "demo", "data", "configs", "models"]
     assert max(map(len, said)) <= 110
 
 

@@ -87,7 +87,10 @@ The darker, the more of the examples ran the layer in that decode step; grey whe
   "examples": null,
   "weights": null,
   "generation": null,
-  "earlier": []
+  "earlier": [],
+  "weights_hash": null,
+  "model_config": null,
+  "tokenizer": null
 }}
 ```
 

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import hsdlab.cli
 import hsdlab.cli.train
+from hsdlab.records.lock import LOCK_FILE
 from tests.tiny_runs import read_records, without_costs
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +171,8 @@ def _with_fault(function: Callable[..., Any], name: str, folder: Path, fault: Fa
 def left_behind(folder: Path) -> dict[str, Any]:
     """Return what a finished run has left in its folder: texts, figures, weights and curves, without times."""
     found: dict[str, Any] = {}
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    files = {file for file in folder.rglob("*") if file.is_file()}
+    for file in sorted(files - {folder / LOCK_FILE}):  # of a process that is gone it hinders nobody
         name = str(file.relative_to(folder))
         if "tfevents" in file.name:
             curves = found.setdefault(f"{Path(name).parent}/curves", {})

@@ -128,7 +128,7 @@ def test_restores_the_model_when_another_callback_fails(data):
 
 
 def test_two_strategies_are_refused_with_the_way_to_compare(data):
-    with pytest.raises(ValueError, match=r"got 2: HSD, FullDepth.*evaluate.py compare"):
+    with pytest.raises(ValueError, match=r"got 2: HSD, FullDepth.*or compare several with"):
         trainer(HSD(), FullDepth()).test(Module(), data)
 
 
