@@ -202,17 +202,21 @@ class EvaluateCLI(SubcommandCLI):
         made = self.config_init[self.subcommand]
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
         strategies = self._listed(made) or ([made.skip] if "skip" in made else [])
+        prompt = self.first_prompt()  # refuses lengths; a schedule is as long as max_new_tokens
         for strategy in strategies:
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
             with own_faults(strategy), strategy.applied_to(self.model.model, max_new_tokens=self.model.max_new_tokens):
                 pass
-        self.rehearse(strategies)
+        self.rehearse(prompt, strategies)
         self.open_output()
 
-    def rehearse(self, strategies: Sequence[SkipStrategy]) -> None:
-        """Decode a little with all that the run will need, so that what would fail later fails now."""
+    def first_prompt(self) -> list[int]:
+        """Return the ids of a prompt; refuse options, lengths and templates with which no prompt can be decoded."""
         check_options_fit(self.model)
-        prompt = self._a_prompt(self.config_init[self.subcommand])
+        return self._a_prompt(self.config_init[self.subcommand])
+
+    def rehearse(self, prompt: list[int], strategies: Sequence[SkipStrategy]) -> None:
+        """Decode a little with all that the run will need, so that what would fail later fails now."""
         self.model.to(self.trainer.strategy.root_device)
         scores = self.subcommand not in ("bench", "inspect")
         rehearse(self.model, prompt, strategies, self._form(), scores)

@@ -251,7 +251,7 @@ CLASSES = {
         "test", "--skip=CALM  --skip.measure=classifier  --skip.classifier=nowhere", "there is no such file"
     ),
     "listed twice": usage("compare", "--strategies=[HSD,HSD]", "is listed 2 times"),
-    "no list": usage("compare", "--strategies=HSD", "--strategies: got 'HSD'; expected a list"),
+    "no list": usage("compare", "--strategies={a: HSD}", "--strategies: got .*; expected a list"),
     "listed unknown": usage("compare", "--strategies=[Unheard]", "unknown class 'Unheard'", STRATEGIES),
     "skip for compare": usage("compare", "--skip=HSD  --strategies=[HSD]", "`compare` has no option --skip", "`test`"),
     "an oracle's time": usage("bench", "--strategies=[OracleExit]", "is an oracle", "compare"),
