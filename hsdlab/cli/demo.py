@@ -62,8 +62,9 @@ def next_steps(folder: Path) -> str:
         for each in Restaurants().examples("test")[:OWN_EXAMPLES]
     ]
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
-    (data / "test.jsonl").write_text(lines, encoding="utf-8")
-    module.write_text(STRATEGY, encoding="utf-8")
+    for file, content in ((data / "test.jsonl", lines), (module, STRATEGY)):
+        if not file.exists():  # which the user was told to change
+            file.write_text(content, encoding="utf-8")
     hsdlab, model = _hsdlab(), MODELS["trained to skip"]
     where = shlex.quote(str(folder))
     return f"""

@@ -37,6 +37,7 @@ from hsdlab.records.strategy import StrategyConfig
 from hsdlab.reporting import calibration, tensorboard, tuning
 from hsdlab.runs.bench import check_bench, first_prompts
 from hsdlab.runs.calibrate import check_calibration
+from hsdlab.runs.own_code import own_code
 from hsdlab.runs.rehearsal import check_options_fit, own_faults, rehearse
 from hsdlab.runs.strategies import baseline_first, prediction_files, strategy_result
 from hsdlab.runs.test import write_result
@@ -221,6 +222,13 @@ class EvaluateCLI(SubcommandCLI):
         scores = self.subcommand not in ("bench", "inspect")
         rehearse(self.model, prompt, strategies, self._form(), scores)
 
+    def own_code(self) -> dict[str, str]:
+        """Return the hashes of the user's own classes, and of the files that the strategies' options name."""
+        made, config = self.config_init[self.subcommand], self.folder.config
+        strategies = self._listed(made) or ([made.skip] if "skip" in made else [])
+        named = {name: config.get(name) for name in ("strategies", "skip", "first")}
+        return own_code([*strategies, self.datamodule, *self.trainer.callbacks], named)
+
     def _form(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Return what the subcommand makes of the options of decoding."""
         return {"bench": fixed_length, "inspect": greedy}.get(self.subcommand, dict)
@@ -246,6 +254,7 @@ class EvaluateCLI(SubcommandCLI):
             weights_hash=weights_hash(self.model.model),
             model_config=config_hash(self.model.model),
             tokenizer=tokenizer_hash(self.model.tokenizer),
+            own_code=self.own_code(),
             generation=generation.record(),
         )
         self.model.resume = True  # a new run's folder holds nothing that it would read

@@ -1,6 +1,7 @@
 """The parser of `evaluate.py` and `train.py`: classes by their short names, and errors in one message."""
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -43,6 +44,9 @@ _BASES: dict[str, type] = {
     "confidence": ConfidenceStrategy,
 }
 """What the classes of an option derive from."""
+OF_PATHS = ("--output", "--data.folder", "--model.adapter")
+OF_TEXTS = ("--data.prompt",)
+"""Options whose value is a path that may begin with "~", and a text that YAML might take for something else."""
 _OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies")
 """The options that take any strategy, and "" for the name of any."""
 
@@ -79,6 +83,7 @@ class EvaluateParser(LightningArgumentParser):
             for arg in args:
                 check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
+            args = [_as_a_text(arg) for arg in args]
             args = with_strategies_written_out(args, {each.__name__: each for each in _subclasses(SkipStrategy)})
         except UserError as error:
             self.error(str(error), error)
@@ -272,6 +277,14 @@ class SubcommandCLI(LightningCLI):
         with faults_of_the_run():  # its options have been taken
             try:
                 super()._run_subcommand(subcommand)
+            except ValueError as error:
+                if not str(error).startswith("`val_check_interval`"):
+                    raise
+                interval = self.config[subcommand].trainer.val_check_interval
+                raise UserError(
+                    f"--trainer.val_check_interval={interval}: an epoch has fewer batches, so that there would be no "
+                    "validation. Give fewer, or --trainer.check_val_every_n_epoch=null to count over all epochs."
+                ) from error
             except OSError as error:  # of a library that does not say which file it was
                 if self.folder is None or error.filename is not None or error.errno not in REASONS:
                     raise
@@ -339,8 +352,16 @@ def _check_flags(config: Namespace) -> None:
     overwrite, output = options.get("overwrite", False), options.get("output", "runs")
     if not isinstance(overwrite, bool):
         raise UserError(f"overwrite: got {overwrite!r}; expected true or false.")
-    if not output or "\0" in output:
+    if not output or "\0" in output or not _can_be_encoded(output):
         raise UserError(f"--output={output!r}: expected the path of a folder, such as runs/mine.")
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -367,6 +388,16 @@ def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[
     """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
     resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
     return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
+
+
+def _as_a_text(arg: str) -> str:
+    """Return an argument that is a path or a prompt as the shell or YAML would not take it: "~/x", "Q: {source}"."""
+    option, equals, value = arg.partition("=")
+    if option in OF_PATHS and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    if option in OF_TEXTS and equals and not value.startswith(("'", '"')):
+        return f"{option}={json.dumps(value)}"
+    return arg
 
 
 def _with_underscores(arg: str) -> str:

@@ -37,6 +37,7 @@ from hsdlab.records.identity import IDENTITY
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import RunFolder, fingerprint
 from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
+from hsdlab.runs.own_code import own_code
 from hsdlab.strategies import SkipStrategy
 
 
@@ -253,6 +254,7 @@ class TrainCLI(SubcommandCLI):
             model_config=config_hash(model),
             tokenizer=tokenizer_hash(self.model.tokenizer),
             generation=generation(model, {}, self.model.tokenizer).record(),
+            own_code=own_code([*self._strategies(), self.datamodule, *self.trainer.callbacks], {}),
         )
         self.folder.check_unchanged(self.run_info, *IDENTITY)
         anew = False
@@ -270,7 +272,13 @@ class TrainCLI(SubcommandCLI):
                 )
             if anew:
                 rank_zero_info(f"There is no checkpoint in {self.output} yet: the training begins anew.")
-        self.run_info = self.folder.open(self.run_info, (CHECKPOINTS, "lightning_logs", "model"), anew)
+        self.run_info = self.folder.open(self.run_info, ("lightning_logs",), anew)
+
+    def _strategies(self) -> list[object]:
+        """Return the strategies that the model is trained with, and that of its validation."""
+        mixture = getattr(self.model, "mixture", None)
+        made = self.config_init[self.subcommand]
+        return [*(mixture.strategies if mixture is not None else []), *([made.skip] if "skip" in made else [])]
 
     def has_results(self) -> bool:
         """Tell whether a training that failed has made a step."""

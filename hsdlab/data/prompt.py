@@ -8,7 +8,7 @@ from hsdlab.data.joint import bare_ids, following_ids, names_special_token, plai
 from hsdlab.errors import UserError
 
 PLACEHOLDER = "{source}"
-STAND_IN = "Source-Text"  # in the place of a source or reference, to see what is written around it
+STAND_IN = "Text-7f3a9c52"  # in the place of a source or reference, to see what is written around it
 
 
 @dataclass(frozen=True)

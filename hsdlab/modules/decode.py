@@ -103,6 +103,7 @@ class DecodeModule(LightningModule):
         self._file: PredictionFile | None = None
         self._done: Batches = {}
         self._wall_s = 0.0  # for which this process has decoded in the run
+        self._examples = 0  # that this process has decoded or read back in the run
         self._seed = 0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
@@ -127,7 +128,7 @@ class DecodeModule(LightningModule):
         self._seed = torch.initial_seed()
         for metric in self.text_metrics().values():
             metric.reset()  # under ddp_spawn it also ends the sharing of states between processes
-        self._file, self._done, self._wall_s = None, {}, 0.0
+        self._file, self._done, self._wall_s, self._examples = None, {}, 0.0, 0
         if self.predictions is None:
             return
         self._file = PredictionFile(Path(self.predictions), self.global_rank, self.trainer.world_size)
@@ -143,9 +144,15 @@ class DecodeModule(LightningModule):
         self._done = {}
         if self._file is None:
             return
+        examples = int(self.trainer.strategy.reduce(torch.tensor(self._examples), reduce_op="sum"))
         self.trainer.strategy.barrier("all have finished")
         if self.trainer.is_global_zero:
             self._file.merge()
+            if (found := len(self._file.records())) < examples:
+                raise RunError(
+                    f"{self.predictions} holds {found} predictions of {examples} that were made: something else has "
+                    "removed or changed it meanwhile. Give the command again, which decodes what is missing."
+                )
         self.trainer.strategy.barrier("merged")
 
     on_validation_end = on_test_end = on_predict_end = _finish
@@ -172,6 +179,7 @@ class DecodeModule(LightningModule):
         if not batch["ids"]:
             return []  # there are more processes than examples
         number = batch_index * self.trainer.world_size + self.global_rank
+        self._examples += len(batch["ids"])
         if number in self._done:
             return self._restored(self._done[number], batch)
         records = self._decode(batch, number)

@@ -84,6 +84,7 @@ def whole_folder(folder: Path, size_bytes: int = 0) -> Iterator[Path]:
             yield unfinished
             for path in sorted(unfinished.rglob("*")):
                 _sync(path)
+                _announce(folder / path.relative_to(unfinished))
             _sync(unfinished)
             earlier = _unfinished_name(folder, ".earlier")
             if folder.exists():

@@ -25,7 +25,7 @@ FREE: dict[str, tuple[str, ...]] = {
 }
 """The options with other ones of which a subcommand goes on; for those not listed WITHOUT_EFFECT, OF_THE_PROCESSES."""
 
-IdentityName = Literal["examples", "weights", "weights_hash", "model_config", "tokenizer", "generation"]
+IdentityName = Literal["examples", "weights", "weights_hash", "model_config", "tokenizer", "generation", "own_code"]
 IDENTITY: dict[IdentityName, str] = {
     "examples": "examples",
     "weights": "weights",
@@ -33,6 +33,7 @@ IDENTITY: dict[IdentityName, str] = {
     "model_config": "settings in the model's config",
     "tokenizer": "tokenizer, its chat template or its special tokens",
     "generation": "options of decoding",
+    "own_code": "classes of your own or the files that options name",
 }
 """What run.json notes besides the configuration, and what it is called."""
 
@@ -56,6 +57,9 @@ def change_of(name: IdentityName, before: RunInfo, run: RunInfo) -> str | None:
     old, new = getattr(before, name), getattr(run, name)
     if old is None or old == new:
         return None
+    if name == "own_code":  # a comparison goes on with more strategies
+        changed = sorted(each for each in old.keys() & (new or {}).keys() if old[each] != new[each])
+        return f"The {IDENTITY[name]} ({', '.join(changed)}) are not those" if changed else None
     if name != "generation":
         return f"The {IDENTITY[name]} are not those"
     # what the model's generation config asks for, and the commands do not take, changes no text
@@ -95,6 +99,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
+
+
+def texts(config: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the options of a configuration that are texts: the name on the command line, and the text."""
+    if isinstance(config, str):
+        yield f"--{name}", config
+    elif isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from texts(value, name)
 
 
 def _made_with(run: RunInfo) -> dict[str, str | None]:

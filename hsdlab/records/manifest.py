@@ -1,6 +1,7 @@
 """Which files of an output folder its runs wrote: a list in the folder, each file noted before it is made."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hsdlab.records.lock import LOCK_FILE
 MANIFEST_FILE = ".hsdlab.written"
 OURS, OPEN, CLOSED, FOREIGN = "file", "open", "closed", "foreign"
 FINISHED, REMOVED = "finished", "removed"
+_OURS_UNFINISHED = re.compile(rf"\..+\.\d+(\.earlier)?{re.escape(UNFINISHED)}")
 _BOOKKEEPING = (MANIFEST_FILE, LOCK_FILE)
 
 
@@ -166,7 +168,7 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
     """Yield what a killed process was writing in a folder."""
     for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            if name.startswith(".") and name.endswith(UNFINISHED):
+            if _OURS_UNFINISHED.fullmatch(name):
                 yield Path(parent, name)
         folders[:] = [name for name in folders if not name.endswith(UNFINISHED)]
 

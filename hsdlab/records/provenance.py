@@ -94,6 +94,7 @@ class RunInfo(Document):
         weights_hash: Hash of all numbers of the model's weights, 32 hex digits; None likewise.
         model_config: Hash of the model's configuration, 16 hex digits; None likewise.
         tokenizer: Hash of the tokenizer with its chat template and special tokens, likewise.
+        own_code: Hash of the source of each class of the user's own, and of each file that an option names, likewise.
         generation: How texts were decoded: under "options" what held, under "not_taken" what the model's generation
             config asks for besides. None where it was not noted.
         earlier: With what else a run that was resumed had been made, oldest first.
@@ -117,6 +118,7 @@ class RunInfo(Document):
     weights_hash: str | None = None
     model_config: str | None = None
     tokenizer: str | None = None
+    own_code: Mapping[str, str] | None = None
 
     @property
     def session(self) -> Session:
@@ -141,7 +143,7 @@ def run_info(
     return RunInfo(
         date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         command=tuple(sys.argv),
-        seed=seed,
+        seed=None if seed is False else seed,  # the command line's word for none
         config=json.loads(json.dumps(dict(config or {}), default=str)),
         versions={
             "hsdlab": __version__,

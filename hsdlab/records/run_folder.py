@@ -118,6 +118,8 @@ class RunFolder:
             RunError: Its run.json is damaged.
         """
         ours, foreign = self._files()
+        if self.overwrite:
+            self._check_inputs(ours)
         if foreign and not ours and not self._manifest.exists:
             raise FileExistsError(
                 f"The output folder {self.path} is not empty, and no run of hsdlab wrote what is in it "
@@ -246,9 +248,22 @@ class RunFolder:
         """Return the names of what runs wrote into the folder, and of what they did not."""
         return _files(self._manifest, self.overwrite)
 
+    def _check_inputs(self, ours: Sequence[str]) -> None:
+        """Refuse to remove what this run reads: a model, adapter or file of data in its own output folder."""
+        folder = self.path.resolve()
+        for name, value in identity.texts(self.config):
+            path = Path(value).expanduser().resolve() if len(value) < 1000 and "\0" not in value else folder
+            inside = path.relative_to(folder).as_posix() if path != folder and path.is_relative_to(folder) else None
+            if inside is not None and any(f"{each}/".startswith(f"{inside}/") for each in ours):
+                raise FileExistsError(
+                    f"{name}={value} lies in the output folder {self.path}, and --overwrite would remove it before it "
+                    "is read. Give another folder with --output."
+                )
+
     def _check_read_back(self, foreign: Sequence[str]) -> None:
         """Refuse files of others where the run would read them as its own."""
-        if strange := sorted(_found(self.path, READ_BACK) - set(self._files()[0])):
+        patterns = (*READ_BACK, "model/*") if self.command == "train.py" else READ_BACK  # the folder is replaced whole
+        if strange := sorted(_found(self.path, patterns) - set(self._files()[0])):
             raise FileExistsError(
                 f"The output folder {self.path} holds {_listed(strange)}, which no run of hsdlab wrote and this one "
                 "would take for its own. Move it away, or give another folder with --output."

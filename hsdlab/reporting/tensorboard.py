@@ -28,6 +28,7 @@ from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.example import ExampleRecord
 from hsdlab.records.files import faults_of_writing, replace_file
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.records.manifest import Manifest
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
 from hsdlab.reporting.comparison import comparison_tables
@@ -84,10 +85,12 @@ def remove_events(folder: Path) -> None:
     """Remove the event files of an earlier comparison: TensorBoard would mix them with the new ones.
 
     Args:
-        folder: of the runs. Files of other names stay.
+        folder: of the runs. Files of other names stay, and those that no run of hsdlab wrote.
     """
+    written = Manifest(folder.parent)
     for file in folder.glob(f"*/{EVENT_FILES}"):
-        file.unlink()
+        if not written.exists or written.lists(file.relative_to(folder.parent).as_posix()):
+            file.unlink()
 
 
 def write_strategy(comparison: Comparison, row: ComparisonRow, result: StrategyResult, folder: Path) -> None:

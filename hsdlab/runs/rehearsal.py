@@ -29,6 +29,7 @@ def check_options_fit(module: DecodeModule) -> None:
     """
     vocabulary = module.model.get_output_embeddings().weight.shape[0]
     check_token_ids(module.generate_kwargs, vocabulary)
+    check_token_ids(module.generation().options, vocabulary)  # of the model's own generation config too
     if module.num_beams > vocabulary:
         raise UserError(
             f"num_beams={module.num_beams}: expected at most {vocabulary}; the model has no more tokens to begin with."

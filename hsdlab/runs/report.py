@@ -4,7 +4,7 @@ No model and no data is loaded. Several runs, of a plain and a skip-aware model,
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from hsdlab.records.document import Document
 from hsdlab.records.example import ExampleRecord, batch_costs
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.inspection import InspectionResult
+from hsdlab.records.manifest import Manifest
 from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.provenance import run_info
-from hsdlab.records.run_folder import RESULT_FILE, held, prediction_file
+from hsdlab.records.run_folder import RESULT_FILE, RUN_FILE, held, prediction_file
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.records.tuning import TuningResult
 from hsdlab.reporting import bench, calibration, comparison, exit_quality, inspection, tensorboard, tuning
@@ -151,6 +152,7 @@ def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
     """Compare all strategies of several runs, the first run's full depth being the baseline."""
     if output is None:
         raise UserError("Several runs make a comparison of their own: give the folder for it with --output.")
+    _check_output(output, named.values())
     results, names = [], []
     for name, folder in named.items():
         for result in _results(folder):
@@ -167,6 +169,23 @@ def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
     text += f"Side by side in TensorBoard: {tensorboard.command(output / tensorboard.FOLDER)}"
     terminal.print(text, highlight=False, soft_wrap=True)
     return found
+
+
+def _check_output(output: Path, folders: Iterable[Path]) -> None:
+    """Refuse a folder with results of a run, or with files that no report wrote: they would be replaced.
+
+    Raises:
+        FileExistsError: Naming it.
+    """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output={output} is a file; expected a folder.")
+    is_of_a_run = (output / RUN_FILE).exists() or any(output.resolve() == folder.resolve() for folder in folders)
+    is_filled = output.is_dir() and any(output.iterdir())
+    if is_of_a_run or (is_filled and not Manifest(output).exists):
+        raise FileExistsError(
+            f"--output={output} holds {'a run' if is_of_a_run else 'files that no report wrote'}, which the comparison "
+            "would replace in part. Give a new folder."
+        )
 
 
 def _results(folder: Path) -> list[StrategyResult]:

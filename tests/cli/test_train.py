@@ -364,13 +364,14 @@ def test_a_finished_run_is_never_trained_anew_without_overwrite(monkeypatch, cli
     assert "or go on with the run in it: --ckpt_path=last" in refused(monkeypatch, *options)
     assert "give one of them" in refused(monkeypatch, *options, "--ckpt_path=last", "--overwrite")
     assert contents(out) == before
-    for name in ("notes.txt", "model/notes.txt", "checkpoints/notes.txt", "predictions_gold.jsonl"):
+    mine = ["notes.txt", "checkpoints/notes.txt", "predictions_gold.jsonl", "model/notes.txt"]
+    for name in mine:
         (out / name).write_text("mine")
+    assert "holds model/notes.txt, which no run of hsdlab wrote" in refused(monkeypatch, *options, "--overwrite")
+    (out / mine.pop()).unlink()  # the folder is replaced as a whole
     cli(*options, "--overwrite", "--model.learning_rate=0.02")
     after = contents(out)
-    assert [name for name, content in after.items() if content == b"mine"] == [
-        name for name in after if "notes" in name or "gold" in name
-    ]
+    assert sorted(name for name, content in after.items() if content == b"mine") == sorted(mine)
     assert after["model/model.safetensors"] != before["model/model.safetensors"]
     assert len({name for name in after if name.startswith("lightning_logs")}) == 2
 
