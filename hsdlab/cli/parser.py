@@ -1,7 +1,6 @@
 """The parser of `evaluate.py` and `train.py`: classes by their short names, and errors in one message."""
 
 import inspect
-import json
 import os
 import re
 import sys
@@ -45,8 +44,7 @@ _BASES: dict[str, type] = {
 }
 """What the classes of an option derive from."""
 OF_PATHS = ("--output", "--data.folder", "--model.adapter")
-OF_TEXTS = ("--data.prompt",)
-"""Options whose value is a path that may begin with "~", and a text that YAML might take for something else."""
+"""Options whose value is a path that may begin with "~"."""
 _OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies")
 """The options that take any strategy, and "" for the name of any."""
 
@@ -83,7 +81,7 @@ class EvaluateParser(LightningArgumentParser):
             for arg in args:
                 check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
-            args = [_as_a_text(arg) for arg in args]
+            args = [_at_home(arg) for arg in args]
             args = with_strategies_written_out(args, {each.__name__: each for each in _subclasses(SkipStrategy)})
         except UserError as error:
             self.error(str(error), error)
@@ -390,14 +388,10 @@ def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[
     return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}
 
 
-def _as_a_text(arg: str) -> str:
-    """Return an argument that is a path or a prompt as the shell or YAML would not take it: "~/x", "Q: {source}"."""
-    option, equals, value = arg.partition("=")
-    if option in OF_PATHS and value.startswith("~"):
-        return f"{option}={os.path.expanduser(value)}"
-    if option in OF_TEXTS and equals and not value.startswith(("'", '"')):
-        return f"{option}={json.dumps(value)}"
-    return arg
+def _at_home(arg: str) -> str:
+    """Return an argument with the home folder in place of "~", which shells leave after an equals sign."""
+    option, _, value = arg.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if option in OF_PATHS and value.startswith("~") else arg
 
 
 def _with_underscores(arg: str) -> str:

@@ -138,6 +138,8 @@ class Refusal:
             return f"{option}: {rest.strip()}"
         near = [each for each in _choices(rest) if difflib.SequenceMatcher(None, each, value).ratio() > _ALIKE]
         hint = f"; did you mean {near[0]}?" if near else ""
+        if "a text" in expected and value.startswith("{"):
+            hint = ". YAML takes a colon and a space for a key: write the text into a config, where quotes enclose it"
         return f"{option}: got {_quoted(value)}; expected {' or '.join(expected)}{hint}"
 
     def required(self, names: str) -> str:

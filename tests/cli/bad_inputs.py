@@ -137,6 +137,9 @@ OPTIONS = {
     "tokens nan": usage("test", "--model.max_new_tokens=nan", "max_new_tokens: got 'nan'; expected a whole number"),
     "tokens beyond": usage("test", "--model.max_new_tokens=100000000", "no room for a prompt.*context of 2048 tokens"),
     "tokens beyond in training": usage("train.py fit", "--model.max_new_tokens=9999", "no room for a prompt"),
+    "a prompt with a colon": usage(
+        "test", "--data.prompt=Q: {source}", "expected a text", "write the text into a config"
+    ),
     "seed -1": usage("test", "--seed_everything=-1", "--seed_everything=-1: expected a whole number from 0"),
     "seed 2**70": usage("train.py fit", f"--seed_everything={2**70}", "expected a whole number from 0 to 4294967295"),
     "seed abc": usage("test", "--seed_everything=abc", "--seed_everything: got 'abc'; expected .*a whole number"),
