@@ -276,7 +276,7 @@ class SubcommandCLI(LightningCLI):
             try:
                 super()._run_subcommand(subcommand)
             except ValueError as error:
-                if not str(error).startswith("`val_check_interval`"):
+                if "`val_check_interval`" not in str(error):
                     raise
                 interval = self.config[subcommand].trainer.val_check_interval
                 raise UserError(

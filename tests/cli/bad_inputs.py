@@ -140,6 +140,9 @@ OPTIONS = {
     "a prompt with a colon": usage(
         "test", "--data.prompt=Q: {source}", "expected a text", "write the text into a config"
     ),
+    "validations beyond an epoch": fault(
+        "train.py fit", "--trainer.val_check_interval=100  --trainer.max_steps=2", "an epoch has fewer batches"
+    ),
     "seed -1": usage("test", "--seed_everything=-1", "--seed_everything=-1: expected a whole number from 0"),
     "seed 2**70": usage("train.py fit", f"--seed_everything={2**70}", "expected a whole number from 0 to 4294967295"),
     "seed abc": usage("test", "--seed_everything=abc", "--seed_everything: got 'abc'; expected .*a whole number"),
