@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from hsdlab.cli import EvaluateCLI
-from hsdlab.cli.parser import dropping_arguments_of_other_classes
+from hsdlab.cli.subcommands import dropping_arguments_of_other_classes
 from hsdlab.cli.train import TrainCLI
 from hsdlab.modules import LoRA
 

@@ -1,4 +1,7 @@
-"""The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers."""
+"""The command line of `evaluate.py`: decode, compare, calibrate and tune strategies, measure speed and layers.
+
+Long, because LightningCLI is one class: what each subcommand checks, and in which order, stands together.
+"""
 
 import math
 import sys
@@ -14,10 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from hsdlab.cli.exits import run_or_exit
-from hsdlab.cli.parser import SubcommandCLI, resolved_config
 from hsdlab.cli.precision import check_precision
 from hsdlab.cli.report import REPORT, report_command
 from hsdlab.cli.stops import WITHOUT_RESULT
+from hsdlab.cli.subcommands import SubcommandCLI, resolved_config
 from hsdlab.cli.trainer_flags import check_enough
 from hsdlab.data import Example
 from hsdlab.data.base import Split

@@ -1,4 +1,7 @@
-"""The output folder of a run: made, gone on with after a kill, overwritten, or refused; and held by one process."""
+"""The output folder of a run: made, gone on with after a kill, overwritten, or refused; and held by one process.
+
+Long, because these are the states of one folder; its list of files, its lock and its identity have files of their own.
+"""
 
 import hashlib
 import json

@@ -13,8 +13,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import hsdlab.cli.train
 from hsdlab import CALM, HSD, generate, load_model
+from hsdlab.cli import training_modules
 from hsdlab.cli.train import TrainCLI, main
 from hsdlab.errors import UserError
 from hsdlab.modules import FinetuneModule
@@ -223,7 +223,7 @@ def test_what_is_no_checkpoint_is_said_before_a_model_is_loaded(
         options = [option for option in options[1:] if not option.startswith(("--checkpoint_every", "--output"))]
         options = ["validate", *options]
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(hsdlab.cli.train, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training_modules, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=f"^error: .*{message}" if path != "best" or subcommand == "fit" else None):
         main([*options, f"--ckpt_path={path.format(tmp=tmp_path)}"])
     assert not (tmp_path / "out").exists()
@@ -416,15 +416,15 @@ def test_a_start_that_failed_is_not_in_the_way_of_the_next(monkeypatch, cli, opt
     """What is wrong shows only in the Trainer, after the folder was made."""
     out = tmp_path / "new" / "out"
     options = [*options, f"--output={out}", "--trainer.max_epochs=1"]
-    setup = hsdlab.cli.train.FinetuneModule.setup
+    setup = FinetuneModule.setup
 
     def fails(self, stage):
         raise UserError("no")
 
-    monkeypatch.setattr(hsdlab.cli.train.FinetuneModule, "setup", fails)
+    monkeypatch.setattr(FinetuneModule, "setup", fails)
     assert refused(monkeypatch, *options) == "error: no"
     assert not out.parent.exists()
-    monkeypatch.setattr(hsdlab.cli.train.FinetuneModule, "setup", setup)
+    monkeypatch.setattr(FinetuneModule, "setup", setup)
     cli(*options, "--model.learning_rate=0.02")
     assert (out / "model").is_dir()
 
@@ -442,7 +442,7 @@ class InstantiateOnly(TrainCLI):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, monkeypatch):
     monkeypatch.setattr(
-        hsdlab.cli.train, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
+        training_modules, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
     )
     monkeypatch.chdir(ROOT)
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
@@ -465,7 +465,7 @@ def test_each_training_layer_fits_each_model(path, model, cli, monkeypatch):
         yaml.safe_load((ROOT / f"configs/model/{model}.yaml").read_text())["model"]["name"]
     ]
     monkeypatch.setattr(
-        hsdlab.cli.train,
+        training_modules,
         "load_model",
         lambda name, **_: (tiny_model(family, num_layers=num_layers, eos_token_id=1), tiny_tokenizer()),
     )
@@ -505,7 +505,7 @@ def test_an_exit_classifier_is_trained_and_written(options, cli, tmp_path):
 
 
 def test_the_exit_classifiers_config_instantiates(cli, monkeypatch):
-    monkeypatch.setattr(hsdlab.cli.train, "load_model", lambda name, **_: (tiny_model(num_layers=30), tiny_tokenizer()))
+    monkeypatch.setattr(training_modules, "load_model", lambda name, **_: (tiny_model(num_layers=30), tiny_tokenizer()))
     made = cli("fit_exit_classifier", f"--config={EXIT_CLASSIFIER}", cls=InstantiateOnly)
     assert made.model.quality == {}
     assert made.trainer.max_steps == 60

@@ -134,7 +134,7 @@ def sentence(capsys, command, args):
 def test_a_fit_refuses(monkeypatch, capsys, options, tmp_path, option):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     if option != "precision=16-mixed":  # which depends on the device
-        monkeypatch.setattr(hsdlab.cli.train, "load_model", never)
+        monkeypatch.setattr(hsdlab.cli.training_modules, "load_model", never)
     assert_matches(REFUSED[option], sentence(capsys, train, [*options, f"--trainer.{option}"]))
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,86 @@
+"""What `train.py` makes of the options of `model`: a model loaded, and the module that trains it; its Trainer."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from hsdlab.data import GenerationDataModule
+from hsdlab.errors import faults_of_the_run
+from hsdlab.models import Attention, load_model
+from hsdlab.modules import ExitClassifierModule, FinetuneModule
+from hsdlab.modules.decode import Dtype
+from hsdlab.strategies import SkipStrategy
+
+
+def load_finetune_module(
+    name: str,
+    dtype: Dtype = "float32",
+    revision: str | None = None,
+    attention: Attention | None = None,
+    skip_strategies: list[SkipStrategy] | None = None,
+    **kwargs: Any,
+) -> FinetuneModule:
+    """Load a model and put it into a FinetuneModule: the `model` of `train.py`.
+
+    Args:
+        name: An embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder with a
+            LoRA adapter (merged into its base model first), or the id of a model on the hub.
+        dtype: Of the weights; for mixed precision leave float32 and give --trainer.precision=bf16-mixed.
+        revision: Branch, tag or commit of a model on the hub.
+        attention: sdpa (torch's fused attention) or eager (plain matrix products, faster for short texts in bfloat16 on
+            a CPU); by default what transformers takes.
+        skip_strategies: Strategies with layers known before a step (class names, or class_path and init_args), one
+            drawn per batch: full depth among them if it is to stay good. By default every batch is at full depth.
+        **kwargs: See `FinetuneModule`.
+
+    Raises:
+        UserError, OSError, RuntimeError: See `load_model` and `FinetuneModule`.
+    """
+    with faults_of_the_run():
+        model, tokenizer = load_model(name, dtype=dtype, device="cpu", revision=revision, attention=attention)
+    return FinetuneModule(model, tokenizer, skip_strategies=skip_strategies or (), **kwargs)
+
+
+def load_exit_classifier_module(
+    name: str, dtype: Dtype = "float32", adapter: str | None = None, revision: str | None = None, **kwargs: Any
+) -> ExitClassifierModule:
+    """Load a model and put it into an ExitClassifierModule: the `model` of `train.py fit_exit_classifier`.
+
+    Args:
+        name: An embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder with a
+            LoRA adapter (its base model is loaded too), or the id of a model on the hub.
+        dtype: Of the weights, as decoding will have them.
+        adapter: Folder of a LoRA adapter to merge into the model.
+        revision: Branch, tag or commit of a model on the hub.
+        **kwargs: See `ExitClassifierModule`.
+
+    Raises:
+        UserError, OSError, RuntimeError: See `load_model` and `ExitClassifierModule`.
+    """
+    with faults_of_the_run():
+        model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+    return ExitClassifierModule(model, tokenizer, **kwargs)
+
+
+class TrainingTrainer(Trainer):
+    """A Trainer with a second kind of training, so that each has a subcommand."""
+
+    def fit_exit_classifier(
+        self, model: ExitClassifierModule, datamodule: GenerationDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Train CALM's early-exit classifier on a model that stays as it is.
+
+        Args:
+            model: Holds the model and the classifier.
+            datamodule: The data.
+            ckpt_path: Checkpoint to go on from; "last" for the newest of the run in the output folder.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+
+MODULES: dict[str, Any] = {
+    "fit": load_finetune_module,
+    "validate": load_finetune_module,
+    "fit_exit_classifier": load_exit_classifier_module,
+}
+"""What each subcommand makes its `model` with."""
