@@ -134,12 +134,17 @@ def test_the_table_holds_every_command():
 
 
 PROCESSES = {
-    "option: misspelt of a data set": (),
     "own: raises": (),
     "config: an alias bomb": (),
     **dict.fromkeys(
         (
-            *("class: os.system", "data: a lone surrogate", "model: cut off", "own: exits on import"),
+            *(
+                "option: misspelt of a data set",
+                "class: os.system",
+                "data: a lone surrogate",
+                "model: cut off",
+                "own: exits on import",
+            ),
             *("trainer: strategy of fit", "report nowhere", "model: a template that raises"),
         ),
         pytest.mark.slow,

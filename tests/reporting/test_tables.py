@@ -90,7 +90,8 @@ The darker, the more of the examples ran the layer in that decode step; grey whe
   "earlier": [],
   "weights_hash": null,
   "model_config": null,
-  "tokenizer": null
+  "tokenizer": null,
+  "own_code": null
 }}
 ```
 
