@@ -192,7 +192,9 @@ def left_behind(folder: Path) -> dict[str, Any]:
 def without_times(node: Any) -> Any:
     """Return JSON without times, costs and the run that made it."""
     if isinstance(node, dict):
-        return {name: without_times(item) for name, item in node.items() if not name.endswith((*TIMES, "run"))}
+        kept = {name: without_times(item) for name, item in node.items() if not name.endswith((*TIMES, "run"))}
+        targets = kept.get("target_modules")  # a set of peft's, in another order in each process
+        return kept | ({"target_modules": sorted(targets)} if isinstance(targets, list) else {})
     return [without_times(item) for item in node] if isinstance(node, list) else node
 
 
