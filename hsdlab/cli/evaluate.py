@@ -172,6 +172,10 @@ class EvaluateCLI(SubcommandCLI):
             return made.data.predict_split
         return "validation" if self.subcommand in ON_VALIDATION else "test"
 
+    def _strategies(self, made: Namespace) -> list[SkipStrategy]:
+        """Return the strategies that the subcommand is given, as a list or alone."""
+        return self._listed(made) or ([made.skip] if "skip" in made else [])
+
     def _listed(self, made: Namespace) -> list[SkipStrategy] | None:
         """Return the strategies that a subcommand lists, for `tune`, which lists classes too, the first to try."""
         return made.get("first" if self.subcommand == "tune" else "strategies")
@@ -205,7 +209,7 @@ class EvaluateCLI(SubcommandCLI):
         """Refuse what does not fit the model or the device, and rehearse; only then begin to write."""
         made = self.config_init[self.subcommand]
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
-        strategies = self._listed(made) or ([made.skip] if "skip" in made else [])
+        strategies = self._strategies(made)
         prompt = self.first_prompt()  # refuses lengths; a schedule is as long as max_new_tokens
         for strategy in strategies:
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
@@ -228,7 +232,7 @@ class EvaluateCLI(SubcommandCLI):
     def own_code(self) -> dict[str, str]:
         """Return the hashes of the user's own classes, and of the files that the strategies' options name."""
         made, config = self.config_init[self.subcommand], self.folder.config
-        strategies = self._listed(made) or ([made.skip] if "skip" in made else [])
+        strategies = self._strategies(made)
         named = {name: config.get(name) for name in ("strategies", "skip", "first")}
         return own_code([*strategies, self.datamodule, *self.trainer.callbacks], named)
 

@@ -196,9 +196,7 @@ def _training(subcommand: str) -> list[Rule]:
         ),
         (
             "val_check_interval",
-            lambda value: (
-                isinstance(value, int | float) and not (value >= 1 if isinstance(value, int) else 0 < value <= 1)
-            ),
+            lambda value: isinstance(value, int | float) and not _is_interval(value),
             "expected a number of batches, or a share of an epoch, more than 0 and 1.0 at most.",
         ),
         ("check_val_every_n_epoch", _below(1), "expected 1 or more, or null to count batches over all epochs."),
@@ -242,6 +240,7 @@ def _is_about(reason: str, name: str, value: Any) -> bool:
 
 
 def _is_interval(value: float) -> bool:
+    """Tell whether a number is one of batches, or a share of an epoch."""
     return value >= 1 if isinstance(value, int) else 0 < value <= 1
 
 

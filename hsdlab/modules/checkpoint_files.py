@@ -1,14 +1,14 @@
 """Checkpoint files: written whole or not at all, read as weights and plain values only, refused in a sentence."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from torch import Tensor
 
 from hsdlab.errors import RunError
+from hsdlab.modules.finite import tensors_in
 from hsdlab.modules.weight_files import errors_of_the_system
 from hsdlab.records.files import whole_file
 
@@ -83,15 +83,5 @@ def read_checkpoint(path: Path, map_location: Any = None, mmap: bool = False) ->
 
 def tensor_bytes(*values: Any) -> int:
     """Return the size of all tensors in nested dictionaries and sequences; memory that several share counts once."""
-    return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(values)}.values())
-
-
-def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
-    if isinstance(value, Tensor):
-        yield value.untyped_storage()
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _storages(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _storages(each)
+    storages = (tensor.untyped_storage() for tensor in tensors_in(values))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

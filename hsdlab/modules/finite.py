@@ -87,7 +87,8 @@ def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | None:
 
     def watch(name: str) -> Callable[..., None]:
         def after(part: nn.Module, arguments: Any, output: Any) -> None:
-            if not found and not all(torch.isfinite(tensor).all() for tensor in _floats(output)):
+            floats = (tensor for tensor in tensors_in(output) if tensor.is_floating_point())
+            if not found and not all(torch.isfinite(tensor).all() for tensor in floats):
                 found.append(name or type(part).__name__)
 
         return after
@@ -102,13 +103,13 @@ def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-def _floats(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for each in output.values():
-            yield from _floats(each)
-    elif isinstance(output, list | tuple):
-        for each in output:
-            yield from _floats(each)
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dictionaries and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from tensors_in(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_in(each)
