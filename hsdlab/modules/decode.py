@@ -1,5 +1,6 @@
 """DecodeModule: decode a data set, score every example, write each prediction down."""
 
+import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -205,6 +206,12 @@ class DecodeModule(LightningModule):
         decoded = Batch(number, len(batch["ids"]), replace(cost, wall_s=self._wall_s))
         records = [self._record(batch, output, row, decoded) for row in range(decoded.rows)]
         return self._scored(records)
+
+    def writing_to(self, predictions: str) -> "DecodeModule":
+        """Return the same module with another prediction file: it shares the model, the metrics and all options."""
+        other = copy.copy(self)
+        other.predictions = predictions
+        return other
 
     def generation(self, form: Callable[[Mapping[str, Any]], dict[str, Any]] = dict) -> Generation:
         """Return how texts are decoded: by this module's options, not by what the checkpoint asks for besides.

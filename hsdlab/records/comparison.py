@@ -28,6 +28,7 @@ from hsdlab.records.bootstrap import (
     paired_interval,
 )
 from hsdlab.records.document import Document
+from hsdlab.records.example import batch_costs_by_number
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.strategy import StrategyConfig
@@ -81,6 +82,8 @@ class ComparisonRow:
         cost: The counts behind the figures; None where an older version of hsdlab wrote the row.
         run: The run that the row comes from, where several are compared; empty for one.
         measured: When it was made, where the rows were made at different times.
+        speed_up_interval: Low and high end of the speed-up's interval over the batches, which both strategies decoded
+            in turn; not a number where a single batch, or an older version, tells nothing about spread.
     """
 
     number: int
@@ -98,6 +101,7 @@ class ComparisonRow:
     cost: Cost | None = None
     run: str = ""
     measured: Measured | None = None
+    speed_up_interval: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def class_name(self) -> str:
@@ -254,7 +258,20 @@ def _row(
         else _ratio(baseline.cost.figures()["decode_step_ms"], figures["decode_step_ms"]),
         cost=result.cost,
         run=run_name,
+        speed_up_interval=(math.nan, math.nan) if result.is_oracle else _speed_up_interval(result, baseline),
     )
+
+
+def _speed_up_interval(result: StrategyResult, baseline: StrategyResult) -> tuple[float, float]:
+    """Return the interval of the ratio of the two times of a decode step, drawing the same batches for both."""
+    times, baseline_times = (
+        {number: (cost.decode_s, cost.decode_passes) for number, cost in batch_costs_by_number(each.examples).items()}
+        for each in (result, baseline)
+    )
+    if result is baseline or times.keys() != baseline_times.keys():
+        return math.nan, math.nan
+    statistics, baseline_statistics = ([each[number] for number in sorted(each)] for each in (baseline_times, times))
+    return paired_interval(statistics, baseline_statistics, lambda sums: _ratio(sums[0], sums[1]))
 
 
 def _ids(result: StrategyResult) -> list[str]:

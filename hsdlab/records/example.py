@@ -85,5 +85,9 @@ class ExampleRecord:
 
 def batch_costs(records: Iterable[ExampleRecord]) -> list[Cost]:
     """Return what each batch of some records cost, once."""
-    batches = {record.batch.number: record.batch for record in records if record.batch is not None}
-    return [batch.cost for batch in batches.values()]
+    return list(batch_costs_by_number(records).values())
+
+
+def batch_costs_by_number(records: Iterable[ExampleRecord]) -> dict[int, Cost]:
+    """Return what each batch of some records cost, by the batch's number."""
+    return {record.batch.number: record.batch.cost for record in records if record.batch is not None}
