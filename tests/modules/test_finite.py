@@ -213,7 +213,7 @@ BAD = {
     no_optimizer: "holds no state of the optimizer",
     nan_in_the_optimizer: "exp_avg of the optimizer's state holds numbers",
     no_identity: "is not one of hsdlab's fine-tuning",
-    no_word_of_the_best: "cannot be gone on from",
+    no_word_of_the_best: "A run cannot resume from",
 }
 
 
