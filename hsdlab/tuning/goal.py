@@ -73,8 +73,8 @@ class Goal:
         """Choose the setting to decode next.
 
         First comes a bisection, as if all settings on one side of a border met the goal. Once the border is found,
-        faster settings beyond it are decoded, nearest first: the score gets worse from each setting to the next, but the
-        quality need not.
+        faster settings beyond it are decoded, nearest first. The score gets worse from each setting to the next, but
+        the quality need not.
 
         Args:
             verdicts: Whether each setting, slowest first, meets the goal; None where it was not decoded.
