@@ -40,9 +40,9 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
     """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
 
     Args:
-        comparison: Of the results.
+        comparison: Made from the results.
         results: With their examples, in the order of the rows.
-        folder: Made if missing; files of an earlier comparison are replaced.
+        folder: A missing folder is created. Files of an earlier comparison are replaced.
     """
     pictures = {
         "pareto.png": pareto_figure(comparison, comparison.headline_metric),
@@ -55,7 +55,14 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Return how to read the tables, a sentence or two a note."""
+    """Say how to read the tables.
+
+    Args:
+        comparison: Marks that its rows do not have are not explained.
+
+    Returns:
+        Notes of a sentence or two each.
+    """
     rows = comparison.rows
     lines = [
         baseline_note(comparison),
@@ -76,7 +83,14 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Return the whole report in Markdown, with the run's provenance folded at its end."""
+    """Render the report as Markdown.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        The text of comparison.md, with the run's provenance folded at its end.
+    """
     parts = [
         "# Comparison of decoding strategies",
         comparison_tables(comparison),
@@ -90,7 +104,14 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> str:
-    """Return the notes and the tables of quality and cost in Markdown."""
+    """Render the notes and the tables of quality and cost, which comparison.md and TensorBoard share.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        Markdown, without a line break at its end.
+    """
     labels = [METRIC_LABELS[name] for name in comparison.metrics]
     quality, percent, cost = [], [], []
     for row in comparison.rows:
@@ -112,9 +133,11 @@ def comparison_tables(comparison: Comparison) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print quality above cost on a terminal of at least 120 columns.
+    """Print quality above cost. Value and % of the baseline share a cell, with the interval below them.
 
-    Value and % of the baseline share a cell, the interval stands below them.
+    Args:
+        comparison: Of one strategy or more.
+        console: Of 120 columns or more.
     """
     metrics = [name for name in TERMINAL_METRICS if name in comparison.metrics]
     header = ["Avg.\nlayers", *(METRIC_LABELS[name] for name in metrics), "Tokens"]

@@ -33,8 +33,8 @@ def write_tuning(result: TuningResult, folder: Path) -> None:
     """Write tuning.md, tuning.json and frontier.png, each whole or not at all.
 
     Args:
-        result: The tuning.
-        folder: Made if missing; files of an earlier tuning are replaced.
+        result: The tuning as far as it has come.
+        folder: A missing folder is created. Files of an earlier tuning are replaced.
     """
     result.write(folder / FILE)
     replace_figure(folder / "frontier.png", tuning_figure(result))
@@ -42,7 +42,14 @@ def write_tuning(result: TuningResult, folder: Path) -> None:
 
 
 def tuning_markdown(result: TuningResult) -> str:
-    """Return the report in Markdown, with the run's provenance folded at its end."""
+    """Render the report as Markdown.
+
+    Args:
+        result: The tuning as far as it has come.
+
+    Returns:
+        The text of tuning.md, with the run's provenance folded at its end.
+    """
     rows = [[f"`{name}`", *cells] for name, cells in _lines(result)]
     parts = [
         "# Tuning",
@@ -56,7 +63,12 @@ def tuning_markdown(result: TuningResult) -> str:
 
 
 def print_tuning(result: TuningResult, console: Console) -> None:
-    """Print the frontier, the notes and the choice on a terminal of at least 120 columns."""
+    """Print the frontier, the notes and the choice.
+
+    Args:
+        result: The tuning as far as it has come.
+        console: Of 120 columns or more.
+    """
     examples = result.comparison.baseline.examples
     table = terminal_table(f"The frontier, on {examples} examples", "Strategy", _header(result))
     for name, cells in _lines(result):
@@ -69,7 +81,14 @@ def print_tuning(result: TuningResult, console: Console) -> None:
 
 
 def summary(result: TuningResult) -> str:
-    """Return what was found, in a sentence or two."""
+    """Say which setting is chosen.
+
+    Args:
+        result: The tuning as far as it has come.
+
+    Returns:
+        A sentence or two: the chosen setting with its quality and cost, or why full depth is to be taken.
+    """
     row, label = result.chosen_row, metric_label(result.metric)
     if not row.is_baseline:
         kept = f"{percent_of_baseline(row, result.metric)} % of full depth's {label}"
@@ -93,7 +112,14 @@ def summary(result: TuningResult) -> str:
 
 
 def notes(result: TuningResult) -> list[str]:
-    """Return how to read the table and what the choice is worth."""
+    """Say how to read the table, and how far the choice can be trusted.
+
+    Args:
+        result: The tuning as far as it has come.
+
+    Returns:
+        Notes of a sentence or more each.
+    """
     scored = sum(setting.nats_per_token is not None for setting in result.settings)
     end = (
         "another might be better (--decodes)"
