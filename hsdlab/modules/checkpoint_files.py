@@ -72,7 +72,7 @@ def read_checkpoint(path: Path, map_location: Any = None, mmap: bool = False) ->
         mmap: Whether tensors stay on the disk until they are used.
 
     Returns:
-        Lightning's checkpoint dictionary: state_dict, global_step, epoch, loops, callbacks and more.
+        Lightning's checkpoint dictionary, with state_dict, global_step, epoch, loops, callbacks and more.
 
     Raises:
         RunError: The file is missing, empty, truncated or no checkpoint of a Trainer, or it holds something other than

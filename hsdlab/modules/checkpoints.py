@@ -198,8 +198,8 @@ def state_in(checkpoint: Mapping[str, Any], path: Any) -> dict[str, Any]:
         path: Its file, for the message.
 
     Returns:
-        best_step, best_score, and what the resumed run restores: figures (logged values by name), should_stop and
-        events (see `continue_events`). The last three have empty defaults.
+        best_step, best_score, and what the resumed run restores, which is figures (logged values by name), should_stop
+        and events (see `continue_events`). The last three have empty defaults.
 
     Raises:
         RunError: The checkpoint holds nothing of `Checkpoints`.

@@ -19,8 +19,8 @@ def events_on_disk(loggers: Iterable[Logger]) -> list[dict[str, Any]]:
         loggers: Of the Trainer. Only TensorBoard loggers are looked at.
 
     Returns:
-        For each TensorBoard logger, in order, its version and the size in bytes of each event file by name: what
-        `continue_events` takes.
+        What `continue_events` takes. For each TensorBoard logger, in order, it has the version and the size in bytes
+        of each event file by name.
     """
     found = []
     for logger in loggers:

@@ -66,7 +66,7 @@ class SkipMixture:
             rank: Rank of the process, so that its sequences get draws of their own; used with `rows` only.
 
         Returns:
-            Indices into the strategies: `rows` of them, or one.
+            Indices into the strategies, `rows` of them or one.
         """
         pairs = zip(_shares(self.weights), _shares(self.final_weights), strict=True)
         weights = [(1 - progress) * first + progress * final for first, final in pairs]

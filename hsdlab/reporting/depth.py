@@ -37,8 +37,8 @@ def shares_run(examples: Sequence[ExampleRecord], num_layers: int) -> FloatArray
         num_layers: L of the model.
 
     Returns:
-        Float64 [steps, layers], 0 to 1: of the examples that took the decode step, the share for which the layer ran.
-        `steps` is the number of steps of the longest example.
+        Float64 [steps, layers], 0 to 1. It is the share for which the layer ran, among the examples that took the
+        decode step. `steps` is the number of steps of the longest example.
     """
     columns = zip_longest(*(example.layers for example in examples))
     counters = [Counter(ranges for ranges in column if ranges is not None) for column in columns]

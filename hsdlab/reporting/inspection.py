@@ -53,7 +53,7 @@ def summary(result: InspectionResult) -> str:
         result: The figures of all layers.
 
     Returns:
-        Three sentences: the oracle exit, the layers that cost least to drop, and the one that costs most.
+        Three sentences, on the oracle exit, the layers that cost least to drop, and the one that costs most.
     """
     layers, order = result.layers, result.cheapest_first
     cheapest, dearest = layers[order[0]], layers[order[-1]]

@@ -97,8 +97,8 @@ def cost_in_words(row: ComparisonRow) -> str:
         row: The strategy.
 
     Returns:
-        Part of a sentence: average layers, milliseconds per decode step and, unless it is the baseline, the speed-up.
-        Where the time contradicts the layers, a warning in place of the time.
+        Part of a sentence, with average layers, milliseconds per decode step and, unless it is the baseline, the
+        speed-up. Where the strategy is faster than its layers allow, a warning stands in place of the time.
     """
     layers, step, speed_up = cost_cells(row, COSTS_OF_A_CHOICE)
     text = f"{layers} of {row.num_layers} layers on average"

@@ -162,7 +162,8 @@ def scalars(comparison: Comparison, row: ComparisonRow) -> dict[str, float]:
         row: One of its rows.
 
     Returns:
-        Finite numbers by their tags: "quality/", "percent_of_baseline/" or "cost/", and the key in comparison.json.
+        Finite numbers by their tags. A tag is "quality/", "percent_of_baseline/" or "cost/", and the key in
+        comparison.json.
     """
     cost = {name: row.figure(name) for name in row.figures} | {
         "percent_of_layers": row.percent_of_layers,

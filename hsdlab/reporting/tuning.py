@@ -87,7 +87,7 @@ def summary(result: TuningResult) -> str:
         result: The tuning as far as it has come.
 
     Returns:
-        A sentence or two: the chosen setting with its quality and cost, or why full depth is to be taken.
+        A sentence or two on the chosen setting with its quality and cost, or on why full depth is to be taken.
     """
     row, label = result.chosen_row, metric_label(result.metric)
     if not row.is_baseline:

@@ -207,7 +207,7 @@ def own_text(model: nn.Module, prompts: Mapping[str, Tensor], **options: Any) ->
         **options: Of ``generate``: "max_new_tokens", "do_sample" …
 
     Returns:
-        A batch for :func:`inspect_layers` on the model's device: "input_ids", "attention_mask" and "target_mask",
+        A batch for :func:`inspect_layers` on the model's device, with "input_ids", "attention_mask" and "target_mask",
         [rows, length + new tokens].
     """
     device = plain_model(model).device

@@ -63,8 +63,8 @@ class Goal:
             shares: The quality of each setting as a share of full depth's.
 
         Returns:
-            Index of the chosen one among those that meet the goal: the last, which is the fastest, under `max_loss`;
-            the one of the best quality under `speedup`. None if no setting meets it.
+            Index of a setting that meets the goal. Under `max_loss` it is the last one, which is the fastest; under
+            `speedup` it is the one of the best quality. None if no setting meets the goal.
         """
         met = [place for place, verdict in enumerate(verdicts) if verdict]
         return max(met, key=lambda place: place if self.max_loss is not None else shares[place], default=None)
