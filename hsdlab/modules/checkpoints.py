@@ -93,8 +93,8 @@ class Checkpoints(Checkpoint):
             return
         raise UserError(
             f"--trainer.val_check_interval={trainer.val_check_interval} validates every {interval} batches, "
-            f"amid the {accumulated} batches of a step (--trainer.accumulate_grad_batches): give a multiple of "
-            f"{accumulated}{'' if by_epoch else f', also of which the {batches} batches of an epoch are a multiple'}."
+            f"in the middle of a step of {accumulated} batches (--trainer.accumulate_grad_batches): give a multiple of "
+            f"{accumulated}{'' if by_epoch else f'; the {batches} batches of an epoch must be a multiple of it too'}."
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -215,9 +215,9 @@ class FinetuneModule(LightningModule):
             if "nan values" not in str(error):
                 raise
             raise RunError(
-                f"A gradient in step {self.trainer.global_step + 1} is no number, of the examples "
+                f"A gradient in step {self.trainer.global_step + 1} is NaN for the examples "
                 f"{', '.join(self._ids_before)}: {error} Lower the learning rate (--model.learning_rate), or look for "
-                "what is unusual in these examples. The last checkpoint is from before."
+                "what is unusual in these examples. The last checkpoint was written before this step."
             ) from error
 
     def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
@@ -468,7 +468,7 @@ class FinetuneModule(LightningModule):
         was_training = self.model.training
         logits = few_logits(self.model.eval())
         self.model.train(was_training)
-        check_finite(logits, "What the model to export computes")
+        check_finite(logits, "The output of the model to export")
         exported = model if self.lora is None else self.model
         trained = [weight for weight in exported.parameters() if self.lora is None or weight.requires_grad]
         size_bytes = tensor_bytes([weight.data for weight in trained])

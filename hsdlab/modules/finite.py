@@ -23,8 +23,8 @@ def check_finite(values: Tensor, what: str) -> None:
     """
     if not torch.isfinite(values).all():
         raise RunError(
-            f"{what} is not finite: nothing of it is written. Lower the learning rate (--model.learning_rate), or look "
-            "for what is unusual in the data. The last checkpoint is from before."
+            f"{what} is not finite, so no file is written. Lower the learning rate (--model.learning_rate), or look "
+            "for what is unusual in the data. The last checkpoint was written before this step."
         )
 
 
@@ -59,11 +59,11 @@ def check_loss(
     if not agree(is_bad):
         return
     if not is_bad:
-        raise RunError(f"{what} is not finite in another process: its message says of which examples.")
+        raise RunError(f"{what} is not finite in another process. The message of that process names the examples.")
     raise RunError(
-        f"{what} is {loss.item()}, of the examples {_named(ids)}: {_where(model, again, before)}. Lower the learning "
-        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint is from "
-        "before."
+        f"{what} is {loss.item()} for the examples {_named(ids)}: {_where(model, again, before)}. Lower the learning "
+        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint was written "
+        "before this step."
     )
 
 
@@ -75,7 +75,7 @@ def _where(model: nn.Module, again: Callable[[], Any], before: Sequence[str]) ->
     """Name the weights or the layer output that are not finite, for a message."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            examples = f", of the examples {_named(before)}" if before else ""
+            examples = f" (examples {_named(before)})" if before else ""
             return f"the weights {name} are not finite since the step before{examples}"
     part = first_not_finite(model, again)
     return f"the first output that is not finite is that of {part}" if part else "all layers' outputs are finite"
