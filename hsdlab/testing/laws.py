@@ -127,7 +127,7 @@ def law_5_restored(model: PreTrainedModel, strategy: SkipStrategy, mode: str, re
         remembered: Not used; all laws of a decode take the same arguments.
 
     Raises:
-        LawViolationError: The model is another (:func:`~hsdlab.testing.snapshot.snapshot`), or ``applied_to``
+        LawViolationError: Classes, attributes, hooks, configs or outputs of the model have changed, or ``applied_to``
             swallowed the exception.
     """
     few: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "eos_token_id": None}
