@@ -57,7 +57,7 @@ _PART: ContextVar[Part | None] = ContextVar("_PART", default=None)
 
 @contextmanager
 def part(done: int, total: int, name: str, since: float) -> Iterator[None]:
-    """Let each `Steps` that begins inside the block also show to which part it belongs, and the time left for all parts.
+    """Let each `Steps` that begins inside the block show to which part it belongs, and the time left for all parts.
 
     Args:
         done: Number of parts before this one.
