@@ -181,11 +181,11 @@ def _break(weights):
     [
         (
             _drop,
-            r"does not arrive whole: weights are missing for .*: model.layers.1.self_attn.q_proj.lora_B.weight",
+            r"cannot be loaded completely: weights are missing for .*: model.layers.1.self_attn.q_proj.lora_B.weight",
         ),
         (
             _add,
-            r"does not arrive whole: weights have no place in .*: model.layers.9.self_attn.q_proj.lora_A.weight",
+            r"cannot be loaded completely: weights have no place in .*: model.layers.9.self_attn.q_proj.lora_A.weight",
         ),
         (_cut, r"does not fit .*base: .*size mismatch.*the model that the adapter was trained on"),
         (_break, r"q_proj.lora_A.weight holds numbers that are not finite; export it again"),
