@@ -86,8 +86,8 @@ def rouge_scores(
         that is best for that key. A text in which the tokenizer finds no word scores 0.
 
     Raises:
-        UserError: The input is not a string and a non-empty list of strings, or the tokenizer is none or does not go
-            with the stemmer.
+        UserError: The input is not a string and a non-empty list of strings, or the tokenizer is unknown, or used with
+            the stemmer.
 
     Example:
         >>> rouge_scores("the cat sat down", ["the cat sat", "a dog sat down here"])
@@ -137,7 +137,7 @@ class ROUGE(MeanScore):
         lsum: Score ROUGE-Lsum too: ROUGE-L of summaries with one sentence per line.
 
     Raises:
-        UserError: The tokenizer is none, or does not go with the stemmer.
+        UserError: The tokenizer is unknown, or used with the stemmer.
 
     Example:
         >>> metric = ROUGE()

@@ -239,7 +239,7 @@ def _resize(model: PreTrainedModel, weights: Mapping[str, Tensor], tokens: int, 
     if wanted > rows and len(own) < len({id(module.weight) for module in _embeddings(model)}):
         warnings.warn(
             f"the tokenizer of the adapter {folder} has {wanted - rows} more tokens than {model.name_or_path} has "
-            "embeddings, and the adapter brings none for them: they get the mean of the others. Tokens that are used "
+            "embeddings, and the adapter has none for them: they get the mean of the others. Tokens that are used "
             "in prompts need trained ones (modules_to_save)",
             stacklevel=2,
         )

@@ -85,7 +85,7 @@ def adapter_folder(name: str) -> Path | None:
     if adapter.folder is None:
         raise UserError(
             f"the distribution {adapter.distribution} {adapter.version} lacks the folder of its adapter "
-            f"{adapter.name!r}: install it anew"
+            f"{adapter.name!r}: install it again"
         )
     return adapter.folder
 

@@ -213,7 +213,7 @@ class Generation:
         text += f"; from the model's generation_config: {_listed(self.taken)}." if self.taken else "."
         if self.not_taken:
             text += (
-                f" Not taken from it: {_listed(self.not_taken)}; --model.generate_kwargs='{{name: value}}' asks for "
+                f" Not taken from it: {_listed(self.not_taken)}; --model.generate_kwargs='{{name: value}}' sets "
                 "such options."
             )
         return text

@@ -55,7 +55,7 @@ def installed_adapters() -> dict[str, InstalledAdapter]:
         other = found.setdefault(point.name, adapter)
         if other.distribution != adapter.distribution:
             raise UserError(
-                f"the distributions {other.distribution} and {adapter.distribution} both bring an adapter called "
+                f"the distributions {other.distribution} and {adapter.distribution} both contain an adapter called "
                 f"{point.name!r}; uninstall one of them"
             )
     return found

@@ -120,8 +120,8 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
 def _lacks_package(name: str, error: ImportError) -> UserError:
     said = " ".join(str(error).split())[:200]
     return UserError(
-        f"{name}: a Python package that the model asks for is missing ({said}). Install it, or take a model that does "
-        "without"
+        f"{name}: a Python package that the model needs is missing ({said}). Install it, or choose a model that does "
+        "not need it"
     )
 
 
@@ -194,7 +194,7 @@ def check_tokenizer_fits(name: str, tokenizer: PreTrainedTokenizerBase, model: P
     largest = max(tokenizer.vocab_size - 1, *special, 0)
     if largest >= rows:
         raise UserError(
-            f"{name}: its tokenizer gives tokens up to {largest}, but the model has embeddings for {rows}: they do not "
+            f"{name}: its tokenizer has token ids up to {largest}, but the model has {rows} embeddings: they do not "
             "belong together. Copy the tokenizer's files again from where the model comes from, or resize the model "
             "(model.resize_token_embeddings) and save both"
         )

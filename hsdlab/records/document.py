@@ -196,7 +196,7 @@ class Document:
             known = f"version {SCHEMA_VERSION}" if cls.oldest == SCHEMA_VERSION else f"versions 1 to {SCHEMA_VERSION}"
             raise RunError(
                 f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads {known}. "
-                "Make it anew, or read it with the hsdlab that wrote it."
+                "Create it again, or read it with the version of hsdlab that wrote it."
             )
         try:
             return from_plain(cls.upgrade(content) if version == 1 else content, cls)

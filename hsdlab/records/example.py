@@ -39,7 +39,7 @@ class ExampleRecord:
         tokens: The same as texts. The first comes from the prefill, token k + 1 from decode step k.
         decode_steps: Number of decode steps of the returned sequence.
         average_layers: Executed layers per decode step; None without a step.
-        layers: The executed layers of each of those steps, such as "0,2,4,15-29" (:mod:`hsdlab.records.layer_ranges`).
+        layers: The executed layers of each of those steps, such as "0,2,4,15-29" (`hsdlab.records.layer_ranges`).
         scores: ROUGE and BERTScore of the example, by name, from 0 to 1.
         bleu_statistics: The counts that corpus BLEU sums (:func:`hsdlab.metrics.bleu_statistics`); None where BLEU was
             not computed.

@@ -107,7 +107,7 @@ def check_same_examples(records: Sequence[ExampleRecord], examples: Iterable[tup
         if old != new:
             name = (old or new or ("",))[0]
             raise UserError(
-                f"The data has changed since the run began: example {name!r} has other texts, another place or is "
+                f"The data has changed since the run began: example {name!r} has other texts, has moved or is "
                 "missing. Give another folder with --output, or --overwrite to start anew."
             )
 
@@ -132,8 +132,8 @@ def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
             yield number, ExampleRecord.from_line(line)
         except ChangedLineError as error:
             raise RunError(
-                f"{file}, line {number}: the prediction was changed after the run had written it (its hash is another "
-                "one). Put the file back as it was, or start the run anew with --overwrite."
+                f"{file}, line {number}: the prediction was changed after the run had written it (its hash does not "
+                "match). Put the file back as it was, or start the run anew with --overwrite."
             ) from error
         except ValueError as error:
             raise _damaged(file, number, repr(line[:80])) from error
@@ -141,6 +141,6 @@ def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
 
 def _damaged(file: Path, line: int, got: str) -> RunError:
     return RunError(
-        f"{file}, line {line}: expected a prediction with the number of its batch, got {got}. The run cannot go on "
-        "from it: start it anew with --overwrite."
+        f"{file}, line {line}: expected a prediction with the number of its batch, got {got}. The run cannot be "
+        "resumed from it: start it anew with --overwrite."
     )

@@ -140,7 +140,7 @@ def run_info(
         seed: The run's random seed; None or False where none was set.
         config: The run's configuration. A value that JSON cannot hold is noted as text.
         subcommand: Of the command line; empty for a run from Python.
-        generation: How texts are decoded (:meth:`hsdlab.models.generation.Generation.record`); None where nothing is.
+        generation: How texts are decoded, as `hsdlab.models.generation.Generation.record` returns it; None for unknown.
 
     Returns:
         Date, command line, versions, commit and machine of this process. Fingerprints and hashes are None.

@@ -144,7 +144,7 @@ class RunFolder:
             raise FileExistsError(
                 "\n  ".join([f"The output folder {self.path} holds a run with other settings:", *lines])
                 + "\nGive another folder with --output, --overwrite to replace the results in it, or the settings of "
-                f"that run to go on with it: --config {self.path / CONFIG_FILE} --output {self.path}"
+                f"that run to resume it: --config {self.path / CONFIG_FILE} --output {self.path}"
             )
         self.before = before
         return True

@@ -1,4 +1,4 @@
-"""Adapters that are more than matrices: what is saved beside them is used, and what does not arrive is refused."""
+"""Adapters that are more than matrices: what is saved beside them is used; weights that are not loaded are refused."""
 
 import json
 import os
@@ -191,7 +191,7 @@ def _break(weights):
         (_break, r"q_proj.lora_A.weight holds numbers that are not finite; export it again"),
     ],
 )
-def test_an_adapter_that_does_not_arrive_whole_is_refused(change, message, tmp_path):
+def test_an_adapter_that_is_not_loaded_completely_is_refused(change, message, tmp_path):
     base = save(tiny_llama(), tmp_path / "base")
     save_adapter(base, tiny_llama(), tmp_path / "adapter", ["q_proj"])
     file = tmp_path / "adapter/adapter_model.safetensors"
