@@ -195,7 +195,7 @@ class Steps:
         """Write down the progress as it is now.
 
         Returns:
-            The line without a newline, "Scoring: 10 of 40 texts (25 %), 1 min 0 s so far, 3 min 0 s left".
+            The line without a newline, such as "Scoring: 10 of 40 texts (25 %), 1 min 0 s so far, 3 min 0 s left".
         """
         taken = duration(self.clock() - self._start)
         share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""

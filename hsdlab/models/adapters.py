@@ -212,7 +212,7 @@ def was_resized(model: PreTrainedModel) -> bool:
         model: Its `name_or_path` names the folder.
 
     Returns:
-        False also where that is no folder of this machine (a hub id): the embeddings are taken to be those of the hub.
+        False also for a hub id, where there is no folder on this machine to compare with.
     """
     name = model.name_or_path
     folder = embedded_folder(name) if name in EMBEDDED_MODELS else Path(name).expanduser()

@@ -58,7 +58,8 @@ def load_model(
         dtype: Of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
         device: "cpu", "cuda", "cuda:1", ...; "auto" uses the GPU if there is one.
         adapter: Folder of a LoRA adapter to merge into the model.
-        revision: Branch, tag or commit of a model on the hub; None for its main branch.
+        revision: Branch, tag or commit of a model on the hub; None for the one that the adapter names for its base
+            model, else for the main branch.
         attention: "sdpa", torch's fused attention, or "eager", plain matrix products, which trains short texts faster
             in bfloat16 on a CPU; None for transformers' choice (sdpa if the model has it).
 

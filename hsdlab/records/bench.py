@@ -17,9 +17,9 @@ class Spread:
     """The distribution of a figure over the measured rounds, in the unit of the figure.
 
     Attributes:
-        median: The median.
-        low: The lower quartile.
-        high: The upper quartile.
+        median: Half of the rounds are below it.
+        low: Lower quartile; a quarter of the rounds is below it.
+        high: Upper quartile; a quarter of the rounds is above it.
     """
 
     median: float

@@ -134,7 +134,7 @@ class Document:
         """Write the record as JSON.
 
         Returns:
-            Indented text with a final newline: the kind, the schema version, then the fields.
+            Indented text with a final newline. The kind comes first, then the schema version, then the fields.
         """
         document = {KIND_KEY: self.kind, VERSION_KEY: SCHEMA_VERSION, **to_plain(self)}
         return json_text(document, indent=2) + "\n"

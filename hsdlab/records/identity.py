@@ -49,8 +49,8 @@ def differences(before: RunInfo, subcommand: str, config: Mapping[str, Any]) -> 
         config: The resolved configuration of the present run.
 
     Returns:
-        One line per setting that changes results and differs: "name: value then, value now"; empty where the run can be
-        resumed. A `compare` may list more strategies after those of the run before.
+        One line per setting that changes results and differs, "name: value then, value now". It is empty where the run
+        can be resumed. A `compare` may list more strategies after those of the run before.
     """
     if before.subcommand != subcommand:
         return [f"subcommand: {before.subcommand or 'unknown'} then, {subcommand} now"]
