@@ -14,22 +14,22 @@ from hsdlab.reporting.tables import MISSING, number
 
 FILE = "bench.json"
 HEADER = (
-    "Avg. layers",
+    "Average depth",
     "ms per decode step",
     "Tokens/s",
     "Speed-up over FullDepth",
     "Ideal speed-up",
-    "Reached %",
-    "Time over plain %",
-    "Prompt ms",
+    "% of ideal",
+    "% slower than plain generate",
+    "Prefill ms",
     "GFLOPs per token",
     "Cache MiB",
 )
 NOTE = (
     "Medians over the rounds, with quartiles. Ratios are taken within each round, since the machine drifts. "
     "Decode steps only: the prefill ends, for every strategy, where the first decode step enters layer 0. "
-    "Ideal: weights read at full depth over weights read under the schedule, head included; blank where the "
-    "layers are chosen during the step."
+    "Ideal speed-up: weights read at full depth, divided by weights read under the schedule, head included. It is "
+    "blank where the layers are chosen during the step. A negative % slower is faster."
 )
 
 

@@ -187,7 +187,7 @@ def _draw_scale(figure: Figure, scale: ScalarMappable, left: float, height: floa
     )
     bar.outline.set_color(FAINT)
     bar.ax.tick_params(colors=INK, labelsize=8)
-    meaning = "Layers that made the token.\nThe first one comes from the prompt pass, at full depth."
+    meaning = "Layers that made the token.\nThe first one comes from the prefill, at full depth."
     figure.text(left + 0.38, 0.33 / height, meaning, color=INK, fontsize=8.5, va="center", linespacing=1.4)
 
 

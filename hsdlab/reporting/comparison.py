@@ -68,7 +68,7 @@ def notes(comparison: Comparison) -> list[str]:
         baseline_note(comparison),
         f"Intervals: {comparison.bootstrap.level:.0%} percentile bootstrap over the examples "
         f"({comparison.bootstrap.resamples} resamples). Those of the % of baseline draw the same examples for both.",
-        "Average layers: mean over the decode steps of the returned texts. Computed layers: over all live beams. "
+        "Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. "
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
         *time_notes(rows, "the baseline"),
     ]
@@ -94,9 +94,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts = [
         "# Comparison of decoding strategies",
         comparison_tables(comparison),
-        "![Quality against average layers and against time](pareto.png)",
+        "![Quality against average depth and against time](pareto.png)",
         "## Layers by position in the text",
-        "The darker, the more of the examples ran the layer in that decode step; grey where none was so long.",
+        "The darker a cell, the more examples ran that layer in that decode step. Grey: no text was that long.",
         "![Which layers ran in each decode step](depth.png)",
         folded_run(comparison.run),
     ]
@@ -123,9 +123,9 @@ def comparison_tables(comparison: Comparison) -> str:
     parts = [
         "\n".join(f"- {note}" for note in notes(comparison)),
         "## Quality",
-        markdown_table(["Strategy", "Avg. layers", *labels, "Output tokens"], quality),
+        markdown_table(["Strategy", "Average depth", *labels, "Output tokens"], quality),
         "## Quality as % of the baseline",
-        markdown_table(["Strategy", "Avg. layers", *labels], percent),
+        markdown_table(["Strategy", "Average depth", *labels], percent),
         "## Cost",
         markdown_table(["Strategy", *COST_HEADER], cost),
     ]
@@ -140,7 +140,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console: Of 120 columns or more.
     """
     metrics = [name for name in TERMINAL_METRICS if name in comparison.metrics]
-    header = ["Avg.\nlayers", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
+    header = ["Average\ndepth", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
     quality = terminal_table("Quality (value, % of the baseline, interval)", "Strategy", header)
     cost = terminal_table("Cost", "Strategy", TERMINAL_COSTS)
     for row in comparison.rows:

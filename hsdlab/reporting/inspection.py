@@ -25,12 +25,12 @@ HEADER = (
     "Same token if dropped %",
 )
 NOTES = (
-    f"Means over the decode steps, the prompt at full depth; in brackets the {LEVEL:.0%} bootstrap interval over the "
-    "examples.",
-    "A layer's prediction: the final norm and the head on its output. The oracle leaves at the first layer that "
-    "predicts what the last one does: on these states no exit that keeps every token runs fewer layers, and a real one "
-    "has to guess where that is.",
-    "Dropped: the layer is left out of the decode steps only. What several layers cost together is not their sum.",
+    f"Means over the decode steps, with the prompt at full depth. In brackets: the {LEVEL:.0%} bootstrap interval over "
+    "the examples.",
+    "A layer's prediction: the final norm and the head on its output. The oracle exits at the first layer that "
+    "predicts the last layer's token. On these states, no exit that keeps every token runs fewer layers. A real exit "
+    "has to guess which layer that is.",
+    "Dropped: the decode steps skip that one layer. The losses of several layers do not add up.",
 )
 
 
@@ -53,13 +53,13 @@ def summary(result: InspectionResult) -> str:
         result: The figures of all layers.
 
     Returns:
-        Three sentences, on the oracle exit, the layers that cost least to drop, and the one that costs most.
+        Four sentences, on the oracle exit, the layers that cost least to drop, and the one that costs most.
     """
     layers, order = result.layers, result.cheapest_first
     cheapest, dearest = layers[order[0]], layers[order[-1]]
     others = ", ".join(str(layer) for layer in order[1:CHEAPEST])
     return (
-        f"An oracle exit would run {estimate(result.oracle_layers, 1)} of {len(layers)} layers; the prediction no "
+        f"An oracle exit would run {estimate(result.oracle_layers, 1)} of {len(layers)} layers. The prediction no "
         f"longer changes after {estimate(result.saturated_layers, 1)}. Dropping layer {cheapest.layer} "
         f"costs least ({cheapest.dropped_loss.value:+.3f} nats per token, "
         f"{cheapest.dropped_agreement.value:.1%} of the predictions unchanged)"

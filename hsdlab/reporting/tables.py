@@ -13,19 +13,19 @@ from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import Comparison, ComparisonRow
 
 COST_HEADER = (
-    "Avg. layers",
+    "Average depth",
     "% of layers",
     "Computed layers",
     "Measured speed-up",
     "ms per decode step",
     "Tokens/s",
-    "Prompt ms",
+    "Prefill ms",
     "GFLOPs per token",
     "MB read per token",
     "Cache peak MiB",
 )
 TERMINAL_COSTS = tuple(name for name in COST_HEADER if name != "% of layers")  # what 120 columns can hold
-COSTS_OF_A_CHOICE = ("Avg. layers", "ms per decode step", "Measured speed-up")
+COSTS_OF_A_CHOICE = ("Average depth", "ms per decode step", "Measured speed-up")
 """The columns that a report of a choice shows."""
 MISSING = "–"
 SLOW, TOO_FAST = "†", "‡"
@@ -76,13 +76,13 @@ def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[
     speed_up = number(row.speed_up, 2)
     mark = SLOW if row.saves_layers_but_no_time else TOO_FAST if row.faster_than_its_layers else ""
     cells = {
-        "Avg. layers": number(row.average_layers, 2),
+        "Average depth": number(row.average_layers, 2),
         "% of layers": number(row.percent_of_layers, 1),
         "Computed layers": number(row.figure("compute_layers"), 2),
         "Measured speed-up": speed_up if speed_up == MISSING else f"{speed_up}× {mark}".strip(),
         "ms per decode step": significant(row.figure("decode_step_ms")),
         "Tokens/s": significant(row.figure("tokens_per_second")),
-        "Prompt ms": significant(row.figure("prompt_ms")),
+        "Prefill ms": significant(row.figure("prompt_ms")),
         "GFLOPs per token": significant(row.figure("flops_per_token") / 1e9),
         "MB read per token": significant(row.figure("bytes_per_token") / 1e6),
         "Cache peak MiB": significant(row.figure("cache_peak_mib")),

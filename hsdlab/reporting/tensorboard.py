@@ -214,7 +214,7 @@ def sample_table(comparison: Comparison, texts: Sequence[tuple[ComparisonRow, Ex
     _, first = texts[0]
     source = first.source
     cut = source if len(source) <= MOST_CHARACTERS else source[:MOST_CHARACTERS] + " […]"
-    header = ["", _escaped(first.id), "Avg. layers", "Tokens", METRIC_LABELS[metric]]
+    header = ["", _escaped(first.id), "Average depth", "Tokens", METRIC_LABELS[metric]]
     lines = [["source", _escaped(cut), "", "", ""]]
     lines += [["reference", _escaped(reference), "", "", ""] for reference in first.references]
     for row, example in texts:

@@ -56,7 +56,7 @@ def tuning_markdown(result: TuningResult) -> str:
         summary(result),
         markdown_table(["Strategy", *_header(result)], rows),
         "\n".join(f"- {note}" for note in notes(result)),
-        "![Quality and score against average layers](frontier.png)",
+        "![Quality and score against average depth](frontier.png)",
         folded_run(result.run),
     ]
     return "\n\n".join(parts) + "\n"
@@ -127,14 +127,14 @@ def notes(result: TuningResult) -> list[str]:
         else "the others could not change the choice"
     )
     return [
-        f"{len(result.settings)} different settings were tried, {scored} of them scored; "
+        f"{len(result.settings)} different settings were tried, {scored} of them scored. "
         f"{len(result.frontier)} are on the frontier of speed and score, {len(result.decoded)} of them decoded"
         + (f": {end}." if len(result.decoded) < len(result.frontier) else "."),
         f"Nats per token: mean negative log-likelihood of full depth's own texts ({result.scored_texts} of them) "
-        f"under the setting, teacher-forced; {result.reference_nats_per_token:.4f} at full depth. At most: weights "
-        "read at full depth over weights read under the setting.",
-        "Chosen on the validation split, among several: its quality there is somewhat flattered. "
-        "`test` gives that of other examples, `calibrate` a guarantee.",
+        f"under the setting, with teacher forcing. It is {result.reference_nats_per_token:.4f} at full depth. Ideal "
+        "speed-up: weights read at full depth, divided by weights read under the setting.",
+        "The choice is the best of several settings on the validation split, so its quality there is optimistic. "
+        "`test` measures it on other examples, `calibrate` gives a guarantee.",
         "Times are of this run, one strategy after the other; `bench` times them in alternation.",
         *time_notes(list(result.rows.values()), "full depth"),
     ]
@@ -147,7 +147,7 @@ def _asked(result: TuningResult) -> str:
 
 
 def _header(result: TuningResult) -> list[str]:
-    return ["Nats per token", "At most", f"% of full {metric_label(result.metric)}", *COSTS_OF_A_CHOICE, "Goal"]
+    return ["Nats per token", "Ideal speed-up", f"% of full {metric_label(result.metric)}", *COSTS_OF_A_CHOICE, "Goal"]
 
 
 def _lines(result: TuningResult) -> list[tuple[str, list[str]]]:
