@@ -212,7 +212,14 @@ class DecodeModule(LightningModule):
         return self._scored(records)
 
     def writing_to(self, predictions: str) -> "DecodeModule":
-        """Return the same module with another prediction file: it shares the model, the metrics and all options."""
+        """Copy the module for another prediction file.
+
+        Args:
+            predictions: Path of the file.
+
+        Returns:
+            A module that shares the model, the metrics and all options with this one.
+        """
         other = copy.copy(self)
         other.predictions = predictions
         return other

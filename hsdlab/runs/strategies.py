@@ -69,7 +69,11 @@ class StrategyRuns:
         return strategy_result(self.module, strategy, self._run(strategy), predictions)
 
     def warm_up(self, files: Sequence[Path]) -> None:
-        """Decode a batch at full depth, once in this object's life, unless the files hold all that is wanted."""
+        """Decode a batch at full depth without a trace of it; a second call does nothing.
+
+        Args:
+            files: Of predictions. Where a single process resumes and each holds every example, nothing is decoded.
+        """
         if self._warm or (
             self.trainer.world_size == 1 and self.module.resume and all(self._finished(file) for file in files)
         ):
@@ -136,6 +140,9 @@ def result_of(
         strategy: Under which it did.
         scores: Corpus figures by name; figures of the cost among them are left out, for the records hold the cost.
         records: Of the examples, whole batches.
+
+    Returns:
+        The result with its examples.
     """
     cost = sum(batch_costs(records), Cost())
     figures = cost.figures()
