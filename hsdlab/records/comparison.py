@@ -90,7 +90,7 @@ class ComparisonRow:
         run: Name of the run that the row comes from, where several are compared; empty for one.
         measured: When it was measured, where the rows were measured at different times.
         speed_up_interval: (low, high) of the speed-up over the batches, each of which both strategies decoded in turn;
-            NaN for fewer than two batches and where an older version of hsdlab wrote the row.
+            None for fewer than two batches, for an oracle, and where an older version of hsdlab wrote the row.
     """
 
     number: int
@@ -108,7 +108,7 @@ class ComparisonRow:
     cost: Cost | None = None
     run: str = ""
     measured: Measured | None = None
-    speed_up_interval: tuple[float, float] = (math.nan, math.nan)
+    speed_up_interval: tuple[float, float] | None = None
 
     @property
     def class_name(self) -> str:
@@ -276,20 +276,21 @@ def _row(
         else _ratio(baseline.cost.figures()["decode_step_ms"], figures["decode_step_ms"]),
         cost=result.cost,
         run=run_name,
-        speed_up_interval=(math.nan, math.nan) if result.is_oracle else _speed_up_interval(result, baseline),
+        speed_up_interval=None if result.is_oracle else _speed_up_interval(result, baseline),
     )
 
 
-def _speed_up_interval(result: StrategyResult, baseline: StrategyResult) -> tuple[float, float]:
+def _speed_up_interval(result: StrategyResult, baseline: StrategyResult) -> tuple[float, float] | None:
     """Return the interval of the ratio of the two times of a decode step, drawing the same batches for both."""
     times, baseline_times = (
         {number: (cost.decode_s, cost.decode_passes) for number, cost in batch_costs_by_number(each.examples).items()}
         for each in (result, baseline)
     )
     if result is baseline or times.keys() != baseline_times.keys():
-        return math.nan, math.nan
+        return None
     statistics, baseline_statistics = ([each[number] for number in sorted(each)] for each in (baseline_times, times))
-    return paired_interval(statistics, baseline_statistics, lambda sums: _ratio(sums[0], sums[1]))
+    interval = paired_interval(statistics, baseline_statistics, lambda sums: _ratio(sums[0], sums[1]))
+    return interval if math.isfinite(sum(interval)) else None
 
 
 def _ids(result: StrategyResult) -> list[str]:
