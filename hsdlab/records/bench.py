@@ -1,4 +1,4 @@
-"""BenchResult: the speed of decode steps, strategies timed in alternation."""
+"""BenchResult: the speed of decode steps in each cell of a matrix, strategies timed in alternation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hsdlab.records import version_1
-from hsdlab.records.document import Document
+from hsdlab.records import version_1, version_2
+from hsdlab.records.document import Document, Upgrade
 from hsdlab.records.model_info import ModelInfo
 from hsdlab.records.provenance import RunInfo
+
+PLAIN, FULL_DEPTH = "plain generate", "FullDepth"
+"""The names of the two sides that every cell has."""
+LAYERS_REMOVED = "layers removed: "
+"""Comes before the name of a strategy, where a side is plain `generate` with only that strategy's layers."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,14 @@ class BenchEnvironment:
 
 @dataclass(frozen=True)
 class BenchSide:
-    """The figures of plain `generate`, of full depth or of one strategy. A figure that does not apply is None.
+    """The figures of one way to decode in one cell. A figure that does not apply is None.
 
     Attributes:
-        name: "plain generate", "FullDepth" or the strategy.
+        name: "plain generate", "FullDepth", the strategy, "layers removed: " and the strategy, or
+            "assistant_early_exit=" and the exit layer.
         average_layers: Executed layers per decode step.
-        decode_step_ms: Milliseconds per decode step.
-        tokens_per_second: Decode steps per second.
+        decode_step_ms: Milliseconds per decode step of the whole batch; under assistant_early_exit, per token.
+        tokens_per_second: New tokens of all sequences of the batch per second of decode steps.
         speed_up: FullDepth's time divided by this one's, round by round.
         ideal_speed_up: Bytes of weights read at full depth divided by those read under the schedule: an upper bound
             where reading the weights takes all the time.
@@ -66,7 +72,10 @@ class BenchSide:
         cache_mib: The largest KV cache, MiB.
         prompt_s: Seconds of the prefill, [rounds][prompts].
         decode_s: Seconds of all decode steps, [rounds][prompts].
-        decode_passes: Number of decode steps, [rounds][prompts].
+        decode_passes: Number of decode steps, [rounds][prompts]; under assistant_early_exit, of tokens after those of
+            the first verification.
+        over_removed: The time of the same layers physically removed divided by this one's, round by round.
+        peak_gpu_mib: The most memory that tensors took on the GPU, weights included, MiB; None on a CPU.
     """
 
     name: str
@@ -83,32 +92,75 @@ class BenchSide:
     prompt_s: tuple[tuple[float, ...], ...]
     decode_s: tuple[tuple[float, ...], ...]
     decode_passes: tuple[tuple[int, ...], ...]
+    over_removed: Spread | None = None
+    peak_gpu_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """A way to decode that a cell has no figures of.
+
+    Attributes:
+        name: As the side would have been named.
+        reason: Why it was not measured.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BenchCell:
+    """One cell of the matrix: all ways to decode under the same conditions, in the same rounds.
+
+    Attributes:
+        batch_size: Sequences per batch.
+        num_beams: Beams of each sequence; 1 decodes greedily.
+        dtype: Of the weights, such as "float32".
+        prompt_tokens: Length of each prompt, tokens; those of the first batch come first.
+        sides: Plain `generate`, FullDepth, the strategies, the same layers removed, and assistant_early_exit.
+        not_measured: What was asked for and cannot be measured here.
+        head_per_layers: Bytes of the head and the final norm divided by those of all layers; None where not noted.
+        peak_process_mib: The most memory that the process had taken at the end of the cell, MiB; None where not noted.
+        other_tokens: Batches on which FullDepth made other tokens than plain `generate`, by rounding (dtypes below
+            32 bits only).
+    """
+
+    batch_size: int
+    num_beams: int
+    dtype: str
+    prompt_tokens: tuple[int, ...]
+    sides: tuple[BenchSide, ...]
+    not_measured: tuple[NotMeasured, ...] = ()
+    head_per_layers: float | None = None
+    peak_process_mib: float | None = None
+    other_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class BenchResult(Document):
-    """What `bench` measured at batch size 1, greedily, with prefill and decode steps timed separately; bench.json.
+    """What `bench` measured, cell by cell, with prefill and decode steps timed separately; bench.json.
 
     Attributes:
-        model: The model that was timed.
-        prompt_tokens: Length of each prompt, tokens.
-        new_tokens: New tokens that are decoded from each prompt, by every strategy the same number.
+        model: The model that was timed, in the dtype in which it was loaded.
+        new_tokens: New tokens that are decoded from each prompt, in every way the same number.
         repeats: Measured rounds.
         warmup_rounds: Rounds before them that are not measured.
         environment: Threads and load of the machine.
-        sides: Plain `generate`, FullDepth and the strategies, in the order of the tables.
+        cells: The cells that were measured, in their order.
+        planned_cells: Number of cells that were asked for; more than `cells` after a run that was cut short.
         run: Versions, commit and machine; None where they were not noted.
     """
 
     kind: ClassVar[str] = "bench"
-    oldest: ClassVar[int] = 1
-    upgrade = staticmethod(version_1.bench)
+    version: ClassVar[int] = 3
+    upgrades: ClassVar[Mapping[int, Upgrade]] = {1: version_1.bench, 2: version_2.bench}
 
     model: ModelInfo
-    prompt_tokens: tuple[int, ...]
     new_tokens: int
     repeats: int
     warmup_rounds: int
     environment: BenchEnvironment
-    sides: tuple[BenchSide, ...]
+    cells: tuple[BenchCell, ...]
+    planned_cells: int
     run: RunInfo | None = None

@@ -27,7 +27,7 @@ from hsdlab.records.bootstrap import (
     bootstrap_interval,
     paired_interval,
 )
-from hsdlab.records.document import Document
+from hsdlab.records.document import Document, Upgrade
 from hsdlab.records.example import batch_costs_by_number
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.provenance import RunInfo
@@ -176,8 +176,7 @@ class Comparison(Document):
     """
 
     kind: ClassVar[str] = "comparison"
-    oldest: ClassVar[int] = 1
-    upgrade = staticmethod(version_1.comparison)
+    upgrades: ClassVar[Mapping[int, Upgrade]] = {1: version_1.comparison}
 
     run: RunInfo
     rows: tuple[ComparisonRow, ...]

@@ -30,6 +30,8 @@ JsonObject = Mapping[str, JsonValue]
 """Settings whose names and types the user chooses: a configuration, the arguments of a class."""
 
 Record = TypeVar("Record")
+Upgrade = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
+"""Turns the content of a file of one schema version into that of the next one."""
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 for _type, _accepted in ((float, (int, float)), (int, (int,)), (str, (str,)), (bool, (bool,))):
@@ -108,27 +110,18 @@ def from_plain(content: Mapping[str, JsonValue], record: type[Record]) -> Record
 class Document:
     """A frozen dataclass that is written to a file of its own.
 
-    A subclass sets both attributes. If its `oldest` is 1, it also has an `upgrade` for the content of such files.
+    A subclass sets `kind`, and the others where its schema changed.
 
     Attributes:
         kind: What the file holds, in words for messages; the file notes it under "kind".
-        oldest: The oldest schema version that can be read; by default only the present one.
+        version: Its schema version; the file notes it under "schema_version".
+        upgrades: For each older version that can be read, what turns the content of such a file, without its kind and
+            version, into that of the next version. By default only the present version can be read.
     """
 
     kind: ClassVar[str]
-    oldest: ClassVar[int] = SCHEMA_VERSION
-
-    @staticmethod
-    def upgrade(content: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """Turn the content of a file of version 1 into that of the present version.
-
-        Args:
-            content: The parsed file, without its kind and version.
-
-        Returns:
-            What `from_plain` reads.
-        """
-        return content
+    version: ClassVar[int] = SCHEMA_VERSION
+    upgrades: ClassVar[Mapping[int, Upgrade]] = {}
 
     def to_json(self) -> str:
         """Write the record as JSON.
@@ -136,7 +129,7 @@ class Document:
         Returns:
             Indented text with a final newline. The kind comes first, then the schema version, then the fields.
         """
-        document = {KIND_KEY: self.kind, VERSION_KEY: SCHEMA_VERSION, **to_plain(self)}
+        document = {KIND_KEY: self.kind, VERSION_KEY: self.version, **to_plain(self)}
         return json_text(document, indent=2) + "\n"
 
     def write(self, path: Path) -> None:
@@ -155,7 +148,7 @@ class Document:
         """Read the record from a file.
 
         Args:
-            path: A file that `write` of this version or an older one wrote, back to schema version `oldest`.
+            path: A file that `write` of this version wrote, or of an older one that `upgrades` holds.
 
         Returns:
             The record; one of an older version is upgraded.
@@ -192,14 +185,17 @@ class Document:
             raise RunError(f"{where}: expected a {cls.kind} as a JSON object, got {text[:80]!r}.") from error
         if kind != cls.kind:
             raise RunError(f"{where}: expected a {cls.kind}, got a {kind}.")
-        if version not in range(cls.oldest, SCHEMA_VERSION + 1):
-            known = f"version {SCHEMA_VERSION}" if cls.oldest == SCHEMA_VERSION else f"versions 1 to {SCHEMA_VERSION}"
+        oldest = min(cls.upgrades, default=cls.version)
+        if version not in range(oldest, cls.version + 1):
+            known = f"version {cls.version}" if oldest == cls.version else f"versions {oldest} to {cls.version}"
             raise RunError(
                 f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads {known}. "
                 "Create it again, or read it with the version of hsdlab that wrote it."
             )
         try:
-            return from_plain(cls.upgrade(content) if version == 1 else content, cls)
+            for older in range(version, cls.version):
+                content = cls.upgrades[older](content)
+            return from_plain(content, cls)
         except NOT_A_RECORD as error:
             raise RunError(f"{where}: expected a whole {cls.kind}; {error or type(error).__name__}.") from error
 

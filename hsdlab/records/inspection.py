@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hsdlab.records import version_1
 from hsdlab.records.bootstrap import Estimate
-from hsdlab.records.document import Document
+from hsdlab.records.document import Document, Upgrade
 from hsdlab.records.model_info import ModelInfo
 from hsdlab.records.provenance import RunInfo
 
@@ -55,8 +56,7 @@ class InspectionResult(Document):
     """
 
     kind: ClassVar[str] = "inspection"
-    oldest: ClassVar[int] = 1
-    upgrade = staticmethod(version_1.inspection)
+    upgrades: ClassVar[Mapping[int, Upgrade]] = {1: version_1.inspection}
 
     model: ModelInfo
     text: str

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from hsdlab.records.document import Document, JsonObject, JsonValue
+from hsdlab.records.document import Document, JsonObject, JsonValue, Upgrade
 from hsdlab.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics")
@@ -103,7 +103,7 @@ class RunInfo(Document):
     """
 
     kind: ClassVar[str] = "run"
-    oldest: ClassVar[int] = 1  # the same, without a version
+    upgrades: ClassVar[Mapping[int, Upgrade]] = {1: dict}  # the same, without a version
 
     date_utc: str
     command: tuple[str, ...]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hsdlab.records import version_1
 from hsdlab.records.comparison import Comparison, ComparisonRow
-from hsdlab.records.document import Document
+from hsdlab.records.document import Document, Upgrade
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.strategy import StrategyConfig
 
@@ -78,8 +79,7 @@ class TuningResult(Document):
     """
 
     kind: ClassVar[str] = "tuning"
-    oldest: ClassVar[int] = 1
-    upgrade = staticmethod(version_1.tuning)
+    upgrades: ClassVar[Mapping[int, Upgrade]] = {1: version_1.tuning}
 
     run: RunInfo
     goal: TuningGoal

@@ -120,7 +120,7 @@ def bench(content: Content) -> Content:
         content: The parsed file.
 
     Returns:
-        The fields of :class:`hsdlab.records.bench.BenchResult`.
+        The fields of version 2 of :class:`hsdlab.records.bench.BenchResult`.
     """
     return content | {"model": _model(content["model"])}
 

@@ -6,7 +6,8 @@ the vocabulary to each step.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,84 +18,106 @@ from hsdlab.decoding import DecodeOutput, Timing, generate
 from hsdlab.decoding.cost import decode_cost, ideal_speedup
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.timing import now_s
+from hsdlab.runs.bench_cells import Batch
 from hsdlab.strategies.base import SkipStrategy
 
 
+@contextmanager
+def clock_at_first_step(layer: nn.Module, device: torch.device) -> Iterator[list[float]]:
+    """Read the clock when the first decode step enters a layer, which the prefill entered too.
+
+    Args:
+        layer: The first layer of that step. The steps that follow run without the hook.
+        device: Where the model is.
+
+    Yields:
+        An empty list; the reading is added to it, seconds.
+    """
+    passes = itertools.count()
+    readings_s: list[float] = []
+
+    def read_clock(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if next(passes) == 1:  # the pass after the prompt's
+            readings_s.append(now_s(device))
+            hook.remove()
+
+    hook = layer.register_forward_pre_hook(read_clock)
+    try:
+        yield readings_s
+    finally:
+        hook.remove()
+
+
 class PlainSide:
-    """transformers' own ``generate``, timed prompt by prompt.
+    """transformers' own ``generate``, timed batch by batch.
 
     Args:
         model: A decoder-only transformers model in eval mode.
-        prompts: LongTensors [1, length] on its device.
+        batches: The prompts, on its device.
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
 
     Attributes:
-        sequences: The last output for each prompt by its index, [1, length + new tokens].
+        sequences: The last output for each batch by its index, [rows, length + new tokens].
     """
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], options: Mapping[str, Any]) -> None:
         self._parts = decoder_parts(model)
-        self._prompts = prompts
+        self._batches = batches
         self._options = options
         self.sequences: dict[int, Tensor] = {}
 
     def __call__(self, case: int) -> Timing:
-        """Decode a prompt; return how long it took."""
-        model, prompt = self._parts.model, self._prompts[case]
-        mask = torch.ones_like(prompt)
-        passes = itertools.count()
-        readings_s: list[float] = []
-
-        def read_clock(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if next(passes) == 1:  # the pass after the prompt's
-                readings_s.append(now_s(model.device))
-                hook.remove()  # the steps that follow run without it
-
-        hook = self._parts.layers[0].register_forward_pre_hook(read_clock)
-        try:
-            readings_s.append(now_s(model.device))
-            sequences = model.generate(prompt, attention_mask=mask, **self._options)
-            readings_s.append(now_s(model.device))
-        finally:
-            hook.remove()
+        """Decode a batch; return how long it took."""
+        model, batch = self._parts.model, self._batches[case]
+        with clock_at_first_step(self._parts.layers[0], model.device) as first_step_s:
+            start = now_s(model.device)
+            sequences = model.generate(batch.input_ids, attention_mask=batch.attention_mask, **self._options)
+            end = now_s(model.device)
         self.sequences[case] = sequences
-        start, first_step, end = readings_s
-        return Timing(first_step - start, end - first_step, sequences.shape[1] - prompt.shape[1] - 1)
+        (first_step,) = first_step_s
+        return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.input_ids.shape[1] - 1)
 
 
 class StrategySide:
-    """``hsdlab.generate`` under one strategy, timed prompt by prompt.
+    """``hsdlab.generate`` under one strategy, timed batch by batch.
 
     Args:
         model: A decoder-only transformers model in eval mode.
-        prompts: LongTensors [1, length] on its device.
+        batches: The prompts, on its device.
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
         strategy: The strategy.
 
     Attributes:
-        outputs: The last output for each prompt by its index.
+        outputs: The last output for each batch by its index.
     """
 
     def __init__(
-        self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any], strategy: SkipStrategy
+        self, model: nn.Module, batches: Sequence[Batch], options: Mapping[str, Any], strategy: SkipStrategy
     ) -> None:
         self._model = model
-        self._prompts = prompts
+        self._batches = batches
         self._options = options
         self.strategy = strategy
         self.outputs: dict[int, DecodeOutput] = {}
 
     def __call__(self, case: int) -> Timing:
-        """Decode a prompt; return how long it took."""
-        prompt = self._prompts[case]
+        """Decode a batch; return how long it took."""
+        batch = self._batches[case]
         self.outputs[case] = generate(
             self._model,
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
             strategy=self.strategy,
             **self._options,
         )
         return self.outputs[case].timing
+
+    def schedule(self) -> Sequence[Sequence[int]] | None:
+        """Return the layers of each decode step; None where the strategy decides while it decodes."""
+        if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
+            return None
+        num_layers = decoder_parts(self._model).num_layers
+        return self.strategy.scheduled_layers(num_layers, self._options["max_new_tokens"])
 
     def costs(self) -> dict[str, float | None]:
         """Add up the cost of `outputs`.
@@ -106,13 +129,36 @@ class StrategySide:
             - ``cache_mib``: size of the KV cache at its peak, in MiB.
         """
         figures = sum((decode_cost(self._model, output) for output in self.outputs.values()), Cost()).figures()
-        num_layers = next(iter(self.outputs.values())).trace.num_layers
-        schedule = self.strategy.scheduled_layers(num_layers, self._options["max_new_tokens"])
-        if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
-            schedule = None
+        schedule = self.schedule()
         return {
             "average_layers": figures["average_layers"],
             "ideal_speed_up": None if schedule is None else ideal_speedup(self._model, schedule),
             "flops_per_token": figures["flops_per_token"],
             "cache_mib": figures["cache_peak_mib"],
         }
+
+
+class PeakMemory:
+    """A side that also notes the most memory that its tensors took on the GPU.
+
+    Args:
+        side: The side.
+        device: Where the model is. On anything but an NVIDIA or AMD GPU nothing is noted.
+
+    Attributes:
+        peak_mib: The most so far, MiB; None where nothing is noted.
+    """
+
+    def __init__(self, side: Any, device: torch.device) -> None:
+        self._side = side
+        self._device = device
+        self.peak_mib: float | None = None
+
+    def __call__(self, case: int) -> Timing:
+        """Run a batch; return how long it took."""
+        if self._device.type != "cuda":
+            return self._side(case)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        timing = self._side(case)
+        self.peak_mib = max(self.peak_mib or 0.0, torch.cuda.max_memory_allocated(self._device) / 2**20)
+        return timing

@@ -83,7 +83,7 @@ def test_a_document_comes_back_exactly(kind, data):
     assert repr(back) == repr(record)  # every bit of a number, and not-a-number equals itself
     assert type(back) is kind
     assert strict(text)[KIND_KEY] == kind.kind
-    assert strict(text)[VERSION_KEY] == SCHEMA_VERSION
+    assert strict(text)[VERSION_KEY] == kind.version
     assert strict(text.encode()) == strict(text)
 
 
