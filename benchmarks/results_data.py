@@ -86,7 +86,7 @@ def times(data: str, model: str = "skip_aware") -> dict[str, BenchSide]:
     other layers: it has no time there.
     """
     made = read(f"{data}_bench", BenchResult)
-    sides = {} if made is None else {short(side.name): side for side in made.sides}
+    sides = {} if made is None else {short(side.name): side for cell in made.cells for side in cell.sides}
     if "FullDepth" in sides:  # which bench always runs
         sides["FullDepth()"] = sides["FullDepth"]
     return {name: side for name, side in sides.items() if model == "skip_aware" or not name.startswith("CALM")}

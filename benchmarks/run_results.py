@@ -137,7 +137,8 @@ def expected_s(name: str, strategies: Sequence[dict[str, Any]] = ()) -> float | 
         timed = read(name, BenchResult)
         if timed is None:
             return None
-        measured = sum(sum(map(sum, (*side.prompt_s, *side.decode_s))) for side in timed.sides)
+        sides = [side for cell in timed.cells for side in cell.sides]
+        measured = sum(sum(map(sum, (*side.prompt_s, *side.decode_s))) for side in sides)
         seconds = measured * (timed.repeats + timed.warmup_rounds) / timed.repeats
         return seconds if math.isfinite(seconds) else None
     if name in TUNINGS:

@@ -1,7 +1,7 @@
 """Records with chosen figures, for the tests of the pages that are made of records."""
 
 from hsdlab.costs import Cost
-from hsdlab.records.bench import BenchEnvironment, BenchResult, BenchSide, Spread
+from hsdlab.records.bench import BenchCell, BenchEnvironment, BenchResult, BenchSide, Spread
 from hsdlab.records.example import ExampleRecord
 from hsdlab.records.model_info import ModelInfo
 from hsdlab.records.provenance import GitState, Machine, RunInfo
@@ -71,7 +71,7 @@ def bench_side(name, layers, speed_up):
 
 
 def bench_result(*sides):
-    """A bench of some sides."""
+    """A bench of some sides in one cell."""
     model = ModelInfo("m", "LlamaForCausalLM", "float32", "cpu", num_layers=20, parameters=1)
     environment = BenchEnvironment(1, 1, {}, None, None)
-    return BenchResult(model, (8,), 50, 3, 1, environment, sides, RUN)
+    return BenchResult(model, 50, 3, 1, environment, (BenchCell(1, 1, "float32", (8,), sides),), 1, RUN)

@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
 from hsdlab.records.strategy import StrategyConfig
 from hsdlab.reporting import calibration, tensorboard, tuning
-from hsdlab.runs.bench import check_bench, first_prompts
+from hsdlab.runs.bench import check_bench
+from hsdlab.runs.bench_cells import BenchOptions, bench_cells
 from hsdlab.runs.calibrate import check_calibration
 from hsdlab.runs.own_code import own_code
 from hsdlab.runs.rehearsal import check_options_fit, own_faults, rehearse
@@ -138,7 +139,7 @@ class EvaluateCLI(SubcommandCLI):
             examples = made.data.examples(self._split(made))
         check_enough(config.trainer.as_dict(), self.subcommand, math.ceil(len(examples) / made.data.batch_size))
         if self.subcommand == "bench":
-            check_bench(made.strategies, made.prompts, made.new_tokens, made.repeats, len(examples))
+            check_bench(made.strategies, _bench_options(made), len(examples))
         if self.subcommand == "calibrate":
             check_calibration(
                 made.strategies,
@@ -243,7 +244,8 @@ class EvaluateCLI(SubcommandCLI):
     def _a_prompt(self, made: Namespace) -> list[int]:
         """Encode the prompts that the subcommand reads, so that a template that fails does so now; return the first."""
         if self.subcommand == "bench":
-            return first_prompts(self.model, self.datamodule, made.prompts, made.new_tokens)[0][0].tolist()
+            first, *_ = bench_cells(self.model, self.datamodule, _bench_options(made))
+            return first.batches[0].prompt(0)
         self.datamodule.connect_to(self.model)
         split = self._split(made)
         with faults_of_the_run():
@@ -360,6 +362,10 @@ def _command(args: list[str] | None) -> None:
         report_command(words[1:])
     else:
         EvaluateCLI(args)
+
+
+def _bench_options(made: Namespace) -> BenchOptions:
+    return BenchOptions(**{each.name: made[each.name] for each in fields(BenchOptions)})
 
 
 def _predictions_file(output: str) -> str:

@@ -15,6 +15,8 @@ PLAIN, FULL_DEPTH = "plain generate", "FullDepth"
 """The names of the two sides that every cell has."""
 LAYERS_REMOVED = "layers removed: "
 """Comes before the name of a strategy, where a side is plain `generate` with only that strategy's layers."""
+EARLY_EXIT = "assistant_early_exit="
+"""Comes before the exit layer, where a side is transformers' self-speculation."""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,21 @@
 """The cells of a bench: which there are, and the batches of prompts that each decodes."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsdlab.data import GenerationDataModule
 from hsdlab.data.batches import Prompt, collate_prompts, pad_token_id_of
-from hsdlab.decoding.families import context_length, decoder_parts
+from hsdlab.decoding.families import context_length, decoder_parts, plain_model
 from hsdlab.errors import UserError
-from hsdlab.models.load import DTYPES
 from hsdlab.modules import DecodeModule
 
-CELL_DTYPES = tuple(dtype for dtype in DTYPES if dtype != "auto")
+CellDtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BenchOptions:
     repeats: int = 5
     batch_sizes: Sequence[int] = (1,)
     beams: Sequence[int] = (1,)
-    dtypes: Sequence[str] = ()
+    dtypes: Sequence[CellDtype] = ()
     prompt_tokens: Sequence[int] = ()
     removed_layers: bool = False
     assistant_early_exit: int | None = None
@@ -64,13 +65,15 @@ class BenchOptions:
             if min(values, default=1) < 1:
                 raise UserError(f"{name} holds {min(values)}; expected whole numbers from 1 on.")
         for dtype in self.dtypes:
-            if dtype not in CELL_DTYPES:
-                raise UserError(f"dtypes holds {dtype!r}; expected {', '.join(CELL_DTYPES[:-1])} or {CELL_DTYPES[-1]}.")
+            if dtype not in get_args(CellDtype):
+                raise UserError(f"dtypes holds {dtype!r}; expected {', '.join(get_args(CellDtype))}.")
         for name, each in (*numbers.items(), ("dtypes", self.dtypes)):
             if len(set(each)) < len(each):
                 raise UserError(f"{name}={list(each)} holds a value twice; expected each once.")
         if self.assistant_early_exit is not None and self.assistant_early_exit < 1:
-            raise UserError(f"assistant_early_exit is {self.assistant_early_exit}; expected the number of a layer, from 1.")
+            raise UserError(
+                f"assistant_early_exit is {self.assistant_early_exit}; expected the number of a layer, from 1."
+            )
         batch_size = max(self.batch_sizes)
         if examples < self.prompts * batch_size:
             of_batches = "" if batch_size == 1 else f" batches of {batch_size}"
@@ -98,6 +101,10 @@ class Batch:
         """The length of each prompt, tokens."""
         return self.attention_mask.sum(dim=1).tolist()
 
+    def prompt(self, row: int) -> list[int]:
+        """Return a prompt as token ids, without padding."""
+        return self.input_ids[row][self.attention_mask[row] == 1].tolist()
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on another device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device))
@@ -121,8 +128,8 @@ class Cell:
 def bench_cells(module: DecodeModule, datamodule: GenerationDataModule, options: BenchOptions) -> list[Cell]:
     """Make the cells, with prompts from the first examples of the test split.
 
-    For prompts of a given length, a longer source is cut at its end, as always. Before a shorter prompt come the prompts
-    of the examples that follow, cut at the front, and after the first token that begins every text (BOS), if any.
+    For prompts of a given length, a longer source is cut at its end, as always. Before a shorter prompt come those of
+    the examples that follow, cut at the front. A token that begins every text (BOS) stays at the front.
 
     Args:
         module: Gives the tokenizer, and the context length, number of layers and vocabulary of its model.
@@ -211,3 +218,26 @@ def _of_length(encoded: Callable[[int, int], list[int]], index: int, length: int
 def _batch(prompts: Sequence[Prompt], pad_token_id: int) -> Batch:
     collated = collate_prompts(prompts, pad_token_id)
     return Batch(collated["input_ids"], collated["attention_mask"])
+
+
+def in_dtype_of(cell: Cell, model: nn.Module) -> nn.Module:
+    """Return the model in the dtype of a cell.
+
+    Args:
+        cell: Its dtype is None for the model's own.
+        model: As it was loaded; it is not changed.
+
+    Returns:
+        The model itself if it has the dtype, else a copy. As in loading, buffers that no checkpoint holds (rotary
+        frequencies) keep their precision.
+    """
+    wanted = None if cell.dtype is None else getattr(torch, cell.dtype)
+    if wanted in (None, plain_model(model).dtype):
+        return model
+    cast = copy.deepcopy(model)
+    stored = {tensor.data_ptr() for tensor in cast.state_dict().values()}
+    for tensor in (*cast.parameters(), *cast.buffers()):
+        if tensor.is_floating_point() and tensor.data_ptr() in stored:
+            tensor.data = tensor.data.to(wanted)
+    plain_model(cast).config.dtype = wanted
+    return cast

@@ -139,9 +139,7 @@ class _CacheOfSomeLayers(DynamicCache):
         layer = self.layers[layer_idx]
         missing = self._seen - layer.get_seq_length()
         if missing > 0:
-            stand_ins = [
-                held[:, :, -1:].expand(-1, -1, missing, -1) for held in (layer.keys, layer.values)
-            ]
+            stand_ins = [held[:, :, -1:].expand(-1, -1, missing, -1) for held in (layer.keys, layer.values)]
             key_states = torch.cat([stand_ins[0], key_states], dim=2)
             value_states = torch.cat([stand_ins[1], value_states], dim=2)
         self._latest = layer_idx
@@ -167,9 +165,7 @@ class EarlyExitSide:
         exit_layer: Number of layers that draft.
     """
 
-    def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], options: Mapping[str, Any], exit_layer: int
-    ) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], options: Mapping[str, Any], exit_layer: int) -> None:
         self._parts = decoder_parts(model)
         self._batches = batches
         self._options = options

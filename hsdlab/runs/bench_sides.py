@@ -57,6 +57,7 @@ class PlainSide:
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
 
     Attributes:
+        dtype: Of the model's weights.
         sequences: The last output for each batch by its index, [rows, length + new tokens].
     """
 
@@ -64,6 +65,7 @@ class PlainSide:
         self._parts = decoder_parts(model)
         self._batches = batches
         self._options = options
+        self.dtype = self._parts.model.dtype
         self.sequences: dict[int, Tensor] = {}
 
     def __call__(self, case: int) -> Timing:
@@ -136,29 +138,3 @@ class StrategySide:
             "flops_per_token": figures["flops_per_token"],
             "cache_mib": figures["cache_peak_mib"],
         }
-
-
-class PeakMemory:
-    """A side that also notes the most memory that its tensors took on the GPU.
-
-    Args:
-        side: The side.
-        device: Where the model is. On anything but an NVIDIA or AMD GPU nothing is noted.
-
-    Attributes:
-        peak_mib: The most so far, MiB; None where nothing is noted.
-    """
-
-    def __init__(self, side: Any, device: torch.device) -> None:
-        self._side = side
-        self._device = device
-        self.peak_mib: float | None = None
-
-    def __call__(self, case: int) -> Timing:
-        """Run a batch; return how long it took."""
-        if self._device.type != "cuda":
-            return self._side(case)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        timing = self._side(case)
-        self.peak_mib = max(self.peak_mib or 0.0, torch.cuda.max_memory_allocated(self._device) / 2**20)
-        return timing

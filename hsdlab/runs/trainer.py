@@ -16,6 +16,7 @@ from hsdlab.records.inspection import InspectionResult
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.tuning import TuningResult
 from hsdlab.runs.bench import bench
+from hsdlab.runs.bench_cells import BenchOptions, CellDtype
 from hsdlab.runs.calibrate import calibrate
 from hsdlab.runs.compare import compare
 from hsdlab.runs.inspect import Texts, inspect
@@ -142,25 +143,51 @@ class DecodingTrainer(Trainer):
         prompts: PositiveInt = 4,
         new_tokens: PositiveInt = 50,
         repeats: PositiveInt = 5,
+        batch_sizes: Sequence[PositiveInt] = (1,),
+        beams: Sequence[PositiveInt] = (1,),
+        dtypes: Sequence[CellDtype] = (),
+        prompt_tokens: Sequence[PositiveInt] = (),
+        removed_layers: bool = False,
+        assistant_early_exit: PositiveInt | None = None,
         run: RunInfo | None = None,
     ) -> BenchResult:
-        """Measure the speed of decode steps, batch 1 and greedy, in alternation with plain `model.generate`.
+        """Measure the speed of decode steps in alternation with plain `model.generate`.
+
+        Each combination of batch_sizes, beams, dtypes and prompt_tokens is measured by itself. By default there is one:
+        batch size 1, greedy, the model's dtype, the prompts as they are.
 
         Args:
             model: Holds the loaded model.
             datamodule: Gives the prompts: the first ones of its test split.
             strategies: Strategies to measure besides full depth: class names, or class_path and init_args.
-            prompts: Number of prompts.
+            prompts: Number of prompts; with larger batches, number of batches of prompts.
             new_tokens: Tokens to decode from each prompt, 2 or more.
             repeats: How often each strategy decodes each prompt, after one round of warm-up.
+            batch_sizes: Sequences per batch, such as '[1, 8]'.
+            beams: Beams per sequence, such as '[1, 4]'; 1 decodes greedily.
+            dtypes: Dtypes of the weights, such as '[float32, bfloat16]'; by default the one of --model.dtype.
+            prompt_tokens: Lengths of the prompts in tokens, such as '[100, 1000]'; by default they are as they are.
+            removed_layers: Measure each layer schedule also as the limit of skipping: plain `model.generate` with only
+                the schedule's layers in the model.
+            assistant_early_exit: Measure transformers' option of this name too: so many layers draft tokens, the whole
+                model verifies them (self-speculation as in LayerSkip). Batch size 1 and greedy only.
             run: Provenance for the record. None notes it now.
 
         Returns:
             The figures of plain generate, FullDepth and the strategies, with the raw times of each round.
         """
-        folder = self.default_root_dir
-        sizes = {"prompts": prompts, "new_tokens": new_tokens, "repeats": repeats}
-        return bench(self, model, datamodule, strategies, folder, run=run, **sizes)
+        options = BenchOptions(
+            prompts=prompts,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            batch_sizes=batch_sizes,
+            beams=beams,
+            dtypes=dtypes,
+            prompt_tokens=prompt_tokens,
+            removed_layers=removed_layers,
+            assistant_early_exit=assistant_early_exit,
+        )
+        return bench(self, model, datamodule, strategies, self.default_root_dir, options=options, run=run)
 
     def inspect(
         self,

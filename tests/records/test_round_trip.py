@@ -121,7 +121,10 @@ def test_what_is_changed_in_a_document_is_refused(kind, data):
     missing = data.draw(st.sampled_from(required))
     for changed, message in (
         (content | {KIND_KEY: "recipe"}, f"expected a {kind.kind}, got a recipe"),
-        (content | {VERSION_KEY: SCHEMA_VERSION + 1}, "schema version 3; this version of hsdlab reads version"),
+        (
+            content | {VERSION_KEY: kind.version + 1},
+            f"schema version {kind.version + 1}; this version of hsdlab reads version",
+        ),
         (content | {VERSION_KEY: "2"}, "schema version 2; this version"),
         (content | {"unheard_of": 1}, "unheard_of"),
         ({name: value for name, value in content.items() if name != missing}, missing),

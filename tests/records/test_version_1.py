@@ -35,8 +35,9 @@ def test_the_committed_results_are_read(name):
     assert record.run.git.commit in (RESULTS / name).read_text(encoding="utf-8")
     assert repr(kind.from_json(record.to_json())) == repr(record)
     if kind is BenchResult:
-        assert record.sides[1].name == "FullDepth"
-        assert record.sides[1].speed_up.median == 1
+        (cell,) = record.cells
+        assert cell.sides[1].name == "FullDepth"
+        assert cell.sides[1].speed_up.median == 1
     else:
         comparison = record if kind is Comparison else record.comparison
         assert comparison.baseline.name == "FullDepth()"
@@ -85,7 +86,10 @@ def test_a_bench():
     assert (found.model.class_name, found.model.parameters) == ("Llama", 7)
     assert found.environment.load_average_before is None
     assert found.environment.load_average_after == (1, 2, 3)
-    (side,) = found.sides
+    (cell,) = found.cells
+    assert (cell.batch_size, cell.num_beams, cell.dtype, cell.prompt_tokens) == (1, 1, found.model.dtype, (20,))
+    assert found.planned_cells == 1
+    (side,) = cell.sides
     assert (side.name, side.average_layers, side.speed_up.high, side.decode_passes) == (
         *("plain generate", None, 3),
         ((4,),),
