@@ -14,6 +14,7 @@ from hsdlab.records.bench import BenchResult, Spread
 from hsdlab.records.provenance import run_info
 from hsdlab.runs import bench_sides
 from hsdlab.runs.bench import run_bench
+from hsdlab.runs.bench_cells import Batch, BenchOptions, Cell
 from hsdlab.runs.bench_sides import PlainSide
 from hsdlab.strategies import CALM, HSD, FullDepth, OracleExit, SkipDecode
 
@@ -71,13 +72,23 @@ def layer_clock(model, monkeypatch):
     return clock
 
 
-def bench(model, prompts, strategies, folder, **options):
-    options = {"new_tokens": NEW_TOKENS, "repeats": 3} | options
-    return run_bench(model, prompts, strategies, folder=folder, **options)
+def batch(prompt):
+    return Batch(prompt, torch.ones_like(prompt))
+
+
+def bench(model, prompts, strategies, folder, run=None, **options):
+    options = BenchOptions(**{"new_tokens": NEW_TOKENS, "repeats": 3} | options)
+    cells = [Cell([batch(prompt) for prompt in prompts])]
+    return run_bench(model, cells, strategies, options=options, folder=folder, run=run)
+
+
+def sides_of(report):
+    (cell,) = report.cells
+    return cell.sides
 
 
 def by_name(report):
-    return {side.name: side for side in report.sides}
+    return {side.name: side for side in sides_of(report)}
 
 
 def same(value):
@@ -93,7 +104,7 @@ def test_times_are_those_of_the_layers_that_ran(model, prompts, layer_clock, tmp
         repr(HALF): HALF_DEPTHS,
         repr(shallow): [3, 3, 3, 3, 2],  # {0} and the top round(2 - t/6) = 2, 2, 2, 2, 1 layers (1.5 to even)
     }
-    assert [side.name for side in report.sides] == list(depths)
+    assert [side.name for side in sides_of(report)] == list(depths)
     for name, side in by_name(report).items():
         seconds = sum(depths[name]) * LAYER_S
         full_s = LAYERS * STEPS * LAYER_S
@@ -116,7 +127,7 @@ def test_each_side_decodes_each_prompt_once_a_round_after_one_round_of_warm_up(m
 
 def test_the_ideal_is_that_of_the_schedule_and_missing_without_one(model, prompts, layer_clock, tmp_path):
     report = bench(model, prompts, [HALF, CALM(threshold=0.5), HalfThenExit()], tmp_path)
-    plain, full, half, *exits = report.sides
+    plain, full, half, *exits = sides_of(report)
     expected = ideal_speedup(model, HALF.scheduled_layers(LAYERS, NEW_TOKENS))
     assert 1 < expected < LAYERS / 3
     assert half.ideal_speed_up == expected
@@ -128,7 +139,7 @@ def test_the_ideal_is_that_of_the_schedule_and_missing_without_one(model, prompt
 
 
 def test_costs(model, prompts, tmp_path):
-    plain, full, half = bench(model, prompts, [HALF], tmp_path).sides
+    plain, full, half = sides_of(bench(model, prompts, [HALF], tmp_path))
     layer, head, channels, context = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64, 32 * 64, 32, (5 + 8) / 2 + 1 + 2
     for side, depth in ((full, 4), (half, 3)):
         expected = 2 * (depth * layer + head) + 4 * channels * context * depth
@@ -142,14 +153,14 @@ def test_the_end_of_a_sequence_is_switched_off(model, prompts, layer_clock, tmp_
     first = model.generate(prompts[0], max_new_tokens=1, eos_token_id=None)[0, -1].item()
     model.generation_config.eos_token_id = first
     report = bench(model, prompts, [FullDepth()], tmp_path, repeats=1)
-    assert [side.decode_passes for side in report.sides] == [((STEPS, STEPS),)] * 3
+    assert [side.decode_passes for side in sides_of(report)] == [((STEPS, STEPS),)] * 3
 
 
 def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, tmp_path):
     layer, seen = model.model.layers[0], []
     own = type(layer)
     layer.mlp.register_forward_pre_hook(lambda module, args: seen.append((type(layer), len(layer._forward_pre_hooks))))
-    PlainSide(model, prompts, OPTIONS)(0)
+    PlainSide(model, [batch(prompt) for prompt in prompts], OPTIONS)(0)
     # the clock's hook is gone once it has read the clock: it weighs on the prompt pass alone
     assert seen == [(own, 1), *[(own, 0)] * STEPS]
 
@@ -157,7 +168,7 @@ def test_plain_generate_runs_on_the_model_as_it_is(model, prompts, layer_clock, 
 def test_no_hook_is_left_after_an_error(model, prompts):
     model.model.layers[1].register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        PlainSide(model, prompts, OPTIONS)(0)
+        PlainSide(model, [batch(prompt) for prompt in prompts], OPTIONS)(0)
     assert not model.model.layers[0]._forward_pre_hooks
 
 
@@ -174,11 +185,11 @@ def test_files(model, prompts, tmp_path, capsys):
     run = run_info(seed=1)
     run = replace(run, machine=replace(run.machine, cpu="Abacus 3000"))
     report = bench(model, prompts, [HALF], folder, repeats=2, run=run)
-    assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.md", "bench.png"]
     assert BenchResult.read(folder / "bench.json") == report
     assert report.model.class_name == "LlamaForCausalLM"
     assert report.model.dtype == "float32"
-    assert report.prompt_tokens == (5, 8)
+    assert [cell.prompt_tokens for cell in report.cells] == [(5, 8)]
     assert (report.new_tokens, report.repeats, report.warmup_rounds) == (NEW_TOKENS, 2, 1)
     assert report.environment.threads == torch.get_num_threads()
     assert report.run == run
@@ -208,14 +219,13 @@ def test_table_cells(model, prompts, layer_clock, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": []}, "prompts: got none"),
-        ({"prompts": [torch.ones(2, 3, dtype=torch.long)]}, r"prompts\[0\]: got shape \(2, 3\)"),
+        ({"prompts": []}, "expected at least one, with at least one batch in each"),
         ({"new_tokens": 1}, "new_tokens is 1; expected at least 2"),
         ({"repeats": 0}, "repeats is 0; expected at least 1"),
         ({"strategies": [OracleExit()]}, "OracleExit.* is an oracle"),
     ],
 )
 def test_bad_arguments(model, prompts, tmp_path, change, message):
-    arguments = {"prompts": prompts, "strategies": [], "new_tokens": NEW_TOKENS, "repeats": 1} | change
+    arguments = {"prompts": prompts, "strategies": [], "repeats": 1} | change
     with pytest.raises(ValueError, match=message):
-        run_bench(model, folder=tmp_path, **arguments)
+        bench(model, folder=tmp_path, **arguments)
