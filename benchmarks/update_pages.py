@@ -103,6 +103,7 @@ def main() -> None:
         print(f"demo:  left as it is, no {comparison.FILE} in {folders.demo} or {folders.plain}")
     if (folders.bench / bench.FILE).is_file():
         _fill(BENCH, "bench", bench_part(BenchResult.read(folders.bench / bench.FILE)))
+        shutil.copyfile(folders.bench / bench.PICTURE, BENCH.with_name(bench.PICTURE))
         print(f"bench: from {folders.bench}")
     else:
         print(f"bench: left as it is, no {bench.FILE} in {folders.bench}")

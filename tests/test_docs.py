@@ -29,6 +29,7 @@ from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.provenance import GitState
 from hsdlab.reporting.comparison import write_comparison
 from hsdlab.runs.bench import run_bench
+from hsdlab.runs.bench_cells import Batch, BenchOptions, Cell
 from hsdlab.runs.tune import scheduled_classes
 from hsdlab.testing import prompts, tiny_model
 from tests.doc_records import RUN, strategy_result
@@ -270,7 +271,10 @@ def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
     for name, depths in (("demo", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
         results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
         write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
-    run_bench(tiny_model(), prompts(1)[:1], [HSD()], new_tokens=3, repeats=1, folder=tmp_path / "runs/bench", run=made)
+    options = BenchOptions(new_tokens=3, repeats=1)
+    run_bench(
+        tiny_model(), [Cell([Batch(*prompts(1))])], [HSD()], options=options, folder=tmp_path / "runs/bench", run=made
+    )
     subprocess.run([sys.executable, "benchmarks/update_pages.py"], cwd=tmp_path, check=True)
 
     parts = []

@@ -377,12 +377,13 @@ def test_bench_hands_on_prompts_and_strategies(evaluate, tmp_path, monkeypatch):
     bench = import_module("hsdlab.runs.bench")
     monkeypatch.setattr(bench, "run_bench", lambda *args, **kwargs: calls.append((args, kwargs)))
     evaluate("bench", "--strategies=[HSD]", "--prompts=2", "--new_tokens=5", "--repeats=1")
-    (((_, prompts, strategies), kwargs),) = calls
+    (((_, (cell,), strategies), kwargs),) = calls
+    prompts = [batch.input_ids for batch in cell.batches]
     assert [prompt.shape[0] for prompt in prompts] == [1, 1]
     assert prompts[0].shape[1] < prompts[1].shape[1]  # "hello", "hello hello": not padded
     assert [type(strategy) for strategy in strategies] == [HSD]
     assert kwargs["folder"] == tmp_path / "out"
-    assert (kwargs["new_tokens"], kwargs["repeats"]) == (5, 1)
+    assert (kwargs["options"].new_tokens, kwargs["options"].repeats) == (5, 1)
     assert kwargs["run"].config["repeats"] == 1
 
 
