@@ -263,6 +263,15 @@ CLASSES = {
     "an oracle's time": usage("bench", "--strategies=[OracleExit]", "is an oracle", "compare"),
     "more prompts than examples": usage("bench", "--strategies=[HSD]  --prompts=99", "holds only 5 examples"),
     "too few tokens": usage("bench", "--strategies=[HSD]  --new_tokens=1", "expected at least 2"),
+    "batch 0": usage("bench", "--strategies=[HSD]  --batch_sizes=[0]", "--batch_sizes"),
+    "more batches than examples": usage(
+        "bench", "--strategies=[HSD]  --batch_sizes=[1,8]", "holds only 5 examples, not"
+    ),
+    "a cell twice": usage("bench", "--strategies=[HSD]  --beams=[2,2]", "holds a value twice"),
+    "a cell beyond the context": usage(
+        "bench", "--strategies=[HSD]  --prompt_tokens=[9,2048]", "prompt_tokens=2048 with new_tokens=50 does not fit"
+    ),
+    "early exit beyond": usage("bench", "--strategies=[HSD]  --assistant_early_exit=99", "expected at most 2"),
     "too many tokens": usage("bench", "--strategies=[HSD]  --new_tokens=9999", "does not fit the model's context"),
     "inspect what": usage("inspect", "--text=foo", "--text: got 'foo'; expected one of references, generated"),
     "tune by nothing": usage("tune", "", "--max-loss", "--speedup"),
