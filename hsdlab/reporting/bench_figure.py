@@ -68,11 +68,12 @@ def bench_figure(result: BenchResult) -> Figure:
     for axes, cell in zip(panels, result.cells, strict=False):
         _draw_cell(axes, cell, styles, result.model.num_layers)
         conditions, _, prompts = cell_title(cell).rpartition(", ")
+        axes.set_xlabel("Executed layers, %", color=INK)
+        axes.set_ylabel("Speed-up over FullDepth", color=INK)
+        axes.label_outer()
         axes.set_title(f"{conditions}\n{prompts}", fontsize=9, color=INK)
     for axes in list(panels)[len(result.cells) :]:
         axes.set_axis_off()
-    figure.supxlabel("Executed layers per decode step, % of all", color=INK, fontsize=11)
-    figure.supylabel("Speed-up over FullDepth, decode steps", color=INK, fontsize=11)
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     handles.append(Line2D([], [], color=FAINT, label="ideal: weights read"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, labelcolor=INK, fontsize=8.5)
