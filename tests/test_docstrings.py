@@ -23,7 +23,7 @@ MODULES = [
     if not any(part.startswith("_") for part in info.name.split("."))
 ]
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes):\n((?:[ \t]+.*\n|\n)+)", re.MULTILINE)
-COLON_OF_A_TYPE = re.compile(r"^(?:Returns|Yields):\n\s+[^:\n`({]*:\s", re.MULTILINE)
+COLON_OF_A_TYPE = re.compile(r"^(?:Returns|Yields):\n\s+(?=\S)(?!\w*Tensor \[)[^:\n`\"]*:\s", re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", MODULES)

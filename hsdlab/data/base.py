@@ -114,7 +114,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             split: "train", "validation" or "test".
 
         Returns:
-            The examples in a fixed order: `limit`, resuming and several processes rely on it.
+            The examples in a fixed order, on which `limit`, resuming and several processes rely.
         """
 
     def connect(

@@ -46,8 +46,8 @@ def summary_and_source(docstring: str) -> tuple[str, str] | None:
         docstring: As `inspect.cleandoc` gives it.
 
     Returns:
-        Summary and prose, without light markup; None if the docstring makes no example: too short, too long, mostly
-        lists or code, or a summary that the prose repeats or has nothing to do with.
+        Summary and prose, without light markup. None if the docstring makes no example, since it is too short, too
+        long, mostly lists or code, or its prose repeats the summary or has nothing to do with it.
 
     >>> summary_and_source('''Find the ``best`` path in a graph.
     ...

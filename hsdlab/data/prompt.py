@@ -60,8 +60,8 @@ class PromptTemplate:
             source: The source text.
 
         Returns:
-            The prompt. Where the source is the end of the prompt, white space at its end is dropped: a space goes before
-            the text that follows.
+            The prompt. Where the source is the end of the prompt, white space at its end is dropped, since a space goes
+            before the text that follows.
         """
         return self.text.replace(PLACEHOLDER, source.rstrip() if self.text.endswith(PLACEHOLDER) else source)
 
