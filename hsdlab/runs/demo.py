@@ -126,4 +126,4 @@ def how_to_read(found: Comparison, batch_size: int = BATCH_SIZE) -> str:
     text = HOW_TO_READ.format(
         baseline=f"the model {first.run}", layers=first.num_layers, examples=first.examples, batch=batch_size
     )
-    return "\n".join([text, *time_notes([row for row in found.rows if row.faster_than_its_layers], "the baseline")])
+    return "\n".join([text, *time_notes(found.rows, "the baseline")])
