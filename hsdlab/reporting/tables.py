@@ -241,10 +241,13 @@ def baseline_note(comparison: Comparison) -> str:
         comparison: Of one strategy or more.
 
     Returns:
-        The baseline, the number of examples and the number of layers, in two sentences.
+        The baseline, the number of examples and the number of layers. One strategy alone is compared with nothing.
     """
     baseline = comparison.baseline
+    size = f"{baseline.examples} examples, {baseline.num_layers} layers."
+    if len(comparison.rows) == 1:
+        return size if comparison.has_full_depth else f"{size} `compare` also runs FullDepth, the baseline."
     named = f"{baseline.full_name} is the baseline (100 %)"
     if not comparison.has_full_depth:
         named = f"FullDepth was not run: the first strategy, {named}"
-    return f"{named}. {baseline.examples} examples, {baseline.num_layers} layers."
+    return f"{named}. {size}"

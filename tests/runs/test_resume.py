@@ -173,7 +173,11 @@ def test_a_finished_run_gives_its_figures_again_without_decoding(evaluate, decod
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
     printed = capsys.readouterr().out
     assert f"finished, all {EXAMPLES} predictions are done" in printed
-    assert "test/rougeL" in printed
+    assert "test/rougeL" not in printed  # Lightning's table of all figures
+    assert "ROUGE-L" in printed
+    assert "ms per" in printed
+    assert "Measured" not in printed  # one strategy alone has no speed-up
+    assert f"{EXAMPLES} examples, 3 layers. `compare` also runs FullDepth, the baseline." in printed
 
     evaluate("test", "--skip=HSD", "--skip.max_exit=2", "--overwrite")
     assert decoded == [0, 1, 2]
