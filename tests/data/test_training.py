@@ -73,7 +73,7 @@ def test_references_are_cut_to_what_could_be_decoded_and_counted(tokenizer):
     data = connected(tokenizer, max_target_tokens=length)
     with pytest.warns(
         UserWarning,
-        match=rf"^\d+ of 10 train references were cut to {length} tokens\. The longest has {longest}\. Raise --model\.max_new",
+        match=rf"^\d+ of 10 train references were cut to {length} tokens\. The longest has {longest}\. Raise --model",
     ):
         batches = list(data.train_dataloader())
     assert 5 <= data.cut_references["train"] <= 10

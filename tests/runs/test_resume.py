@@ -201,7 +201,9 @@ def test_a_finished_comparison_is_printed_again_and_takes_new_strategies(evaluat
     assert len(more["rows"]) == len(more["run"]["config"]["strategies"]) + 1 == 3
 
     message = refused("compare", f"--strategies=[{SKIPDECODE}]")
-    assert re.search(r"\n  strategies: .*HSD.*SkipDecode.* then, .*SkipDecode.* now\n", message)
+    skipdecode = r"SkipDecode\(min_exit=1, max_exit=2, warmup=1, decay=linear\)"
+    hsd = r"HSD\(num_skipped=1, min_exit=0, max_exit=2, decay=linear\)"
+    assert re.search(rf"\n  strategies: \[{hsd}, {skipdecode}\] then, \[{skipdecode}\] now\n", message)
 
 
 def test_another_configuration_is_refused_with_each_difference(evaluate, refused, tmp_path):
