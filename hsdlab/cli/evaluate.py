@@ -38,6 +38,8 @@ from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
 from hsdlab.records.strategy import StrategyConfig
 from hsdlab.reporting import calibration, tensorboard, tuning
+from hsdlab.reporting.comparison import print_comparison
+from hsdlab.reporting.tables import console
 from hsdlab.runs.bench import check_bench, first_prompts
 from hsdlab.runs.calibrate import check_calibration
 from hsdlab.runs.own_code import own_code
@@ -107,6 +109,8 @@ class EvaluateCLI(SubcommandCLI):
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table of all figures; `_write_result` prints tables
         parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
         parser.add_argument(
@@ -331,10 +335,10 @@ class EvaluateCLI(SubcommandCLI):
     after_validate = after_test
 
     def _write_result(self, figures: dict[str, float]) -> None:
-        """Write result.json, and the run of TensorBoard that `compare` would write for the strategy."""
+        """Print the strategy's tables; write result.json, and the run of TensorBoard that `compare` would write."""
         strategy = self.config_init[self.subcommand].skip
         result = strategy_result(self.model, strategy, figures, prediction_file(self.output))
-        write_result(replace(result, run=self.run_info), self.output)
+        print_comparison(write_result(replace(result, run=self.run_info), self.output), console())
         rank_zero_info(f"In TensorBoard: {tensorboard.command(self.output / tensorboard.FOLDER)}")
 
     def after_predict(self) -> None:

@@ -353,13 +353,15 @@ class GenerationDataModule(LightningDataModule, ABC):
         if split in self._prompts:
             return self._prompts[split]
         tokenizer = self.connected_tokenizer()
-        prompts, cut = [], 0
+        prompts, cut, longest = [], 0, 0
         for example in self.examples(split):
             input_ids, was_cut = self.template.encode(example.source, tokenizer, self.prompt_limit_tokens)
             prompts.append(Prompt(example, array("i", input_ids)))  # a large split fits in memory
-            cut += was_cut
+            if was_cut:
+                cut, longest = cut + 1, max(longest, len(self.template.encode(example.source, tokenizer)[0]))
         self.cut[split] = cut
-        _report_cut(cut, len(prompts), f"{split} prompts", self.prompt_limit_tokens)
+        option = "Raise --data.max_prompt_tokens" if self.max_prompt_tokens else "Lower --model.max_new_tokens"
+        _report_cut(cut, len(prompts), f"{split} prompts", self.prompt_limit_tokens, longest, option)
         self._prompts[split] = Rows(prompts)
         return self._prompts[split]
 
@@ -372,22 +374,28 @@ class GenerationDataModule(LightningDataModule, ABC):
             return self._pairs[split]
         tokenizer = self.connected_tokenizer()
         predicted = read_targets(self.targets, self.examples(split)) if self.targets else {}
-        pairs, cut = [], 0
+        pairs, cut, longest = [], 0, 0
         for prompt in self._prompts_of(split).rows:
             texts = predicted.get(prompt.example.id, prompt.example.references)
             for reference in texts[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
                 pairs.append(Pair(prompt.input_ids, array("i", target_ids), prompt.example.id))
-                cut += was_cut
+                if was_cut:
+                    cut, longest = cut + 1, max(longest, len(self.template.encode_target(reference, tokenizer)[0]))
         self.cut_references[split] = cut
-        _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens)
+        option = "Raise --model.max_new_tokens"
+        _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens, longest, option)
         self._pairs[split] = Rows(pairs)
         return self._pairs[split]
 
 
-def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> None:
+def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None, longest: int, option: str) -> None:
     if cut:
-        rank_zero_warn(f"{cut} of {total} {what} were cut to {limit_tokens} tokens", category=UserWarning)
+        rank_zero_warn(
+            f"{cut} of {total} {what} were cut to {limit_tokens} tokens. The longest has {longest}. {option} to keep "
+            "more of them.",
+            category=UserWarning,
+        )
 
 
 def _check_split(split: str) -> None:

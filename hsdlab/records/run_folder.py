@@ -143,8 +143,9 @@ class RunFolder:
         if lines:
             raise FileExistsError(
                 "\n  ".join([f"The output folder {self.path} holds a run with other settings:", *lines])
-                + "\nGive another folder with --output, --overwrite to replace the results in it, or the settings of "
-                f"that run to resume it: --config {self.path / CONFIG_FILE} --output {self.path}"
+                + "\nEither give another folder with --output, or add one of these to the command:"
+                "\n  to replace the results in the folder: --overwrite"
+                f"\n  to resume that run with its settings: --config {self.path / CONFIG_FILE} --output {self.path}"
             )
         self.before = before
         return True

@@ -23,7 +23,7 @@ def cost(average_layers, step_ms):
 
 
 def numbers(axes):
-    return [text for text in axes.texts if text.get_text().isdigit()]
+    return [text for text in axes.texts if text.get_text().rstrip("†‡").isdigit()]
 
 
 def test_frontier_by_hand():
@@ -47,6 +47,17 @@ def test_points_intervals_and_frontier(full_depth, hsd, calm):
     assert layers.get_xlabel() == "Average layers per decode step (of 4)"
     assert time.get_xlabel() == "Milliseconds per decode step, measured"
     assert layers.get_ylabel() == "ROUGE-1, with 95% interval"
+
+
+def test_a_strategy_of_quality_0_is_not_on_the_frontier(full_depth, hsd):
+    layers, _ = pareto_figure(compared(full_depth, replace(hsd, scores={"rouge1": 0.0})), "rouge1").axes
+    assert [line.get_xydata().tolist() for line in layers.lines if line.get_linestyle() == "--"] == [[[4.0, 0.7]]]
+
+
+def test_marks_of_times_stand_beside_the_numbers_and_in_the_legend(full_depth, hsd, calm):
+    figure = pareto_figure(compared(full_depth, hsd, calm), "rouge1")
+    assert [text.get_text() for axes in figure.axes for text in numbers(axes)] == ["1", "2", "3", "1", "2", "3†"]
+    assert figure.legends[0].get_texts()[-1].get_text() == "slower than full depth"
 
 
 def test_legend_names_the_numbers_and_a_class_keeps_its_colour(full_depth, hsd):

@@ -98,7 +98,7 @@ def test_what_is_not_a_number_and_what_has_no_baseline_is_left_out(calm):
             **{"quality/rouge1": 0.7, "cost/average_layers": 3.0, "cost/decode_step_ms": 12.5},
             **{"cost/percent_of_layers": 75.0, "cost/output_tokens": 4.0, "cost/share_skipped": 0.25},
             **{"cost/tokens_per_second": 80.0, "cost/flops_per_token": 0.0, "cost/bytes_per_token": 0.0},
-            **{"cost/late_key_values_per_token": 0.0, "cost/intermediate_predictions_per_token": 0.0},
+            **{"cost/late_key_values_per_token": 0.0, "cost/intermediate_predictions_per_token": 2.5},
             "cost/cache_peak_mib": 0.0,
         }
     )
