@@ -74,9 +74,7 @@ def notes(comparison: Comparison) -> list[str]:
         *time_notes(rows, "the baseline"),
     ]
     if any(row.speed_up_interval is not None for row in rows):
-        lines.append(
-            "The speed-up's interval draws the same batches for both: each was decoded under all strategies in turn."
-        )
+        lines.append("The interval of the speed-up draws the same batches for both strategies.")
     if any(row.is_oracle for row in rows):
         lines.append(
             "An oracle looks at layers that it then claims not to have run: an upper bound, not a method, without a "

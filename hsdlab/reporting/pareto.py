@@ -49,8 +49,9 @@ class Labelled(NamedTuple):
 def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     """Draw quality against average layers (left) and against milliseconds per decode step (right).
 
-    Error bars are the bootstrap intervals of the quality, and on the right of the speed-up. The dashed staircase joins the strategies that no
-    other one beats in both directions, without those of quality 0. Strategies of one class share colour and marker.
+    Error bars are bootstrap intervals, of the quality and, on the right, of the speed-up. The dashed staircase joins
+    the strategies that no other one beats in both directions, without those of quality 0. Strategies of one class share
+    colour and marker.
     The numbers are those of the legend and of the tables' order. Times have the marks of the tables. A strategy
     without a figure on an axis is left out of that panel.
 
