@@ -59,12 +59,26 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """Run `python evaluate.py`; see `main`."""
+    """Run `python evaluate.py`.
+
+    Args:
+        args: The command line after the script's name. None for that of the process.
+
+    Raises:
+        SystemExit: See `hsdlab.cli.exits.run_or_exit`.
+    """
     _script("evaluate", names.EVALUATE, args)
 
 
 def train(args: Sequence[str] | None = None) -> None:
-    """Run `python train.py`; see `main`."""
+    """Run `python train.py`.
+
+    Args:
+        args: The command line after the script's name. None for that of the process.
+
+    Raises:
+        SystemExit: See `hsdlab.cli.exits.run_or_exit`.
+    """
     _script("train", names.TRAIN, args)
 
 
@@ -100,12 +114,15 @@ def _answered(words: Sequence[str], groups: Mapping[str, Mapping[str, str]], pro
 
 
 def overview(groups: Mapping[str, Mapping[str, str]], program: str, examples: str) -> str:
-    """Return what `--help` prints without a command.
+    """Compose what `--help` prints without a command.
 
     Args:
         groups: Heading -> command -> what it does.
         program: What is typed before a command.
         examples: Lines of examples; may be empty.
+
+    Returns:
+        The text, with a line break at its end.
     """
     width = max(len(name) for group in groups.values() for name in group) + 2
     lines = [f"usage: {program} COMMAND [options]", "", "Decode text with fewer layers per token.", ""]

@@ -223,18 +223,34 @@ class EvaluateCLI(SubcommandCLI):
         self.open_output()
 
     def first_prompt(self) -> list[int]:
-        """Return the ids of a prompt; refuse options, lengths and templates with which no prompt can be decoded."""
+        """Encode the prompts that the subcommand reads.
+
+        Returns:
+            Token ids of the first one, not padded; for `bench` and `inspect`, of the first in a batch.
+
+        Raises:
+            UserError: An option, a length or a template with which no prompt can be decoded.
+        """
         check_options_fit(self.model)
         return self._a_prompt(self.config_init[self.subcommand])
 
     def rehearse(self, prompt: list[int], strategies: Sequence[SkipStrategy]) -> None:
-        """Decode a little with all that the run will need, so that what would fail later fails now."""
+        """Decode a little with all that the run will need, so that what would fail later fails now.
+
+        Args:
+            prompt: Token ids.
+            strategies: Those of the run; empty for the subcommands that take none.
+        """
         self.model.to(self.trainer.strategy.root_device)
         scores = self.subcommand not in ("bench", "inspect")
         rehearse(self.model, prompt, strategies, self._form(), scores)
 
     def own_code(self) -> dict[str, str]:
-        """Return the hashes of the user's own classes, and of the files that the strategies' options name."""
+        """Hash the code of the user that the run depends on.
+
+        Returns:
+            Each of the user's own classes, and each file that an option of a strategy names, to its hash.
+        """
         made, config = self.config_init[self.subcommand], self.folder.config
         strategies = self._strategies(made)
         named = {name: config.get(name) for name in ("strategies", "skip", "first")}
@@ -283,11 +299,19 @@ class EvaluateCLI(SubcommandCLI):
         return "The same command with --overwrite begins anew."
 
     def compare(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.compare` with the provenance of this run."""
+        """Run `DecodingTrainer.compare` with the provenance of this run.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.compare` but `run`.
+        """
         self.trainer.compare(**kwargs, run=self.run_info)
 
     def calibrate(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.calibrate` with the provenance of this run; write the config of what it chose."""
+        """Run `DecodingTrainer.calibrate` with the provenance of this run; write the chosen setting to calibrated.yaml.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.calibrate` but `run`.
+        """
         found = self.trainer.calibrate(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
@@ -297,7 +321,11 @@ class EvaluateCLI(SubcommandCLI):
         Console().print(text + command, highlight=False, soft_wrap=True)
 
     def tune(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.tune` with the provenance of this run; write the config of what it chose."""
+        """Run `DecodingTrainer.tune` with the provenance of this run; write the chosen setting to strategy.yaml.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.tune` but `run`.
+        """
         found = self.trainer.tune(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
@@ -317,11 +345,19 @@ class EvaluateCLI(SubcommandCLI):
         return command
 
     def bench(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.bench` with the provenance of this run."""
+        """Run `DecodingTrainer.bench` with the provenance of this run.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.bench` but `run`.
+        """
         self.trainer.bench(**kwargs, run=self.run_info)
 
     def inspect(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.inspect` with the provenance of this run."""
+        """Run `DecodingTrainer.inspect` with the provenance of this run.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.inspect` but `run`.
+        """
         self.trainer.inspect(**kwargs, run=self.run_info)
 
     def after_test(self) -> None:

@@ -26,7 +26,10 @@ def main(args: Sequence[str]) -> None:
 
 
 def listed() -> str:
-    """Return the lists of models and adapters.
+    """List the embedded models, with their place in the cache or their download in MB, and the installed adapters.
+
+    Returns:
+        A line for each, with a line break at the end.
 
     Raises:
         UserError: Two distributions bring an adapter of one name.

@@ -55,12 +55,15 @@ def command_position(words: Sequence[str]) -> int | None:
 
 
 def unknown_command(word: str, known: Iterable[str], program: str) -> str:
-    """Return the sentence for a command that there is not, with the nearest one that there is.
+    """Compose the sentence for an unknown command.
 
     Args:
         word: What was given.
-        known: The commands that there are, as they are typed.
+        known: The commands that exist, as they are typed.
         program: Whose commands they are, such as "hsdlab" or "python evaluate.py".
+
+    Returns:
+        The sentence, with the nearest command if one is near, and all commands.
     """
     names = list(known)
     near = difflib.get_close_matches(hyphenated(word), names, n=1, cutoff=0.5)

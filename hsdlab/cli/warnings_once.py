@@ -32,9 +32,12 @@ class _Once(logging.Filter):
 
 @contextmanager
 def warnings_once() -> Iterator[None]:
-    """Within this, a warning is shown when it is first given; at the end the others are counted.
+    """Show each warning within a block once; at the end print how often those that were repeated were given.
 
     A warning keeps its way: where Python or a test collects warnings, the first of each arrives there.
+
+    Yields:
+        Nothing.
     """
     said: Counter[str] = Counter()
 

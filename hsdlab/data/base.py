@@ -43,25 +43,25 @@ class GenerationDataModule(LightningDataModule, ABC):
     The tokenizer and the longest prompt come from the LightningModule of the Trainer that runs it (its
     `tokenizer`, `max_new_tokens` and `model.config.max_position_embeddings`), or by hand from `connect`.
     Batches for decoding keep the order of the examples. Several processes take them in turn, each batch as a single
-    process has it; one for which there is none gets a batch without a row. For training, each reference of an
-    example makes a pair with its prompt; their order depends on `seed` and the epoch. References are cut to
-    `max_new_tokens`, what decoding could write.
+    process has it. A process for which there is none gets an empty batch. For training, each reference of an example
+    forms a pair with its prompt. The order of the pairs depends on `seed` and the epoch. References are cut to
+    `max_new_tokens`, the longest text that decoding could write.
 
     Args:
-        prompt: Template of the prompt; `{source}` stands for the source text. What follows it is never cut.
+        prompt: Template of the prompt. `{source}` stands for the source text; what follows it is never cut.
         chat: Wrap the prompt as a user's message in the tokenizer's chat template.
         batch_size: Prompts per batch and process.
-        limit: Examples per split at most, drawn by `seed` (a larger limit adds to a smaller one's). All by
-            default.
-        seed: Seed of the draw, and of the order of training.
+        limit: Largest number of examples per split, drawn by `seed`. A larger limit keeps those of a smaller one. By
+            default all.
+        seed: Seed of that draw, and of the order of training.
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
-        group_by_length: Train on batches of pairs of similar length: less padding to compute, an order less random.
-        targets: Files of `evaluate.py predict` whose texts take the place of the references in the pairs for the
-            loss: sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They have to hold every
-            example that is trained on or whose loss is validated. By default the references are.
+        group_by_length: Train on batches of pairs of similar length: less padding, an order less random.
+        targets: Files of `evaluate.py predict`, whose texts are the training targets in place of the references:
+            sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They must hold a text for every
+            example of the splits whose loss is computed. By default the references are the training targets.
         predict_split: The split that `predict` decodes: train, validation or test.
-        num_workers: Worker processes that load batches.
+        num_workers: Worker processes that load batches; 0 loads them in the main process.
 
     Raises:
         UserError: A template without exactly one `{source}`, or a number out of its range.
@@ -221,7 +221,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             for_training: Read the files of `targets` too.
 
         Raises:
-            UserError: Something in the data is not what it has to be.
+            UserError: Something in the data is malformed.
             OSError: It is missing.
         """
         self.prepare_data()
@@ -249,7 +249,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         return list(self._prompts_of(split).rows[0].input_ids)
 
     def train_dataloader(self) -> TrainingLoader:
-        """Return batches of training pairs (see `collate_pairs`), shuffled anew in each epoch."""
+        """Return batches of training pairs (see `collate_pairs`), in another random order in each epoch."""
         tokenizer = self.connected_tokenizer()
         self._training = TrainingLoader(
             self._pairs_of("train"),

@@ -38,7 +38,7 @@ class Docstrings(GenerationDataModule):
     source is the prose that follows it. Parameter lists, code, tables and what is mostly markup are left out.
     Nothing is imported: the source files are parsed. The examples depend on the installed versions only. A
     module is in one split as a whole, and no eight words in a row of a source occur in another source. The
-    examples are made once, in about 15 s, and kept under `$HSDLAB_CACHE` (by default ~/.cache/hsdlab).
+    first use writes the examples, in about 15 s, to `$HSDLAB_CACHE` (by default ~/.cache/hsdlab).
 
     For the pinned versions (Python 3.11.7): 2,406 train, 232 validation and 315 test examples; a source has
     41 words in the mean, a reference 11.
@@ -52,7 +52,7 @@ class Docstrings(GenerationDataModule):
         super().__init__(prompt=prompt, **kwargs)
 
     def prepare_data(self) -> None:
-        """Make the examples unless they are in the cache; Lightning calls it in one process a machine."""
+        """Write the examples unless they are in the cache; Lightning calls it in one process a machine."""
         cached_folder()
 
     def load_examples(self, split: str) -> list[Example]:

@@ -16,7 +16,7 @@ class JSONLines(GenerationDataModule):
     r"""A folder with train.jsonl, validation.jsonl and test.jsonl: one example a line, UTF-8.
 
     A line is `{"id": "a-1", "source": "name[...], ...", "references": ["...", "..."]}`; other keys are
-    ignored, blank lines are passed over. Only the files of the splits in use have to be there. Every line is checked
+    ignored, blank lines are skipped. Only the files of the splits in use have to be there. Every line is checked
     before the first is used. For other names, kinds of files and several rows of one source see `DataFolder`.
 
     Args:
@@ -38,7 +38,7 @@ class JSONLines(GenerationDataModule):
 
         Raises:
             FileNotFoundError: The folder or the file is missing.
-            UserError: The file or a line of it is not what it has to be; the message names the file and the line.
+            UserError: The file or a line of it is malformed; the message names the file and the line.
         """
         (path,) = files_of_split(self.folder, split, [".jsonl"])
         return read_examples(path)

@@ -50,7 +50,7 @@ class PromptTemplate:
         if STAND_IN not in self._written(STAND_IN, tokenizer):
             raise UserError(
                 "chat=True, but the tokenizer's chat template does not write the user's message: set chat=False or "
-                "mend the template"
+                "correct the template"
             )
 
     def fill(self, source: str) -> str:
@@ -71,8 +71,8 @@ class PromptTemplate:
         """Return the token ids of the prompt, with the source cut at its end until they fit.
 
         The whole prompt is encoded in one piece, after the special tokens that the tokenizer puts before a text (a chat
-        template writes its own). Those that it puts after a text are left out: the text goes on. The names of special
-        tokens in the source are read as plain text; in the template they are special tokens.
+        template writes its own). Those that it puts after a text are left out, because decoding continues the text. The
+        names of special tokens in the source are read as plain text; in the template they are special tokens.
 
         Args:
             source: The source text.
@@ -88,7 +88,7 @@ class PromptTemplate:
         """
         token_ids = self._encode_whole(source, tokenizer)
         if not token_ids:
-            raise UserError(f"The prompt for the source {source[:40]!r} has no token: nothing to go on from")
+            raise UserError(f"The prompt for the source {source[:40]!r} has no token: there is nothing to continue")
         if max_tokens is None or len(token_ids) <= max_tokens:
             return token_ids, False
         cuts = _places_to_cut(source, tokenizer)
@@ -177,7 +177,7 @@ def _in_chat_template(
     except Exception as error:  # the template is a program: it may raise anything
         raise UserError(
             f"chat=True, but the tokenizer's chat template fails on {' and '.join(role for role, _ in messages)} "
-            f"messages ({type(error).__name__}: {error}): set chat=False or mend the template"
+            f"messages ({type(error).__name__}: {error}): set chat=False or correct the template"
         ) from error
     return str(text)
 

@@ -36,7 +36,16 @@ LABEL_OFFSETS = [  # where a label may stand around its point, in points, neares
 
 
 class Labelled(NamedTuple):
-    """A point of a panel, the ends of its error bar, and what is written beside it."""
+    """A point of a panel, the ends of its error bar, and what is written beside it.
+
+    Attributes:
+        label: The strategy's number in the table, with the mark of its time where it has one.
+        x: In the unit of the panel's horizontal axis.
+        y: The score.
+        low: Lower end of the score's interval.
+        high: Upper end of it.
+        colour: As matplotlib takes it.
+    """
 
     label: str
     x: float

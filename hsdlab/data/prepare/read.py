@@ -1,7 +1,7 @@
 """What the official files of each data set hold: one reader a format.
 
-A reader takes the paths of a set's files by their names and yields pairs. A file that is not among them is one of a
-split that is not asked for. Large archives are read from their beginning to their end, never unpacked as a whole.
+A reader takes the paths of a set's files by their names and yields pairs. A file that is not among them belongs to a
+split that is not wanted. Large archives are read from their beginning to their end, never unpacked as a whole.
 """
 
 import csv
