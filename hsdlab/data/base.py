@@ -51,8 +51,8 @@ class GenerationDataModule(LightningDataModule, ABC):
         prompt: Template of the prompt. `{source}` stands for the source text; what follows it is never cut.
         chat: Wrap the prompt as a user's message in the tokenizer's chat template.
         batch_size: Prompts per batch and process.
-        limit: Largest number of examples per split, drawn by `seed`. A larger limit keeps those of a smaller one. By
-            default all.
+        limit: Examples per split at most, drawn by `seed`. A larger limit keeps those of a smaller one. By default
+            all.
         seed: Seed of that draw, and of the order of training.
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
