@@ -57,7 +57,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
         group_by_length: Train on batches of pairs of similar length: less padding, an order less random.
-        targets: Files of `evaluate.py predict`, whose texts are the training targets in place of the references:
+        targets: Files of `hsdlab predict`, whose texts are the training targets in place of the references:
             sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They must hold a text for every
             example of the splits whose loss is computed. By default the references are the training targets.
         predict_split: The split that `predict` decodes: train, validation or test.
