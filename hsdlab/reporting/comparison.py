@@ -27,6 +27,7 @@ from hsdlab.reporting.tables import (
     interval,
     number,
     percent_of_baseline,
+    quality_notes,
     shown_name,
     terminal_table,
     time_notes,
@@ -72,6 +73,7 @@ def notes(comparison: Comparison) -> list[str]:
         "Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. "
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
         *time_notes(rows, "the baseline"),
+        *quality_notes(comparison),
     ]
     if any(row.is_oracle for row in rows):
         lines.append(

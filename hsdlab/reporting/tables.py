@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import Comparison, ComparisonRow
+from hsdlab.records.labels import METRIC_LABELS
 
 COST_HEADER = (
     "Average depth",
@@ -28,6 +29,8 @@ TERMINAL_COSTS = tuple(name for name in COST_HEADER if name != "% of layers")  #
 COSTS_OF_A_CHOICE = ("Average depth", "ms per decode step", "Measured speed-up")
 """The columns that a report of a choice shows."""
 MISSING = "–"
+FEW_EXAMPLES = 30
+"""With fewer, a note says that the intervals are wide."""
 SLOW, TOO_FAST = "†", "‡"
 MARKS_IN_WORDS = {SLOW: "slower than full depth", TOO_FAST: "faster than its layers allow"}
 """The marks of times, as legends explain them."""
@@ -144,6 +147,29 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
         notes.append(
             f"{TOO_FAST} More than the layers allow: the machine did other work while one of the two was measured. "
             "Do not trust it. `bench` times the strategies in alternation."
+        )
+    return notes
+
+
+def quality_notes(comparison: Comparison) -> list[str]:
+    """Warn of few examples, and of a model that skipping ruins.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        No, one or two notes.
+    """
+    notes, metric, examples = [], comparison.headline_metric, comparison.baseline.examples
+    if examples < FEW_EXAMPLES:
+        notes.append(f"Only {examples} examples: the intervals are wide.")
+    ruined = [row for row in comparison.rows if metric in row.quality and row.percent_of_baseline[metric].value < 50]
+    if ruined:
+        runs = ", ".join(dict.fromkeys(row.run for row in ruined if row.run))
+        where = f" ({runs})" if runs else ""
+        notes.append(
+            f"{METRIC_LABELS[metric]} falls below half of the baseline's{where}: as a rule, this model was not trained "
+            "to skip layers. See docs/training.md."
         )
     return notes
 

@@ -27,6 +27,7 @@ the same examples for both.
 Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 - † Layers were saved, but a decode step took longer than the baseline's. Confidence measures read the head after \
 every layer that they check: CALM(0.9, softmax).
+- Only 2 examples: the intervals are wide.
 
 ## Quality
 
@@ -112,6 +113,19 @@ def test_markdown_snapshot(full_depth, hsd, calm):
 
 def test_no_footnote_without_a_slow_row(full_depth, hsd):
     assert tables.SLOW not in comparison_markdown(compared(full_depth, hsd))
+
+
+def test_a_note_names_few_examples_and_a_quality_below_half(full_depth, hsd):
+    def notes(rouge1, examples=1):
+        results = [replace(each, examples=each.examples * examples) for each in (full_depth, hsd)]
+        return tables.quality_notes(compared(results[0], replace(results[1], scores={"rouge1": rouge1})))
+
+    few, ruined = notes(0.34)
+    assert few == "Only 2 examples: the intervals are wide."
+    assert ruined.startswith(
+        "ROUGE-1 falls below half of the baseline's: as a rule, this model was not trained to skip"
+    )
+    assert notes(0.36, examples=15) == []
 
 
 def test_labels_cover_the_metrics_names():
