@@ -108,7 +108,14 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load_examples(self, split: str) -> list[Example]:
-        """Return all examples of `split` ("train", "validation" or "test"), in a fixed order."""
+        """Read all examples of a split.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The examples in a fixed order, on which `limit`, resuming and several processes rely.
+        """
 
     def connect(
         self,
@@ -155,6 +162,10 @@ class GenerationDataModule(LightningDataModule, ABC):
     def connect_to(self, module: Any) -> None:
         """Take the tokenizer and the longest texts from a LightningModule, as in a Trainer's run.
 
+        Args:
+            module: Has `tokenizer`, `max_new_tokens` and `model.config`. Its `validates_loss`, if there is one, says
+                whether validation batches get pairs for the loss.
+
         Raises:
             UserError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
         """
@@ -180,12 +191,18 @@ class GenerationDataModule(LightningDataModule, ABC):
         )
 
     def examples(self, split: str, at_most: int | None = None) -> list[Example]:
-        """Return the examples of `split` in use, in file order: all, or the `limit` drawn by `seed`.
+        """Select the examples of a split that are in use: all, or the `limit` drawn by `seed`.
 
-        `at_most` is a smaller limit for this call: it takes some of those that `limit` draws.
+        Args:
+            split: "train", "validation" or "test".
+            at_most: A smaller limit for this call, which takes some of those that `limit` draws. None for no further
+                limit.
+
+        Returns:
+            The examples in file order, at least one.
 
         Raises:
-            UserError: There is no such split, it holds no example, or one that is not what it has to be.
+            UserError: There is no such split, it holds no example, or an example is malformed.
         """
         _check_split(split)
         examples = self.load_examples(split)
@@ -214,10 +231,17 @@ class GenerationDataModule(LightningDataModule, ABC):
                 read_targets(self.targets, examples)
 
     def first_prompt(self, split: str) -> list[int]:
-        """Encode all prompts of a split, so that what a template or tokenizer refuses is known; return the first.
+        """Encode all prompts of a split, so that what a template or tokenizer refuses is known before decoding.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            Token ids of the first prompt, not padded.
 
         Raises:
-            UserError: A prompt cannot be made.
+            UserError: A prompt cannot be encoded.
+            RunError: The data module has no tokenizer.
         """
         tokenizer = self.connected_tokenizer()
         pad_token_id_of(tokenizer)
@@ -247,14 +271,19 @@ class GenerationDataModule(LightningDataModule, ABC):
         return {} if self._training is None else self._training.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the place in a checkpoint.
+        """Continue from the place in a checkpoint.
 
-        Lightning restores loaders by itself, but not once `trainer.estimated_stepping_batches` was asked for.
+        Lightning restores loaders by itself, but not once `trainer.estimated_stepping_batches` was read.
         """
         self._place = state_dict or None
 
     def training_identity(self) -> dict[str, str | int]:
-        """Return what a resumed run has to have in common with the run before, by name."""
+        """Describe what a resumed training has to have in common with the run before.
+
+        Returns:
+            Names and values of the parts. They are a hash of all training pairs, the batch size, the seed and the
+            grouping by length.
+        """
         digest = hashlib.sha256()
         for pair in self._pairs_of("train").rows:
             digest.update(array("q", [len(pair.prompt_ids), *pair.prompt_ids, *pair.target_ids]).tobytes())
@@ -304,7 +333,14 @@ class GenerationDataModule(LightningDataModule, ABC):
         )
 
     def connected_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer, or say that there is none (RuntimeError)."""
+        """Get the tokenizer.
+
+        Returns:
+            The tokenizer of the LightningModule, or that given to `connect`.
+
+        Raises:
+            RunError: The data module is not connected to one.
+        """
         if self.tokenizer is None:
             raise RunError(
                 f"{type(self).__name__} has no tokenizer: run it in a Trainer whose LightningModule has one, "

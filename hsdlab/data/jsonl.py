@@ -45,7 +45,13 @@ class JSONLines(GenerationDataModule):
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Return the examples of one file, all of its lines checked.
+    """Read the examples of one file, all of its lines checked.
+
+    Args:
+        path: A JSON Lines file.
+
+    Returns:
+        The examples in the order of the lines, at least one.
 
     Raises:
         UserError: The file is empty or a line is not an example; the message names the file and the line.
@@ -57,7 +63,13 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def with_unique_ids(examples: Iterable[tuple[Row, Example]]) -> list[Example]:
-    """Return the examples made of rows.
+    """Collect the examples made of rows, and check that their ids are unique.
+
+    Args:
+        examples: Each example with the row that it was made of.
+
+    Returns:
+        The examples in order.
 
     Raises:
         UserError: Two have the same id; the message names both rows.

@@ -41,8 +41,11 @@ class PromptTemplate:
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a chat template that leaves the prompt out.
 
+        Args:
+            tokenizer: Its chat template is tried, if `chat` is set.
+
         Raises:
-            UserError: So it is, or the template is missing or fails.
+            UserError: The chat template does not write the user's message, is missing or fails.
         """
         if STAND_IN not in self._written(STAND_IN, tokenizer):
             raise UserError(
@@ -51,10 +54,14 @@ class PromptTemplate:
             )
 
     def fill(self, source: str) -> str:
-        """Return the prompt for `source`, without the chat template.
+        """Put a source text into the template, without the chat template.
 
-        Where the source is the end of the prompt, white space at its end is dropped: a space goes before the text that
-        follows.
+        Args:
+            source: The source text.
+
+        Returns:
+            The prompt. Where the source is the end of the prompt, white space at its end is dropped, since a space goes
+            before the text that follows.
         """
         return self.text.replace(PLACEHOLDER, source.rstrip() if self.text.endswith(PLACEHOLDER) else source)
 

@@ -107,9 +107,17 @@ class TrainingLoader(DataLoader[Pair]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were given out."""
+        """Return the place in the order of training.
+
+        Returns:
+            "epoch", and "batches": how many of its batches were handed out in this process.
+        """
         return dict(self._place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration at a place that `state_dict` gave, if it is of the same epoch."""
+        """Begin the next iteration at a place, if it is in the same epoch.
+
+        Args:
+            state: What `state_dict` returned.
+        """
         self._resumed = dict(state)

@@ -1,5 +1,6 @@
 """DecodeModule: decode a data set, score every example, write each prediction to a file."""
 
+import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -209,6 +210,19 @@ class DecodeModule(LightningModule):
         decoded = Batch(number, len(batch["ids"]), replace(cost, wall_s=self._wall_s))
         records = [self._record(batch, output, row, decoded) for row in range(decoded.rows)]
         return self._scored(records)
+
+    def writing_to(self, predictions: str) -> "DecodeModule":
+        """Copy the module for another prediction file.
+
+        Args:
+            predictions: Path of the file.
+
+        Returns:
+            A module that shares the model, the metrics and all options with this one.
+        """
+        other = copy.copy(self)
+        other.predictions = predictions
+        return other
 
     def generation(self, form: Callable[[Mapping[str, Any]], dict[str, Any]] = dict) -> Generation:
         """Make the options of `model.generate` from this module's parameters.

@@ -28,6 +28,7 @@ from hsdlab.records.bootstrap import (
     paired_interval,
 )
 from hsdlab.records.document import Document
+from hsdlab.records.example import batch_costs_by_number
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.strategy import StrategyConfig
@@ -88,6 +89,8 @@ class ComparisonRow:
         cost: The counts behind the figures; None where an older version of hsdlab wrote the row.
         run: Name of the run that the row comes from, where several are compared; empty for one.
         measured: When it was measured, where the rows were measured at different times.
+        speed_up_interval: (low, high) of the speed-up over the batches, each of which both strategies decoded in turn;
+            None for fewer than two batches, for an oracle, and where an older version of hsdlab wrote the row.
     """
 
     number: int
@@ -105,6 +108,7 @@ class ComparisonRow:
     cost: Cost | None = None
     run: str = ""
     measured: Measured | None = None
+    speed_up_interval: tuple[float, float] | None = None
 
     @property
     def class_name(self) -> str:
@@ -272,7 +276,21 @@ def _row(
         else _ratio(baseline.cost.figures()["decode_step_ms"], figures["decode_step_ms"]),
         cost=result.cost,
         run=run_name,
+        speed_up_interval=None if result.is_oracle else _speed_up_interval(result, baseline),
     )
+
+
+def _speed_up_interval(result: StrategyResult, baseline: StrategyResult) -> tuple[float, float] | None:
+    """Return the interval of the ratio of the two times of a decode step, drawing the same batches for both."""
+    times, baseline_times = (
+        {number: (cost.decode_s, cost.decode_passes) for number, cost in batch_costs_by_number(each.examples).items()}
+        for each in (result, baseline)
+    )
+    if result is baseline or times.keys() != baseline_times.keys():
+        return None
+    statistics, baseline_statistics = ([each[number] for number in sorted(each)] for each in (baseline_times, times))
+    interval = paired_interval(statistics, baseline_statistics, lambda sums: _ratio(sums[0], sums[1]))
+    return interval if math.isfinite(sum(interval)) else None
 
 
 def _ids(result: StrategyResult) -> list[str]:

@@ -103,5 +103,16 @@ def batch_costs(records: Iterable[ExampleRecord]) -> list[Cost]:
     Returns:
         One cost per batch number. Their sum is the cost of all the records.
     """
-    batches = {record.batch.number: record.batch for record in records if record.batch is not None}
-    return [batch.cost for batch in batches.values()]
+    return list(batch_costs_by_number(records).values())
+
+
+def batch_costs_by_number(records: Iterable[ExampleRecord]) -> dict[int, Cost]:
+    """Collect the cost of each batch by the batch's number.
+
+    Args:
+        records: In any order; those without a batch add nothing.
+
+    Returns:
+        Batch number to the cost of the whole batch.
+    """
+    return {record.batch.number: record.batch.cost for record in records if record.batch is not None}

@@ -75,6 +75,8 @@ def notes(comparison: Comparison) -> list[str]:
         *time_notes(rows, "the baseline"),
         *quality_notes(comparison),
     ]
+    if any(row.speed_up_interval is not None for row in rows):
+        lines.append("The interval of the speed-up draws the same batches for both strategies.")
     if any(row.is_oracle for row in rows):
         lines.append(
             "An oracle looks at layers that it then claims not to have run: an upper bound, not a method, without a "
@@ -155,7 +157,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         cells = [_two_lines(row.quality[name], 3, percent[name]) for name in metrics]
         name = Text(shown_name(row))
         quality.add_row(name, number(row.average_layers, 2), *cells, _two_lines(row.output_tokens, 1), style=style)
-        cost.add_row(name, *cost_cells(row, columns), style="yellow" if row.saves_layers_but_no_time else style)
+        costs = [cell.replace(" [", "\n[") for cell in cost_cells(row, columns)]  # the interval on a line of its own
+        cost.add_row(name, *costs, style="yellow" if row.saves_layers_but_no_time else style)
     console.print(quality)
     console.print(cost)
     for note in notes(comparison):

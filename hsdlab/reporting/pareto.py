@@ -49,8 +49,9 @@ class Labelled(NamedTuple):
 def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     """Draw quality against average layers (left) and against milliseconds per decode step (right).
 
-    Error bars are the bootstrap intervals of the quality. The dashed staircase joins the strategies that no
-    other one beats in both directions, without those of quality 0. Strategies of one class share colour and marker.
+    Error bars are bootstrap intervals, of the quality and, on the right, of the speed-up. The dashed staircase joins
+    the strategies that no other one beats in both directions, without those of quality 0. Strategies of one class share
+    colour and marker.
     The numbers are those of the legend and of the tables' order. Times have the marks of the tables. A strategy
     without a figure on an axis is left out of that panel.
 
@@ -76,6 +77,7 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     styles = class_styles([comparison.baseline.class_name, *(row.class_name for row in comparison.rows)])
     for axes, cost in panels:
         _draw_panel(axes, comparison.rows, styles, metric, cost)
+    _draw_times(right, _drawn(comparison.rows, metric, panels[1][1]), styles)
     left.set_xlabel(f"Average layers per decode step (of {comparison.baseline.num_layers})", color=INK)
     right.set_xlabel("Milliseconds per decode step, measured", color=INK)
     left.set_ylabel(f"{METRIC_LABELS[metric]}, with {comparison.bootstrap.level:.0%} interval", color=INK)
@@ -209,6 +211,16 @@ def _draw_panel(
                 zorder=2,
             )
         axes.plot(x, y, **style, zorder=3)
+
+
+def _draw_times(axes: Axes, points: Sequence[tuple[ComparisonRow, float, float]], styles: Mapping[str, Style]) -> None:
+    """Draw the interval of the speed-up as an error bar of the time, the baseline's time being taken as it is."""
+    for row, step_ms, y in points:
+        if row.speed_up_interval is not None:
+            ends = [step_ms * row.speed_up / end for end in row.speed_up_interval]
+            axes.plot(
+                ends, [y, y], color=styles[row.class_name]["color"], marker="|", alpha=0.4, linewidth=1.4, zorder=2
+            )
 
 
 def label_points(axes: Axes, points: Sequence[Labelled]) -> None:

@@ -88,14 +88,13 @@ def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[
         header: Names from `COST_HEADER`.
 
     Returns:
-        One cell for each name. The speed-up has a mark where time and layers disagree (`time_notes`).
+        One cell for each name. The speed-up has its interval, and a mark where time and layers disagree (`time_notes`).
     """
-    speed_up = number(row.speed_up, 2)
     cells = {
         "Average depth": number(row.average_layers, 2),
         "% of layers": number(row.percent_of_layers, 1),
         "Computed layers": number(row.figure("compute_layers"), 2),
-        "Measured speed-up": speed_up if speed_up == MISSING else f"{speed_up}× {time_mark(row)}".strip(),
+        "Measured speed-up": _speed_up(row),
         "ms per decode step": significant(row.figure("decode_step_ms")),
         "Tokens/s": significant(row.figure("tokens_per_second")),
         "Prefill ms": significant(row.figure("prompt_ms")),
@@ -104,6 +103,13 @@ def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[
         "Cache peak MiB": significant(row.figure("cache_peak_mib")),
     }
     return [cells[name] for name in header]
+
+
+def _speed_up(row: ComparisonRow) -> str:
+    if not math.isfinite(row.speed_up):
+        return MISSING
+    ends = "" if row.speed_up_interval is None else " [{:.2f}, {:.2f}]".format(*row.speed_up_interval)
+    return f"{row.speed_up:.2f}×{ends} {time_mark(row)}".strip()
 
 
 def cost_in_words(row: ComparisonRow) -> str:

@@ -1,22 +1,27 @@
 """Compare strategies: decode the test split under each, and set quality against cost."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.console import Console
 
 from hsdlab.data import GenerationDataModule
+from hsdlab.errors import RunError
 from hsdlab.modules import DecodeModule
-from hsdlab.progress import part
 from hsdlab.records.comparison import Comparison, compare_results
+from hsdlab.records.corpus import corpus_scores
+from hsdlab.records.example import ExampleRecord
+from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
 from hsdlab.reporting.comparison import print_comparison, write_comparison
 from hsdlab.reporting.tables import console
 from hsdlab.runs.folder import holding_folder
-from hsdlab.runs.strategies import StrategyRuns, baseline_first, check_fit, prediction_files
+from hsdlab.runs.rotation import Rotation
+from hsdlab.runs.strategies import StrategyRuns, baseline_first, check_fit, prediction_files, result_of
 from hsdlab.strategies import SkipStrategy
 
 
@@ -32,10 +37,11 @@ def compare(
 ) -> Comparison:
     """Decode the test split under each strategy; write and print quality against cost.
 
-    The baseline, FullDepth, is run first, and added if it is not listed. The report (comparison.md, comparison.json,
-    pareto.png, depth.png, TensorBoard's runs) is written anew after each strategy, predictions after each batch: when a
-    run is cut short, by Ctrl-C or an error, what has finished stays and its table is printed. If `module.resume` is
-    set, what the prediction files hold is not decoded again.
+    The baseline, FullDepth, comes first, and is added if it is not listed. Each batch is decoded under all strategies
+    before the next begins, in an order that rotates (:class:`~hsdlab.runs.rotation.Rotation`), so that the machine's
+    drift does not enter the speed-up. Predictions are written after each batch and strategy. When a run is cut short,
+    by Ctrl-C or an error, they stay, and the table over the batches that all strategies have decoded is printed. If
+    `module.resume` is set, what the prediction files hold is not decoded again.
 
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
@@ -50,6 +56,7 @@ def compare(
 
     Raises:
         UserError: A strategy is listed twice, or does not fit the model.
+        RunError: The data or the Trainer's limits gave no batch.
 
     Example::
 
@@ -60,33 +67,67 @@ def compare(
     folder, run = Path(folder), run or run_info(generation=module.generation().record())
     ordered, files = baseline_first(strategies), prediction_files(folder, strategies)
     check_fit(module, ordered)
-    runs = StrategyRuns(trainer, module, datamodule, "test")
-    events = folder / tensorboard.FOLDER
-    if trainer.is_global_zero:
-        tensorboard.remove_events(events)
-    results: list[StrategyResult] = []
-    began = time.monotonic()
     terminal = console(quiet=not trainer.is_global_zero)
+    for number, strategy in enumerate(ordered, start=1):
+        terminal.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
+    StrategyRuns(trainer, module, datamodule, "test").warm_up(files)
     try:
-        for number, (strategy, predictions) in enumerate(zip(ordered, files, strict=True), start=1):
-            terminal.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
-            with part(len(results), len(ordered), "strategy", since=began):
-                results.append(runs.result(strategy, predictions))
-            comparison = compare_results(results, run)
-            if trainer.is_global_zero:
-                write_comparison(comparison, results, folder)
-                row = comparison.rows[-1]
-                tensorboard.write_strategy(comparison, row, results[-1], events / tensorboard.run_name(row))
-    finally:
-        if results and trainer.is_global_zero:
-            print_comparison(comparison, terminal)
-            tensorboard.write_comparison(comparison, results, events / tensorboard.COMPARISON_RUN)
-            terminal.print(
-                f"{len(results)} of {len(ordered)} strategies finished. In {folder}: the tables in "
-                "comparison.md and .json, the pictures in pareto.png and depth.png, the texts in predictions/.",
-                highlight=False,
-            )
-            terminal.print(
-                f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True
-            )
+        with isolate_rng():
+            trainer.test(Rotation(module, ordered, files), datamodule=datamodule, verbose=False)
+    except BaseException:
+        if trainer.is_global_zero:
+            _print_finished(module, ordered, files, run, terminal)
+        raise
+    records = [PredictionFile(file).records() for file in files]
+    if not records[0]:
+        raise RunError(f"{files[0]} holds no prediction: nothing was decoded. Look at --trainer.limit_test_batches.")
+    results = _results(module, ordered, records)
+    comparison = compare_results(results, run)
+    if trainer.is_global_zero:
+        events = folder / tensorboard.FOLDER
+        tensorboard.remove_events(events)
+        write_comparison(comparison, results, folder)
+        for row, result in zip(comparison.rows, results, strict=True):
+            tensorboard.write_strategy(comparison, row, result, events / tensorboard.run_name(row))
+        tensorboard.write_comparison(comparison, results, events / tensorboard.COMPARISON_RUN)
+        print_comparison(comparison, terminal)
+        terminal.print(
+            f"{len(results)} strategies over {len(records[0])} examples. In {folder}: the tables in "
+            "comparison.md and .json, the pictures in pareto.png and depth.png, the texts in predictions/.",
+            highlight=False,
+        )
+        terminal.print(f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True)
     return comparison
+
+
+def _results(
+    module: DecodeModule, strategies: Sequence[SkipStrategy], records: Sequence[list[ExampleRecord]]
+) -> list[StrategyResult]:
+    """Return what each strategy gave, from its records."""
+    return [
+        result_of(module, strategy, corpus_scores(examples), examples)
+        for strategy, examples in zip(strategies, records, strict=True)
+    ]
+
+
+def _print_finished(
+    module: DecodeModule,
+    strategies: Sequence[SkipStrategy],
+    files: Sequence[Path],
+    run: RunInfo,
+    terminal: Console,
+) -> None:
+    """Print the comparison over the batches that all strategies which have begun share when a run is cut short."""
+    batches = [PredictionFile(file).read() for file in files]
+    begun = [(strategy, each) for strategy, each in zip(strategies, batches, strict=True) if each]
+    common = sorted(set.intersection(*(set(each) for _, each in begun))) if begun else []
+    if common:
+        records = [[record for number in common for record in each[number]] for _, each in begun]
+        results = _results(module, [strategy for strategy, _ in begun], records)
+        print_comparison(compare_results(results, run), terminal)
+    decoded = sum(map(len, batches))
+    terminal.print(
+        f"Cut short after {decoded} decodes of a batch. {len(begun)} of {len(strategies)} strategies have begun; the "
+        f"table is over the {len(common)} batches that they share. The same command goes on from there.",
+        highlight=False,
+    )

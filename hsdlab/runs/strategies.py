@@ -12,7 +12,7 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.errors import RunError, UserError
 from hsdlab.modules import DecodeModule
-from hsdlab.records.example import batch_costs
+from hsdlab.records.example import ExampleRecord, batch_costs
 from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.run_folder import prediction_file
 from hsdlab.records.strategy import StrategyConfig
@@ -64,19 +64,20 @@ class StrategyRuns:
         Raises:
             RunError: Nothing was decoded.
         """
-        if not self._warm and (
-            self.trainer.world_size > 1 or not self.module.resume or not self._finished(predictions)
-        ):
-            self._warm_up()
+        self.warm_up([predictions])
         self.module.predictions = str(predictions)
         return strategy_result(self.module, strategy, self._run(strategy), predictions)
 
-    def _finished(self, predictions: Path) -> bool:
-        """Tell whether there is a prediction for every example."""
-        self.datamodule.prepare_data()
-        return len(PredictionFile(predictions).records()) >= len(self.datamodule.examples(self.split))
+    def warm_up(self, files: Sequence[Path]) -> None:
+        """Decode a batch at full depth without a trace of it; a second call does nothing.
 
-    def _warm_up(self) -> None:
+        Args:
+            files: Of predictions. Where a single process resumes and each holds every example, nothing is decoded.
+        """
+        if self._warm or (
+            self.trainer.world_size == 1 and self.module.resume and all(self._finished(file) for file in files)
+        ):
+            return
         limit, file = getattr(self.trainer, self.limit), self.module.predictions
         setattr(self.trainer, self.limit, 1)
         self.module.predictions = None
@@ -86,6 +87,11 @@ class StrategyRuns:
             setattr(self.trainer, self.limit, limit)
             self.module.predictions = file
         self._warm = True
+
+    def _finished(self, predictions: Path) -> bool:
+        """Tell whether there is a prediction for every example."""
+        self.datamodule.prepare_data()
+        return len(PredictionFile(predictions).records()) >= len(self.datamodule.examples(self.split))
 
     def _run(self, strategy: SkipStrategy) -> dict[str, float]:
         """Decode under a strategy, from the same random state each time; return what it logs."""
@@ -120,8 +126,25 @@ def strategy_result(
     records = PredictionFile(predictions).records()  # of all processes; not every process may be here
     if not records:
         raise RunError(f"{predictions} holds no prediction: nothing was decoded. Look at --trainer.limit_…_batches.")
-    cost = sum(batch_costs(records), Cost())
     scores = {name.partition("/")[2]: value for name, value in logged.items()}
+    return result_of(module, strategy, scores, records)
+
+
+def result_of(
+    module: DecodeModule, strategy: SkipStrategy, scores: Mapping[str, float], records: Sequence[ExampleRecord]
+) -> StrategyResult:
+    """Return what a strategy gave, from its examples.
+
+    Args:
+        module: Which decoded.
+        strategy: Under which it did.
+        scores: Corpus figures by name; figures of the cost among them are left out, for the records hold the cost.
+        records: Of the examples, whole batches.
+
+    Returns:
+        The result with its examples.
+    """
+    cost = sum(batch_costs(records), Cost())
     figures = cost.figures()
     return StrategyResult(
         name=repr(strategy),

@@ -14,7 +14,7 @@ from hsdlab.metrics import bleu_from_statistics
 from hsdlab.records import files
 from hsdlab.records.bootstrap import Estimate, bootstrap_interval
 from hsdlab.records.comparison import Comparison, Measured, compare_results
-from hsdlab.records.example import ExampleRecord
+from hsdlab.records.example import Batch, ExampleRecord
 from hsdlab.records.provenance import GitState
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.comparison import comparison_markdown, write_comparison
@@ -97,6 +97,24 @@ def test_more_than_the_layers_allow(full_depth, hsd, step_ms, too_fast):
     """2.6 of 4 layers allow a factor of 1.54: 10 / 6 ms is within 10 % of it, 10 / 5 ms is not."""
     row = rows_of(full_depth, at_step_ms(hsd, step_ms))[1]
     assert row.faster_than_its_layers is too_fast
+
+
+def in_batches(result, *decode_s):
+    """The result with one example a batch; a batch takes so many seconds for 10 decode steps."""
+    examples = [
+        replace(example, batch=Batch(number, 1, Cost(num_layers=4, decode_passes=10, decode_s=seconds)))
+        for number, (example, seconds) in enumerate(zip(result.examples, decode_s, strict=True))
+    ]
+    return replace(result, examples=tuple(examples))
+
+
+def test_the_speed_up_has_an_interval_over_batches_that_both_decoded(full_depth, hsd):
+    """A draw is both batches, or one of them twice: the ends are the two ratios."""
+    full, row = rows_of(in_batches(full_depth, 1.0, 3.0), in_batches(hsd, 0.5, 2.25))
+    assert row.speed_up_interval == pytest.approx((3 / 2.25, 1.0 / 0.5))
+    assert full.speed_up_interval is None  # the baseline
+    _, alone = rows_of(in_batches(full_depth, 1.0, 3.0), hsd)
+    assert alone.speed_up_interval is None  # no batches
 
 
 def test_short_label(full_depth, hsd, calm):

@@ -104,6 +104,18 @@ def test_what_was_not_measured_is_left_out(full_depth, hsd):
     assert [text.get_text() for text in time.texts] == ["not measured"]
 
 
+def test_the_interval_of_the_speed_up_is_a_bar_of_the_time(full_depth, hsd):
+    comparison = compared(full_depth, hsd)
+    full, row = comparison.rows
+    assert row.speed_up_interval is None
+    row = replace(row, speed_up_interval=(row.speed_up / 2, row.speed_up * 4))
+    _, times = pareto_figure(replace(comparison, rows=(full, row)), "rouge1").axes
+    (bar,) = [line for line in times.lines if line.get_marker() == "|"]
+    step_ms = row.figure("decode_step_ms")
+    assert list(bar.get_xdata()) == pytest.approx([step_ms * 2, step_ms / 4])
+    assert list(bar.get_ydata()) == [row.quality["rouge1"].value] * 2
+
+
 def test_without_an_interval_there_is_a_point_and_no_bar(full_depth):
     figure = pareto_figure(compared(replace(full_depth, examples=full_depth.examples[:1])), "rouge1")
     assert len(points(figure.axes[0])) == 1

@@ -102,7 +102,7 @@ def test_the_tuning_is_that_of_one_process(folders):
 
 def test_only_the_first_process_prints(folders):
     done = folders[2]
-    assert done.stdout.count("2 of 2 strategies finished") == 1
+    assert done.stdout.count("2 strategies over 5 examples") == 1
     assert done.stdout.count("Strategy 1 of 2") == 1
     assert done.stdout.count("Setting 1 of 1") == 1
     assert "sync_dist=True" not in done.stderr  # Lightning's advice where figures are not those of all processes

@@ -25,7 +25,16 @@ from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs,
 
 HSD = "{class_path: HSD, init_args: {max_exit: 2}}"
 SKIPDECODE = "{class_path: SkipDecode, init_args: {min_exit: 1, max_exit: 2}}"
-TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms", "speed_up", "decode_s", "prompt_s", "wall_s")
+TIMES = (
+    "decode_step_ms",
+    "tokens_per_second",
+    "prompt_ms",
+    "speed_up",
+    "speed_up_interval",
+    "decode_s",
+    "prompt_s",
+    "wall_s",
+)
 
 
 class Slow(ScheduledStrategy):
@@ -192,7 +201,7 @@ def test_a_finished_comparison_is_printed_again_and_takes_new_strategies(evaluat
     again = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert decoded == []
     assert again["rows"] == report["rows"]
-    assert "2 of 2 strategies finished" in capsys.readouterr().out
+    assert f"2 strategies over {EXAMPLES} examples" in capsys.readouterr().out
 
     evaluate("compare", f"--strategies=[{HSD}, {SKIPDECODE}]")
     assert decoded == [0, 0, 1, 2]  # the first warms up

@@ -1,0 +1,59 @@
+"""`compare` decodes each batch under all strategies before the next, in an order that rotates."""
+
+import pytest
+
+import hsdlab.modules.decode
+from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs
+
+HSD_1 = "{class_path: HSD, init_args: {max_exit: 2}}"
+SKIPDECODE = "{class_path: SkipDecode, init_args: {min_exit: 1, max_exit: 2}}"
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    tiny = options(tmp_path / "tiny")
+    return lambda subcommand, *args: run(monkeypatch, subcommand, *tiny, f"--output={tmp_path / subcommand}", *args)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The batches that are decoded, each with the class of the strategy, in order."""
+    turns = []
+    decode = hsdlab.modules.decode.DecodeModule._decode
+
+    def noted(self, batch, number):
+        turns.append((number, type(self._run().strategy).__name__))
+        return decode(self, batch, number)
+
+    monkeypatch.setattr(hsdlab.modules.decode.DecodeModule, "_decode", noted)
+    return turns
+
+
+def test_the_first_strategy_of_a_batch_rotates(evaluate, decoded):
+    evaluate("compare", f"--strategies=[{HSD_1}, {SKIPDECODE}]")
+    names = ["FullDepth", "HSD", "SkipDecode"]
+    warm_up, *turns = decoded
+    assert warm_up == (0, "FullDepth")
+    assert turns == [(batch, names[(batch + turn) % 3]) for batch in range(3) for turn in range(3)]
+
+
+def test_each_strategy_gives_what_it_gives_alone(evaluate, tmp_path):
+    evaluate("compare", f"--strategies=[{HSD_1}, {SKIPDECODE}]")
+    full, hsd, _ = sorted((tmp_path / "compare" / "predictions").iterdir())
+    evaluate("test", "--overwrite")
+    assert without_costs(read_records(full)) == without_costs(read_records(tmp_path / "test" / "predictions.jsonl"))
+    evaluate("test", "--skip=HSD", "--skip.max_exit=2", "--overwrite")
+    assert without_costs(read_records(hsd)) == without_costs(read_records(tmp_path / "test" / "predictions.jsonl"))
+
+
+def test_a_run_goes_on_with_the_strategies_that_a_batch_lacks(evaluate, decoded, tmp_path):
+    evaluate("compare", f"--strategies=[{HSD_1}]")
+    _, hsd = sorted((tmp_path / "compare" / "predictions").iterdir())
+    whole = without_costs(read_records(hsd))
+    lines = hsd.read_bytes().splitlines(keepends=True)
+    hsd.write_bytes(b"".join(lines[:2]))  # its first batch
+    decoded.clear()
+    evaluate("compare", f"--strategies=[{HSD_1}]")
+    assert decoded == [(0, "FullDepth"), (1, "HSD"), (2, "HSD")]  # the first warms up
+    assert without_costs(read_records(hsd)) == whole
+    assert len(whole) == EXAMPLES
