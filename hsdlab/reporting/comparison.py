@@ -21,6 +21,7 @@ from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.tables import (
     COST_HEADER,
     TERMINAL_COSTS,
+    arguments_note,
     baseline_note,
     cost_cells,
     estimate,
@@ -74,6 +75,7 @@ def notes(comparison: Comparison) -> list[str]:
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
         *time_notes(rows, "the baseline"),
         *quality_notes(comparison),
+        *arguments_note(rows),
     ]
     if any(row.speed_up_interval is not None for row in rows):
         lines.append("The interval of the speed-up draws the same batches for both strategies.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -157,6 +158,23 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
     return notes
 
 
+def arguments_note(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Name the arguments that the labels give without keywords.
+
+    Args:
+        rows: Rows of the table.
+
+    Returns:
+        One note; none where no strategy has arguments. A strategy that holds others is left out.
+    """
+    found: dict[str, list[str]] = {}
+    for name, row in ((row.resolved or row.name, row) for row in rows):
+        keywords = re.findall(r"(\w+)=", name) if name.count("(") == 1 else []
+        found[row.class_name] = max(found.get(row.class_name, []), keywords, key=len)
+    named = ", ".join(f"{name}({', '.join(keywords)})" for name, keywords in found.items() if keywords)
+    return [f"Arguments: {named}."] if named else []
+
+
 def quality_notes(comparison: Comparison) -> list[str]:
     """Warn of few examples, and of a model that skipping ruins.
 
@@ -204,7 +222,7 @@ def shown_name(row: ComparisonRow, quote: str = "") -> str:
     Returns:
         The name with its run, if there are several, and "(oracle)" after an oracle's.
     """
-    return f"{quote}{row.full_name}{quote}{' (oracle)' if row.is_oracle else ''}"
+    return f"{quote}{row.label}{quote}{' (oracle)' if row.is_oracle else ''}"
 
 
 def estimate(figure: Estimate, digits: int, unit: float = 1) -> str:
@@ -279,7 +297,7 @@ def baseline_note(comparison: Comparison) -> str:
     size = f"{baseline.examples} examples, {baseline.num_layers} layers."
     if len(comparison.rows) == 1:
         return size if comparison.has_full_depth else f"{size} `compare` also runs FullDepth, the baseline."
-    named = f"{baseline.full_name} is the baseline (100 %)"
+    named = f"{baseline.label} is the baseline (100 %)"
     if not comparison.has_full_depth:
         named = f"FullDepth was not run: the first strategy, {named}"
     return f"{named}. {size}"

@@ -85,7 +85,7 @@ def test_what_was_not_recorded_is_said(full_depth):
     assert [text.get_text() for text in axes.texts] == ["not recorded"]
     no_steps = replace(full_depth, cost=Cost(), examples=())
     (axes,) = panels(drawn(no_steps))
-    assert axes.get_title(loc="left") == "1  FullDepth()\nno decode step"
+    assert axes.get_title(loc="left") == "1  FullDepth\nno decode step"
 
 
 def test_names_are_not_read_as_formulas_and_long_ones_are_wrapped(recorded):

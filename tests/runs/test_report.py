@@ -127,9 +127,9 @@ def test_several_runs_make_one_comparison(results, tmp_path):
     tuned = result_folder(tmp_path / "tuned", hsd)
     output = tmp_path / "both"
     found = report({"plain": plain, "skip-aware": tuned}, output)
-    assert [row.full_name for row in found.rows] == [
-        *(f"plain: {full.name}", f"plain: {hsd.name}"),
-        f"skip-aware: {hsd.name}",
+    assert [(row.run, row.name) for row in found.rows] == [
+        *(("plain", full.name), ("plain", hsd.name)),
+        ("skip-aware", hsd.name),
     ]
     assert found.baseline is found.rows[0]
     assert found.rows[2].speed_up == 1.25
