@@ -136,7 +136,7 @@ def test_several_runs_make_one_comparison(results, tmp_path):
     assert found.run.config == {"runs": {"plain": str(plain), "skip-aware": str(tuned)}}
     assert Comparison.read(output / "comparison.json") == found
     text = (output / "comparison.md").read_text(encoding="utf-8")
-    assert f"`skip-aware: {hsd.name}`" in text
+    assert "`skip-aware: HSD(1, 0, 2)`" in text
     assert "The rows come from several runs." in text
     assert found.rows == compare_results([full, hsd, hsd], RUN, ["plain", "plain", "skip-aware"]).rows
     assert [row.run for row in report([plain, tuned], output).rows] == ["plain", "plain", "tuned"]
