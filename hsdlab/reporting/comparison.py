@@ -21,12 +21,14 @@ from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.tables import (
     COST_HEADER,
     TERMINAL_COSTS,
+    arguments_note,
     baseline_note,
     cost_cells,
     estimate,
     interval,
     number,
     percent_of_baseline,
+    quality_notes,
     shown_name,
     terminal_table,
     time_notes,
@@ -72,6 +74,8 @@ def notes(comparison: Comparison) -> list[str]:
         "Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. "
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
         *time_notes(rows, "the baseline"),
+        *quality_notes(comparison),
+        *arguments_note(rows),
     ]
     if any(row.speed_up_interval is not None for row in rows):
         lines.append("The interval of the speed-up draws the same batches for both strategies.")

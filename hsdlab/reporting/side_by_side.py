@@ -172,4 +172,4 @@ def _runs(comparison: Comparison) -> list[str]:
 
 
 def _label(row: ComparisonRow) -> str:
-    return row.label.removeprefix(f"{row.run}: ").removesuffix("()")
+    return row.label.removeprefix(f"{row.run}: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import Comparison, ComparisonRow
+from hsdlab.records.labels import METRIC_LABELS
 
 COST_HEADER = (
     "Average depth",
@@ -28,6 +30,8 @@ TERMINAL_COSTS = tuple(name for name in COST_HEADER if name != "% of layers")  #
 COSTS_OF_A_CHOICE = ("Average depth", "ms per decode step", "Measured speed-up")
 """The columns that a report of a choice shows."""
 MISSING = "–"
+FEW_EXAMPLES = 30
+"""With fewer, a note says that the intervals are wide."""
 SLOW, TOO_FAST = "†", "‡"
 MARKS_IN_WORDS = {SLOW: "slower than full depth", TOO_FAST: "faster than its layers allow"}
 """The marks of times, as legends explain them."""
@@ -154,6 +158,46 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
     return notes
 
 
+def arguments_note(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Name the arguments that the labels give without keywords.
+
+    Args:
+        rows: Rows of the table.
+
+    Returns:
+        One note; none where no strategy has arguments. A strategy that holds others is left out.
+    """
+    found: dict[str, list[str]] = {}
+    for name, row in ((row.resolved or row.name, row) for row in rows):
+        keywords = re.findall(r"(\w+)=", name) if name.count("(") == 1 else []
+        found[row.class_name] = max(found.get(row.class_name, []), keywords, key=len)
+    named = ", ".join(f"{name}({', '.join(keywords)})" for name, keywords in found.items() if keywords)
+    return [f"Arguments: {named}."] if named else []
+
+
+def quality_notes(comparison: Comparison) -> list[str]:
+    """Warn of few examples, and of a model that skipping ruins.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        No, one or two notes.
+    """
+    notes, metric, examples = [], comparison.headline_metric, comparison.baseline.examples
+    if examples < FEW_EXAMPLES:
+        notes.append(f"Only {examples} examples: the intervals are wide.")
+    ruined = [row for row in comparison.rows if metric in row.quality and row.percent_of_baseline[metric].value < 50]
+    if ruined:
+        runs = ", ".join(dict.fromkeys(row.run for row in ruined if row.run))
+        where = f" ({runs})" if runs else ""
+        notes.append(
+            f"{METRIC_LABELS[metric]} falls below half of the baseline's{where}: as a rule, this model was not trained "
+            "to skip layers. See docs/training.md."
+        )
+    return notes
+
+
 def percent_of_baseline(row: ComparisonRow, metric: str) -> str:
     """Format a quality as % of the baseline's.
 
@@ -178,7 +222,7 @@ def shown_name(row: ComparisonRow, quote: str = "") -> str:
     Returns:
         The name with its run, if there are several, and "(oracle)" after an oracle's.
     """
-    return f"{quote}{row.full_name}{quote}{' (oracle)' if row.is_oracle else ''}"
+    return f"{quote}{row.label}{quote}{' (oracle)' if row.is_oracle else ''}"
 
 
 def estimate(figure: Estimate, digits: int, unit: float = 1) -> str:
@@ -253,7 +297,7 @@ def baseline_note(comparison: Comparison) -> str:
     size = f"{baseline.examples} examples, {baseline.num_layers} layers."
     if len(comparison.rows) == 1:
         return size if comparison.has_full_depth else f"{size} `compare` also runs FullDepth, the baseline."
-    named = f"{baseline.full_name} is the baseline (100 %)"
+    named = f"{baseline.label} is the baseline (100 %)"
     if not comparison.has_full_depth:
         named = f"FullDepth was not run: the first strategy, {named}"
     return f"{named}. {size}"

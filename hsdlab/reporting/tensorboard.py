@@ -83,7 +83,7 @@ def run_name(row: ComparisonRow, numbered: bool = True) -> str:
     Returns:
         A name of letters, digits and ``_ . , = + ( ) -`` alone, which every file system takes.
     """
-    label = row.label.removesuffix("()").replace(", ", ",").replace(": ", "_")
+    label = row.label.replace(", ", ",").replace(": ", "_")
     plain = re.sub(r"[^\w.,=+()-]+", "-", label)[:LONGEST_NAME].strip("-.")
     return f"{row.number:02}_{plain}" if numbered else plain or row.class_name
 

@@ -18,7 +18,7 @@ from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.comparison import FILE, write_comparison
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.side_by_side import side_by_side_figure, side_by_side_table, side_by_side_terminal
-from hsdlab.reporting.tables import console, time_notes
+from hsdlab.reporting.tables import console, quality_notes, time_notes
 from hsdlab.runs.progress import ShowsProgress
 from hsdlab.runs.strategies import StrategyRuns, baseline_first
 from hsdlab.strategies import HSD, FullDepth, SkipDecode, SkipStrategy
@@ -126,4 +126,4 @@ def how_to_read(found: Comparison, batch_size: int = BATCH_SIZE) -> str:
     text = HOW_TO_READ.format(
         baseline=f"the model {first.run}", layers=first.num_layers, examples=first.examples, batch=batch_size
     )
-    return "\n".join([text, *time_notes(found.rows, "the baseline")])
+    return "\n".join([text, *time_notes(found.rows, "the baseline"), *quality_notes(found)])

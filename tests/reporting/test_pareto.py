@@ -65,7 +65,7 @@ def test_legend_names_the_numbers_and_a_class_keeps_its_colour(full_depth, hsd):
     figure = pareto_figure(compared(*results), "rouge1")
     legend = figure.legends[0]
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts == ["1  HSD(1, 0, 2)", "2  FullDepth()", "3  HSD(1, 0, 2)", "Pareto frontier"]
+    assert texts == ["1  HSD(1, 0, 2)", "2  FullDepth", "3  HSD(1, 0, 2)", "Pareto frontier"]
     colours = [handle.get_color() for handle in legend.legend_handles[:3]]
     assert colours == [COLOURS[1], COLOURS[0], COLOURS[1]]  # the baseline is black wherever it stands
     assert [text.get_text() for text in numbers(figure.axes[0])] == ["1", "2", "3"]

@@ -146,7 +146,7 @@ def test_texts_stand_side_by_side_as_they_are(full, together):
     assert html.count("<table>") == 1
     assert cells[:2] == ["source", "What is a&#124;a&#63;"]
     assert cells[5:7] == ["reference", "a b c e"]
-    assert cells[10:15] == ["1 FullDepth&#40;&#41;", "a b c d", "2.0", "4", "0.800"]
+    assert cells[10:15] == ["1 FullDepth", "a b c d", "2.0", "4", "0.800"]
     assert cells[15:] == ["2 HSD&#40;1&#44; 0&#44; 2&#41;", "a b c d", "2.0", "6", "0.600"]  # of a, though b is first
     own = markdown_to_safe_html(text(full, "samples/1"))
     assert own.count("<tr>") == 4
@@ -169,8 +169,8 @@ def test_markdown_html_and_line_breaks_in_a_text(full_depth):
 def test_the_tables_are_readable_in_the_text_tab(together):
     html = markdown_to_safe_html(text(together, "tables"))
     assert html.count("<table>") == 3
-    assert "<code>HSD(num_skipped=1, min_exit=0, max_exit=2)</code>" in html
-    assert "FullDepth() is the baseline" in html
+    assert "<code>HSD(1, 0, 2)</code>" in html
+    assert "FullDepth is the baseline" in html
 
 
 def test_the_layout_has_charts_of_tags_that_exist(full, together):
