@@ -125,6 +125,8 @@ def _run(script: str, words: list[str], position: int, name: str, args: Sequence
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    if name != "report":
+        _check_configs(words)
     command_line = import_module(f"hsdlab.cli.{script}").main
     if words[position] == name:
         command_line(args)
@@ -133,6 +135,20 @@ def _run(script: str, words: list[str], position: int, name: str, args: Sequence
     # warns of arguments beside those of the process.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     command_line([*words[:position], name, *words[position + 1 :]])
+
+
+def _check_configs(words: Sequence[str]) -> None:
+    """Refuse configs that are missing or no YAML now, and not after seconds of imports, when the parser reads them.
+
+    Raises:
+        SystemExit: 2, with the parser's own sentence.
+    """
+    from hsdlab.cli.configs import with_included_configs  # for a command alone
+
+    try:
+        with_included_configs(words)
+    except UserError as error:
+        _refuse(f"{error}\n{names.MORE}")
 
 
 def _end_with_a_sentence(command: Callable[[list[str]], None], words: list[str]) -> None:

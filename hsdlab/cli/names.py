@@ -31,6 +31,8 @@ TRAIN = {
 
 CONFIG = ("-c", "--config")
 """The option that may stand before a command with a value of its own."""
+MORE = "For the options and their meaning add --help"
+"""What follows the sentence that refuses an option."""
 
 
 def command_position(words: Sequence[str]) -> int | None:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from hsdlab.cli.config_checks import check_value
 from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
+from hsdlab.cli.names import MORE
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.strategy_words import with_strategies_written_out
@@ -109,7 +110,7 @@ class EvaluateParser(LightningArgumentParser):
             lambda key: place_of(key, [file for file in files if file.is_file()]),
         )
         sentence = message if isinstance(ex, UserError) else refusal.sentence(message)
-        sys.stderr.write(f"error: {sentence}\nFor the options and their meaning add --help\n")
+        sys.stderr.write(f"error: {sentence}\n{MORE}\n")
         sys.exit(2)
 
     def _subparsers_by_name(self) -> dict[str, "EvaluateParser"]:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from hsdlab.cli.names import MORE
 from hsdlab.program import typed
 from hsdlab.runs.report import report
 
@@ -22,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
-        self.exit(2, f"error: {message}\nFor the options and their meaning add --help\n")
+        self.exit(2, f"error: {message}\n{MORE}\n")
 
 
 def report_command(args: list[str]) -> None:

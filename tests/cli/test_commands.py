@@ -27,12 +27,17 @@ LIGHT = [
     (["configs", "list"], 0),
     (["configs", "show", "experiment/quickstrt"], 2),
     (["models"], 0),
+    (["compare", "--config=experiment/quickstrt"], 2),
+    (["fit", "--config", "nowhere.yaml"], 2),
 ]
 
 
 @pytest.fixture
-def reached(monkeypatch):
-    """Note which script's command line runs, and with what."""
+def reached(monkeypatch, tmp_path):
+    """Note which script's command line runs, and with what; two configs lie in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("test", "mine.yaml"):
+        (tmp_path / name).write_text("output: runs/mine\n")
     calls = []
     for script in ("evaluate", "train"):
         module = getattr(hsdlab.cli, script)
@@ -122,7 +127,7 @@ def test_the_version(capsys):
         (commands.main, ["fit-exit-classifier"], ("train", ["fit_exit_classifier"])),
         (commands.train, ["fit-exit-classifier"], ("train", ["fit_exit_classifier"])),
         (commands.train, ["validate"], ("train", ["validate"])),
-        (commands.evaluate, ["-c=x", "validate"], ("evaluate", ["-c=x", "validate"])),
+        (commands.evaluate, ["-c=mine.yaml", "validate"], ("evaluate", ["-c=mine.yaml", "validate"])),
     ],
 )
 def test_a_command_reaches_its_command_line(start, args, expected, reached):
