@@ -49,7 +49,7 @@ class Manifest:
         self._read()  # other processes of the run note theirs
         ours: list[str] = []
         foreign: list[str] = []
-        for name in _walk(self.folder):
+        for name in walk(self.folder):
             (ours if self.lists(name) else foreign).append(name)
         return ours, foreign
 
@@ -130,7 +130,7 @@ class Manifest:
 
     def forget(self) -> None:
         """Remove the list, unless it tells that the files of others in the folder are no hindrance."""
-        if not any(True for _ in _walk(self.folder)):
+        if not any(True for _ in walk(self.folder)):
             with faults_of_writing(self.file):
                 self.file.unlink(missing_ok=True)
 
@@ -173,7 +173,7 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.endswith(UNFINISHED)]
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path) -> Iterator[str]:
     """Yield the names of all files and links below a folder, relative to it, without our own bookkeeping."""
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]

@@ -156,6 +156,8 @@ OPTIONS = {
     "output below a file": fault(
         "test", "--output={model}/config.json/x", "a part of its path is no folder", "Give another"
     ),
+    "output is the whole disk": fault("test", "--output=/", "folder / is not empty, and no run of hsdlab wrote"),
+    "output in another code": usage("test", "--output=runs/\udce4", "--output='runs/.udce4': expected the path of"),
     "predictions": usage("test", "--model.predictions=x", "--model.predictions: leave it out; --output says"),
     "root": usage("test", "--trainer.default_root_dir=x", "--trainer.default_root_dir: leave it out; --output says"),
     "report without a run": usage("report", "", "required: RUN", common=False),
@@ -177,6 +179,8 @@ GENERATE = {
         "no such": ("{foo: 1}", "'foo', which is no option of transformers' generate"),
         "misspelt": ("{temprature: 1}", "did you mean 'temperature'"),
         "a list": ("[1]", "expected a mapping such as"),
+        "a key twice": ("{top_k: 1, top_k: 5}", "--model.generate_kwargs: the key 'top_k' is there twice; keep one"),
+        "a nested key twice": ("{a: [{b: 1, b: 1}]}", "the key 'b' is there twice"),
         "a text for a number": ("{temperature: abc}", "temperature is 'abc'; expected a number"),
         "nan": ("{do_sample: true, temperature: .nan}", "temperature is nan; expected a finite number"),
         "no switch": ("{do_sample: maybe}", "do_sample is 'maybe'; expected true or false"),

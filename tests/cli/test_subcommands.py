@@ -1,12 +1,13 @@
-"""Only the parser of the subcommand that is named is built."""
+"""One subcommand: its parser alone is built; seed, home folder and values as they are given."""
 
 import re
 import sys
 
 import pytest
+import torch
 
 from hsdlab.cli import EvaluateCLI
-from tests.tiny_runs import ParseOnly
+from tests.tiny_runs import ParseOnly, run
 
 NAMES = ["validate", "test", "predict", "compare", "calibrate", "tune", "bench", "inspect"]
 
@@ -28,3 +29,23 @@ def test_without_a_known_name_all_are_named(monkeypatch, capsys, args):
         ParseOnly(args)
     said = "".join(capsys.readouterr())
     assert [name for name in NAMES if not re.search(rf"\b{name}\b", said)] == []
+
+
+def test_no_seed_is_set_where_none_is_wanted(monkeypatch):
+    words = ("test", "--model.name=m", "--data=Docstrings")
+    torch.manual_seed(7)
+    assert run(monkeypatch, *words, "--seed_everything=false", cli=ParseOnly).config.test.seed_everything is False
+    assert torch.initial_seed() == 7
+    run(monkeypatch, *words, "--seed_everything=3", cli=ParseOnly)
+    assert torch.initial_seed() == 3
+
+
+@pytest.mark.parametrize("word", ["--output=~/x", "--data.folder=~/x", "--model.adapter=~/x"])
+def test_the_home_folder_is_written_out_in_paths(word, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ("test", "--model.name=m", "--data=DataFolder", "--data.folder=d", word, "--data.prompt=~/x {source}")
+    config = run(monkeypatch, *words, cli=ParseOnly).config.test
+    paths = {"--output": config.output, "--data.folder": config.data.init_args.folder}
+    paths |= {"--model.adapter": config.model.adapter}
+    assert paths[word.partition("=")[0]] == "/home/me/x"
+    assert config.data.init_args.prompt == "~/x {source}"
