@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from hsdlab.cli.config_checks import check_value
 from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
+from hsdlab.cli.help import ALL, own_options_first, short_help
 from hsdlab.cli.names import MORE
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
@@ -48,6 +49,10 @@ class EvaluateParser(LightningArgumentParser):
     """The command line that is parsed, for messages: the parsers of a subcommand and of a class do not see it."""
     whole: ClassVar["EvaluateParser | None"] = None
     """The parser of the command line."""
+    explains_all: ClassVar[bool] = False
+    """Whether the help is to explain every option."""
+    trains: bool = False
+    """Whether the commands are those of train.py."""
 
     def add_lightning_class_args(
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
@@ -65,6 +70,8 @@ class EvaluateParser(LightningArgumentParser):
         outermost = not hasattr(self, "subcommand")  # the rest of the words goes to the parser of the subcommand
         if outermost:
             EvaluateParser.words, EvaluateParser.whole = args, self
+            EvaluateParser.explains_all = ALL in args
+            args = ["--help" if arg == ALL else arg for arg in args]
         try:
             for arg in args:
                 check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
@@ -97,6 +104,18 @@ class EvaluateParser(LightningArgumentParser):
         except UserError as error:
             self.error(str(error), error)
         return super().parse_string(content, path, *more, **options)
+
+    def format_help(self) -> str:
+        """Return the help: of a command its own options in short, unless all are asked for."""
+        command = getattr(self, "subcommand", None)
+        if command is None:
+            return super().format_help()
+        trains = EvaluateParser.whole is not None and EvaluateParser.whole.trains
+        if EvaluateParser.explains_all:
+            own_options_first(self, command, trains)
+            return super().format_help()
+        data = {each.__name__: each for each in _subclasses(GenerationDataModule) if _is_ours(each)}
+        return short_help(self, command, trains, self._classes("skip"), dict(sorted(data.items())))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one sentence what is wrong, and end with exit code 2."""
@@ -139,7 +158,7 @@ class EvaluateParser(LightningArgumentParser):
         return (
             []
             if base is None
-            else sorted({each.__name__ for each in _subclasses(base) if each.__module__.startswith("hsdlab.")})
+            else sorted({each.__name__ for each in _subclasses(base) if _is_ours(each)})
         )
 
 
@@ -177,6 +196,10 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
         if not inspect.isabstract(subclass):
             yield subclass
         yield from _subclasses(subclass)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("hsdlab.")
 
 
 def _arguments(cls: type) -> Iterator[str]:

@@ -231,6 +231,10 @@ class Refusal:
 
     # ---- names
 
+    def no_help(self, what: str) -> str:
+        """Say which helps there are."""
+        return f"--help={what}: give --help for the command's own options, or --help=all for every option"
+
     def no_value(self, option: str) -> str:
         """Say that an option stands alone."""
         option = option.split("/")[-1]
@@ -305,6 +309,7 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^(?:Subcommand|Group) '[^']*' does not accept option '([^']*)'", Refusal.not_accepted),
     (r"^Option '([^']*)' is not accepted", Refusal.not_accepted),
     (r"^the following arguments are required: (.*)", Refusal.required),
+    (r"^argument -h/--help: ignored explicit argument '(.*)'", Refusal.no_help),
     (r"^argument (\S+): expected (?:one|at least one) argument", Refusal.no_value),
     (r'^Parser key "config": File does not exist: \'(.*?)\'', Refusal.no_file),
     (r'^Parser key "config": Path is not a file: \'(.*?)\'', Refusal.no_config_file),

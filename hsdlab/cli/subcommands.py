@@ -163,6 +163,7 @@ class SubcommandCLI(LightningCLI):
                 raise RunError(fault_of_writing(self.folder.path, error)) from error
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        parser.trains = self.trains
         known = self.subcommands()
         named = {name: skipped for name, skipped in known.items() if name in self._words} or known
         self.__dict__["subcommands"] = lambda: named

@@ -66,11 +66,12 @@ class FinetuneModule(LightningModule):
         learning_rate: Of AdamW, at its peak; 5e-5 as in the HSD paper.
         weight_decay: Of AdamW, for matrices; 0.01 is torch's default. Norms and biases have none.
         warmup: Share of the steps in which the learning rate rises from 0.
-        learning_rate_schedule: What it does after them, by the names of `transformers.get_scheduler`; linear, the
-            default, and cosine fall to 0.
+        learning_rate_schedule: How the learning rate goes on after the warm-up, by the names of
+            `transformers.get_scheduler`; linear, the default, and cosine fall to 0.
         skip_strategies: Strategies with layers known before a step, full depth among them if it is to stay good.
-        skip_weights: How often each is drawn, in proportion to their sum; by default all equally often.
-        final_skip_weights: Weights at the end: the draws move there in a straight line. By default they stay.
+        skip_weights: How often each strategy is drawn, in proportion to their sum; by default all equally often.
+        final_skip_weights: These weights at the end of the training; they move there in a straight line. By default they
+            stay.
         skip_draws: One draw for each "batch", the same in all processes, or for each "example".
         distillation: Share of the loss of sequences that skip layers that is not cross-entropy with the reference but
             the divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.

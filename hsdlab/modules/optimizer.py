@@ -33,7 +33,7 @@ def adamw(
         weight_decay: For matrices; norms and biases have none.
         steps: Of the whole run.
         warmup: Share of the steps in which the learning rate rises from 0.
-        schedule: What it does after them.
+        schedule: How the learning rate goes on after the warm-up.
 
     Raises:
         UserError: A run without an end.

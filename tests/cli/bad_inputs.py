@@ -120,6 +120,7 @@ OPTIONS = {
     "of another strategy": usage("test", "--skip.num_skipped=3", "the class that --skip names takes no such argument"),
     "no option": usage("test", "--foo=1", "`test` has no option --foo"),
     "no option's word": usage("test", "foo", "'foo'.*belongs to no option"),
+    "no such help": usage("test", "--help=trainer", "--help=trainer: give --help for .* or --help=all for every"),
     "no value": usage("test", "--output", "--output stands without a value"),
     "misspelt command": usage("tset", "", "no command 'tset'; did you mean 'test'", common=False),
     "command of train.py": usage("fit", "", "'fit' is a command of train.py", common=False),

@@ -62,7 +62,7 @@ def test_a_folder_that_no_run_wrote_is_refused(name, overwrite, tmp_path):
 @pytest.mark.parametrize("name", ["link", "link/x"])
 def test_a_link_to_nothing_is_refused(name, tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(FileNotFoundError, match="link is a symbolic link to nowhere, where there is nothing. Make"):
+    with pytest.raises(FileNotFoundError, match=r"link is a symbolic link to nowhere, where there is nothing\. Make"):
         folder(tmp_path / name)
     (tmp_path / "nowhere").mkdir()
     assert not folder(tmp_path / name).check(can_resume=True)
