@@ -38,7 +38,7 @@ DATA = {
 }
 """Data statements: what each data set is, which part of it was trained on, under what licence."""
 DATA["common-gen-skip-aware"] = (
-    f"{DATA['common-gen']} Besides, as many longer sets, which benchmarks/longer_concept_sets.py makes of them."
+    f"{DATA['common-gen']} In addition, as many longer sets, which benchmarks/longer_concept_sets.py makes from them."
 )
 SHA256 = {
     "e2e": "f4524089f5b3cb2a6ef094c4d788399fb24856914338c1c4921de0818af59a2f",
@@ -104,7 +104,7 @@ def card(name: str, folder: Path) -> str:
     megabytes = (folder / "adapter_model.safetensors").stat().st_size / 1e6
     data = name.removesuffix("-skip-aware")
     kind = (
-        "Each example was trained under a strategy drawn for it, so that layers may be skipped, on the texts that "
+        "It was trained to skip: each training example drew its own strategy. The training targets are the texts that "
         f"{PREFIX}smollm2-135m-{data} writes for the training sources."
         if name != data
         else "It was trained at full depth on the references."
@@ -124,7 +124,7 @@ def card(name: str, folder: Path) -> str:
         f'- Load: `load_model("{PREFIX}smollm2-135m-{name}")`',
         "- Base model: SmolLM2-135M-Instruct (Hugging Face TB, arXiv 2502.02737), Apache-2.0, in the form that "
         f"{PREFIX}smollm2-135m has: quantised to 4 bits (Q4_1) and converted to float32.",
-        f"- Data: {DATA.get(name, DATA[data])} SHA-256 of the train.jsonl with them, taken on 2026-11-26 "
+        f"- Data: {DATA.get(name, DATA[data])} SHA-256 of its train.jsonl, computed on 2026-11-26 "
         f"(the training recorded none): `{SHA256[data]}`.",
         f"- Command: `python {shlex.join(training['command'])}`",
         f"- Commit: `{git['commit']}`, {tree}. Date: {training['date_utc'][:10]}. Seed: {training['seed']}. "
@@ -139,7 +139,7 @@ def card(name: str, folder: Path) -> str:
 
 
 def _last_losses(losses: dict[str, list[tuple[int, float]]]) -> str:
-    words = {"val/loss": "at full depth", "val/skip_loss": "under the drawn strategies"}
+    words = {"val/loss": "at full depth", "val/skip_loss": "under the strategies it draws"}
     return ", ".join(f"{points[-1][1]:.3f} {words[name]}" for name, points in losses.items())
 
 
@@ -155,7 +155,7 @@ def _scores(data: str, model: str) -> list[str]:
     ]
     examples = next(iter(found.values())).examples
     return [
-        f"Greedy decoding of the whole test set, {examples} examples, in bfloat16; docs/results.md has all rows.",
+        f"Greedy decoding of the whole test set, {examples} examples, in bfloat16. docs/results.md has all settings.",
         "",
         markdown_table(header, cells),
     ]

@@ -66,7 +66,7 @@ def other_readings() -> str:
         ("T - 1 in place of T", lambda s, n, t: _average(s, n, t, fall=t - 1)),
         ("mean over T steps in place of T - 1", lambda s, n, t: _average(s, n, t, steps=range(t))),
         ("first decode step is t = 1", lambda s, n, t: _average(s, n, t, steps=range(1, t))),
-        ("the prompt pass counted as a step", lambda s, n, t: (_average(s, n, t) * (t - 1) + n) / t),
+        ("the prefill counted as a step", lambda s, n, t: (_average(s, n, t) * (t - 1) + n) / t),
     ]
     rows = []
     for name, reading in readings:
@@ -77,7 +77,7 @@ def other_readings() -> str:
         ]
         within = sum(difference <= TOLERANCE for difference in differences)
         rows.append([name, f"{within} of {len(differences)}", f"{max(differences):.3f}"])
-    return markdown_table(["Reading", "Cells within 0.015", "Largest difference, layers"], rows)
+    return markdown_table(["Formula", "Cells within 0.015", "Largest difference, layers"], rows)
 
 
 def lengths() -> str:

@@ -46,8 +46,8 @@ def quality_table(found: Mapping[str, ComparisonRow], timed: Mapping[str, BenchS
     """Return a row for each strategy: layers, each metric with its share of full depth, and time if it is given."""
     if not found:
         return "*Not measured yet.*"
-    header = ["Strategy", "Avg. layers", "Tokens", *(METRIC_LABELS[metric] for metric in METRICS)]
-    header += [] if timed is None else ["ms per step"]
+    header = ["Strategy", "Average depth", "Tokens", *(METRIC_LABELS[metric] for metric in METRICS)]
+    header += [] if timed is None else ["ms per decode step"]
     lines = []
     for name, row in found.items():
         line = [f"`{name}`", number(row.average_layers, 1), number(row.output_tokens.value, 1)]
@@ -116,7 +116,7 @@ def tuned(data: str) -> str:
             decoded = [number(row.average_layers, 1), share(row.percent_of_baseline[tuning.metric]), goal]
         score = number(setting.nats_per_token, 3)
         lines.append([f"`{short(setting.name)}`", score, f"{setting.ideal_speed_up:.2f}×", *decoded])
-    header = ["Setting", "Nats per token", "Ideal speed-up", "Avg. layers", f"{metric}, share of full depth", "Goal"]
+    header = ["Setting", "Nats per token", "Ideal speed-up", "Average depth", f"{metric}, share of full depth", "Goal"]
     text = TUNED.format(
         data=data,
         examples=full.examples,

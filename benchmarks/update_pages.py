@@ -27,7 +27,7 @@ DEMO = ROOT / "docs/demo.md"
 BENCH = ROOT / "docs/bench.md"
 PICTURE = ROOT / "docs/demo_pareto.png"
 HEADER = (
-    *("Strategy", "Avg. layers", "ROUGE-L, trained to skip", "% of full depth", "ROUGE-L, trained plainly"),
+    *("Strategy", "Average depth", "ROUGE-L, trained to skip", "% of full depth", "ROUGE-L, trained plainly"),
     *("% of full depth", "ms per decode step", "Measured speed-up"),
 )
 

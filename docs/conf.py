@@ -41,7 +41,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!hsdlab\.)\w+\..*"),  # of other projects: their inventories would have to be fetched
     # "BoolTensor [rows, layers]: ..." and "Logits [rows, n], and ...: ..." of Returns sections
     ("py:class", r"(Bool|Long|Int|Float)?Tensor|rows|layers|length|.*\s.*"),
-    ("py:.*", r"hsdlab\.calibration\.fixed_sequence\.Setting"),  # type variables and internal aliases
+    # type variables and internal aliases
+    ("py:.*", r"hsdlab\.(calibration\.fixed_sequence\.Setting|records\.document\.Record)"),
     ("py:class", r"Settings|hsdlab\.decoding\.(skipping\.LayerRunner|decisions\.Decisions)"),
     ("py:exc", r"NOT_A_RECORD"),  # the exceptions of hsdlab.records.document, by the name of their tuple
 ]

@@ -1,7 +1,7 @@
 """Cost: the one ledger of what decoding cost, from the engine to the tables.
 
-"Layers saved" is not a speed-up, so the depth never stands alone: passes, late key and value computations,
-intermediate predictions, floating-point operations, bytes and seconds are counted beside it.
+Skipped layers are not a speed-up. Beside the depth, a cost therefore counts passes, late key and value computations,
+intermediate predictions, floating-point operations, bytes and seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from hsdlab.errors import UserError
 
 MAXIMA = ("wall_s", "peak_cache_bytes")
-"""The fields of which a sum of costs takes the maximum; all others add up, and `num_layers` has to be equal."""
+"""The fields of which a sum of costs takes the maximum. All others add up; only `num_layers` has to be equal."""
 
 
 @dataclass(frozen=True)
@@ -20,29 +20,29 @@ class Cost:
     """What a part of a decode cost: a batch, all batches of a process, a whole run. Costs add up by ``+``.
 
     A decode step is a forward pass whose input is a new token. The prefill (prompt pass) runs all layers over the
-    prompt and is counted apart. "Returned" counts the decode steps of the returned sequences; "computed" counts those
-    of all live beams.
+    prompt and is counted separately. "Returned" counts the decode steps of the returned sequences; "computed" counts
+    those of all live beams.
 
     Attributes:
         num_layers: L, the decoder layers of the model; 0 in an empty cost.
-        prompt_passes: Prefills.
+        prompt_passes: Prefills, each of a whole batch.
         decode_passes: Forward passes of the decode; one decode step of a whole batch is one pass.
-        new_tokens: New tokens of the returned sequences, their end-of-sequence tokens included.
+        new_tokens: New tokens of the returned sequences, including their end-of-sequence tokens.
         decode_steps: Decode steps of the returned sequences.
-        executed_layers: Layers that ran in those steps.
+        executed_layers: Executed layers, summed over those steps.
         computed_steps: Decode steps of all live beams.
-        computed_layers: Layers that ran in those.
+        computed_layers: Executed layers, summed over those steps.
         late_key_values: (token, layer) pairs whose keys and values were computed late.
-        intermediate_predictions: Hidden states to which the head, whole or in part, was applied to decide about exits.
-        intermediate_weights: Weights, of the head or of an exit classifier, that hidden states were multiplied with for
-            that, summed over the states.
+        intermediate_predictions: Hidden states to which a check applied the head, whole or in part.
+        intermediate_weights: Weights of the head or of an exit classifier that such a check multiplied with a hidden
+            state, summed over the states.
         flops: Floating-point operations of the decode passes (:func:`hsdlab.decoding.cost.decode_flops`).
         bytes_read: Bytes of weights, keys and values that the decode passes read
             (:func:`hsdlab.decoding.cost.decode_bytes`).
         prompt_s: Seconds of prefills, summed over the processes.
         decode_s: Seconds of decode steps, summed over the processes.
-        wall_s: Seconds for which a process had decoded at the end of this part; of a sum, the longest of them.
-        peak_cache_bytes: The most bytes that a KV cache held.
+        wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
+        peak_cache_bytes: Bytes of the largest KV cache.
 
     Example:
         >>> a = Cost(num_layers=30, decode_steps=4, executed_layers=60, decode_s=0.2, wall_s=0.3)
@@ -70,7 +70,13 @@ class Cost:
     peak_cache_bytes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Return the cost of both parts.
+        """Add another part.
+
+        Args:
+            other: A cost of the same model, or an empty one.
+
+        Returns:
+            The cost of both parts.
 
         Raises:
             UserError: The two are of models with different numbers of layers.
@@ -91,13 +97,13 @@ class Cost:
         return self if other == 0 else NotImplemented
 
     def figures(self) -> dict[str, float]:
-        """Return what tables, TensorBoard and JSON show: means over all decode steps, never means of batch means.
+        """Compute what tables, TensorBoard and JSON show: means over all decode steps, never means of batch means.
 
-        Under several processes seconds are summed before dividing, so that times are those of one process, averaged;
-        together the processes yield about `tokens_per_second` times their number.
+        Seconds of several processes are summed before dividing, so that times and throughput are those of one process,
+        averaged. Together the processes reach about `tokens_per_second` times their number.
 
         Returns:
-            The figures by name. Each is not a number where there was nothing to measure.
+            The figures by name. Each is NaN where there was nothing to measure.
 
             - ``average_layers``: executed layers per decode step of the returned sequences (the papers' "Avg. Layer").
             - ``share_skipped``: 1 - average_layers / L.
@@ -105,7 +111,7 @@ class Cost:
             - ``decode_step_ms``: milliseconds per decode pass of a whole batch.
             - ``tokens_per_second``: decode steps of the returned sequences per second of decoding, per process. The
               first new token comes from the prefill and is not counted.
-            - ``prompt_ms``: milliseconds per prefill.
+            - ``prompt_ms``: milliseconds per prefill of a whole batch.
             - ``flops_per_token``: FLOPs of the decode, all beams, per decode step of the returned sequences.
             - ``bytes_per_token``: bytes read by the decode, likewise.
             - ``late_key_values_per_token``: late key and value computations, likewise.

@@ -1,4 +1,4 @@
-"""Errors that the user can mend: the command line shows their message alone, all others with a traceback."""
+"""Errors that the user can correct. The command line shows only their message, and any other error with a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,15 @@ class UserError(ValueError):
 
 
 class RunError(UserError, RuntimeError):
-    """What was asked for is in order, and yet it could not be done: no network, say, or damaged results."""
+    """The command is valid and could still not be carried out: no network, for example, or damaged results."""
 
 
 @contextmanager
 def faults_of_the_run() -> Iterator[None]:
-    """Within this, what is refused is no option's value: a file, the data or the model is not as it has to be.
+    """Treat what the block refuses as an error of the run and not of an option: a file, the data or the model is wrong.
+
+    Yields:
+        Nothing.
 
     Raises:
         RunError: In place of any other UserError, with its message.

@@ -1,4 +1,4 @@
-"""Packages that hsdlab needs for some of its work only: pip installs them with an extra, ``hsdlab[tune]``."""
+"""Packages that only some of hsdlab's work needs. pip installs them with an extra, ``hsdlab[tune]``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,14 @@ from hsdlab.errors import RunError
 
 @contextmanager
 def of_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Within this, import what an extra installs.
+    """Import, inside the block, packages that an extra installs.
 
     Args:
         extra: Name of the extra, a key of ``optional-dependencies`` in pyproject.toml.
         purpose: What needs it, as the subject of a sentence, such as "`tune`".
+
+    Yields:
+        Nothing.
 
     Raises:
         RunError: A package is not installed; the message names it and the command that installs it.

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar that moves on a terminal, a line with the time left where the output is a file."""
+"""Progress of long work: a moving bar on a terminal; lines with the time left where the output is a file."""
 
 import sys
 import threading
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_S = 30.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines where the output is not a terminal."""
 
 Clock = Callable[[], float]
 Item = TypeVar("Item")
@@ -21,13 +21,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Part:
-    """The part that progress is shown of: one strategy of a comparison, say.
+    """One part of the whole work, such as one strategy of a comparison.
 
     Attributes:
-        done: How many parts came before.
-        total: How many there are.
-        name: What one is: "strategy".
-        since: When the first began, on the clock of `time.monotonic`.
+        done: Number of parts before this one.
+        total: Number of parts.
+        name: What a part is, such as "strategy".
+        since: When the first part began, seconds on the clock of `time.monotonic`.
     """
 
     done: int
@@ -36,11 +36,14 @@ class Part:
     since: float
 
     def text(self, share: float, now: float) -> str:
-        """Say which part is under way, and how long all take that are left, if they take as long as those before.
+        """Say which part is in progress, and estimate how long the remaining ones take at the same speed.
 
         Args:
             share: How much of this part is done, from 0 to 1.
-            now: On the clock of `since`.
+            now: Seconds on the clock of `since`.
+
+        Returns:
+            "strategy 2 of 5, 3 min 20 s left in all"; without the time where nothing is done yet, or there is one part.
         """
         done = self.done + share
         text = f"{self.name} {self.done + 1} of {self.total}"
@@ -54,13 +57,16 @@ _PART: ContextVar[Part | None] = ContextVar("_PART", default=None)
 
 @contextmanager
 def part(done: int, total: int, name: str, since: float) -> Iterator[None]:
-    """Within this, each `Steps` also says of which part it is, and how long the whole still takes.
+    """Let each `Steps` that begins inside the block show to which part it belongs, and the time left for all parts.
 
     Args:
-        done: How many parts came before.
-        total: How many there are.
-        name: What one is: "strategy".
-        since: When the first began, as `time.monotonic` told it.
+        done: Number of parts before this one.
+        total: Number of parts.
+        name: What a part is, such as "strategy".
+        since: When the first part began, seconds of `time.monotonic`.
+
+    Yields:
+        Nothing.
     """
     token = _PART.set(Part(done, total, name, since))
     try:
@@ -70,21 +76,25 @@ def part(done: int, total: int, name: str, since: float) -> Iterator[None]:
 
 
 class Steps:
-    """Shows how many of the steps of a long piece of work are done, within a ``with`` block.
+    """Shows how many steps of a long piece of work are done, within a ``with`` block.
 
-    On a terminal a bar with a spinner moves ten times a second, however long a step takes. Elsewhere a line is written
-    every 30 seconds by a thread of its own: what, how many, how long it has taken, how long it still takes.
+    On a terminal a bar with a spinner moves ten times a second, however long a step takes. Elsewhere a thread writes a
+    line every 30 seconds: the work, the steps done, the time taken and the time left.
 
     Args:
-        what: The work, as the line begins: "Decoding".
-        total: How many steps there are.
+        what: The work, the first word of the line, such as "Decoding".
+        total: Number of steps; 0 where it is not known.
         unit: What is counted, in the plural: "examples".
-        quiet: Show nothing: in the other processes of several.
-        stream: Where to write; standard output by default.
+        quiet: Show nothing, as in all processes but the first.
+        stream: Where to write; None for standard output.
         every_s: Seconds between two lines.
-        clock: Gives seconds.
-        background: Whether a thread refreshes the bar or writes the lines; else only `advance` does, so that no thread
-            competes with what is measured.
+        clock: Returns the present time, seconds.
+        background: Whether a thread refreshes the bar or writes the lines. If not, only `advance` does, so that no
+            thread competes with what is measured.
+
+    Attributes:
+        done: Number of steps done.
+        note: Text at the end of the line, such as the loss; empty at first.
 
     Example::
 
@@ -110,7 +120,7 @@ class Steps:
         self.stream = sys.stdout if stream is None else stream
         self.every_s, self.clock, self.background = every_s, clock, background
         self.done = 0
-        self.note = ""  # what else is to be seen of the work: its loss, say
+        self.note = ""
         self._part = _PART.get()
         self._bar: tuple[Progress, TaskID] | None = None
         self._ended = threading.Event()
@@ -145,7 +155,11 @@ class Steps:
             self._thread.join()
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps as done."""
+        """Count steps as done, and refresh what is shown.
+
+        Args:
+            steps: Number of steps since the last call.
+        """
         self.done += steps
         if self._bar is not None:
             bar, task = self._bar
@@ -156,25 +170,40 @@ class Steps:
             self.write_line()
 
     def skip(self, steps: int) -> None:
-        """Count steps that were done before; they do not make the others look faster."""
+        """Count steps that were done before, in a run that is resumed. The estimate of the time left ignores them.
+
+        Args:
+            steps: Number of such steps.
+        """
         self._done_at_start += steps
         self.advance(steps)
 
     def counting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield items, each counted when the next is asked for."""
+        """Count items as a loop goes through them.
+
+        Args:
+            items: One item per step.
+
+        Yields:
+            The same items. Each is counted as done when the loop asks for the next.
+        """
         for item in items:
             yield item
             self.advance()
 
     def line(self) -> str:
-        """Return the line for a file."""
+        """Write down the progress as it is now.
+
+        Returns:
+            The line without a newline, such as "Scoring: 10 of 40 texts (25 %), 1 min 0 s so far, 3 min 0 s left".
+        """
         taken = duration(self.clock() - self._start)
         share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
         texts = [f"{self._counted()}{share}", f"{taken} so far", self._left(), self._of_whole(), self.note]
         return ", ".join(text for text in texts if text)
 
     def write_line(self) -> None:
-        """Write the line."""
+        """Write `line` to the stream."""
         self.stream.write(f"{self.line()}\n")
         self.stream.flush()
 
@@ -198,10 +227,17 @@ class Steps:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span for people.
+    """Write a time span for people.
 
-    >>> duration(8.4), duration(95), duration(7260)
-    ('8 s', '1 min 35 s', '2 h 1 min')
+    Args:
+        seconds: 0 or more.
+
+    Returns:
+        Seconds below a minute, minutes and seconds below an hour, else hours and minutes.
+
+    Example:
+        >>> duration(8.4), duration(95), duration(7260)
+        ('8 s', '1 min 35 s', '2 h 1 min')
     """
     whole = round(seconds)
     if whole < 60:

@@ -1,4 +1,4 @@
-"""What a library's error tells the user, without its advice to switch a safeguard off."""
+"""What a library's error tells the user, without its advice to disable a safeguard."""
 
 import re
 
@@ -7,7 +7,14 @@ _LENGTH = 240
 
 
 def reason(error: BaseException) -> str:
-    """Return the first sentence of an error's message that gives no advice of this kind, with the error's class.
+    """Shorten a library's error to one line for a message of ours.
+
+    Args:
+        error: Of any class.
+
+    Returns:
+        The error's class and its message as in `without_advice`, at most 240 characters of it; the class alone where
+        nothing of the message remains.
 
     Example:
         >>> reason(ValueError("The folder has code. Please pass trust_remote_code=True to run it."))
@@ -18,6 +25,14 @@ def reason(error: BaseException) -> str:
 
 
 def without_advice(text: str, longest: int) -> str:
-    """Return a text on one line, without the sentences that give such advice, cut at a length."""
+    """Remove sentences with advice to disable a safeguard, to install a package or to open a link.
+
+    Args:
+        text: With any line breaks.
+        longest: Number of characters to keep.
+
+    Returns:
+        The other sentences on one line, without the final punctuation; empty where there is none.
+    """
     sentences = re.split(r"(?<=[.!?:])\s+", " ".join(text.split()))
     return " ".join(each for each in sentences if not _ADVICE.search(each))[:longest].rstrip(" .:;,")

@@ -281,7 +281,7 @@ def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
         parts.append(filled_in)
     demo, bench = parts
     assert unpadded(demo).splitlines()[1:5] == [
-        "| Strategy | Avg. layers | ROUGE-L, trained to skip | % of full depth | ROUGE-L, trained plainly | "
+        "| Strategy | Average depth | ROUGE-L, trained to skip | % of full depth | ROUGE-L, trained plainly | "
         "% of full depth | ms per decode step | Measured speed-up |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| `FullDepth()` | 4.0 | 0.500 [0.500, 0.500] | 100 | 0.375 [0.375, 0.375] | 100 | 20.0 | 1.00× |",

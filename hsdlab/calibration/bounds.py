@@ -1,9 +1,10 @@
-"""P-values for "the risk is larger than the tolerance", out of the losses of a sample.
+"""P-values for "the risk is larger than the tolerance", from the losses of a sample.
 
-The risk of a setting is the expectation of its loss, from 0 to 1, on a new example. A p-value here is valid for a
-sample of any size n whose examples are independent draws from the distribution that the guarantee is for: where the
-risk is larger than the tolerance, P(p <= u) <= u for every u. Sources: Angelopoulos and others, Learn then Test,
-arXiv 2110.01052, section 1.2 and proposition 1 (Hoeffding and Hoeffding-Bentkus); CALM, arXiv 2207.07061, section 4.
+The risk of a setting is the expectation of its loss, from 0 to 1, on a new example. The p-values are valid for a
+sample of any size n whose examples are independent draws from the distribution that the guarantee is for. Valid means:
+where the risk is larger than the tolerance, P(p <= u) <= u for every u. Sources: Angelopoulos and others, Learn then
+Test, arXiv 2110.01052, section 1.2 and proposition 1 (Hoeffding and Hoeffding-Bentkus); CALM, arXiv 2207.07061,
+section 4.
 """
 
 import math
@@ -20,11 +21,17 @@ BoundName = Literal["hoeffding", "hoeffding_bentkus", "binomial"]
 
 
 def hoeffding(losses: Sequence[float], tolerance: float) -> float:
-    """Return Hoeffding's p-value, exp(-2n · max(0, δ - mean)²), for losses from 0 to 1.
+    """Compute Hoeffding's p-value, exp(-2n · max(0, δ - mean)²).
 
     Args:
-        losses: One of each example.
+        losses: One for each example, from 0 to 1.
         tolerance: δ, between 0 and 1.
+
+    Returns:
+        The p-value, from 0 to 1; 1 where the mean loss is δ or more.
+
+    Raises:
+        UserError: No losses, or one outside 0 to 1.
 
     Example:
         >>> round(hoeffding([0.0] * 100, 0.1), 6) == round(math.exp(-2), 6)
@@ -34,13 +41,19 @@ def hoeffding(losses: Sequence[float], tolerance: float) -> float:
 
 
 def hoeffding_bentkus(losses: Sequence[float], tolerance: float) -> float:
-    """Return the smaller of Hoeffding's (in its tight form) and Bentkus' p-value, for losses from 0 to 1.
+    """Compute the smaller of Hoeffding's p-value, in its tight form, and Bentkus' p-value.
 
     min(exp(-n · h₁(min(mean, δ), δ)), e · P[Bin(n, δ) <= ⌈n · mean⌉]) with h₁ the relative entropy of two coins.
 
     Args:
-        losses: One of each example.
+        losses: One for each example, from 0 to 1.
         tolerance: δ, between 0 and 1.
+
+    Returns:
+        The p-value, from 0 to 1.
+
+    Raises:
+        UserError: No losses, or one outside 0 to 1.
 
     Example:
         >>> round(hoeffding_bentkus([0.0] * 10, 0.5), 9) == round(0.5**10, 9)
@@ -48,20 +61,23 @@ def hoeffding_bentkus(losses: Sequence[float], tolerance: float) -> float:
     """
     number, mean = len(losses), _mean(losses)
     tight = math.exp(-number * _relative_entropy(min(mean, tolerance), tolerance))
-    # A sum such as 3.0000000000000004 stands for 3: rounding must not add an example to the binomial's tail.
+    # A sum such as 3.0000000000000004 is 3 but for rounding, which must not add an example to the binomial's tail.
     bentkus = math.e * float(binom.cdf(math.ceil(round(number * mean, 9)), number, tolerance))
     return min(tight, bentkus, 1.0)
 
 
 def binomial(losses: Sequence[float], tolerance: float) -> float:
-    """Return the exact p-value for losses that are 0 or 1, P[Bin(n, δ) <= number of ones].
+    """Compute the exact p-value for losses that are 0 or 1, P[Bin(n, δ) <= number of ones].
 
     Args:
-        losses: One of each example, 0 or 1.
+        losses: One for each example, 0 or 1.
         tolerance: δ, between 0 and 1.
 
+    Returns:
+        The p-value, from 0 to 1.
+
     Raises:
-        UserError: A loss is neither 0 nor 1.
+        UserError: No losses, or one that is neither 0 nor 1.
 
     Example:
         >>> binomial([0, 0, 1], 0.5)
@@ -70,7 +86,7 @@ def binomial(losses: Sequence[float], tolerance: float) -> float:
     _mean(losses)
     if not set(losses) <= {0, 1}:
         raise UserError(
-            "The exact binomial test is for losses of 0 or 1, and some lie between: use bound=hoeffding_bentkus."
+            "The exact binomial test is for losses of 0 or 1, and some are in between: use bound=hoeffding_bentkus."
         )
     return float(binom.cdf(sum(losses), len(losses), tolerance))
 
@@ -83,12 +99,15 @@ BOUNDS: dict[BoundName, PValue] = {
 
 
 def smallest_sample(bound: BoundName, tolerance: float, error: float) -> int:
-    """Return the least number of examples with which any setting can pass: one that never loses anything.
+    """Compute the least number of examples with which a setting can pass: one whose losses are all 0.
 
     Args:
         bound: Name of the p-value.
-        tolerance: δ.
-        error: ε, the chance that the guarantee fails.
+        tolerance: δ, between 0 and 1.
+        error: ε, the probability that the guarantee fails, between 0 and 1.
+
+    Returns:
+        Number of examples, 1 or more.
 
     Example:
         >>> smallest_sample("hoeffding", 0.05, 0.05), smallest_sample("hoeffding_bentkus", 0.05, 0.05)
@@ -102,15 +121,18 @@ def smallest_sample(bound: BoundName, tolerance: float, error: float) -> int:
 
 
 def risk_upper_bound(bound: BoundName, losses: Sequence[float], error: float) -> float:
-    """Return the least tolerance at which the losses pass the test: a one-sided 1 - ε bound of the risk.
+    """Compute the least tolerance at which the losses pass the test: a one-sided 1 - ε bound of the risk.
 
     Args:
         bound: Name of the p-value.
-        losses: One of each example.
-        error: ε.
+        losses: One for each example, from 0 to 1; 0 or 1 for "binomial".
+        error: ε, between 0 and 1.
 
     Returns:
         From the mean of the losses to 1; 1 where no tolerance passes.
+
+    Raises:
+        UserError: No losses, or one that the bound is not for.
     """
     p_value, smallest, largest = BOUNDS[bound], max(_mean(losses), 1e-12), 1 - 1e-12
     if p_value(losses, largest) > error:
@@ -121,7 +143,7 @@ def risk_upper_bound(bound: BoundName, losses: Sequence[float], error: float) ->
 
 
 def _mean(losses: Sequence[float]) -> float:
-    """Return the mean of the losses; refuse none, and those that are not from 0 to 1."""
+    """Return the mean of the losses. Refuse an empty sample, and losses outside 0 to 1."""
     if not losses:
         raise UserError("Got no losses: a test needs one example or more.")
     wrong = [loss for loss in losses if not 0 <= loss <= 1]

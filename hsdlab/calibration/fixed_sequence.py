@@ -1,4 +1,4 @@
-"""Fixed-sequence testing: go through settings, safest first, as long as each is proven within the tolerance."""
+"""Fixed-sequence testing: test settings, safest first, until one is not proven to be within the tolerance."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +16,10 @@ class SettingTest(Generic[Setting]):
     """The test of one setting.
 
     Attributes:
-        setting: What was tested.
-        losses: One of each example, 0 to 1.
-        p_value: For "its risk is larger than the tolerance".
-        passed: Whether its p-value is at most the error level.
+        setting: Whatever the caller passed as the setting.
+        losses: One for each example, 0 to 1.
+        p_value: For "its risk is larger than the tolerance", from 0 to 1.
+        passed: Whether the p-value is at most ε.
     """
 
     setting: Setting
@@ -40,9 +40,9 @@ class Calibration(Generic[Setting]):
     With probability 1 - `error` over the draw of the sample, the risk of `chosen` is at most `tolerance`.
 
     Attributes:
-        tests: Of the settings in order, up to the first that did not pass.
-        tolerance: δ.
-        error: ε.
+        tests: One for each setting in order, up to the first that did not pass.
+        tolerance: δ, the accepted risk, between 0 and 1.
+        error: ε, the probability that the guarantee fails, between 0 and 1.
         bound: Name of the p-value.
     """
 
@@ -53,17 +53,24 @@ class Calibration(Generic[Setting]):
 
     @property
     def chosen_test(self) -> SettingTest[Setting] | None:
-        """The last test that passed, all before it having passed too; None if the first one did not."""
+        """The last test that passed, as all before it did; None if the first one did not pass."""
         passed = [test for test in self.tests if test.passed]
         return passed[-1] if passed else None
 
     @property
     def chosen(self) -> Setting | None:
-        """The setting of `chosen_test`; None if the first one did not pass: then only the full model is safe."""
+        """The setting of `chosen_test`. None if the first one did not pass: then only full depth is safe."""
         return None if self.chosen_test is None else self.chosen_test.setting
 
     def upper_bound(self, test: SettingTest[Setting]) -> float:
-        """Return the least tolerance at which a setting would pass: a bound of its risk, at level 1 - `error`."""
+        """Compute the least tolerance at which a setting would pass.
+
+        Args:
+            test: One of `tests`.
+
+        Returns:
+            A one-sided bound of the setting's risk at level 1 - `error`, from its mean loss to 1.
+        """
         return risk_upper_bound(self.bound, test.losses, self.error)
 
 
@@ -74,21 +81,21 @@ def fixed_sequence(
     error: float,
     bound: BoundName = "hoeffding_bentkus",
 ) -> Iterator[Calibration[Setting]]:
-    """Test settings one after the other, each at the full level; end after the first that does not pass.
+    """Test settings one after the other, each at the full level. End after the first that does not pass.
 
-    As the order is fixed before the losses are seen, the chance that any setting passes whose risk is larger than the
-    tolerance is at most `error`, without a correction for their number (Learn then Test, arXiv 2110.01052,
-    section 2.2; CALM, section 4.2). So who stops earlier may keep what has passed until then.
+    The order is fixed before the losses are seen. So the probability that a setting passes whose risk is larger than
+    the tolerance is at most `error`, without a correction for the number of settings (Learn then Test, arXiv
+    2110.01052, section 2.2; CALM, section 4.2). The guarantee also holds for a caller who stops earlier.
 
     Args:
-        settings: Each with its losses, from 0 to 1; the safest first. A generator is asked for no setting after the
-            first that does not pass, so what it computes is not computed in vain.
-        tolerance: δ, the risk that is accepted, between 0 and 1.
-        error: ε, the chance that the guarantee fails, between 0 and 1.
+        settings: Pairs of a setting and its losses, one for each example, from 0 to 1; the safest setting first. A
+            generator is not advanced after the first setting that does not pass, so it computes nothing in vain.
+        tolerance: δ, the accepted risk, between 0 and 1.
+        error: ε, the probability that the guarantee fails, between 0 and 1.
         bound: Name of the p-value.
 
     Yields:
-        After each test, all tests until then.
+        After each test, the calibration with all tests until then.
 
     Raises:
         UserError: A number out of its range, an unknown bound, or losses that the bound is not for.
@@ -110,7 +117,19 @@ def fixed_sequence_test(
     error: float,
     bound: BoundName = "hoeffding_bentkus",
 ) -> Calibration[Setting]:
-    """Return the end of `fixed_sequence`, which has the same arguments and errors.
+    """Run `fixed_sequence` to its end.
+
+    Args:
+        settings: As for `fixed_sequence`.
+        tolerance: δ, the accepted risk, between 0 and 1.
+        error: ε, the probability that the guarantee fails, between 0 and 1.
+        bound: Name of the p-value.
+
+    Returns:
+        The calibration with all tests; with none if there is no setting.
+
+    Raises:
+        UserError: See `fixed_sequence`.
 
     Example:
         >>> safe, risky = ("safe", [0.0] * 100), ("risky", [0.0, 1.0] * 50)
@@ -122,10 +141,15 @@ def fixed_sequence_test(
 
 
 def check_levels(tolerance: float, error: float, bound: str) -> None:
-    """Refuse levels outside 0 … 1 and unknown bounds.
+    """Refuse levels out of range, and unknown bounds.
+
+    Args:
+        tolerance: δ. It must be between 0 and 1, both excluded.
+        error: ε. It must be between 0 and 1, both excluded.
+        bound: It must be one of `BOUNDS`.
 
     Raises:
-        UserError: In the words of the parameters.
+        UserError: One of them is not; the message names it.
     """
     for name, value in (("tolerance", tolerance), ("error", error)):
         if not 0 < value < 1:

@@ -1,7 +1,7 @@
 """Per-example losses of decoding with fewer layers, from 0 to 1 (CALM, arXiv 2207.07061, section 4.1).
 
-Always per example and never out of corpus figures: the guarantee is about the mean over examples. So corpus BLEU is
-no loss, and the difference of two corpus ROUGEs is none.
+The guarantee is about the mean over examples, so each loss is of one example, never of a corpus. Corpus BLEU gives no
+such loss, nor does the difference of two corpus ROUGEs.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,18 +9,21 @@ from typing import Literal
 
 LossName = Literal["risk", "textual"]
 Score = Callable[[list[str], list[list[str]]], list[float]]
-"""A per-example metric: from predictions and their references to scores from 0 to 1."""
+"""A per-example metric. It maps predictions and the references of each to one score from 0 to 1 for each example."""
 
 
 def risk_losses(scores: Sequence[float], full_scores: Sequence[float]) -> list[float]:
-    """Return how much worse each example scores against its references than at full depth: max(0, full - early).
+    """Compute how much worse each example scores against its references than at full depth: max(0, full - early).
 
-    CALM's risk consistency with the risk 1 - score. An example that scores better than at full depth loses nothing and
-    makes up for no other one.
+    CALM's risk consistency with the risk 1 - score. An example that scores better than at full depth has loss 0; it
+    does not make up for another one.
 
     Args:
-        scores: Of the predictions under the setting, 0 to 1.
-        full_scores: Of the full model's, for the same examples.
+        scores: Scores of the predictions under the setting, one for each example, 0 to 1.
+        full_scores: Scores of the predictions at full depth, for the same examples.
+
+    Returns:
+        One loss for each example, 0 to 1.
 
     Example:
         >>> risk_losses([0.25, 0.75], [1.0, 0.5])
@@ -30,15 +33,18 @@ def risk_losses(scores: Sequence[float], full_scores: Sequence[float]) -> list[f
 
 
 def textual_losses(predictions: Sequence[str], full_predictions: Sequence[str], score: Score) -> list[float]:
-    """Return how far each text is from the full model's, 1 - score with that text as the reference.
+    """Compute how far each text is from the text at full depth: 1 - score, with the latter as the reference.
 
-    CALM's textual consistency. It needs no references. Equal texts lose nothing, also where a metric has no words to
+    CALM's textual consistency. It needs no references. Equal texts have loss 0, also where a metric has no words to
     count.
 
     Args:
-        predictions: Texts under the setting.
-        full_predictions: The full model's, for the same examples.
-        score: The metric.
+        predictions: Texts under the setting, one for each example.
+        full_predictions: Texts at full depth, for the same examples.
+        score: The metric. It is called once, with the texts that differ, and not at all if none does.
+
+    Returns:
+        One loss for each example, 0 to 1.
     """
     pairs = list(zip(predictions, full_predictions, strict=True))
     changed = [(text, full) for text, full in pairs if text != full]
@@ -47,9 +53,17 @@ def textual_losses(predictions: Sequence[str], full_predictions: Sequence[str], 
 
 
 def exact_match(predictions: list[str], references: list[list[str]]) -> list[float]:
-    """Score 1 where a prediction is one of its references, letter for letter, else 0.
+    """Score 1 where a prediction equals one of its references, character by character, else 0.
 
-    As a textual loss: whether the text changes at all. Its losses are 0 or 1, which the exact binomial test is for.
+    As the score of `textual_losses`, it tells whether the text changes at all. The losses are then 0 or 1, as the exact
+    binomial test needs them.
+
+    Args:
+        predictions: One text for each example.
+        references: One or more texts for each example.
+
+    Returns:
+        1.0 or 0.0 for each example.
 
     Example:
         >>> exact_match(["a", "b"], [["a", "c"], ["c"]])
@@ -59,7 +73,13 @@ def exact_match(predictions: list[str], references: list[list[str]]) -> list[flo
 
 
 def bounded(score: float) -> float:
-    """Return a score within 0 to 1: BERTScore, a mean of cosines, may be a little outside.
+    """Clip a score to 0 … 1.
+
+    Args:
+        score: Of one example. BERTScore, a mean of cosines, may be slightly outside of 0 … 1.
+
+    Returns:
+        From 0 to 1.
 
     Example:
         >>> bounded(-0.01), bounded(0.5), bounded(1.0000001)

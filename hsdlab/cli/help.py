@@ -86,7 +86,10 @@ def short_help(
     lines += [_on_two_lines(f"  {program} {example}") for example in examples]
     lines += ["", *_wrapped("A value after = is the default; a word in CAPITALS stands for what you give.")]
     for heading, names in sections.items():
-        rows = [_row(options[name], name in required and options[name].default is None, name in explained, strategies) for name in names]
+        rows = [
+            _row(options[name], name in required and options[name].default is None, name in explained, strategies)
+            for name in names
+        ]
         lines += ["", *_wrapped(f"{heading}:"), *chain.from_iterable(rows)] if rows else []
     shown = ["accelerator", "devices", "precision", *(("max_epochs", "max_steps") if trains else ())]
     rest = sum(name.startswith("trainer.") for name in options) - len(shown)

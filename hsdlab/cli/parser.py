@@ -155,11 +155,7 @@ class EvaluateParser(LightningArgumentParser):
         if last == "subcommand":
             return list(self._subparsers_by_name())
         base = SkipStrategy if last in _OF_STRATEGIES else _BASES.get(last)
-        return (
-            []
-            if base is None
-            else sorted({each.__name__ for each in _subclasses(base) if _is_ours(each)})
-        )
+        return [] if base is None else sorted({each.__name__ for each in _subclasses(base) if _is_ours(each)})
 
 
 def _imported_when(error: BaseException) -> str | None:

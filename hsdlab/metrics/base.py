@@ -1,4 +1,4 @@
-"""What the metrics share: states that only ever add up, and the check of text input."""
+"""What the metrics share: states that only add up, and the check of text input."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from hsdlab.errors import UserError
 
 
 class SumMetric(Metric):
-    """A metric whose states are sums, so that uneven shares over processes are exact.
+    """A metric whose states are sums, so that the result is exact also for uneven shares over processes.
 
-    Three traps of torchmetrics 1.9 are closed here for all metrics:
+    This class avoids three traps of torchmetrics 1.9 for all metrics:
 
     - A state is replaced, never changed in place. Under ``ddp_spawn`` on the CPU the first states are memory
       shared between the processes, and an in-place ``+=`` would be counted once per process.
@@ -35,7 +35,7 @@ class SumMetric(Metric):
             setattr(self, name, state + (amount.to(state.device) if isinstance(amount, Tensor) else amount))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
-        """Move the states to where ``fn`` puts them, if they can be there, but keep their dtype."""
+        """Move the states to where ``fn`` puts them, if that is possible, but keep their dtype."""
 
         def move_only(tensor: Tensor) -> Tensor:
             try:
@@ -43,21 +43,29 @@ class SumMetric(Metric):
             except TypeError:
                 if tensor.dtype != torch.float64:
                     raise
-                return tensor  # float32 would count whole numbers up to 2 ** 24 only
+                return tensor  # float32 would be exact for integers up to 2 ** 24 only
 
         return super()._apply(move_only, exclude_state)
 
 
 def zero() -> Tensor:
-    """Give the start value of a sum, float64: integers stay exact up to 2 ** 53."""
+    """Make the start value of a sum.
+
+    Returns:
+        Tensor []: 0 in float64, in which integers stay exact up to 2 ** 53.
+    """
     return torch.zeros((), dtype=torch.float64)
 
 
 def check_texts(predictions: list[str], references: list[list[str]]) -> None:
-    """Refuse what would be scored silently wrong: strings in place of lists, lengths that differ.
+    """Refuse what would silently get a wrong score: strings in place of lists, lists of different lengths.
+
+    Args:
+        predictions: One generated text per example.
+        references: One list of at least one text per example.
 
     Raises:
-        UserError: If the input is not one list of at least one reference text per prediction text.
+        UserError: The input is not one list of at least one reference text per prediction text.
     """
     for name, value in (("predictions", predictions), ("references", references)):
         if not isinstance(value, list | tuple):
@@ -89,10 +97,10 @@ def check_texts(predictions: list[str], references: list[list[str]]) -> None:
 
 
 class TextMetric(SumMetric):
-    """Scores each example by itself and keeps the sum of its rows of numbers.
+    """Scores each example separately and keeps the sum of the scores' numbers.
 
     Args:
-        sums: The start value of the sum over examples, zeros of the row's shape.
+        sums: Start value of the sum over examples: zeros [numbers], in the dtype of the sum.
     """
 
     higher_is_better = True
@@ -106,31 +114,39 @@ class TextMetric(SumMetric):
 
     @abstractmethod
     def score(self, predictions: list[str], references: list[list[str]]) -> list[Any]:
-        """Score each example by itself; changes nothing."""
+        """Score each example separately, without changing the metric.
+
+        Args:
+            predictions: One generated text per example.
+            references: One list of at least one text per example.
+
+        Returns:
+            One score per example, as `update_from_scores` takes them.
+        """
 
     @abstractmethod
     def _row(self, score: Any) -> list[float] | list[int]:
-        """Give one example's score as the numbers to sum, in the order of ``sums``."""
+        """Return one example's score as the numbers to sum, in the order of ``sums``."""
 
     def update(self, predictions: list[str], references: list[list[str]]) -> None:
-        """Score the examples and add them.
+        """Score examples and add them.
 
         Args:
             predictions: One generated text per example.
             references: One list of at least one text per example.
 
         Raises:
-            UserError: If the input is not one list of references per prediction.
+            UserError: The input is not one list of at least one reference per prediction.
         """
         self._add_scores(self.score(predictions, references))
 
     def update_from_scores(self, scores: list[Any]) -> None:
-        """Add examples that ``score`` (or the pure function it rests on) has already scored.
+        """Add examples that ``score``, or the pure function behind it, has already scored.
 
         Args:
-            scores: One entry per example, as ``score`` returns them.
+            scores: One score per example, as ``score`` returns them.
         """
-        # What torchmetrics does around `update` alone: a new state makes the computed value stale.
+        # torchmetrics does this around `update` only: a new state makes the computed value stale.
         self._computed = None
         self._update_count += 1
         self._add_scores(scores)
@@ -156,5 +172,9 @@ class MeanScore(TextMetric):
         return [score[key] for key in self.keys]
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the mean of each score, 0-dim float64 tensors from 0 to 1; NaN when no example was seen."""
+        """Compute the mean of each score over the examples.
+
+        Returns:
+            Key to a float64 tensor []; for text quality from 0 to 1. NaN where there was no example.
+        """
         return dict(zip(self.keys, self.sums / self.examples, strict=True))

@@ -18,25 +18,25 @@ BERTSCORE_KEYS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 class BERTScore(MeanScore):
     """BERTScore (Zhang et al., arXiv 1904.09675) by the ``bert_score`` package, without idf and rescaling.
 
-    With several references precision, recall and F1 are each the best over the references, as ``bert_score``
-    does it: they may come from different references. An empty prediction scores 0, so do references that are
-    all empty; an empty reference beside others is left out. (``bert_score`` 0.3.13 breaks on an empty text
-    under transformers 5.) Scores carry the rounding of float32, about 1e-7: it depends on which texts share a
-    batch, and a perfect score may pass 1 by it.
+    With several references precision, recall and F1 are each the best over the references, as in ``bert_score``. They
+    may come from different references. An empty prediction scores 0, and so do references that are all empty. An empty
+    reference beside others is left out. (``bert_score`` 0.3.13 fails on an empty text under transformers 5.) Scores
+    have the rounding error of float32, about 1e-7. It depends on which texts share a batch, and can lift a perfect
+    score above 1.
 
-    The encoder is loaded at the first update, on the device where the metric is then. It is no submodule: it
-    adds no parameter and no ``state_dict`` key, and a copy or pickle of the metric loads it anew.
+    The encoder is loaded at the first update, on the device that the metric has then. It is not a submodule: it adds no
+    parameter and no ``state_dict`` key, and a copy or pickle of the metric loads it again.
 
     Args:
         encoder: A local folder with configuration, weights and tokenizer. Nothing is downloaded.
-        num_layers: Take the token vectors after this many layers; all layers by default.
-        batch_size: Texts per pass of the encoder.
-        device: Where the encoder runs; the metric's own device by default.
+        num_layers: Use the token vectors after this many layers, from 0 to all; None for all.
+        batch_size: Texts per forward pass of the encoder.
+        device: Where the encoder runs; None for the metric's own device.
 
     Raises:
-        FileNotFoundError: If the folder holds no ``config.json``.
-        UserError: If ``bert_score`` would read the folder as another model, or has not so many layers; at the first
-            update, if the folder holds no model that can be read.
+        FileNotFoundError: The folder has no ``config.json``.
+        UserError: At the first update: ``bert_score`` would read the folder as another model, the encoder has fewer
+            layers, or the folder has no model that can be read.
 
     Example::
 
@@ -67,7 +67,7 @@ class BERTScore(MeanScore):
         self._scorer: Any = None
 
     def score(self, predictions: list[str], references: list[list[str]]) -> list[dict[str, float]]:
-        """Score each example by itself.
+        """Score each example separately.
 
         Args:
             predictions: One generated text per example.
@@ -77,8 +77,8 @@ class BERTScore(MeanScore):
             ``{"bertscore_precision", "bertscore_recall", "bertscore_f1"}`` per example.
 
         Raises:
-            UserError: If the input is not one list of references per prediction, or the encoder's folder holds no
-                encoder that can be used.
+            UserError: The input is not one list of at least one reference per prediction, or the encoder's folder has
+                no encoder that can be used.
         """
         check_texts(predictions, references)
         scores = [dict.fromkeys(BERTSCORE_KEYS, 0.0) for _ in predictions]
@@ -94,7 +94,7 @@ class BERTScore(MeanScore):
                 )
             except (UserError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # transformers, safetensors, torch and bert_score raise what they like
+            except Exception as error:  # transformers, safetensors, torch and bert_score raise errors of any class
                 raise UserError(
                     f"{self.encoder!r} cannot be used as BERTScore's encoder ({reason(error)}). Expected a folder with "
                     "configuration, weights and tokenizer of a model such as all-MiniLM-L6-v2; give another one, or "
@@ -111,7 +111,7 @@ class BERTScore(MeanScore):
         config = AutoConfig.from_pretrained(self.encoder, trust_remote_code=False)
         _, loaded = AutoModel.from_pretrained(self.encoder, trust_remote_code=False, output_loading_info=True)
         missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
-        if missing:  # bert_score would go on with random numbers in their place
+        if missing:  # bert_score would use random weights in their place
             raise UserError(
                 f"BERTScore's encoder {self.encoder!r} lacks weights for {', '.join(missing[:3])}. Copy or download it "
                 "again, or give another one."
@@ -145,9 +145,9 @@ class BERTScore(MeanScore):
 
 
 class _Remembering(nn.Module):
-    """An encoder that reads a text once: all strategies of a comparison have the same references.
+    """An encoder that reads each text once: all strategies of a comparison have the same references.
 
-    What it keeps is limited; it keeps the first texts, since a comparison asks for all of them in turn.
+    Its memory is limited. It keeps the first texts, since a comparison reads all of them again in the same order.
     """
 
     longest_memory_tokens = 2**18  # 400 MB at a width of 384
@@ -159,7 +159,7 @@ class _Remembering(nn.Module):
         self._tokens = 0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> tuple[Tensor]:
-        """Return the last hidden states of right-padded texts, [rows, length, d]; at padding they mean nothing."""
+        """Return the last hidden states of right-padded texts, [rows, length, d]; they are meaningless at padding."""
         lengths = attention_mask.sum(dim=1).tolist()
         texts = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
         new = [row for row, text in enumerate(texts) if text not in self._states]

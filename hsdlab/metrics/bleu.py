@@ -22,21 +22,21 @@ BleuTokenizer = Literal["13a", "intl", "zh", "char", "none"]
 def bleu_statistics(
     prediction: str, references: list[str], lowercase: bool = False, tokenize: BleuTokenizer = "13a"
 ) -> list[int]:
-    """Count what BLEU needs to know of one example; corpus BLEU is a function of the summed counts.
+    """Count what BLEU needs of one example. Corpus BLEU is a function of the summed counts.
 
     Args:
         prediction: The generated text.
         references: The texts to compare with, at least one.
-        lowercase: Compare without case.
+        lowercase: Ignore case.
         tokenize: sacrebleu's tokenizer: "13a", of mteval and made for languages with spaces between words; "intl", by
             Unicode's classes of characters; "zh", each Chinese character a token; "char", each character; "none".
 
     Returns:
-        Ten integers: the length of the prediction and of the reference closest in length, in tokens; the matched
+        Ten integers. The length of the prediction and of the reference closest in length, in tokens; the matched
         n-grams for n = 1 to 4; all n-grams of the prediction for n = 1 to 4.
 
     Raises:
-        UserError: If the input is not a string and a non-empty list of strings.
+        UserError: The input is not a string and a non-empty list of strings, or the tokenizer is unknown.
 
     Example:
         >>> bleu_statistics("the cat sat down.", ["the cat sat.", "a dog sat down here."])
@@ -59,8 +59,8 @@ def _sacrebleu(lowercase: bool, tokenize: BleuTokenizer) -> "SacreBLEU":
 def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
     """Compute corpus BLEU for the maximal n-gram orders 1 to 4 from the summed counts of all examples.
 
-    It equals ``sacrebleu.BLEU(max_ngram_order=N).corpus_score(...).score / 100``, its exponential smoothing
-    of orders without a match included: the counts of order 4 contain those of the lower orders.
+    It equals ``sacrebleu.BLEU(max_ngram_order=N).corpus_score(...).score / 100``, including the exponential smoothing
+    of orders without a match. The counts of order 4 contain those of the lower orders.
 
     Args:
         summed: The ten integers of :func:`bleu_statistics`, summed over the examples.
@@ -69,7 +69,7 @@ def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
         ``{"bleu1", ..., "bleu4"}``, from 0 to 1.
 
     Raises:
-        UserError: If there are not ten integers.
+        UserError: There are not ten integers.
 
     Example:
         >>> scores = bleu_from_statistics([5, 4, 5, 3, 1, 0, 5, 4, 3, 2])
@@ -97,12 +97,15 @@ def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
 class BLEU(TextMetric):
     """Corpus BLEU (Papineni et al., 2002) with n-grams up to 1, 2, 3 and 4, as ``sacrebleu`` computes it.
 
-    13a tokenisation by default, exponential smoothing, all references of an example. BLEU belongs to a corpus: one
-    example has counts (:func:`bleu_statistics`), not a score.
+    With 13a tokenisation by default, exponential smoothing and all references of an example. BLEU is defined for a
+    corpus: one example has counts (:func:`bleu_statistics`), not a score.
 
     Args:
-        lowercase: Compare without case.
+        lowercase: Ignore case.
         tokenize: sacrebleu's tokenizer; see :func:`bleu_statistics`.
+
+    Raises:
+        UserError: The tokenizer is unknown.
 
     Example:
         >>> metric = BLEU()
@@ -118,7 +121,7 @@ class BLEU(TextMetric):
         self.tokenize: BleuTokenizer = tokenize
 
     def score(self, predictions: list[str], references: list[list[str]]) -> list[list[int]]:
-        """Count each example by itself with :func:`bleu_statistics`.
+        """Count each example separately with :func:`bleu_statistics`.
 
         Args:
             predictions: One generated text per example.
@@ -128,7 +131,7 @@ class BLEU(TextMetric):
             Ten integers per example.
 
         Raises:
-            UserError: If the input is not one list of references per prediction.
+            UserError: The input is not one list of at least one reference per prediction.
         """
         check_texts(predictions, references)
         return [
@@ -140,7 +143,11 @@ class BLEU(TextMetric):
         return score
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``bleu1`` to ``bleu4``, 0-dim float64 tensors from 0 to 1; NaN when no example was seen."""
+        """Compute corpus BLEU over all examples.
+
+        Returns:
+            ``bleu1`` to ``bleu4``, float64 tensors [] from 0 to 1. NaN where there was no example.
+        """
         scores = bleu_from_statistics(self.sums.tolist())
         seen = bool(self.examples > 0)
         return {key: torch.full_like(self.examples, score if seen else math.nan) for key, score in scores.items()}

@@ -1,4 +1,4 @@
-"""What decoding cost, over batches and processes: the cost ledger as a torchmetrics metric."""
+"""The cost of decoding over batches and processes: the cost ledger as a torchmetrics metric."""
 
 from dataclasses import fields
 from typing import Any
@@ -13,10 +13,10 @@ COUNTS = tuple(each.name for each in fields(Cost) if each.type == "int")
 
 
 class Efficiency(SumMetric):
-    """Depth, time, FLOPs, bytes and cache memory of all decode steps so far: a :class:`~hsdlab.costs.Cost` that grows.
+    """Depth, time, FLOPs, bytes and cache memory of all decode steps so far: a sum of :class:`~hsdlab.costs.Cost`.
 
-    It measures nothing itself: the costs come from who decoded, with times taken after the device was synchronised.
-    Over several processes it adds up as costs do.
+    It measures nothing itself. The caller that decodes measures the costs, with times taken after the device was
+    synchronised. Over several processes it adds up as costs do.
 
     Args:
         **kwargs: See torchmetrics' `Metric`.
@@ -38,13 +38,13 @@ class Efficiency(SumMetric):
             self.add_state(each.name, zero(), dist_reduce_fx="max" if largest else "sum")
 
     def update(self, cost: Cost) -> None:
-        """Add what one or more calls of ``generate`` cost.
+        """Add the cost of one or more calls of ``generate``.
 
         Args:
-            cost: Of the calls.
+            cost: The cost of the calls.
 
         Raises:
-            UserError: It is that of a model with another number of layers than before.
+            UserError: The model has another number of layers than before.
         """
         for name, value in vars(self._cost(num_layers=int(self.num_layers)) + cost).items():
             state = getattr(self, name)
@@ -54,7 +54,11 @@ class Efficiency(SumMetric):
                 self._add(**{name: value})
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of the cost (:meth:`hsdlab.costs.Cost.figures`), 0-dim float64 tensors."""
+        """Compute the figures of the summed cost.
+
+        Returns:
+            The figures of :meth:`hsdlab.costs.Cost.figures`, float64 tensors []; NaN where nothing was measured.
+        """
         device = self.num_layers.device
         return {
             name: torch.tensor(value, dtype=torch.float64, device=device)
@@ -62,7 +66,11 @@ class Efficiency(SumMetric):
         }
 
     def cost(self) -> Cost:
-        """Return the cost so far, of this process unless the metric is synchronised."""
+        """Read the sum as a cost.
+
+        Returns:
+            The cost so far, of this process only, unless the metric is synchronised.
+        """
         return self._cost(**{each.name: getattr(self, each.name).item() for each in fields(Cost)})
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Reliability: whether what says to be 80 % sure is right in 80 % of the cases."""
+"""Reliability: whether a classifier that says "80 %" is right in 80 % of the cases."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ class Reliability(SumMetric):
     sums, so any share of the data over processes gives the same figures.
 
     Args:
-        classifiers: How many there are.
-        bins: Of the confidence from 0 to 1.
+        classifiers: Number of classifiers.
+        bins: Number of bins between the confidences 0 and 1.
 
     Example:
         >>> metric = Reliability(classifiers=1, bins=2)
@@ -37,10 +37,10 @@ class Reliability(SumMetric):
         """Add cases.
 
         Args:
-            confidences: [cases, classifiers], 0 to 1: how sure each classifier is of "yes".
+            confidences: FloatTensor [cases, classifiers], each classifier's probability of "yes", from 0 to 1.
             positive: BoolTensor [cases, classifiers], whether "yes" is right.
         """
-        device = self.count.device  # not the module's, where that has no float64
+        device = self.count.device  # differs from the module's where that device has no float64
         confidences, positive = confidences.to(device).double(), positive.to(device)
         place = (confidences * self.bins).long().clamp(0, self.bins - 1)  # (cases, classifiers)
         in_bin = torch.nn.functional.one_hot(place, self.bins).double()  # (cases, classifiers, bins)
@@ -51,12 +51,14 @@ class Reliability(SumMetric):
         )
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the diagram, float64; not a number in a bin without cases.
+        """Compute the diagram and the calibration error.
 
         Returns:
+            Float64 tensors. The first two are NaN in a bin without cases, the last one for a classifier without cases.
+
             - ``confidence`` [classifiers, bins]: the mean confidence in each bin.
-            - ``rate`` [classifiers, bins]: the share of cases in it for which "yes" was right.
-            - ``count`` [classifiers, bins]: its cases.
+            - ``rate`` [classifiers, bins]: the share of the cases in it for which "yes" was right.
+            - ``count`` [classifiers, bins]: the number of cases in it.
             - ``calibration_error`` [classifiers]: the mean of |confidence - rate| over the cases.
         """
         confidence, rate = self.confidence_sum / self.count, self.positives / self.count

@@ -20,21 +20,28 @@ TokenizerName = Literal["default", "unicode"]
 
 @runtime_checkable
 class RougeTokenizer(Protocol):
-    """What ``rouge_score`` takes as a tokenizer."""
+    """The interface of a tokenizer for ``rouge_score``. It has to be hashable: one scorer is kept per tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text."""
+        """Split a text into words.
+
+        Args:
+            text: A prediction or a reference, as it is.
+
+        Returns:
+            The words in the form in which they are compared, such as lower case.
+        """
         ...
 
     def __hash__(self) -> int:
-        """Tell tokenizers apart: a scorer is kept for each."""
+        """Tell tokenizers apart: one scorer is kept for each."""
         ...
 
 
 class UnicodeTokenizer:
-    """Words of any script in lower case; of scripts without spaces between words each character is a word.
+    """Words of any script in lower case. In scripts without spaces between words, each character is a word.
 
-    The characters that stand alone are those of Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+    The scripts without spaces are Chinese, Japanese, Thai, Lao, Khmer and Burmese.
 
     Example:
         >>> UnicodeTokenizer().tokenize("Привет, мир! 你好")
@@ -48,7 +55,14 @@ class UnicodeTokenizer:
     )
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text."""
+        """Split a text into words.
+
+        Args:
+            text: Of any script.
+
+        Returns:
+            The words in lower case, without punctuation; empty where there is none.
+        """
         return self._WORD.findall(text.lower())
 
 
@@ -65,16 +79,17 @@ def rouge_scores(
         prediction: The generated text.
         references: The texts to compare with, at least one.
         use_stemmer: Compare words of more than three letters by their Porter stem.
-        tokenizer: "default", ``rouge_score``'s own, which knows English letters and digits only; "unicode", words of
+        tokenizer: "default", ``rouge_score``'s own, which reads English letters and digits only; "unicode", words of
             any script (:class:`UnicodeTokenizer`); or an object with ``tokenize(text) -> list[str]``.
-        lsum: Score ROUGE-Lsum too: ROUGE-L of summaries whose sentences stand on lines of their own.
+        lsum: Score ROUGE-Lsum too: ROUGE-L of summaries with one sentence per line.
 
     Returns:
-        ``{"rouge1", "rouge2", "rougeL"}``, and "rougeLsum" if asked for: the F1, from 0 to 1, of the reference that is
-        best for that key. A text without a word that the tokenizer knows scores 0.
+        ``{"rouge1", "rouge2", "rougeL"}``, and "rougeLsum" with `lsum`. Each is the F1, from 0 to 1, of the reference
+        that is best for that key. A text in which the tokenizer finds no word scores 0.
 
     Raises:
-        UserError: If the input is not a string and a non-empty list of strings, or for a tokenizer that is none.
+        UserError: The input is not a string and a non-empty list of strings, or the tokenizer is unknown, or used with
+            the stemmer.
 
     Example:
         >>> rouge_scores("the cat sat down", ["the cat sat", "a dog sat down here"])
@@ -97,7 +112,7 @@ def _rouge_scorer(use_stemmer: bool, tokenizer: TokenizerName | RougeTokenizer, 
 
 
 def _tokenizer(use_stemmer: bool, tokenizer: TokenizerName | RougeTokenizer) -> RougeTokenizer | None:
-    """Return the object that ``rouge_score`` takes, None for its own."""
+    """Return the object that ``rouge_score`` takes; None for its own tokenizer."""
     if tokenizer == "default":
         return None
     if use_stemmer:
@@ -117,13 +132,16 @@ def _tokenizer(use_stemmer: bool, tokenizer: TokenizerName | RougeTokenizer) -> 
 class ROUGE(MeanScore):
     """ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004): the mean over examples of the best F1 over the references.
 
-    The best reference is chosen for each key by itself, as ``rouge_score.score_multi`` does. A reference most of whose
-    letters the tokenizer does not know is warned of once.
+    The best reference is chosen separately for each key, as ``rouge_score.score_multi`` does. The metric warns once
+    where the default tokenizer ignores most letters of a reference.
 
     Args:
         use_stemmer: Compare words of more than three letters by their Porter stem.
         tokenizer: See :func:`rouge_scores`.
-        lsum: Score ROUGE-Lsum too: ROUGE-L of summaries whose sentences stand on lines of their own.
+        lsum: Score ROUGE-Lsum too: ROUGE-L of summaries with one sentence per line.
+
+    Raises:
+        UserError: The tokenizer is unknown, or used with the stemmer.
 
     Example:
         >>> metric = ROUGE()
@@ -139,24 +157,24 @@ class ROUGE(MeanScore):
         lsum: bool = False,
     ) -> None:
         super().__init__((*ROUGE_KEYS, *([LSUM_KEY] if lsum else [])))
-        _tokenizer(use_stemmer, tokenizer)  # refuses what is none
+        _tokenizer(use_stemmer, tokenizer)  # refuses what is not a tokenizer
         self.use_stemmer = use_stemmer
         self.tokenizer = tokenizer
         self.lsum = lsum
         self._has_warned = False
 
     def score(self, predictions: list[str], references: list[list[str]]) -> list[dict[str, float]]:
-        """Score each example by itself with :func:`rouge_scores`.
+        """Score each example separately with :func:`rouge_scores`.
 
         Args:
             predictions: One generated text per example.
             references: One list of at least one text per example.
 
         Returns:
-            ``{"rouge1", "rouge2", "rougeL"}``, and "rougeLsum" if asked for, per example.
+            ``{"rouge1", "rouge2", "rougeL"}``, and "rougeLsum" with `lsum`, per example.
 
         Raises:
-            UserError: If the input is not one list of references per prediction.
+            UserError: The input is not one list of at least one reference per prediction.
         """
         check_texts(predictions, references)
         self._warn_of_unknown_letters(references)
@@ -172,13 +190,13 @@ class ROUGE(MeanScore):
         if unknown is not None:
             self._has_warned = True
             rank_zero_warn(
-                "ROUGE's default tokenizer knows English letters and digits only, and passes over most of a reference "
+                "ROUGE's default tokenizer reads English letters and digits only, and ignores most of a reference "
                 f"({unknown[:40]!r}): equal texts may score 0. Give tokenizer='unicode' "
                 "(--model.rouge_tokenizer=unicode)."
             )
 
 
 def _mostly_unknown(text: str) -> bool:
-    """Say whether rouge_score's own tokenizer passes over more letters of a text than it keeps."""
+    """Return whether rouge_score's own tokenizer ignores more letters of a text than it reads."""
     letters = [character for character in text if character.isalnum()]
     return 2 * sum(not character.isascii() for character in letters) > len(letters)

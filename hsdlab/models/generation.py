@@ -1,8 +1,8 @@
-"""What a checkpoint's generation config may bring into a command's decoding, entry by entry.
+"""Which entries of a checkpoint's generation config a command's decoding follows.
 
-Most chat models ask for sampling in their `generation_config.json`, and `model.generate` follows without a word. The
-commands decode greedily or by beams unless they are told otherwise: they take the checkpoint's special tokens and
-what ends a text, and nothing else. `hsdlab.generate` in Python follows the checkpoint, as transformers does.
+Most chat models ask for sampling in their `generation_config.json`, and `model.generate` follows without a message.
+The commands decode greedily or by beams unless the user asks otherwise. From the checkpoint they take the special
+tokens and what ends a text, and nothing else. `hsdlab.generate` in Python follows the checkpoint, as transformers does.
 
 Longer than other files: a third of it is the table of all entries.
 """
@@ -26,10 +26,10 @@ class Entry:
     """What the commands do with one entry of transformers' GenerationConfig.
 
     Attributes:
-        rule: "taken" from the checkpoint; "overridden" by `value` unless the user gives it; "refused" where the user
-            gives it, and overridden by `value` where the checkpoint does.
+        rule: "taken" from the checkpoint; "overridden" by `value` unless the user sets it; "refused" if the user sets
+            it, and overridden by `value` if the checkpoint does.
         why: The reason; for refused entries what to do instead.
-        value: What holds in place of the checkpoint's.
+        value: The value in place of the checkpoint's.
     """
 
     rule: Rule
@@ -58,7 +58,7 @@ SAMPLING = _entries(
         "eta_cutoff": 0.0,
     },
 )
-"""What says how samples are drawn; the values are transformers' own defaults."""
+"""The entries that control sampling. The values are transformers' own defaults."""
 
 STOPPING = _entries("taken", "they end a text", ("eos_token_id", "stop_strings"))
 
@@ -113,7 +113,7 @@ GENERATION: dict[str, Entry] = {
     "num_return_sequences": Entry("refused", "an example has one prediction", 1),
     **_entries(
         "refused",
-        "transformers moved this way of decoding out of itself; leave it out",
+        "transformers no longer contains this way of decoding; leave it out",
         {
             "num_beam_groups": 1,
             "diversity_penalty": 0.0,
@@ -159,7 +159,7 @@ GENERATION: dict[str, Entry] = {
     ),
     **_entries(
         "refused",
-        "nobody would read it; leave it out",
+        "no command reads this output; leave it out",
         {
             "output_attentions": False,
             "output_hidden_states": False,
@@ -172,7 +172,7 @@ GENERATION: dict[str, Entry] = {
 """Every entry of transformers' GenerationConfig."""
 
 _OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer")
-"""Parameters of `model.generate` that are no entries; they may be given in Python."""
+"""Parameters of `model.generate` that are not entries of the config. In Python they may be set."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ class Generation:
     """How a command decodes with a model.
 
     Attributes:
-        options: Keywords for `model.generate`.
-        taken: What of the checkpoint's generation config holds.
-        not_taken: What it asks for besides, with its values.
+        options: Keyword arguments for `model.generate`.
+        taken: The entries of the checkpoint's generation config that are in effect, with their values.
+        not_taken: Its other entries, with their values.
     """
 
     options: dict[str, Any]
@@ -190,21 +190,30 @@ class Generation:
     not_taken: dict[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return the options in effect, and those of the checkpoint that are not; values that JSON lacks as text."""
+        """Prepare the options for run.json.
+
+        Returns:
+            "options" holds those in effect, "not_taken" the checkpoint's other entries, both by name. Values that JSON
+            cannot hold are text.
+        """
         in_effect = {name: value for name, value in (self.taken | self.options).items() if name not in _OBJECTS}
         in_effect["do_sample"] = bool(in_effect.get("do_sample"))
         plain = {name: _as_json(value) for name, value in sorted(in_effect.items())}
         return {"options": plain, "not_taken": {name: _as_json(value) for name, value in self.not_taken.items()}}
 
     def sentence(self) -> str:
-        """Say in one line how texts are decoded, and what the checkpoint asks for besides."""
+        """Describe the way of decoding in one line for the terminal.
+
+        Returns:
+            Greedy, beams or sampling, what was taken from the checkpoint's generation config, and what was not.
+        """
         beams = self.options.get("num_beams", 1)
         how = "sampling" if self.options.get("do_sample") else "beam search" if beams > 1 else "greedy decoding"
         text = f"Decoding: {how}" + (f" with {beams} beams" if beams > 1 else "")
         text += f"; from the model's generation_config: {_listed(self.taken)}." if self.taken else "."
         if self.not_taken:
             text += (
-                f" Not taken from it: {_listed(self.not_taken)}; --model.generate_kwargs='{{name: value}}' asks for "
+                f" Not taken from it: {_listed(self.not_taken)}; --model.generate_kwargs='{{name: value}}' sets "
                 "such options."
             )
         return text
@@ -213,12 +222,15 @@ class Generation:
 def generation(
     model: PreTrainedModel, given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Generation:
-    """Return the keywords for `model.generate` under which nothing is done that nobody asked for.
+    """Choose how a command decodes: by the user's options, without sampling or penalties that only the checkpoint sets.
 
     Args:
-        model: Its generation config is read, and left as it is.
-        given: What the user asks for; it wins over everything.
-        tokenizer: Reads stop strings, where there are any.
+        model: Its generation config is read, and not changed.
+        given: The user's options for `model.generate`; they override everything else.
+        tokenizer: Needed for stop strings only; None leaves `model.generate` without one.
+
+    Returns:
+        The options for `model.generate`, and what of the checkpoint's config is in effect.
     """
     of_checkpoint = {name: value for name, value in vars(model.generation_config).items() if value is not None}
     not_taken = {
@@ -239,23 +251,40 @@ def generation(
 
 
 def greedy(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options for decoding greedily: those given, but for samples and beams."""
+    """Turn options for decoding into those for greedy decoding.
+
+    Args:
+        given: Options of `model.generate`.
+
+    Returns:
+        A copy with one beam and without sampling.
+    """
     kept = {name: value for name, value in given.items() if name not in SAMPLING}
     return kept | {"do_sample": False, "num_beams": 1}
 
 
 def fixed_length(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options for decoding greedily up to a length that the caller gives, whatever the text says."""
+    """Turn options for decoding into those for greedy decoding up to a fixed length, whatever the text is.
+
+    Args:
+        given: Options of `model.generate`.
+
+    Returns:
+        A copy with one beam, without sampling, and without all that ends a text. The caller adds `max_new_tokens`.
+    """
     ends = {*STOPPING, *LENGTHS, "max_new_tokens", "stopping_criteria"}
     kept = {name: value for name, value in greedy(given).items() if name not in ends}
     return kept | dict.fromkeys(STOPPING)
 
 
 def check_generate_kwargs(given: Mapping[str, Any]) -> None:
-    """Refuse options that do not exist, have a parameter of their own, cannot be had, or hold no possible value.
+    """Refuse options that do not exist, are parameters of their own, are not supported, or have an impossible value.
+
+    Args:
+        given: The user's options for `model.generate`.
 
     Raises:
-        UserError: Naming the option.
+        UserError: One of them is refused; the message names it.
     """
     known = [name for name, entry in GENERATION.items() if entry.rule != "refused" and not name.startswith("_")]
     for name in given:
@@ -277,14 +306,14 @@ def check_generate_kwargs(given: Mapping[str, Any]) -> None:
 
 
 def check_token_ids(given: Mapping[str, Any], vocabulary: int) -> None:
-    """Refuse tokens that the model does not have.
+    """Refuse token ids that the model does not have.
 
     Args:
-        given: Options of `generate`.
-        vocabulary: How many tokens the model has.
+        given: The user's options for `model.generate`.
+        vocabulary: Number of the model's tokens.
 
     Raises:
-        UserError: Naming the option.
+        UserError: An id is not an integer from 0 to vocabulary - 1; the message names the option.
     """
     for name in _TOKENS:
         value = given.get(name)
@@ -303,7 +332,7 @@ _SWITCHES = ("do_sample", "renormalize_logits", "remove_invalid_values", "disabl
 
 
 def _check_objects(given: Mapping[str, Any]) -> None:
-    """Refuse plain values, as a command line and a config have them, for what are objects in Python."""
+    """Refuse plain values, as a command line or a config has them, for options that are objects in Python."""
     for name in _OBJECTS:
         plain = given.get(name)
         if isinstance(plain, bool | int | float | str | dict) or (
@@ -349,7 +378,7 @@ _NUMBERS = {
     "encoder_repetition_penalty": (0, float("inf")),
     "encoder_no_repeat_ngram_size": (0, float("inf")),
 }
-"""The range of each number, its ends excluded where they are infinite; transformers checks some of them, and late."""
+"""The range of each number, without infinite ends. transformers checks only some of them, and only when it decodes."""
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

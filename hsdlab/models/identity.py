@@ -1,4 +1,4 @@
-"""Hashes that tell models and tokenizers apart: what a run that goes on compares with what it began with."""
+"""Hashes that tell models and tokenizers apart: a resumed run compares them with those of its start."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NOT_OF_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Entries of a model's config that say where it is from and how it is loaded."""
+"""Entries of a model's config that say where it comes from and how it is loaded."""
 
 OF_A_TOKENIZER = (
     *("chat_template", "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces"),
@@ -19,11 +19,15 @@ OF_A_TOKENIZER = (
 
 
 def weights_hash(model: nn.Module, without: str | None = None) -> str:
-    """Return 32 hex digits of all numbers of a model's weights (XXH3, 128 bits).
+    """Hash all numbers of a model's weights (XXH3, 128 bits).
 
     Args:
-        model: Any module.
-        without: Leave tensors out whose names hold this: "lora_", say, for the weights that LoRA's are added to.
+        model: Any module; names, dtypes and shapes of its tensors are hashed too.
+        without: Leave out tensors whose names contain this text, such as "lora_" for the weights of the base model;
+            None for all tensors.
+
+    Returns:
+        32 hex digits.
     """
     digest = xxhash.xxh3_128()
     for name, weight in model.state_dict().items():
@@ -35,17 +39,31 @@ def weights_hash(model: nn.Module, without: str | None = None) -> str:
 
 
 def config_hash(model: PreTrainedModel) -> str:
-    """Return 16 hex digits of a model's configuration, without where it is from."""
+    """Hash a model's configuration.
+
+    Args:
+        model: Name, dtype and version of transformers do not count.
+
+    Returns:
+        16 hex digits.
+    """
     return _hash(_without_origin(model.config.to_dict()))
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hex digits of all that a tokenizer makes tokens and texts with, its chat template included."""
+    """Hash all that determines how a tokenizer converts between text and tokens, including its chat template.
+
+    Args:
+        tokenizer: Fast or slow; the two differ. Truncation and padding of the moment do not count.
+
+    Returns:
+        16 hex digits.
+    """
     if tokenizer.is_fast:
         serialised = json.loads(tokenizer.backend_tokenizer.to_str())
         serialised = {name: part for name, part in serialised.items() if name not in ("truncation", "padding")}
     else:
-        serialised = {"vocabulary": tokenizer.get_vocab()}  # the pieces of SentencePiece and their places
+        serialised = {"vocabulary": tokenizer.get_vocab()}  # the pieces of SentencePiece and their ids
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     added = {str(place): repr(token) for place, token in tokenizer.added_tokens_decoder.items()}
     settings = {name: str(getattr(tokenizer, name, None)) for name in OF_A_TOKENIZER}

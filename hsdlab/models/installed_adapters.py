@@ -1,6 +1,6 @@
-"""The adapters that installed distributions bring: found through the entry-point group ``hsdlab.adapters``.
+"""The adapters of installed distributions, found through the entry-point group ``hsdlab.adapters``.
 
-An entry point names an adapter and gives the dotted path of its folder::
+An entry point names an adapter and holds the dotted path of its folder::
 
     [project.entry-points."hsdlab.adapters"]
     smollm2-135m-e2e = "hsdlab_adapters.e2e"
@@ -25,13 +25,13 @@ HOW_TO_GET_THEM = (
 
 @dataclass(frozen=True)
 class InstalledAdapter:
-    """An adapter that a distribution brings.
+    """An adapter in an installed distribution.
 
     Attributes:
         name: What follows ``embedded:``.
         distribution: Name of the distribution.
-        version: Version of the distribution.
-        folder: Where the adapter is; None where the distribution lacks the folder that it names.
+        version: Version of the distribution; empty for an unnamed one.
+        folder: The adapter's folder; None where the distribution lacks the folder that it names.
     """
 
     name: str
@@ -47,7 +47,7 @@ def installed_adapters() -> dict[str, InstalledAdapter]:
         Name (what follows ``embedded:``) to adapter, in the order of the names.
 
     Raises:
-        UserError: Two distributions bring an adapter of one name.
+        UserError: Two distributions have adapters of the same name.
     """
     found: dict[str, InstalledAdapter] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
@@ -55,14 +55,21 @@ def installed_adapters() -> dict[str, InstalledAdapter]:
         other = found.setdefault(point.name, adapter)
         if other.distribution != adapter.distribution:
             raise UserError(
-                f"the distributions {other.distribution} and {adapter.distribution} both bring an adapter called "
+                f"the distributions {other.distribution} and {adapter.distribution} both contain an adapter called "
                 f"{point.name!r}; uninstall one of them"
             )
     return found
 
 
 def has_companion(adapters: dict[str, InstalledAdapter]) -> bool:
-    """Tell whether the adapters of hsdlab's results are among those that are installed."""
+    """Say whether hsdlab-adapters, the distribution with the adapters of hsdlab's results, is installed.
+
+    Args:
+        adapters: What `installed_adapters` returned.
+
+    Returns:
+        True where one of them is from that distribution.
+    """
     return any(adapter.distribution == COMPANION for adapter in adapters.values())
 
 

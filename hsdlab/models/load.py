@@ -47,28 +47,32 @@ def load_model(
     No code of a model repository is run. Weights are safetensors, or PyTorch files read as weights only.
 
     Args:
-        name: an embedded model ("embedded:smollm2-135m") or an adapter that an installed distribution brings
-            ("embedded:smollm2-135m-e2e-skip-aware" of hsdlab-adapters), a local Hugging Face folder, a .gguf file, a
-            folder with a LoRA adapter (its base model is loaded and the adapter merged into it; the tokenizer, chat
-            template, generation config and embeddings saved beside the adapter are used), or the id of a model on the
-            hub ("HuggingFaceTB/SmolLM2-360M").
-        dtype: of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one.
-        adapter: folder of a LoRA adapter to merge into the model.
-        revision: branch, tag or commit of a model on the hub.
+        name: One of these:
+
+            - an embedded model ("embedded:smollm2-135m");
+            - an adapter of an installed distribution ("embedded:smollm2-135m-e2e-skip-aware" of hsdlab-adapters);
+            - a local Hugging Face folder, or a .gguf file;
+            - a folder with a LoRA adapter. Its base model is loaded and the adapter merged into it. The tokenizer, chat
+              template, generation config and embeddings saved beside the adapter are used;
+            - the id of a model on the hub ("HuggingFaceTB/SmolLM2-360M").
+        dtype: Of the weights: "float32", "bfloat16", "float16", "float64", or "auto" for the stored one.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" uses the GPU if there is one.
+        adapter: Folder of a LoRA adapter to merge into the model.
+        revision: Branch, tag or commit of a model on the hub; None for the one that the adapter names for its base
+            model, else for the main branch.
         attention: "sdpa", torch's fused attention, or "eager", plain matrix products, which trains short texts faster
-            in bfloat16 on a CPU; transformers' choice by default (sdpa where the model has it).
+            in bfloat16 on a CPU; None for transformers' choice (sdpa if the model has it).
 
     Returns:
         The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token.
 
     Raises:
-        FileNotFoundError: a folder or file is missing, or a model folder lacks a part.
-        ConnectionError: the hub cannot be reached and the model is not in its local cache.
-        OSError: the hub has no such model, or does not let us read it.
-        UserError: unknown embedded model, dtype or device; a model that is not a decoder-only language model
+        FileNotFoundError: A folder or file is missing, or a model folder lacks a part.
+        ConnectionError: The hub cannot be reached and the model is not in its local cache.
+        OSError: The hub has no such model, or refuses access to it.
+        UserError: Unknown embedded model, dtype or device; a model that is not a decoder-only language model
             or lacks some of its weights; an adapter that cannot be merged.
-        RuntimeError: an embedded model could not be fetched.
+        RuntimeError: An embedded model could not be downloaded.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -127,7 +131,7 @@ def _load(
 
 
 def _device(device: str) -> torch.device:
-    """Turn the user's device into a torch.device on which a tensor can be made."""
+    """Turn the user's device into a torch.device on which a tensor can be created."""
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -174,18 +178,18 @@ def _check_folder(folder: Path) -> None:
 
 
 def _hub_answers(name: str) -> bool:
-    """Ask the hub for the model once, where from_pretrained would retry each file for 23 seconds."""
+    """Ask the hub for the model once; from_pretrained would retry each file for 23 seconds."""
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"))
     except HfHubHTTPError:
-        return True  # it answers: that the model does not exist, or is not for us, from_pretrained tells best
+        return True  # it answers. That the model does not exist, or access is refused, from_pretrained says best
     except Exception:  # no network or HF_HUB_OFFLINE=1; the type depends on the hub's HTTP client
         return False
     return True
 
 
 def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
-    """Raise ValueError unless the configuration is that of a decoder-only language model."""
+    """Raise UserError unless the configuration is that of a decoder-only language model."""
     classes = set(config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)])
     if config.is_encoder_decoder or not classes & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         raise UserError(
@@ -198,7 +202,14 @@ def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Return 16 hex digits that tell models of other weights apart, from 64 numbers of each tensor."""
+    """Hash a sample of a model's weights, in much less time than :func:`hsdlab.models.identity.weights_hash`.
+
+    Args:
+        model: Any module. Of each tensor about 64 numbers at equal distances are read.
+
+    Returns:
+        16 hex digits of SHA-256. The dtype of the weights does not count, the values do.
+    """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         numbers = weight.detach().flatten()

@@ -1,7 +1,7 @@
-"""Is a merged model the model with its adapter beside it? Checked on a few tokens, at export and at load.
+"""Checks, at export and at load, that a merged model is the model with its adapter beside it, on a few tokens.
 
-peft merges a LoRA on the head of a model with tied embeddings into the embeddings too, since they are one matrix: the
-merged model is another one, by several nats. The check does not ask why.
+peft merges a LoRA on the head of a model with tied embeddings into the embeddings too, since they are one matrix. The
+merged model then differs, by several nats. The check finds any such difference, whatever its cause.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from hsdlab.errors import UserError
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 6e-2, torch.bfloat16: 2e-1}
-"""Norm of the logits' difference as a share of the logits' norm. Rounding the merged weights reaches 0.09 in bfloat16,
-0.018 in float16 (SmolLM2-135M with its skip-aware E2E adapter) and 4e-5 in float32; a LoRA on a tied head, 0.26."""
-_TIED = 0.1  # of the tolerance is left where a reason for a difference is known
+"""Largest norm of the logits' difference, as a share of the logits' norm. Rounding the merged weights causes 0.09 in
+bfloat16, 0.018 in float16 (SmolLM2-135M with its skip-aware E2E adapter) and 4e-5 in float32; a LoRA on a tied head
+causes 0.26."""
+_TIED = 0.1  # share of the tolerance that remains where a cause of a difference is known
 
 
 def few_logits(model: nn.Module) -> Tensor:
-    """Return the logits of a few tokens, all over the vocabulary, its last ones among them: [2, 8, vocabulary].
+    """Compute the logits of a few tokens from all over the vocabulary, including its last ones.
 
     Args:
-        model: In eval mode, with an adapter beside it or without.
+        model: In eval mode, merged or with an adapter beside it.
+
+    Returns:
+        Tensor [2, 8, vocabulary], in the model's dtype and on its device.
     """
     base: Any = model
     device = next(model.parameters()).device
@@ -35,16 +39,17 @@ def few_logits(model: nn.Module) -> Tensor:
 
 
 def check_same_logits(before: Tensor, after: Tensor, what: str, tied: list[str]) -> None:
-    """Refuse a merged model that is another one.
+    """Refuse a merged model that differs from the model with the adapter beside it.
 
     Args:
-        before: Logits with the adapter beside the model.
-        after: Logits of the merged model.
+        before: Logits with the adapter beside the model, [..., vocabulary]; their dtype sets the tolerance.
+        after: Logits of the merged model, of the same shape.
         what: The adapter, for the message.
-        tied: Its targets whose weights other parts of the model use too.
+        tied: Targets of the adapter whose weights other parts of the model share. If there are any, the tolerance is 10
+            times smaller.
 
     Raises:
-        UserError: They differ beyond the tolerance of their dtype, or are not finite.
+        UserError: They differ beyond the tolerance, or are not finite.
     """
     if not torch.isfinite(before).all():
         raise UserError(f"{what} gives logits that are not finite: its weights, or the base model's, are damaged.")
@@ -67,7 +72,14 @@ CURE = (
 
 
 def tied_names(adapted: nn.Module) -> list[str]:
-    """Return the LoRA targets whose weight is another module's too, as the head's is with tied embeddings."""
+    """Find LoRA targets whose weight another module shares, as the head does with tied embeddings.
+
+    Args:
+        adapted: A peft model with LoRA layers.
+
+    Returns:
+        The targets' names in the base model, such as "lm_head".
+    """
     from peft.tuners.lora import LoraLayer
 
     owners: dict[int, set[int]] = {}
@@ -85,7 +97,14 @@ def tied_names(adapted: nn.Module) -> list[str]:
 
 @contextmanager
 def merged_for_a_while(adapted: Any) -> Iterator[None]:
-    """Merge an adapter inside the block; afterwards every weight is bit by bit as before."""
+    """Merge an adapter during the block; afterwards every weight is bit by bit as before.
+
+    Args:
+        adapted: A peft model. The weights of its targets are copied to the CPU's memory meanwhile.
+
+    Yields:
+        Nothing.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
@@ -106,10 +125,14 @@ def merged_for_a_while(adapted: Any) -> Iterator[None]:
 
 
 def check_merges(adapted: Any, what: str) -> None:
-    """Check that a model in training, merged, is the same model; it is left as it was.
+    """Check that a model in training would be the same model when merged. The model is left as it was.
+
+    Args:
+        adapted: A peft model, in train or eval mode.
+        what: The adapter, for the message.
 
     Raises:
-        UserError: It is another one.
+        UserError: The merged model would differ.
     """
     was_training = adapted.training
     adapted.eval()

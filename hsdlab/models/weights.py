@@ -1,4 +1,4 @@
-"""Read a model's configuration, weights and tokenizer, and refuse what is not whole, in a sentence of our own."""
+"""Read a model's configuration, weights and tokenizer, and refuse incomplete or damaged ones with a message of ours."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,25 @@ from hsdlab.errors import UserError
 from hsdlab.reasons import reason
 
 NO_CODE = {"trust_remote_code": False}
-"""Left out, this option makes transformers ask at the terminal whether to run a repository's code."""
+"""Without this option, transformers asks at the terminal whether to run a repository's code."""
 
 _AGAIN = "Copy, download or export the model again"
 
 
 def load_config(name: str, source: str, options: dict[str, Any]) -> PreTrainedConfig:
-    """Load a model's configuration; the arguments are those of `load_weights`.
+    """Load a model's configuration.
+
+    Args:
+        name: As the user wrote it, for messages.
+        source: The folder or hub id.
+        options: Further keyword arguments of ``from_pretrained``, such as "gguf_file".
+
+    Returns:
+        The configuration, of the class that its model_type has in transformers.
 
     Raises:
         UserError: It cannot be read, is of a type that transformers does not know, or needs code of its own.
-        OSError: The hub does not give it.
+        OSError: The hub does not provide it.
     """
     try:
         return AutoConfig.from_pretrained(source, **options)
@@ -37,7 +45,7 @@ def load_config(name: str, source: str, options: dict[str, Any]) -> PreTrainedCo
         if "JSON" not in str(error) and "gguf" not in str(error).lower():
             raise
         raise UserError(f"{name}: config.json is no JSON text: {reason(error)}. {_AGAIN}") from error
-    except Exception as error:  # transformers, gguf and huggingface_hub raise what they like
+    except Exception as error:  # transformers, gguf and huggingface_hub raise errors of any class
         text = str(error)
         if "trust_remote_code" in text:
             raise UserError(
@@ -55,29 +63,32 @@ def load_config(name: str, source: str, options: dict[str, Any]) -> PreTrainedCo
 
 
 def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Load a model.
+    """Load a model, and check its weights.
 
     Args:
         name: As the user wrote it, for messages.
         source: The folder or hub id.
-        dtype: Of the weights.
-        options: More of ``from_pretrained``.
+        dtype: Of the weights, as `load_model` takes it; a GGUF file is dequantised to it.
+        options: Further keyword arguments of ``from_pretrained``, such as "gguf_file".
+
+    Returns:
+        The model on the CPU, with all its weights present and finite.
 
     Raises:
         UserError: Weights are missing, damaged, of other sizes, or not finite.
-        OSError: The hub does not give them.
+        OSError: The hub does not provide them.
     """
     if "gguf_file" in options:  # plain layers: packed ones can be neither merged with an adapter nor saved
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    except Exception as error:  # safetensors, pickle, torch, gguf and transformers raise what they like
+    except Exception as error:  # safetensors, pickle, torch, gguf and transformers raise errors of any class
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
         if isinstance(error, ImportError):
             raise _lacks_package(name, error) from error
         raise UserError(f"{name}: {_why_unreadable(error)}: {reason(error)}. {_AGAIN}") from error
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+    if report["missing_keys"]:  # transformers would use random weights in their place
         raise UserError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
     for weight_name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
@@ -86,7 +97,13 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """Read the generation config in a folder, None where there is none; transformers would pass over a damaged one.
+    """Read the generation config in a folder. transformers itself would silently ignore a damaged one.
+
+    Args:
+        folder: Of a model or an adapter.
+
+    Returns:
+        The generation config; None where there is no generation_config.json.
 
     Raises:
         UserError: It cannot be read.
@@ -103,8 +120,8 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
 def _lacks_package(name: str, error: ImportError) -> UserError:
     said = " ".join(str(error).split())[:200]
     return UserError(
-        f"{name}: a Python package that the model asks for is missing ({said}). Install it, or take a model that does "
-        "without"
+        f"{name}: a Python package that the model needs is missing ({said}). Install it, or choose a model that does "
+        "not need it"
     )
 
 
@@ -121,15 +138,24 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left; the arguments are those of `load_weights`.
+    """Load a tokenizer that pads on the left.
+
+    Args:
+        name: As the user wrote it, for messages.
+        source: The folder or hub id.
+        options: Further keyword arguments of ``from_pretrained``, such as "gguf_file".
+
+    Returns:
+        The tokenizer. Without a padding token of its own, it pads with its end-of-sequence token.
 
     Raises:
         FileNotFoundError: There is none.
         UserError: It cannot be read.
+        OSError: The hub does not provide it.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-    except Exception as error:  # tokenizers and transformers raise what they like
+    except Exception as error:  # tokenizers and transformers raise errors of any class
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
         if isinstance(error, ImportError):
@@ -143,7 +169,7 @@ def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTraine
             f"{name}: its tokenizer cannot be read: {reason(error)}. Expected a whole tokenizer.json and "
             "tokenizer_config.json beside the weights; copy them again from where the model comes from"
         ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a missing vocabulary
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers returns for a missing vocabulary
         raise FileNotFoundError(f"{name} has no tokenizer: expected a tokenizer.json beside the weights")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -151,19 +177,24 @@ def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTraine
 
 
 def check_tokenizer_fits(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Refuse a tokenizer that gives tokens for which the model has no embedding.
+    """Refuse a tokenizer with tokens for which the model has no embedding.
 
-    Tokens that were added to the vocabulary may lie beyond it: Gemma 3's text models have one for images.
+    Tokens that were added to the vocabulary may lie beyond the embeddings: Gemma 3's text models have one for images.
+
+    Args:
+        name: As the user wrote it, for messages.
+        tokenizer: Its vocabulary and its special tokens for begin, end and padding are checked.
+        model: Its input embeddings have one row per token.
 
     Raises:
-        UserError: With both sizes.
+        UserError: The largest token id has no row; the message has both numbers.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     special = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if token]
     largest = max(tokenizer.vocab_size - 1, *special, 0)
     if largest >= rows:
         raise UserError(
-            f"{name}: its tokenizer gives tokens up to {largest}, but the model has embeddings for {rows}: they do not "
+            f"{name}: its tokenizer has token ids up to {largest}, but the model has {rows} embeddings: they do not "
             "belong together. Copy the tokenizer's files again from where the model comes from, or resize the model "
             "(model.resize_token_embeddings) and save both"
         )

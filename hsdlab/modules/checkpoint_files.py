@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read as weights and plain values only, refused in a sentence."""
+"""Checkpoint files. A failed write keeps the file before it; reading accepts weights and plain values only."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +18,20 @@ _ALWAYS_THERE = ("state_dict", "global_step", "epoch", "loops", "pytorch-lightni
 class CheckpointFiles(CheckpointIO):
     """How a Trainer writes and reads checkpoints: `trainer.strategy.checkpoint_io = CheckpointFiles()`.
 
-    Lightning's own writes into the temporary folder and moves the file from there: from another file system that is a
-    copy, which a kill or a full disk cuts short, after the checkpoint before it is gone.
+    Lightning's own plugin writes into the temporary folder and moves the file from there. Across file systems the move
+    is a copy. A kill or a full disk can cut the copy short when the previous checkpoint is already gone.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
+        Args:
+            checkpoint: Nested dictionaries and sequences of tensors and plain values.
+            path: The file. An existing checkpoint is replaced once the new one is complete.
+            storage_options: Ignored; Lightning's interface has it.
+
         Raises:
-            RunError: There is no room, or it cannot be written; the one that was there is kept.
+            RunError: The disk is full, or the file cannot be written. The previous checkpoint is kept.
         """
         with (
             whole_file(Path(path), tensor_bytes(checkpoint)) as unfinished,
@@ -38,7 +43,15 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; nothing but weights and plain values, whatever `weights_only` says.
+        """Read a checkpoint by `read_checkpoint`.
+
+        Args:
+            path: The file.
+            map_location: Device of its tensors. None stands for the CPU.
+            weights_only: Ignored: reading never runs code of a checkpoint.
+
+        Returns:
+            The checkpoint.
 
         Raises:
             RunError: See `read_checkpoint`.
@@ -54,24 +67,28 @@ def read_checkpoint(path: Path, map_location: Any = None, mmap: bool = False) ->
     """Read a checkpoint of a Trainer.
 
     Args:
-        path: Of the file.
-        map_location: Where its tensors go; the CPU by default.
-        mmap: Leave its tensors on the disk until they are used.
+        path: The last.ckpt or best.ckpt of a run.
+        map_location: Device of its tensors, as in `torch.load`. None stands for the CPU.
+        mmap: Whether tensors stay on the disk until they are used.
+
+    Returns:
+        Lightning's checkpoint dictionary, with state_dict, global_step, epoch, loops, callbacks and more.
 
     Raises:
-        RunError: There is none, it is empty, truncated, or holds something else than weights and plain values.
+        RunError: The file is missing, empty, truncated or no checkpoint of a Trainer, or it holds something other than
+            weights and plain values.
     """
     if not path.is_file():
-        raise RunError(f"There is no checkpoint {path}: give the file that train.py wrote, or begin anew without it.")
+        raise RunError(f"There is no checkpoint {path}: give the file that train.py wrote, or start over without it.")
     if not path.stat().st_size:
-        raise RunError(f"The checkpoint {path} is empty: go on from another one, or begin anew without it.")
+        raise RunError(f"The checkpoint {path} is empty: resume from another one, or start over without it.")
     try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # zip, pickle and torch raise what they like
+    except Exception as error:  # zip, pickle and torch raise errors of many types
         what = "cannot be read (truncated, or not a checkpoint)"
         if "weights_only" in str(error):  # torch advises to turn it off, which would run the file's code
             what = "holds more than weights and plain values, and hsdlab runs no code of a checkpoint"
-        raise RunError(f"The checkpoint {path} {what}: go on from another one, or begin anew without it.") from error
+        raise RunError(f"The checkpoint {path} {what}: resume from another one, or start over without it.") from error
     lacking = [name for name in _ALWAYS_THERE if not isinstance(checkpoint, Mapping) or name not in checkpoint]
     if lacking:
         raise RunError(
@@ -82,6 +99,13 @@ def read_checkpoint(path: Path, map_location: Any = None, mmap: bool = False) ->
 
 
 def tensor_bytes(*values: Any) -> int:
-    """Return the size of all tensors in nested dictionaries and sequences; memory that several share counts once."""
+    """Add up the memory of all tensors in some values.
+
+    Args:
+        *values: Tensors, or nested dictionaries and sequences of them. Other values count nothing.
+
+    Returns:
+        Size in bytes. Memory that several tensors share counts once.
+    """
     storages = (tensor.untyped_storage() for tensor in tensors_in(values))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

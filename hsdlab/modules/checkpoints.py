@@ -1,8 +1,9 @@
-"""Checkpoints: the last state of a run and its best one, such that a killed run goes on as if it had not been killed.
+"""Checkpoints: the last and the best state of a run. A killed run resumes as if it had not been killed.
 
-Lightning's ModelCheckpoint writes at the end of a batch, before its validation and before its figures are logged: a run
-killed between the two never does that validation, which may have been the best, and its curves lack a point. And where
-several files are kept, a kill between two writes leaves a best one that the last one knows nothing of.
+Lightning's ModelCheckpoint writes at the end of a batch, before the batch's validation and before its figures are
+logged. A run that is killed between the two never does that validation, which may have been the best, and its curves
+lack a point. Where several files are kept, a kill between two writes leaves a best file that the last one does not
+know.
 """
 
 import os
@@ -27,21 +28,21 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class Checkpoints(Checkpoint):
-    """Writes last.ckpt, to go on with, and best.ckpt, the state whose validation loss was the least.
+    """Writes last.ckpt, from which a run resumes, and best.ckpt, the state with the lowest validation loss.
 
-    `last.ckpt` is written every so many steps, after each validation that is the best so far, and at the end of the
-    training; always when all of its step is done: its validation, if there is one, and its figures in the log. The
-    best state is written as last.ckpt first and best.ckpt is made of that file, so that at every moment the one is
-    what the other says, or can be made of it. Nothing that is not finite is written.
+    last.ckpt is written every `every_steps` steps, after each validation that is the best so far, and at the end of the
+    training. It is written only when its step is complete: its validation, if there is one, and its figures in the log.
+    The best state is first written as last.ckpt, and best.ckpt is made from that file. So best.ckpt is at every moment
+    the file that last.ckpt names, or can be made from last.ckpt. A state that is not finite is never written.
 
     Args:
-        folder: Where to write; made if it is missing.
-        every_steps: How often last.ckpt is written, in steps of the optimizer.
-        monitor: The validation figure that is to be small.
+        folder: Folder of both files. A missing folder is created.
+        every_steps: Optimizer steps between two writes of last.ckpt.
+        monitor: Name of the logged validation figure that should be low.
 
     Attributes:
-        best_step: Step of best.ckpt, None before the first validation.
-        best_score: Its validation figure.
+        best_step: Optimizer step of best.ckpt. None before the first validation.
+        best_score: Value of `monitor` at that step. Infinity before the first validation.
     """
 
     def __init__(self, folder: str | Path, every_steps: int, monitor: str = "val/loss") -> None:
@@ -57,7 +58,7 @@ class Checkpoints(Checkpoint):
     # When to write ---------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write whole files; have the Trainer say when all of a batch is done, for which it has no hook."""
+        """Install `CheckpointFiles`, and a call at the complete end of a batch, for which Lightning has no hook."""
         if stage != "fit":
             return
         trainer.strategy.checkpoint_io = CheckpointFiles()
@@ -71,14 +72,14 @@ class Checkpoints(Checkpoint):
         loop.on_advance_end = on_advance_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the Trainer as it was."""
+        """Restore the Trainer."""
         vars(trainer.fit_loop.epoch_loop).pop("on_advance_end", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a validation amid the gradients of a step; give callbacks the figures of the run before back.
+        """Restore the logged figures of the interrupted run; refuse a validation between the batches of one step.
 
         Raises:
-            UserError: After such a validation nothing could go on as if nothing had happened.
+            UserError: A validation falls between the accumulated batches of a step. No run could resume from it.
         """
         trainer.callback_metrics.update(self._figures)
         accumulated, interval = trainer.accumulate_grad_batches, trainer.val_check_batch
@@ -92,12 +93,12 @@ class Checkpoints(Checkpoint):
             return
         raise UserError(
             f"--trainer.val_check_interval={trainer.val_check_interval} validates every {interval} batches, "
-            f"amid the {accumulated} batches of a step (--trainer.accumulate_grad_batches): give a multiple of "
-            f"{accumulated}{'' if by_epoch else f', also of which the {batches} batches of an epoch are a multiple'}."
+            f"in the middle of a step of {accumulated} batches (--trainer.accumulate_grad_batches): give a multiple of "
+            f"{accumulated}{'' if by_epoch else f'; the {batches} batches of an epoch must be a multiple of it too'}."
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the figures back where the run before had trained to the end."""
+        """Restore the logged figures where the resumed run had already trained to the end."""
         if not trainer.callback_metrics:
             trainer.callback_metrics.update(self._figures)
 
@@ -105,7 +106,7 @@ class Checkpoints(Checkpoint):
         """Write the state if it is the best, or if it is due.
 
         Raises:
-            RunError: The validation figure is not finite, or nothing can be written.
+            RunError: The validation figure is not finite, or the file cannot be written.
         """
         if trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -144,24 +145,24 @@ class Checkpoints(Checkpoint):
         out_of_time = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
         self._rest = {
             "figures": figures,
-            "should_stop": trainer.should_stop and not out_of_time,  # more time may be given to the run that goes on
+            "should_stop": trainer.should_stop and not out_of_time,  # the resumed run may get more time
             "events": events_on_disk(trainer.loggers) if trainer.is_global_zero else [],
         }
         trainer.save_checkpoint(self.last)
         self._rest = {}
         self._written_step = trainer.global_step
 
-    # Going on --------------------------------------------------------------------------------------------------
+    # Resuming --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint says of the best one."""
+        """Return the best step, its score, and what only the Trainer knows, for the checkpoint."""
         return {"best_step": self.best_step, "best_score": self.best_score, "monitor": self.monitor, **self._rest}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint, and have the best.ckpt that it speaks of in this run's folder.
+        """Resume from a checkpoint, and put the best.ckpt that it names into this run's folder.
 
         Raises:
-            RunError: It is not there.
+            RunError: There is no best.ckpt beside the checkpoint, or it is of another run.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
@@ -174,7 +175,7 @@ class Checkpoints(Checkpoint):
             self._bring_best(Path(str(trainer.ckpt_path)), checkpoint["global_step"])
 
     def _bring_best(self, resumed: Path, step: int) -> None:
-        """Make best.ckpt of the checkpoint that is gone on from, or take the one beside it."""
+        """Make best.ckpt from the resumed checkpoint, or take the best.ckpt beside it."""
         source = resumed if self.best_step == step else resumed.with_name(BEST)
         if source != resumed:
             found = read_checkpoint(source, mmap=True)
@@ -183,29 +184,37 @@ class Checkpoints(Checkpoint):
                 raise RunError(
                     f"{source} is of step {found['global_step']} with {self.monitor}={state['best_score']:.6g}, but "
                     f"{resumed} says that the best was step {self.best_step} with {self.best_score:.6g}: they are not "
-                    "of one run. Copy the right one there, or begin anew without --ckpt_path."
+                    "of one run. Copy the right one there, or start over without --ckpt_path."
                 )
         if not (self.best.exists() and source.samefile(self.best)):
             _copy(source, self.best)
 
 
 def state_in(checkpoint: Mapping[str, Any], path: Any) -> dict[str, Any]:
-    """Return what `Checkpoints` wrote into a checkpoint.
+    """Read what `Checkpoints` wrote into a checkpoint.
+
+    Args:
+        checkpoint: Of `read_checkpoint`.
+        path: Its file, for the message.
+
+    Returns:
+        best_step, best_score, and what the resumed run restores, which is figures (logged values by name), should_stop
+        and events (see `continue_events`). The last three have empty defaults.
 
     Raises:
-        RunError: It wrote nothing.
+        RunError: The checkpoint holds nothing of `Checkpoints`.
     """
     state = checkpoint.get("callbacks", {}).get(Checkpoints.__qualname__)
     if not isinstance(state, dict) or not {"best_step", "best_score"} <= state.keys():
         raise RunError(
-            f"{path} cannot be gone on from: it does not say what the best state of its run is, as the last.ckpt and "
-            "best.ckpt of train.py do. Begin anew without --ckpt_path."
+            f"A run cannot resume from {path}: it does not say what the best state of its run is, as the last.ckpt and "
+            "best.ckpt of train.py do. Start over without --ckpt_path."
         )
     return {"figures": {}, "should_stop": False, "events": [], **state}
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Have a second name for a file, or a copy where the file system has one name for each."""
+    """Make a hard link to a file, or a copy where the file system has no hard links."""
     with whole_file(target) as unfinished:
         try:
             os.link(source, unfinished)

@@ -1,4 +1,4 @@
-"""DecodeModule: decode a data set, score every example, write each prediction down."""
+"""DecodeModule: decode a data set, score every example, write each prediction to a file."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -33,34 +33,34 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 class DecodeModule(LightningModule):
     """Decodes the prompts of a data module under the skip strategy among the Trainer's callbacks.
 
-    `validate` and `test` log the corpus figures of the metrics (`val/rougeL`, `test/bleu4`, ...); `predict`
-    returns the records. All three score each example and, if `predictions` names a file, write its record
-    there as soon as its batch is decoded, one JSON object a line (see `PredictionFile` and `ExampleRecord`).
+    `validate` and `test` log the corpus figures of the metrics (`val/rougeL`, `test/bleu4`, ...). `predict` returns the
+    records. All three score each example. If `predictions` names a file, they write the record of each example there
+    as soon as its batch is decoded, one JSON object a line (see `PredictionFile` and `ExampleRecord`).
 
-    All figures can be computed again from the records. Where the attribute `resume` is set, a run goes on with what
-    the file holds: batches that are there are not decoded again and count as if they had been. When samples are
-    drawn, each batch has a random state of its own, so that they do not depend on where a run was cut short.
+    All figures can be computed again from the records. Where the attribute `resume` is set, a run resumes from the
+    file: batches in it are not decoded again and count as if they had been. In sampling, each batch has a random state
+    of its own, so the samples do not depend on where a run was interrupted.
 
     Args:
         model: A decoder-only transformers model.
         tokenizer: Its tokenizer.
-        max_new_tokens: The most tokens that are decoded for an example, T of the strategies' schedules.
-        num_beams: Beams of the search, 4 as in the HSD paper; 1 is greedy decoding (or sampling, if
-            `generate_kwargs` says so).
-        generate_kwargs: More options of transformers' `generate`: `{"do_sample": true, "top_p": 0.9}`. Of the
-            checkpoint's own generation config only special tokens and stop strings are taken
+        max_new_tokens: The most tokens that are decoded for an example; T of the strategies' schedules.
+        num_beams: Beams of beam search, 4 as in the HSD paper. 1 is greedy decoding, or sampling with
+            `generate_kwargs={"do_sample": true}`.
+        generate_kwargs: More options of transformers' `generate`, such as `{"do_sample": true, "top_p": 0.9}`. The
+            checkpoint's own generation config gives special tokens and stop strings, nothing else
             (`hsdlab.models.generation`).
         metrics: Which of "rouge", "bleu" and "bertscore" to compute.
         bertscore_encoder: Encoder of BERTScore: a local folder, or an embedded model.
-        predictions: The file to write, made anew in each run unless it is resumed; by default none.
+        predictions: The file to write. A run replaces it unless it resumes. None writes no file.
         rouge_tokenizer: "default", rouge_score's own, which knows English letters and digits only; "unicode" for texts
             of any script.
-        rouge_lsum: Score ROUGE-Lsum too: ROUGE-L of summaries whose sentences stand on lines of their own.
+        rouge_lsum: Score ROUGE-Lsum too: ROUGE-L of summaries that have one sentence a line.
         bleu_tokenizer: sacrebleu's tokenizer: "13a", "intl", "zh", "char" or "none".
 
     Raises:
-        UserError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a
-            parameter here, does not exist or cannot be combined with skipped layers.
+        UserError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a parameter here,
+            does not exist or cannot be combined with skipped layers.
         FileNotFoundError: The encoder's folder is missing.
 
     Example::
@@ -118,13 +118,13 @@ class DecodeModule(LightningModule):
         """Decode, score and write a batch of `hsdlab.data`.
 
         Returns:
-            What the prediction file holds of each example: Lightning moves results between devices, which it cannot do
-            with frozen records.
+            One dictionary for each example, as in the prediction file. Lightning moves results between devices, which
+            it cannot do with frozen records.
         """
         return [to_plain(record) for record in self._step(batch, batch_index)]
 
     def _start(self) -> None:
-        """Forget what an earlier run scored; forget what it wrote, or go on with it."""
+        """Reset the metrics; clear the prediction file, or read it in a resumed run."""
         self._seed = torch.initial_seed()
         for metric in self.text_metrics().values():
             metric.reset()  # under ddp_spawn it also ends the sharing of states between processes
@@ -140,7 +140,7 @@ class DecodeModule(LightningModule):
     on_validation_start = on_test_start = on_predict_start = _start
 
     def _finish(self) -> None:
-        """Make one file of those of all processes."""
+        """Merge the files of all processes into one."""
         self._done = {}
         if self._file is None:
             return
@@ -171,11 +171,15 @@ class DecodeModule(LightningModule):
             self.log_dict({f"{stage}/{key}": value.float() for key, value in figures.items()}, sync_dist=True)
 
     def text_metrics(self) -> dict[str, TextMetric]:
-        """Return the metrics by name."""
+        """Give the metrics of this module.
+
+        Returns:
+            The metrics by the names of the option `metrics`, in its order.
+        """
         return dict(self.metrics.items())  # type: ignore[arg-type]
 
     def _step(self, batch: dict[str, Any], batch_index: int) -> list[ExampleRecord]:
-        """Give the records of a batch: of an earlier run, or decoded and written now."""
+        """Return the records of a batch: read from an earlier run, or decoded and written now."""
         if not batch["ids"]:
             return []  # there are more processes than examples
         number = batch_index * self.trainer.world_size + self.global_rank
@@ -207,16 +211,19 @@ class DecodeModule(LightningModule):
         return self._scored(records)
 
     def generation(self, form: Callable[[Mapping[str, Any]], dict[str, Any]] = dict) -> Generation:
-        """Return how texts are decoded: by this module's options, not by what the checkpoint asks for besides.
+        """Make the options of `model.generate` from this module's parameters.
 
         Args:
-            form: Changes the options: `greedy` or `fixed_length` of hsdlab.models.generation.
+            form: Changes the options before they are checked: `greedy` or `fixed_length` of hsdlab.models.generation.
+
+        Returns:
+            The options. The checkpoint's own generation config adds special tokens and stop strings only.
         """
         own = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
         return generation(self.model, form(own | self.generate_kwargs), self.tokenizer)
 
     def _run(self) -> AppliedRun:
-        """Return the strategy at work."""
+        """Return the run of the strategy that is applied to the model."""
         run = active_run(self.model)
         if run is None:
             raise RuntimeError(
@@ -226,7 +233,7 @@ class DecodeModule(LightningModule):
         return run
 
     def _restored(self, records: list[ExampleRecord], batch: dict[str, Any]) -> list[ExampleRecord]:
-        """Count a batch of an earlier run in the corpus figures, and in the strategy's depth and speed."""
+        """Count a batch of an earlier run in the corpus figures and in the strategy's cost."""
         check_same_examples(records, zip(batch["ids"], batch["sources"], batch["references"], strict=True))
         for name, metric in self.text_metrics().items():
             metric.update_from_scores(
@@ -265,7 +272,7 @@ class DecodeModule(LightningModule):
         for name, metric in self.text_metrics().items():
             scores = metric.score(predictions, references)
             metric.update_from_scores(scores)
-            if name == "bleu":  # a corpus figure: an example has counts, no score
+            if name == "bleu":  # BLEU is a corpus figure: an example has counts, no score
                 records = [replace(r, bleu_statistics=tuple(s)) for r, s in zip(records, scores, strict=True)]
             else:
                 records = [replace(r, scores={**r.scores, **s}) for r, s in zip(records, scores, strict=True)]
@@ -285,9 +292,12 @@ def load_decode_module(
         name: An embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder
             with a LoRA adapter (its base model is loaded too), or the id of a model on the hub.
         dtype: Of the weights; "auto" for the stored one.
-        adapter: Folder of a LoRA adapter to merge into the model.
-        revision: Branch, tag or commit of a model on the hub.
+        adapter: Folder of a LoRA adapter to merge into the model. None merges none.
+        revision: Branch, tag or commit of a model on the hub. None takes its main branch.
         **kwargs: See `DecodeModule`.
+
+    Returns:
+        The module, with its model on the CPU. The Trainer moves it to its device.
 
     Raises:
         UserError, OSError, RuntimeError: See `load_model` and `DecodeModule`.
@@ -301,7 +311,7 @@ def check_decoding(options: Mapping[str, Any]) -> None:
     """Refuse what `DecodeModule` would, before a model is loaded for it.
 
     Args:
-        options: Parameters of DecodeModule by name; those that are missing have their defaults.
+        options: Parameters of DecodeModule by name. A missing one has its default.
 
     Raises:
         UserError, FileNotFoundError: See `DecodeModule`.
@@ -317,10 +327,15 @@ def check_decoding(options: Mapping[str, Any]) -> None:
 
 
 def check_options(num_beams: int, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> None:
-    """Refuse numbers below 1 and generation options that have a parameter of their own.
+    """Refuse numbers below 1, and generation options that are unknown or cannot be combined with skipped layers.
+
+    Args:
+        num_beams: As in `DecodeModule`: a whole number, 1 or more.
+        max_new_tokens: A whole number, 1 or more.
+        generate_kwargs: Options of `generate` that are no parameter of `DecodeModule`.
 
     Raises:
-        UserError: In the words of DecodeModule's parameters.
+        UserError: One of them is not; the message names the parameter.
     """
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

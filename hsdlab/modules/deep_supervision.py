@@ -15,24 +15,24 @@ from hsdlab.errors import UserError
 
 @dataclass(frozen=True)
 class DeepSupervision:
-    """Train on a weighted mean of the losses of the model's own final norm and head on each layer's output.
+    """Train on a weighted mean over the layers: the loss of each layer's intermediate prediction.
 
     An exit after any layer then predicts better. The weights are normalised over the layers that a batch supervises, as
     in LayerSkip (arXiv 2404.16710).
 
     Attributes:
-        weights: "calm", proportional to l + 1 (CALM, arXiv 2207.07061: ω_i = i/Σj); "uniform"; or "layerskip",
-            proportional to 1 + 2 + … + (l + 1), LayerSkip's quadratic ones in the form of torchtune's
-            `sum_l_loss_scale`, by an author of the paper (whose own text was not at hand). torchtune sums over the
-            supervised layers only; here a layer's weight does not depend on which others are supervised beside it.
-        scale: Factor on all weights but the last layer's, before they are normalised: LayerSkip's e_scale; more than
-            0, 1 at most. The smaller, the nearer to plain training.
-        rotation: R: a batch supervises every R-th layer, the next batch those after them, and always the last one:
-            LayerSkip's rotational curriculum; 1 for all layers at once. torchtune turns the pattern round the end of
-            the layers; here layer l has its turn in batches l, l + R, l + 2R …
+        weights: Weight of layer l, before normalisation. "calm": l + 1 (CALM, arXiv 2207.07061: ω_i = i/Σj).
+            "uniform": the same for all. "layerskip": 1 + 2 + … + (l + 1), LayerSkip's quadratic weights in the form of
+            torchtune's `sum_l_loss_scale`, by an author of the paper (whose own text was not at hand). torchtune sums
+            over the supervised layers only; here a layer's weight does not depend on which others are supervised.
+        scale: Factor on all weights but the last layer's, before normalisation: LayerSkip's e_scale. More than 0, 1 at
+            most. A smaller factor is nearer to plain training.
+        rotation: R: a batch supervises the last layer and every R-th of the others, the next batch the layers after
+            these (LayerSkip's rotational curriculum). 1 supervises all layers in each batch. torchtune wraps the
+            pattern at the last layer; here layer l has its turn in batches l, l + R, l + 2R …
 
     Raises:
-        UserError: A number out of its range, or weights of another name.
+        UserError: A number out of its range, or an unknown name of weights.
     """
 
     weights: Literal["calm", "uniform", "layerskip"] = "calm"
@@ -51,12 +51,15 @@ class DeepSupervision:
             raise UserError(f"deep_supervision.rotation={self.rotation}: expected 1 (all layers at once) or more.")
 
     def layer_weights(self, num_layers: int, batch: int) -> list[float]:
-        """Return each layer's share of the loss, 0 for those that the batch does not supervise; they sum to 1.
+        """Compute each layer's share of the loss.
 
         Args:
             num_layers: L of the model.
-            batch: Number of the batch, counted from the start of the training: the same in every process, so that all
-                supervise the same layers, and after a resume.
+            batch: Number of the batch, counted from the start of the training. It is the same in every process and
+                after a resume, so that all processes supervise the same layers.
+
+        Returns:
+            L shares that sum to 1; 0 for a layer that the batch does not supervise.
         """
         last = num_layers - 1
         grown = {
@@ -74,18 +77,18 @@ def supervised_loss(
 ) -> Tensor:
     """Compute the weighted mean of all layers' losses.
 
-    The head is applied to the reference's tokens only, and the logits of one layer at a time are in memory: the
-    backward pass computes them again, so a supervised layer costs two forward passes of the head and one backward.
+    The head is applied to the reference's tokens only. The logits of one layer at a time are in memory: the backward
+    pass computes them again, so a supervised layer costs two forward passes of the head and one backward pass.
 
     Args:
         model: A decoder-only transformers model, or a peft model around one.
-        outputs: Of its layers in a forward pass of the batch, [rows, length, d] each (`layer_outputs`).
-        last_loss: `reference_loss` of that forward pass, which is the last layer's.
-        batch: Of `collate_pairs`.
-        weights: Of the layers.
+        outputs: Outputs of its L layers in a forward pass of the batch, [rows, length, d] each (`layer_outputs`).
+        last_loss: The last layer's loss: `reference_loss` of that forward pass, a scalar in nats.
+        batch: input_ids and target_mask, [rows, length], of `collate_pairs`.
+        weights: L shares of `DeepSupervision.layer_weights`. A layer of weight 0 is not computed.
 
     Returns:
-        A scalar.
+        A scalar in nats per token, with gradient.
     """
     parts = decoder_parts(model)
     predicted = batch["target_mask"][:, 1:]  # (rows, length - 1)

@@ -1,6 +1,6 @@
-"""TensorBoard's event files of a run that was cut short: as they were when its checkpoint was written.
+"""TensorBoard's event files of an interrupted run, cut back to the moment of its checkpoint.
 
-What the run logged after the checkpoint is logged again by the run that goes on: without this each of these points
+The resumed run logs again what the interrupted run logged after the checkpoint. Without the cut, each of these points
 would be there twice, in two TensorBoard runs.
 """
 
@@ -13,7 +13,15 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 
 def events_on_disk(loggers: Iterable[Logger]) -> list[dict[str, Any]]:
-    """Write all that was logged to the disk; return what `continue_events` goes on with, for a checkpoint."""
+    """Flush the event files to the disk and note their sizes, for a checkpoint.
+
+    Args:
+        loggers: Of the Trainer. Only TensorBoard loggers are looked at.
+
+    Returns:
+        What `continue_events` takes. For each TensorBoard logger, in order, it has the version and the size in bytes
+        of each event file by name.
+    """
     found = []
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -28,12 +36,13 @@ def events_on_disk(loggers: Iterable[Logger]) -> list[dict[str, Any]]:
 
 
 def continue_events(loggers: Iterable[Logger], states: Iterable[dict[str, Any]], writes: bool) -> None:
-    """Have each logger go on in the folder of the run before; cut off what that run logged after its checkpoint.
+    """Set each logger to the folder of the interrupted run, and cut off what that run logged after its checkpoint.
 
     Args:
-        loggers: Before they have opened anything.
-        states: What `events_on_disk` returned. One whose files are not there, as in another output folder, is left out.
-        writes: Whether this process cuts; the others only take the folder.
+        loggers: Of the Trainer, before they have opened a file.
+        states: What `events_on_disk` returned. A state whose files are missing, as in another output folder, is left
+            out.
+        writes: Whether this process cuts the files. The other processes only take the folder.
     """
     own = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     for logger, state in zip(own, states, strict=False):
@@ -42,7 +51,7 @@ def continue_events(loggers: Iterable[Logger], states: Iterable[dict[str, Any]],
         folder /= version if isinstance(version, str) else f"version_{version}"
         if not state["sizes"] or not all((folder / name).is_file() for name in state["sizes"]):
             continue
-        logger._version = version  # Lightning has no way to set it once the logger is made
+        logger._version = version  # Lightning cannot set the version of a logger that exists
         if writes:
             for file in folder.glob("events.out.tfevents.*"):
                 size = state["sizes"].get(file.name)

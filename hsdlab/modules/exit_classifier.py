@@ -1,4 +1,4 @@
-"""ExitClassifierModule: train CALM's early-exit classifier on a model that stays as it is."""
+"""ExitClassifierModule: train CALM's early-exit classifier on a frozen model."""
 
 from functools import partial
 from os import PathLike
@@ -31,19 +31,25 @@ from hsdlab.records.files import whole_file
 class ExitClassifierModule(LightningModule):
     """Trains one linear layer to tell from a layer's output whether its prediction is already the last layer's.
 
-    CALM (arXiv 2207.07061, section 3.5): a second stage after fine-tuning, the model frozen; binary cross-entropy at
-    every layer but the last, their unweighted mean; teacher-forced on the references, at the inputs of decode steps.
-    While it trains, the hidden states are standardised by their mean and variance over all layers, since their numbers
-    differ in size by orders of magnitude; `folded` has that in the weights.
+    This is CALM's second stage, after fine-tuning (arXiv 2207.07061, section 3.5). The model is frozen. The loss is the
+    binary cross-entropy, averaged over every layer but the last without weights. It is teacher-forced on the
+    references, at the inputs of decode steps. In training, the hidden states are standardised by their mean and
+    variance over all layers, since their magnitudes differ by orders between layers. `folded` moves that into the
+    weights.
 
-    Logs train/loss, and on the validation split val/loss, val/f1, val/auroc and val/calibration_error (means over the
-    layers) and val/agreement, how often a layer's prediction is the last one's. `quality` holds them layer by layer.
+    Logs train/loss. On the validation split it logs val/loss, val/f1, val/auroc, val/calibration_error (means over the
+    layers) and val/agreement, the share of steps in which a layer's prediction is the last layer's.
 
     Args:
-        model: A decoder-only transformers model.
+        model: A decoder-only transformers model. It is frozen and set to eval mode.
         tokenizer: Its tokenizer.
-        max_new_tokens: References are cut to so many tokens.
-        learning_rate: Of AdamW, at its peak; it falls to 0 over the run.
+        max_new_tokens: References are cut to so many tokens; 2 or more.
+        learning_rate: Peak of AdamW's learning rate, which falls linearly to 0 over the run.
+
+    Attributes:
+        quality: Figures of the last validation by name, float64: "agreement", "f1" and "auroc" [layers - 1], and those
+            of `Reliability`. AUROC is NaN for a layer that always or never agrees with the last one. Empty before the
+            first validation.
 
     Raises:
         UserError: A number out of its range, or a model of one layer.
@@ -74,7 +80,7 @@ class ExitClassifierModule(LightningModule):
         self.standardise = nn.BatchNorm1d(parts.hidden_size, affine=False, momentum=None)
         self.strict_loading = False  # checkpoints hold no weight of the model
         exits = parts.num_layers - 1
-        self.loss_metric = MeanMetric(nan_strategy="error")  # left to itself it leaves a NaN out
+        self.loss_metric = MeanMetric(nan_strategy="error")  # by default it leaves a NaN out
         self.layer_metrics = nn.ModuleDict(
             {
                 "f1": MultilabelF1Score(exits, average="none"),
@@ -92,16 +98,16 @@ class ExitClassifierModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Note what a checkpoint has to have in common with this run."""
+        """Note which settings and data a checkpoint must share with this run."""
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and hasattr(datamodule, "training_identity"):
             self._identity |= datamodule.training_identity()
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Compute the loss of a batch of `collate_pairs`; one of a batch without a decode step is 0.
+        """Compute the loss of a batch of `collate_pairs`, in nats. A batch without a decode step has loss 0.
 
         Raises:
-            RunError: It is not finite (see `check_loss` for what looking costs).
+            RunError: The loss is not finite (see `check_loss` for the cost of this check).
         """
         states, agrees = self.examples(batch)
         if len(states):
@@ -120,11 +126,15 @@ class ExitClassifierModule(LightningModule):
 
     @torch.no_grad()
     def examples(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return what the classifier learns from in a batch of `collate_pairs`.
+        """Compute what the classifier learns from: the layers' outputs and whether each predicts as the last one.
+
+        Args:
+            batch: input_ids, attention_mask and target_mask, [rows, length], of `collate_pairs`.
 
         Returns:
-            The outputs of the layers but the last in all decode steps, [steps, layers - 1, d], and where the layer's
-            prediction is the last layer's, BoolTensor [steps, layers - 1].
+            The outputs of all layers but the last in all decode steps, float32 [steps, layers - 1, d], and whether the
+            layer's most likely token is the last layer's, BoolTensor [steps, layers - 1]. `steps` counts the decode
+            steps of all rows; it is 0 where each reference has one token.
         """
         parts = decoder_parts(self.model)
         mask, targets = batch["attention_mask"], batch["target_mask"]
@@ -138,12 +148,12 @@ class ExitClassifierModule(LightningModule):
         return states[:, :-1].float(), predicted[:, :-1] == predicted[:, -1:]
 
     def _log_odds(self, states: Tensor) -> Tensor:
-        """The classifier on standardised states: [steps, layers, d] to [steps, layers]."""
+        """Apply the classifier to standardised states: [steps, layers, d] to [steps, layers]."""
         flat = self.standardise(states.flatten(0, 1))  # (steps · layers, d)
         return self.classifier(flat).unflatten(0, states.shape[:2])
 
     def _loss(self, log_odds: Tensor, agrees: Tensor) -> Tensor:
-        """Mean over the steps of the unweighted mean over the layers."""
+        """Return the mean over the steps of the unweighted mean over the layers, in nats."""
         return binary_cross_entropy_with_logits(log_odds, agrees.to(log_odds.dtype))
 
     def _again(self, batch: dict[str, Any]) -> Tensor:
@@ -151,7 +161,7 @@ class ExitClassifierModule(LightningModule):
         return self._loss(self._log_odds(states), agrees)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an earlier validation saw."""
+        """Reset the metrics."""
         for metric in self._metrics():
             metric.reset()
 
@@ -174,7 +184,7 @@ class ExitClassifierModule(LightningModule):
         reliability = self.layer_metrics["reliability"].compute()  # type: ignore[operator]
         count = reliability["count"].sum(dim=1)
         positives = (reliability["rate"].nan_to_num(0.0) * reliability["count"]).sum(dim=1)
-        both = (positives > 0) & (positives < count)  # without both kinds of cases there is no order to get right
+        both = (positives > 0) & (positives < count)  # AUROC needs both kinds of cases
         auroc = self.layer_metrics["auroc"].compute().to(count.device).double()  # type: ignore[operator]
         self.quality = {
             "agreement": positives / count,
@@ -190,7 +200,7 @@ class ExitClassifierModule(LightningModule):
         return [self.loss_metric, *self.layer_metrics.values()]  # type: ignore[list-item]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over the classifier, and its falling learning rate."""
+        """Return AdamW over the classifier and its learning rate schedule."""
         return adamw(
             self.classifier.parameters(),
             learning_rate=self.learning_rate,
@@ -201,7 +211,7 @@ class ExitClassifierModule(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the classifier, not the model; add what a resumed run is checked against."""
+        """Keep the classifier's weights only; add the settings that a resumed run is checked against."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in self.trained_names()}
         checkpoint["hsdlab_exit_classifier"] = {"identity": self._identity}
@@ -210,7 +220,7 @@ class ExitClassifierModule(LightningModule):
         """Refuse a checkpoint of another model, or a resumed run with other settings or data.
 
         Raises:
-            RunError: Naming each difference, or what the checkpoint lacks.
+            RunError: The checkpoint does not fit. The message names each difference, or what the checkpoint lacks.
         """
         if "identity" not in checkpoint.get("hsdlab_exit_classifier", {}):
             raise RunError("The checkpoint is not an exit classifier's: expected one of train.py fit_exit_classifier.")
@@ -220,11 +230,19 @@ class ExitClassifierModule(LightningModule):
             check_optimizer(checkpoint)
 
     def trained_names(self) -> list[str]:
-        """Return the names of what is trained, buffers included: what a checkpoint holds."""
+        """List what a checkpoint holds.
+
+        Returns:
+            Names in `state_dict` of the trained weights, and of the buffers that go with them.
+        """
         return [name for name in self.state_dict() if not name.startswith("model.")]
 
     def folded(self) -> ExitClassifier:
-        """Return the classifier for states as they are, the standardisation in its weights."""
+        """Make the classifier for hidden states that are not standardised.
+
+        Returns:
+            A frozen copy whose weights contain the standardisation.
+        """
         running = self.standardise.state_dict()
         folded = ExitClassifier(self.classifier.hidden_size)
         with torch.no_grad():
@@ -234,10 +252,10 @@ class ExitClassifierModule(LightningModule):
         return folded.requires_grad_(False)
 
     def export(self, path: str | PathLike[str]) -> None:
-        """Write `folded`, whole or not at all, for CALM's measure "classifier".
+        """Write `folded` for CALM's measure "classifier".
 
         Args:
-            path: Of the .safetensors file.
+            path: The .safetensors file. An existing file is replaced once the new one is complete.
 
         Raises:
             RunError: A weight is not finite, or the file cannot be written.

@@ -1,7 +1,8 @@
-"""FinetuneModule: train a model on prompts and references, at full depth or as it will be decoded.
+"""FinetuneModule: train a model on prompts and references, at full depth or with skipped layers.
 
-Long, because a LightningModule is one class: its steps, its hooks for checkpoints and its options stand together. What
-they compute has files of its own (losses, optimizer, lora, skip_aware, deep_supervision, layer_dropout).
+Longer than 300 lines, because a LightningModule is one class: its steps, its hooks for checkpoints and its options
+stand together. What they compute has files of its own (losses, optimizer, lora, skip_aware, deep_supervision,
+layer_dropout).
 """
 
 import random
@@ -50,44 +51,47 @@ class FinetuneModule(LightningModule):
     """Fine-tunes a decoder-only model, whole or with LoRA, on the references of a data module.
 
     Logs train/loss, train/learning_rate, train/tokens_per_second (prompt and reference, per process), val/loss (mean
-    over the references' tokens, at full depth) and val/perplexity. A checkpoint holds the trained weights only; a run
-    that is resumed from it goes on as if it had not been cut short, dropout and draws included, and is refused if its
-    model, settings or data are others. `export` writes what other programs load.
+    over the references' tokens, at full depth) and val/perplexity. A checkpoint holds the trained weights only. A run
+    that resumes from it continues as if it had not been interrupted, dropout and draws included. It is refused if its
+    model, settings or data are different. `export` writes what other programs load.
 
-    Skip-aware training: with `skip_strategies`, each batch, or each sequence, draws one of them and computes its loss
-    with the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies, drawn
-    for each sequence with their final weights, the same each time. docs/training.md tells when to use what.
+    Skip-aware training: with `skip_strategies`, each batch, or each sequence, draws one strategy and computes its loss
+    with the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies. They
+    are drawn for each sequence with their final weights, the same in each validation. docs/training.md says when to
+    use which option.
 
     Args:
         model: A decoder-only transformers model.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; T of the strategies' schedules.
-        lora: Train LoRA's matrices, with any option of `peft.LoraConfig`; by default all weights are trained.
-        learning_rate: Of AdamW, at its peak; 5e-5 as in the HSD paper.
-        weight_decay: Of AdamW, for matrices; 0.01 is torch's default. Norms and biases have none.
-        warmup: Share of the steps in which the learning rate rises from 0.
-        learning_rate_schedule: How the learning rate goes on after the warm-up, by the names of
-            `transformers.get_scheduler`; linear, the default, and cosine fall to 0.
-        skip_strategies: Strategies with layers known before a step, full depth among them if it is to stay good.
-        skip_weights: How often each strategy is drawn, in proportion to their sum; by default all equally often.
-        final_skip_weights: These weights at the end of the training; they move there in a straight line. By default they
-            stay.
+        lora: Train LoRA's matrices only, with any option of `peft.LoraConfig`. By default all weights are trained.
+        learning_rate: Peak of AdamW's learning rate; 5e-5 as in the HSD paper.
+        weight_decay: AdamW's weight decay for matrices; 0.01 is torch's default. Norms and biases have none.
+        warmup: Share of the steps, 0 to 1, in which the learning rate rises from 0.
+        learning_rate_schedule: The learning rate after warm-up, by the names of `transformers.get_scheduler`. linear,
+            the default, and cosine fall to 0.
+        skip_strategies: Strategies to train with; their layers must be known before a step. Include FullDepth to keep
+            the quality at full depth.
+        skip_weights: How often each strategy is drawn, relative to the sum. By default all are drawn equally often.
+        final_skip_weights: Weights at the end of training. The draws move from skip_weights to them linearly. By
+            default they do not change.
         skip_draws: One draw for each "batch", the same in all processes, or for each "example".
-        distillation: Share of the loss of sequences that skip layers that is not cross-entropy with the reference but
-            the divergence from the model's own logits at full depth, 0 to 1; it takes a second pass, without gradient.
-        seed: Of the draws and of dropout.
-        generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if it has
-            one, and log val/rouge1 … val/bleu4; 0 for never, and then a strategy that skips is refused.
-        generate_batches: How many batches to decode then, per process.
-        deep_supervision: Train every layer's output to predict the next token; train/loss is then a weighted mean over
-            the layers, val/loss the last one's as ever. By default only the last layer is supervised.
-        layer_dropout: Skip layers at random in each example; with deep_supervision it is LayerSkip's training. Both
-            are alternatives to skip_strategies. By default every layer runs.
+        distillation: For sequences that skip layers: share of the loss, 0 to 1, that is the divergence from the model's
+            own logits at full depth. The rest is cross-entropy with the reference. It takes a second forward pass,
+            without gradient.
+        seed: Seed of the draws and of dropout.
+        generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if there is
+            one, and log val/rouge1 … val/bleu4. 0 never decodes; a strategy that skips is then refused.
+        generate_batches: How many batches to decode in such a validation, per process.
+        deep_supervision: Train every layer's output to predict the next token. train/loss is then a weighted mean over
+            the layers; val/loss stays the last layer's. By default only the last layer is supervised.
+        layer_dropout: Skip layers at random in each example. With deep_supervision it is LayerSkip's training. Neither
+            can be combined with skip_strategies. By default every layer runs.
 
     Raises:
-        UserError: A number out of its range, a LoRA target that matches nothing, a strategy that cannot be trained
-            with, or a tokenizer whose end of sequence does not end `model.generate`. In a Trainer: a strategy with
-            nothing to act on.
+        UserError: A number out of its range, a LoRA target that matches nothing, a strategy whose layers are not known
+            before a step, or a tokenizer whose end of sequence does not end `model.generate`. In a Trainer: a skip
+            strategy in a module that never decodes.
 
     Example::
 
@@ -165,7 +169,7 @@ class FinetuneModule(LightningModule):
         self.deep_supervision = deep_supervision
         self.layer_dropout = layer_dropout
         self.strict_loading = False  # checkpoints hold the trained weights only
-        self.validation_loss = MeanMetric(nan_strategy="error")  # left to itself it leaves a NaN out
+        self.validation_loss = MeanMetric(nan_strategy="error")  # by default it leaves a NaN out
         self.skip_validation_loss = MeanMetric(nan_strategy="disable")
         self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
         self._validations = 0
@@ -176,14 +180,14 @@ class FinetuneModule(LightningModule):
     # Training ------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Give each batch its own random state, so that a resumed run drops out as the run before would have."""
+        """Give each batch its own random state, so that a resumed run draws the same dropout."""
         torch.manual_seed(random.Random(f"{self.seed} {self._batch_number} {self.global_rank}").getrandbits(63))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Compute the loss of a batch of `collate_pairs` under the strategies that it draws.
+        """Compute the loss of a batch of `collate_pairs` under the strategies that it draws, in nats.
 
         Raises:
-            RunError: It is not finite (see `check_loss` for what looking costs).
+            RunError: The loss is not finite (see `check_loss` for the cost of this check).
         """
         compute: Callable[[], Tensor]
         if self.deep_supervision is None:
@@ -200,10 +204,10 @@ class FinetuneModule(LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients; with --trainer.detect_anomaly, one that is no number is said in a sentence.
+        """Compute the gradients.
 
         Raises:
-            RunError: The anomaly detection found one.
+            RunError: A gradient is NaN, found by --trainer.detect_anomaly.
         """
         try:
             super().backward(loss, *args, **kwargs)
@@ -211,9 +215,9 @@ class FinetuneModule(LightningModule):
             if "nan values" not in str(error):
                 raise
             raise RunError(
-                f"A gradient in step {self.trainer.global_step + 1} is no number, of the examples "
+                f"A gradient in step {self.trainer.global_step + 1} is NaN for the examples "
                 f"{', '.join(self._ids_before)}: {error} Lower the learning rate (--model.learning_rate), or look for "
-                "what is unusual in these examples. The last checkpoint is from before."
+                "what is unusual in these examples. The last checkpoint was written before this step."
             ) from error
 
     def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
@@ -232,17 +236,28 @@ class FinetuneModule(LightningModule):
         return self.mixture.draw(self._batch_number, progress, rows, self.global_rank)
 
     def loss(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
-        """Compute the mean cross-entropy of the references' tokens in a batch, in nats.
+        """Compute the mean cross-entropy of the references' tokens in a batch.
 
         Args:
-            batch: Of `collate_pairs`.
-            drawn: Index of the skip strategy of each sequence, or one for all; None for full depth.
+            batch: input_ids, attention_mask and target_mask, [rows, length], of `collate_pairs`.
+            drawn: Index of the skip strategy of each sequence, or one for all. None for full depth.
+
+        Returns:
+            A scalar in nats, float32 or wider.
         """
         logits = self.training_logits(batch, drawn)
         return reference_loss(logits, *_last(logits.shape[1], batch))
 
     def training_loss(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
-        """Compute what a training step minimises: `loss`, or its mix with the divergence from full depth."""
+        """Compute what a training step minimises: `loss`, mixed with the divergence from full depth in distillation.
+
+        Args:
+            batch: As for `loss`.
+            drawn: As for `loss`. Sequences whose strategy skips no layer learn from the reference alone.
+
+        Returns:
+            A scalar in nats, float32 or wider.
+        """
         if drawn is None or self.mixture is None or not self.distillation or not self.mixture.skips[drawn].any():
             return self.loss(batch, drawn)
         with torch.no_grad():
@@ -256,13 +271,12 @@ class FinetuneModule(LightningModule):
         """Compute the logits of a teacher-forced batch.
 
         Args:
-            batch: Of `collate_pairs`.
-            drawn: Index of the skip strategy of each sequence, or one for all; None for full depth, but for
-                layer dropout in training mode.
+            batch: As for `loss`.
+            drawn: As for `loss`. With None, layer dropout still applies in training mode.
 
         Returns:
-            Logits [rows, scored, vocabulary] of the last positions, as many as the longest reference has tokens and
-            one more; those at one position are for the token at the next.
+            Logits [rows, scored, vocabulary] of the last positions. `scored` is the length of the longest reference
+            plus 1. The logits at a position predict the token at the next one.
         """
         longest = int(batch["target_mask"].any(dim=0).sum())
         with _head_at_the_last(longest + 1, self.model):
@@ -293,7 +307,7 @@ class FinetuneModule(LightningModule):
         return self.trainer.fit_loop.total_batch_idx
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over the trained weights, and its learning rate's rise and fall over all steps."""
+        """Return AdamW over the trained weights and its learning rate schedule over all steps."""
         return adamw(
             (parameter for parameter in self.parameters() if parameter.requires_grad),
             learning_rate=self.learning_rate,
@@ -306,7 +320,7 @@ class FinetuneModule(LightningModule):
     # Validation ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an earlier validation saw; decide whether this one decodes."""
+        """Reset the metrics; decide whether this validation decodes."""
         self._last_batch_end_s = None  # validation is no training time
         for metric in (self.validation_loss, self.skip_validation_loss, *self.text_metrics):
             metric.reset()
@@ -317,7 +331,7 @@ class FinetuneModule(LightningModule):
             self._decodes = self.generate_every > 0 and due
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Compute the loss of a batch, at full depth and under a fixed draw; decode it, if that is due."""
+        """Compute the loss of a batch, at full depth and under a fixed draw; decode the batch if that is due."""
         if not batch["ids"]:
             return  # there are more processes than examples
         pairs = batch["pairs"]
@@ -342,7 +356,7 @@ class FinetuneModule(LightningModule):
         model = plain_model(self.model)
         greedy = {"max_new_tokens": self.max_new_tokens, "num_beams": 1, "do_sample": False}
         options = generation(model, greedy, self.tokenizer).options
-        with torch.autocast(self.device.type, enabled=False):  # it would cast all weights anew in every step
+        with torch.autocast(self.device.type, enabled=False):  # it would cast all weights again in every step
             sequences = model.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
             )  # (rows, prompt + new)
@@ -363,16 +377,19 @@ class FinetuneModule(LightningModule):
     # Checkpoints and export ----------------------------------------------------------------------------------
 
     def check_callbacks(self, callbacks: Iterable[Callback]) -> None:
-        """Refuse a skip strategy that would have nothing to act on.
+        """Refuse a strategy that skips layers if this module never decodes (generate_every=0).
+
+        Args:
+            callbacks: Of the Trainer. Those that are no strategy are ignored.
 
         Raises:
-            UserError: If the module never decodes.
+            UserError: A strategy would have no effect; the message names it.
         """
         if not self.generate_every:
             refuse_idle_strategies(callbacks, self.model, self.max_new_tokens)
 
     def setup(self, stage: str) -> None:
-        """Check the Trainer's strategy; note what a checkpoint has to have in common with this run."""
+        """Check the Trainer's skip strategy; note which settings and data a checkpoint must share with this run."""
         self.check_callbacks(self.trainer.callbacks)
         self._identity = self._model_identity()
         if stage == "fit":
@@ -408,7 +425,7 @@ class FinetuneModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights only; add what a resumed run is checked against."""
+        """Keep the trained weights only; add the settings that a resumed run is checked against."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in self.trained_names()}
         checkpoint["hsdlab"] = {"identity": self._identity, "validations": self._validations}
@@ -417,7 +434,7 @@ class FinetuneModule(LightningModule):
         """Refuse a checkpoint of another model, or a resumed run with other settings or data.
 
         Raises:
-            RunError: Naming each difference, or what the checkpoint lacks.
+            RunError: The checkpoint does not fit. The message names each difference, or what the checkpoint lacks.
         """
         if "identity" not in checkpoint.get("hsdlab", {}):
             raise RunError("The checkpoint is not one of hsdlab's fine-tuning: expected one that train.py fit wrote.")
@@ -428,18 +445,22 @@ class FinetuneModule(LightningModule):
         self._validations = checkpoint["hsdlab"]["validations"]
 
     def trained_names(self) -> list[str]:
-        """Return the names of the weights that are trained: those that a checkpoint holds."""
+        """List what a checkpoint holds.
+
+        Returns:
+            Names in `state_dict` of the weights that are trained.
+        """
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def export(self, folder: str | PathLike[str]) -> None:
-        """Write what `load_model`, transformers and peft load: a model folder, or with LoRA an adapter's.
+        """Write a folder that `load_model`, transformers and peft load: the model, or with LoRA the adapter.
 
         Args:
-            folder: Made whole or not at all; an earlier export is replaced once the new one is whole.
+            folder: An earlier export there is replaced once the new one is complete.
 
         Raises:
-            UserError: The adapter, merged as `load_model` will do, gives another model than the one that was trained.
-            RunError: A weight or what the model computes is not finite, or the folder cannot be written.
+            UserError: The adapter, merged as `load_model` merges it, gives another model than the trained one.
+            RunError: A weight or an output of the model is not finite, or the folder cannot be written.
         """
         model = plain_model(self.model)
         for name, weight in self.model.named_parameters():
@@ -447,7 +468,7 @@ class FinetuneModule(LightningModule):
         was_training = self.model.training
         logits = few_logits(self.model.eval())
         self.model.train(was_training)
-        check_finite(logits, "What the model to export computes")
+        check_finite(logits, "The output of the model to export")
         exported = model if self.lora is None else self.model
         trained = [weight for weight in exported.parameters() if self.lora is None or weight.requires_grad]
         size_bytes = tensor_bytes([weight.data for weight in trained])
@@ -456,7 +477,7 @@ class FinetuneModule(LightningModule):
                 model.save_pretrained(fspath(unfinished))
             else:
                 check_merges(self.model, f"the adapter for {fspath(folder)}")
-                # "auto" would ask the hub for the base model's vocabulary
+                # with "auto", peft would ask the hub for the base model's vocabulary
                 self.model.save_pretrained(  # type: ignore[operator]
                     fspath(unfinished), save_embedding_layers=was_resized(model)
                 )
@@ -466,7 +487,7 @@ class FinetuneModule(LightningModule):
 
 
 def _last(positions: int, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the tokens and the reference's mask at the last positions, both [rows, positions]."""
+    """Return the tokens and the references' mask at the last positions, both [rows, positions]."""
     return batch["input_ids"][:, -positions:], batch["target_mask"][:, -positions:]
 
 
@@ -475,7 +496,7 @@ def _head_at_the_last(positions: int, model: nn.Module) -> Iterator[None]:
     """Apply the head to the last positions only: over a whole prompt it costs as much as many layers."""
 
     def cut(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # (rows, length, d) to (rows, scored, d); contiguous, or torch copies a frozen head once for each row
+        # (rows, length, d) to (rows, scored, d). Contiguous: otherwise torch copies a frozen head once for each row
         return (arguments[0][:, -positions:].contiguous(), *arguments[1:])
 
     handle = decoder_parts(model).head.register_forward_pre_hook(cut)
@@ -486,7 +507,7 @@ def _head_at_the_last(positions: int, model: nn.Module) -> Iterator[None]:
 
 
 def _check_end_of_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a model that would learn one end of sequence and stop at another."""
+    """Refuse a model that would learn one end-of-sequence token and stop at another."""
     ends = model.generation_config.eos_token_id
     stops = ends if isinstance(ends, list) else [ends]
     _check(

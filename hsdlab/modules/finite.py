@@ -12,15 +12,19 @@ _MOST_NAMED = 8  # examples of a batch
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Refuse numbers that are not finite.
+    """Refuse NaN and infinity.
+
+    Args:
+        values: Of any shape and dtype.
+        what: What the values are, as the subject of the message.
 
     Raises:
-        RunError: With what they are.
+        RunError: A value is not finite.
     """
     if not torch.isfinite(values).all():
         raise RunError(
-            f"{what} is not finite: nothing of it is written. Lower the learning rate (--model.learning_rate), or look "
-            "for what is unusual in the data. The last checkpoint is from before."
+            f"{what} is not finite, so no file is written. Lower the learning rate (--model.learning_rate), or look "
+            "for what is unusual in the data. The last checkpoint was written before this step."
         )
 
 
@@ -35,30 +39,31 @@ def check_loss(
 ) -> None:
     """Refuse the loss of a batch that is not finite.
 
-    On a GPU this waits for the forward pass, once a batch. The masks of the loss already do.
+    On a GPU this waits for the forward pass once a batch, which the masks of the loss do anyway.
 
     Args:
         loss: A scalar.
-        what: Which loss, of which step.
-        ids: Of the examples in the batch.
-        model: Whose layers are looked at.
-        again: Computes the loss once more: only then, to find the first layer.
-        before: The examples of the step before, if there was one.
-        agree: Tells whether it holds in any process; by default in this one. All of a training have to stop together:
-            one that is left alone waits for the others' gradients.
+        what: Name of the loss and its step, for the message.
+        ids: Ids of the examples in the batch.
+        model: The model in which the first layer with NaN or infinity is searched.
+        again: Computes the loss once more. It is called for a loss that is not finite only.
+        before: Ids of the examples of the step before, if there was one.
+        agree: Tells whether a condition holds in any process; by default in this one. All processes of a training have
+            to stop together, since one that is left waits for the others' gradients.
 
     Raises:
-        RunError: With the examples, and with the first layer whose output is not finite.
+        RunError: The loss is not finite. The message names the examples, and the first layer whose output is not
+            finite.
     """
     is_bad = not torch.isfinite(loss)
     if not agree(is_bad):
         return
     if not is_bad:
-        raise RunError(f"{what} is not finite in another process: its message says of which examples.")
+        raise RunError(f"{what} is not finite in another process. The message of that process names the examples.")
     raise RunError(
-        f"{what} is {loss.item()}, of the examples {_named(ids)}: {_where(model, again, before)}. Lower the learning "
-        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint is from "
-        "before."
+        f"{what} is {loss.item()} for the examples {_named(ids)}: {_where(model, again, before)}. Lower the learning "
+        "rate (--model.learning_rate), or look for what is unusual in these examples. The last checkpoint was written "
+        "before this step."
     )
 
 
@@ -67,21 +72,24 @@ def _named(ids: Sequence[str]) -> str:
 
 
 def _where(model: nn.Module, again: Callable[[], Any], before: Sequence[str]) -> str:
-    """Say where the first numbers arise that are not finite."""
+    """Name the weights or the layer output that are not finite, for a message."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            examples = f", of the examples {_named(before)}" if before else ""
+            examples = f" (examples {_named(before)})" if before else ""
             return f"the weights {name} are not finite since the step before{examples}"
     part = first_not_finite(model, again)
     return f"the first output that is not finite is that of {part}" if part else "all layers' outputs are finite"
 
 
 def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | None:
-    """Run a model and return the name of its first part, in the order of the computation, with a NaN or infinity.
+    """Find the first part of a model, in the order of the computation, whose output has a NaN or infinity.
 
     Args:
-        model: Its parts are watched.
-        run: Has it compute something; no gradient is kept.
+        model: Its submodules are watched by forward hooks, which are removed again.
+        run: Runs the model. No gradient is kept.
+
+    Returns:
+        Name of the submodule, as in `named_modules`; None if all outputs are finite.
     """
     found: list[str] = []
 
@@ -104,7 +112,14 @@ def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | None:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested dictionaries and sequences."""
+    """Walk through nested values.
+
+    Args:
+        value: A tensor, or nested mappings, lists and tuples. Other values are left out.
+
+    Yields:
+        The tensors, in order.
+    """
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A skip strategy in a Trainer that never decodes would do nothing, and nobody would know."""
+"""Refuse a skip strategy in a Trainer that never decodes, where it would have no effect."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,15 +11,15 @@ from hsdlab.errors import UserError
 
 
 def refuse_idle_strategies(callbacks: Iterable[Any], model: nn.Module, max_new_tokens: int) -> None:
-    """Refuse a strategy that skips layers in a Trainer whose module does not decode; full depth may stay.
+    """Refuse a strategy that skips layers in a Trainer whose module does not decode. Full depth is accepted.
 
     Args:
-        callbacks: Of the Trainer; those that are strategies have a method ``scheduled_layers``.
-        model: The model that they would act on.
+        callbacks: Of the Trainer. Strategies are those with a method ``scheduled_layers``.
+        model: The decoder-only model that the strategies would be applied to.
         max_new_tokens: T of the strategies' schedules.
 
     Raises:
-        UserError: Naming the strategy, and how it would act.
+        UserError: A strategy skips layers. The message names it and the options under which it would have an effect.
     """
     num_layers = decoder_parts(model).num_layers
     for strategy in callbacks:

@@ -21,15 +21,17 @@ _NEVER_NAMED = ("peft_version",)  # the same setting under another version of pe
 
 @dataclass(repr=False)
 class LoRA(LoraConfig):
-    """How to train with LoRA: a `peft.LoraConfig` with the defaults of the HSD paper. All of peft's options hold.
+    """How to train with LoRA: a `peft.LoraConfig` with the defaults of the HSD paper. It takes all of peft's options.
 
     Args:
         r: Rank of the added matrices; 16 as in the HSD paper (arXiv 2403.14919, section 4.1).
-        lora_alpha: The added product is scaled by lora_alpha / r; 32 as there.
-        lora_dropout: Share of its inputs that is dropped in training; 0 is peft's default.
-        target_modules: Names of the layers that get them, such as [c_attn], or a regular expression for whole names, or
-            "all-linear": every linear layer but the head, which the HSD paper leaves open and QLoRA (arXiv 2305.14314)
-            found needed to match full fine-tuning. null takes peft's own choice for the architecture.
+        lora_alpha: The added product is scaled by lora_alpha / r; 32 as in the HSD paper.
+        lora_dropout: Dropout on the inputs of the added matrices, from 0 to below 1; 0 is peft's default.
+        target_modules: Names of the linear layers to adapt, such as [c_attn], or a regular expression for whole names,
+            or "all-linear": every linear layer but the head. The HSD paper names none; QLoRA (arXiv 2305.14314) needed
+            all of them to match full fine-tuning. null takes peft's own choice for the architecture.
+        task_type: "CAUSAL_LM", the only type that hsdlab trains; any other value is replaced by it.
+        loftq_config: Options of peft's LoftQ initialisation. Empty for none.
 
     Raises:
         UserError: A number out of its range, or options that peft refuses together.
@@ -54,7 +56,13 @@ class LoRA(LoraConfig):
 
 
 def described(config: LoraConfig) -> str:
-    """Return a setting in one line, the same in every process: the usual options, and what is not LoRA's default.
+    """Write a setting in one line, the same in every process.
+
+    Args:
+        config: A `LoRA`, or another `peft.LoraConfig`.
+
+    Returns:
+        The class with r, lora_alpha, lora_dropout, target_modules, and the options that differ from `LoRA`'s defaults.
 
     Example:
         >>> described(LoRA(r=4, target_modules=["q_proj", "k_proj"], use_rslora=True))
@@ -71,10 +79,13 @@ def described(config: LoraConfig) -> str:
 
 
 def check_numbers(config: LoraConfig) -> None:
-    """Check that the numbers of a setting are in their ranges.
+    """Check that the numbers of a setting are in their ranges, and finite.
+
+    Args:
+        config: A `LoRA`, or another `peft.LoraConfig`.
 
     Raises:
-        UserError: Naming the option.
+        UserError: One is not; the message names the option.
     """
     if config.r < 1:
         raise UserError(f"lora.r={config.r}: expected 1 or more.")
@@ -93,14 +104,15 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
     Args:
         model: A transformers model.
-        lora: How: a `LoRA`, or another `peft.LoraConfig`; it is not changed.
+        lora: A `LoRA`, or another `peft.LoraConfig`. It is not changed.
 
     Returns:
         A peft model around the model.
 
     Raises:
-        UserError: A number out of its range, a target that names no layer of the model (the message lists what there
-            is), a target whose weights another part of the model uses too, or what else peft cannot do with the model.
+        UserError: A number out of its range, a target that matches no layer of the model (the message lists its linear
+            layers), a target whose weights another part of the model uses too, or a setting that peft cannot apply to
+            the model.
     """
     check_numbers(lora)
     _check_targets(model, lora)
@@ -124,7 +136,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
 
 def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
-    """Refuse names of layers that the model does not have."""
+    """Refuse target_modules that match no layer of the model."""
     targets = lora.target_modules
     if targets is None or targets == "all-linear":
         return

@@ -1,4 +1,4 @@
-"""The losses of fine-tuning: cross-entropy of the reference's tokens, and what full depth would have said of them."""
+"""The losses of fine-tuning: cross-entropy of the reference's tokens, and divergence from a teacher's logits."""
 
 import torch
 from torch import Tensor
@@ -8,18 +8,18 @@ from hsdlab.errors import UserError
 
 
 def reference_loss(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
-    """Compute the mean cross-entropy of the reference's tokens, in nats; each token weighs the same.
+    """Compute the mean cross-entropy of the reference's tokens. Each token has the same weight.
 
-    The first one is predicted at the end of the prompt, and the end of sequence is one of them. Prompt and padding
-    count nothing; nor does a token at position 0, which nothing predicts.
+    The last token of the prompt predicts the first one, and the end of sequence is one of them. Prompt and padding do
+    not count, nor does a token at position 0, which nothing predicts.
 
     Args:
-        logits: [rows, length, vocabulary]; those at position p are for the token at p + 1.
+        logits: [rows, length, vocabulary]; those at position p predict the token at p + 1.
         input_ids: [rows, length].
         target_mask: BoolTensor [rows, length], true at the tokens of the reference.
 
     Returns:
-        A scalar, float32 or wider.
+        A scalar in nats, float32 or wider.
 
     Raises:
         UserError: A shape does not fit, or no token is marked.
@@ -31,17 +31,17 @@ def reference_loss(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Te
 def distilled_loss(logits: Tensor, teacher: Tensor, share: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:
     """Compute the mean over the reference's tokens of (1 - share) · cross-entropy + share · KL(teacher ‖ model).
 
-    In nats. Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) at temperature 1.
+    Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) at temperature 1.
 
     Args:
-        logits: [rows, length, vocabulary]; those at position p are for the token at p + 1.
-        teacher: The teacher's logits, of the same shape; no gradient goes there.
-        share: [rows], 0 to 1: 0 for a row that learns from the reference alone.
+        logits: [rows, length, vocabulary]; those at position p predict the token at p + 1.
+        teacher: The teacher's logits, of the same shape. They get no gradient.
+        share: Float [rows], 0 to 1. 0 for a sequence that learns from the reference alone.
         input_ids: [rows, length].
         target_mask: BoolTensor [rows, length], true at the tokens of the reference.
 
     Returns:
-        A scalar, float32 or wider.
+        A scalar in nats, float32 or wider.
 
     Raises:
         UserError: A shape does not fit, or no token is marked.
@@ -70,5 +70,12 @@ def _predicting(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tenso
 
 
 def perplexity(loss: Tensor) -> Tensor:
-    """exp(loss): of a mean cross-entropy in nats, 1 at best, the vocabulary's size for a uniform guess."""
+    """Compute exp(loss).
+
+    Args:
+        loss: A mean cross-entropy in nats.
+
+    Returns:
+        1 at best; the size of the vocabulary for a uniform guess. Of the shape of `loss`.
+    """
     return loss.exp()

@@ -1,4 +1,4 @@
-"""AdamW, and a learning rate that rises and falls over the whole run."""
+"""AdamW, with a learning rate schedule over the whole run."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from hsdlab.errors import UserError
 LearningRateSchedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "constant_with_warmup"
 ]
-"""The schedules of `transformers.get_scheduler` that need a warm-up and a length, and no number besides."""
+"""The schedules of `transformers.get_scheduler` that take a warm-up, a length, and no other number."""
 
 
 def adamw(
@@ -25,18 +25,21 @@ def adamw(
     warmup: float,
     schedule: LearningRateSchedule,
 ) -> dict[str, Any]:
-    """Make what `configure_optimizers` returns: AdamW and its schedule, one step of which goes with one of the run.
+    """Make AdamW and its learning rate schedule.
 
     Args:
-        parameters: Those that are trained.
-        learning_rate: At its peak.
-        weight_decay: For matrices; norms and biases have none.
-        steps: Of the whole run.
-        warmup: Share of the steps in which the learning rate rises from 0.
-        schedule: How the learning rate goes on after the warm-up.
+        parameters: The trained parameters.
+        learning_rate: The peak.
+        weight_decay: For matrices. Parameters of one dimension (norms, biases) have none.
+        steps: Optimizer steps of the whole run; Lightning gives infinity for a run without an end.
+        warmup: Share of the steps, 0 to 1, in which the learning rate rises from 0.
+        schedule: The learning rate after warm-up, by the names of `transformers.get_scheduler`.
+
+    Returns:
+        The dictionary that Lightning's `configure_optimizers` expects. The schedule advances once each optimizer step.
 
     Raises:
-        UserError: A run without an end.
+        UserError: The number of steps is infinite.
     """
     if math.isinf(steps):
         raise UserError("The learning rate is scheduled over the whole run: give its length (trainer.max_epochs).")

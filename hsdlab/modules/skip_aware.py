@@ -1,4 +1,4 @@
-"""Skip-aware training: each batch, or each sequence of it, is computed as one of several strategies would decode it."""
+"""Skip-aware training: each batch, or each sequence of it, runs the layers that decoding under a strategy would run."""
 
 import math
 import random
@@ -14,23 +14,26 @@ from hsdlab.errors import UserError
 
 
 class SkipMixture:
-    """Strategies with weights, drawn per batch or sequence; and the mask with which `replay` computes what they decode.
+    """Draws strategies by weight, per batch or sequence, and gives `replay` the mask of their executed layers.
 
     With teacher forcing, the reference's token t is the input of decode step t, so it runs the layers of that step.
-    The prompt runs all of them, and so does the last token of T = `max_new_tokens`: no step has it as its input. So no
-    layer is left without a gradient, which DistributedDataParallel needs.
+    The prompt runs all layers, and so does the last token of T = `max_new_tokens`: no step has it as its input. So
+    every layer gets a gradient, which DistributedDataParallel needs.
 
     Args:
-        model: Whose layers are skipped.
-        strategies: Scheduled strategies: those whose layers are known before a step and the same for all sequences.
-        weights: How often each is drawn, in proportion to their sum; by default all equally often.
+        model: The decoder-only model whose layers are skipped.
+        strategies: Strategies whose layers are known before a step and the same for all sequences.
+        weights: How often each is drawn, relative to the sum. None draws all equally often.
         max_new_tokens: T of the schedules.
-        seed: Of the draws.
-        final_weights: Weights at the end of the training: a strategy's share of the draws moves there in a straight
-            line. By default it stays.
+        seed: Seed of the draws.
+        final_weights: Weights at the end of the training. A strategy's share of the draws moves there linearly. None
+            keeps `weights`.
+
+    Attributes:
+        skips: BoolTensor [strategies], true for a strategy that skips a layer in any step.
 
     Raises:
-        UserError: No strategy, one without a schedule or beyond the model, or weights that do not fit.
+        UserError: No strategy, one that decides while it decodes or does not fit the model, or weights that do not fit.
     """
 
     def __init__(
@@ -54,16 +57,16 @@ class SkipMixture:
         self._schedules = torch.stack(schedules)  # (strategies, T, layers)
 
     def draw(self, batch: int, progress: float = 0.0, rows: int | None = None, rank: int = 0) -> list[int]:
-        """Draw strategies, by seed and batch: the same after a resume, and one for a batch is that of every process.
+        """Draw strategies by seed and batch. A resumed run draws the same ones.
 
         Args:
             batch: Number of the batch, counted from the start of the training.
-            progress: Share of the training that is done, 0 to 1: where the weights are between the first and the final.
-            rows: Draw one for each of so many sequences; by default a single one for the whole batch.
-            rank: Of the process, whose sequences are not those of the others.
+            progress: Share of the training that is done, 0 to 1: the position between the first and the final weights.
+            rows: Number of sequences, one draw for each. None makes a single draw, the same in every process.
+            rank: Rank of the process, so that its sequences get draws of their own; used with `rows` only.
 
         Returns:
-            Indices of the strategies, `rows` of them or one.
+            Indices into the strategies, `rows` of them or one.
         """
         pairs = zip(_shares(self.weights), _shares(self.final_weights), strict=True)
         weights = [(1 - progress) * first + progress * final for first, final in pairs]
@@ -75,7 +78,7 @@ class SkipMixture:
 
         Args:
             drawn: Index of the strategy of each sequence, or one for all.
-            target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in each.
+            target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in each row.
 
         Returns:
             BoolTensor [rows, length, layers], ready for `replay`.
@@ -84,7 +87,7 @@ class SkipMixture:
 
 
 def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[float]:
-    """Return the weights of so many strategies, all alike by default."""
+    """Return the weights of so many strategies, equal ones for None."""
     weights = [1.0] * number if weights is None else list(weights)
     if len(weights) != number:
         raise UserError(f"{name} has {len(weights)} numbers for {number} skip_strategies: give one for each.")
@@ -98,7 +101,7 @@ def _shares(weights: Sequence[float]) -> list[float]:
 
 
 def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> Tensor:
-    """Return the layers of each step: [T, layers]."""
+    """Return the layers of each step, BoolTensor [T, layers]."""
     schedule = schedule_mask(strategy, num_layers, max_new_tokens)
     if schedule is None:
         raise UserError(

@@ -21,9 +21,9 @@ class MetricOptions:
 
     Attributes:
         bertscore_encoder: Encoder of BERTScore: a local folder, or an embedded model.
-        rouge_tokenizer: Of ROUGE.
+        rouge_tokenizer: "default" or "unicode".
         rouge_lsum: Whether to score ROUGE-Lsum too.
-        bleu_tokenizer: Of BLEU.
+        bleu_tokenizer: One of sacrebleu's: "13a", "intl", "zh", "char" or "none".
     """
 
     bertscore_encoder: str = ENCODER
@@ -37,11 +37,14 @@ def text_metric(name: str, options: MetricOptions) -> TextMetric:
 
     Args:
         name: One of `METRICS`.
-        options: How it scores.
+        options: Those of other metrics are ignored.
+
+    Returns:
+        A new metric without any state.
 
     Raises:
-        UserError: There is no such metric, or no such option.
-        FileNotFoundError: The encoder's folder is missing.
+        UserError: There is no such metric, or an option has no such value.
+        FileNotFoundError: The folder of BERTScore's encoder is missing.
     """
     if name == "rouge":
         return ROUGE(tokenizer=options.rouge_tokenizer, lsum=options.rouge_lsum)

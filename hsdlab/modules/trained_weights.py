@@ -1,4 +1,4 @@
-"""What a checkpoint of hsdlab has to hold to be restored: every trained weight of this model, and only numbers."""
+"""What a checkpoint must hold to be restored: every trained weight of this model, all numbers finite."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,15 +12,15 @@ _MOST_NAMED = 3
 
 
 def check_weights(weights: Mapping[str, Any], module: nn.Module, names: Iterable[str]) -> None:
-    """Refuse weights that are not those of a module: its loading is not strict, since checkpoints lack the base model.
+    """Refuse weights that do not fit a module. Loading is not strict, since checkpoints lack the base model.
 
     Args:
-        weights: Of a checkpoint.
-        module: Into which they go.
-        names: Of the weights that it needs, and of no other.
+        weights: The state_dict of a checkpoint.
+        module: The module that will load them.
+        names: Names of exactly the weights that the checkpoint has to hold.
 
     Raises:
-        RunError: One is missing, of another shape, not finite, or there is none of this name.
+        RunError: A weight is missing, has another shape or is not finite, or the checkpoint holds a further one.
     """
     own, needed = module.state_dict(), set(names)
     missing, foreign = needed - weights.keys(), weights.keys() - needed
@@ -29,7 +29,7 @@ def check_weights(weights: Mapping[str, Any], module: nn.Module, names: Iterable
         raise RunError(
             f"The checkpoint does not fit this run: it {kind} {len(found)} weights"
             f"{'' if missing else ' that this model does not train'}, among them {_some(found)}. Give the checkpoint "
-            "of this model, or begin anew without --ckpt_path."
+            "of this model, or start over without --ckpt_path."
         )
     for name in sorted(needed):
         value = weights[name]
@@ -37,25 +37,28 @@ def check_weights(weights: Mapping[str, Any], module: nn.Module, names: Iterable
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise RunError(
                 f"The checkpoint does not fit this run: {name} is {shape}, expected {tuple(own[name].shape)}. Give the "
-                "checkpoint of this model, or begin anew without --ckpt_path."
+                "checkpoint of this model, or start over without --ckpt_path."
             )
         if not torch.isfinite(value).all():
             raise RunError(
-                f"The checkpoint cannot be used: {name} holds numbers that are not finite. Go on from an earlier one, "
-                "or begin anew without --ckpt_path."
+                f"The checkpoint cannot be used: {name} holds numbers that are not finite. Resume from an earlier one, "
+                "or start over without --ckpt_path."
             )
 
 
 def check_optimizer(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint with which a training cannot go on.
+    """Refuse a checkpoint from which training cannot resume.
+
+    Args:
+        checkpoint: Of `read_checkpoint`.
 
     Raises:
         RunError: It holds no state of the optimizer, or one that is not finite.
     """
     if not checkpoint.get("optimizer_states") or "lr_schedulers" not in checkpoint:
         raise RunError(
-            "The checkpoint holds no state of the optimizer: a training cannot go on with it. Give the last.ckpt of a "
-            "run, or begin anew without --ckpt_path."
+            "The checkpoint holds no state of the optimizer: training cannot resume from it. Give the last.ckpt of a "
+            "run, or start over without --ckpt_path."
         )
     for optimizer in checkpoint["optimizer_states"]:
         for state in optimizer["state"].values():
@@ -63,15 +66,19 @@ def check_optimizer(checkpoint: Mapping[str, Any]) -> None:
                 if isinstance(value, Tensor) and not torch.isfinite(value).all():
                     raise RunError(
                         f"The checkpoint cannot be used: {name} of the optimizer's state holds numbers that are not "
-                        "finite. Go on from an earlier one, or begin anew without --ckpt_path."
+                        "finite. Resume from an earlier one, or start over without --ckpt_path."
                     )
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings, another model or other data.
+    """Refuse to resume with other settings, another model or other data.
+
+    Args:
+        before: Values by name, of the checkpoint.
+        now: Values by name, of this run. Names that only `before` has are not compared.
 
     Raises:
-        RunError: Naming each difference.
+        RunError: A value differs; the message names each difference.
     """
     differences = [
         f"{name}: {before.get(name)!r} in the checkpoint, {value!r} in this run"

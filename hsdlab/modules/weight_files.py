@@ -1,4 +1,4 @@
-"""Weights on disk: libraries' own errors of a full disk, and weights read back before anything relies on them."""
+"""Weights on disk: errors of torch and safetensors for a full disk, and a check that reads weights back."""
 
 import errno
 import os
@@ -14,10 +14,13 @@ from hsdlab.errors import RunError, UserError
 
 @contextmanager
 def errors_of_the_system() -> Iterator[None]:
-    """Within this, torch's and safetensors' errors while they write are what they come of: errors of the system.
+    """Turn torch's and safetensors' errors while they write into the errors of the system that caused them.
+
+    Yields:
+        Nothing. A UserError passes unchanged.
 
     Raises:
-        OSError: In place of a RuntimeError or SafetensorError.
+        OSError: Within the block, a RuntimeError or SafetensorError was raised.
     """
     try:
         yield
@@ -34,9 +37,12 @@ def errors_of_the_system() -> Iterator[None]:
 def check_safetensors(folder: Path) -> None:
     """Read every number in a folder's weights back.
 
+    Args:
+        folder: Holds one or more .safetensors files.
+
     Raises:
-        RunError: There are no weights, or one is not finite.
-        SafetensorError: A file is not whole.
+        RunError: There is no such file, or a number is not finite.
+        SafetensorError: A file is not complete.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -14,12 +14,12 @@ from hsdlab.records.provenance import RunInfo
 
 @dataclass(frozen=True)
 class Spread:
-    """Some values over the rounds.
+    """The distribution of a figure over the measured rounds, in the unit of the figure.
 
     Attributes:
-        median: Of the values.
-        low: Their lower quartile.
-        high: Their upper quartile.
+        median: Half of the rounds are below it.
+        low: Lower quartile; a quarter of the rounds is below it.
+        high: Upper quartile; a quarter of the rounds is above it.
     """
 
     median: float
@@ -29,14 +29,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class BenchEnvironment:
-    """What a time depends on besides the machine.
+    """What a measured time depends on besides the machine.
 
     Attributes:
-        threads: Of torch, within an operation.
-        interop_threads: Of torch, between operations.
-        variables: Environment variables that set threads.
-        load_average_before: Mean number of running processes over 1, 5 and 15 minutes; None where not known.
-        load_average_after: The same at the end.
+        threads: Threads of torch within one operation.
+        interop_threads: Threads of torch between operations.
+        variables: The environment variables that set numbers of threads, such as OMP_NUM_THREADS; absent if not set.
+        load_average_before: Mean number of running processes over the last 1, 5 and 15 minutes; None where the system
+            does not say.
+        load_average_after: The same at the end of the measurement.
     """
 
     threads: int
@@ -48,23 +49,24 @@ class BenchEnvironment:
 
 @dataclass(frozen=True)
 class BenchSide:
-    """The figures of plain `generate`, of full depth or of a strategy. A figure that does not apply is None.
+    """The figures of plain `generate`, of full depth or of one strategy. A figure that does not apply is None.
 
     Attributes:
         name: "plain generate", "FullDepth" or the strategy.
-        average_layers: Layers per decode step.
+        average_layers: Executed layers per decode step.
         decode_step_ms: Milliseconds per decode step.
         tokens_per_second: Decode steps per second.
-        speed_up: FullDepth's time over this one's.
-        ideal_speed_up: Weights read at full depth over weights read under the schedule.
-        reached: The median speed-up over the ideal one.
-        time_over_plain: This one's time over plain `generate`'s.
+        speed_up: FullDepth's time divided by this one's, round by round.
+        ideal_speed_up: Bytes of weights read at full depth divided by those read under the schedule: an upper bound
+            where reading the weights takes all the time.
+        reached: The median speed-up as a share of the ideal one.
+        time_over_plain: This one's time divided by plain `generate`'s, round by round.
         prompt_ms: Milliseconds per prefill.
         flops_per_token: FLOPs per decode step.
         cache_mib: The largest KV cache, MiB.
         prompt_s: Seconds of the prefill, [rounds][prompts].
         decode_s: Seconds of all decode steps, [rounds][prompts].
-        decode_passes: Decode steps, [rounds][prompts].
+        decode_passes: Number of decode steps, [rounds][prompts].
     """
 
     name: str
@@ -85,17 +87,17 @@ class BenchSide:
 
 @dataclass(frozen=True)
 class BenchResult(Document):
-    """What a bench measured: batch 1, greedy, prefill apart; bench.json.
+    """What `bench` measured at batch size 1, greedily, with prefill and decode steps timed separately; bench.json.
 
     Attributes:
-        model: Which model.
-        prompt_tokens: Length of each prompt.
-        new_tokens: Tokens that every side decodes from each prompt.
+        model: The model that was timed.
+        prompt_tokens: Length of each prompt, tokens.
+        new_tokens: New tokens that are decoded from each prompt, by every strategy the same number.
         repeats: Measured rounds.
-        warmup_rounds: Rounds before them.
+        warmup_rounds: Rounds before them that are not measured.
         environment: Threads and load of the machine.
-        sides: Plain `generate`, FullDepth and the strategies.
-        run: What it was made with; None where it was not noted.
+        sides: Plain `generate`, FullDepth and the strategies, in the order of the tables.
+        run: Versions, commit and machine; None where they were not noted.
     """
 
     kind: ClassVar[str] = "bench"

@@ -1,9 +1,9 @@
 """Percentile bootstrap over examples, for means and for corpus figures such as BLEU.
 
-A corpus figure is a function of statistics summed over the examples, so a resampled corpus needs no second
-look at the texts: a matrix of how often each example was drawn, times the statistics, gives all resampled
-sums at once. The paired interval draws the same examples for both strategies, as Koehn (2004, "Statistical
-Significance Tests for Machine Translation Evaluation") does for BLEU: what makes an example hard cancels out.
+A corpus figure is a function of statistics that are summed over the examples. A resampled corpus therefore needs no
+second look at the texts: a matrix of how often each example was drawn, times the statistics, gives all resampled sums
+at once. The paired interval draws the same examples for both strategies, as Koehn (2004, "Statistical Significance
+Tests for Machine Translation Evaluation") does for BLEU. What makes an example hard then cancels out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEED = 0
 
 FloatArray = NDArray[np.float64]
 CorpusFigure = Callable[[FloatArray], float]
-"""From the statistics summed over all examples, [k], to the figure of the corpus."""
+"""Computes a corpus figure from the statistics summed over all examples, float64 [k]."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Estimate:
 
     Attributes:
         value: The figure.
-        low: Lower end of the interval; not a number where there is none.
-        high: Upper end.
+        low: Lower end of the interval, in the unit of the figure; NaN where there is no interval.
+        high: Upper end, likewise.
     """
 
     value: float
@@ -48,9 +48,9 @@ class BootstrapSettings:
     """How intervals were computed.
 
     Attributes:
-        level: Share of the resampled figures inside.
-        resamples: How many corpora were drawn.
-        seed: Of the draw.
+        level: Share of the resampled figures inside the interval, between 0 and 1.
+        resamples: Number of resampled corpora.
+        seed: Random seed of the draw.
     """
 
     level: float = LEVEL
@@ -66,21 +66,21 @@ def bootstrap_interval(
     level: float = LEVEL,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """Return the percentile interval of a corpus figure over resampled examples.
+    """Compute the percentile interval of a corpus figure over resampled examples.
 
     Args:
-        statistics: [examples, k], one row an example; [examples] is taken as k = 1.
-        compute: the figure from the summed statistics; None for the mean of the one column.
-        resamples: how many corpora are drawn.
-        level: the share of resampled figures inside, between 0 and 1.
-        seed: of the draw; the same seed and number of examples draw the same examples.
+        statistics: [examples, k], one row per example; [examples] is taken as k = 1.
+        compute: Computes the figure from the summed statistics; None for the mean of the one column.
+        resamples: Number of resampled corpora, at least 1.
+        level: Share of the resampled figures inside, between 0 and 1.
+        seed: Random seed. The same seed and number of examples draw the same examples.
 
     Returns:
-        (low, high), in the unit of the figure; (nan, nan) for fewer than two examples, which tell nothing
-        about spread, and where a statistic or a resampled figure is not a number.
+        (low, high), in the unit of the figure. Both are NaN for fewer than two examples, which tell nothing about
+        spread, and where a statistic or a resampled figure is NaN.
 
     Raises:
-        UserError: if the statistics have another shape, or resamples or level are out of range.
+        UserError: The statistics have another shape, or resamples or level are out of range.
     """
     rows = _as_rows(statistics, compute)
     return _percentiles(_resampled(rows, compute, resamples, seed), level)
@@ -96,28 +96,28 @@ def paired_interval(
     level: float = LEVEL,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """Return the interval of the ratio or difference to a baseline over the same resampled examples.
+    """Compute the interval of the ratio or difference to a baseline over the same resampled examples.
 
     Args:
         statistics: [examples, k] of the strategy; [examples] is taken as k = 1.
-        baseline: the same shape, of the baseline, with the same examples in the same order.
-        compute: the figure from the summed statistics; None for the mean of the one column.
+        baseline: The same of the baseline, with the same examples in the same order.
+        compute: Computes the figure from the summed statistics; None for the mean of the one column.
         contrast: "ratio" for figure / baseline figure, "difference" for figure - baseline figure.
-        resamples: how many corpora are drawn.
-        level: the share of resampled figures inside, between 0 and 1.
-        seed: of the draw.
+        resamples: Number of resampled corpora, at least 1.
+        level: Share of the resampled figures inside, between 0 and 1.
+        seed: Random seed. The same seed and number of examples draw the same examples.
 
     Returns:
-        (low, high); (nan, nan) for fewer than two examples and where a resampled baseline is zero.
+        (low, high). Both are NaN for fewer than two examples, and where a resampled baseline is zero.
 
     Raises:
-        UserError: if the two sides differ in shape, or an argument is out of range.
+        UserError: The two statistics differ in shape, or an argument is out of range.
     """
     rows, baseline_rows = _as_rows(statistics, compute), _as_rows(baseline, compute)
     if rows.shape != baseline_rows.shape:
         raise UserError(
             f"Got statistics of shape {rows.shape} and a baseline of shape {baseline_rows.shape}. "
-            "Expected the same examples, in the same order, on both sides."
+            "Expected the same examples, in the same order, in both."
         )
     figures = _resampled(rows, compute, resamples, seed)
     baseline_figures = _resampled(baseline_rows, compute, resamples, seed)
@@ -142,7 +142,7 @@ def _as_rows(statistics: ArrayLike, compute: CorpusFigure | None) -> FloatArray:
 
 
 def _resampled(rows: FloatArray, compute: CorpusFigure | None, resamples: int, seed: int) -> FloatArray:
-    """Return the figure of each resampled corpus, [resamples]; not a number where there is no interval."""
+    """Return the figure of each resampled corpus, [resamples]; NaN where there is no interval."""
     if resamples < 1:
         raise UserError(f"Got resamples={resamples}. Expected at least 1.")
     examples = len(rows)
@@ -154,7 +154,7 @@ def _resampled(rows: FloatArray, compute: CorpusFigure | None, resamples: int, s
     return np.array([compute(row) for row in sums])
 
 
-@lru_cache(maxsize=1)  # a comparison asks for the same draw for each strategy and metric
+@lru_cache(maxsize=1)  # a comparison uses the same draw for each strategy and metric
 def _drawn(examples: int, resamples: int, seed: int) -> FloatArray:
     """Return how often each resample drew each example, [resamples, examples]."""
     shares = np.full(examples, 1 / examples)

@@ -16,10 +16,11 @@ class CalibrationTest:
     """The test of one setting.
 
     Attributes:
-        losses: One of each example, 0 to 1, in the order of `example_ids`.
-        p_value: For "its risk is larger than the tolerance".
-        risk_upper_bound: The least tolerance at which it would pass: a bound of its risk, at level 1 - ε.
-        passed: Whether its p-value is at most the error level.
+        losses: One loss per example, from 0 to 1, in the order of `example_ids`.
+        p_value: Of the null hypothesis that the setting's risk is larger than the tolerance.
+        risk_upper_bound: Upper bound of the risk at confidence level 1 - ε: the smallest tolerance at which the setting
+            would pass.
+        passed: Whether the p-value is at most the error level ε.
     """
 
     losses: tuple[float, ...]
@@ -29,7 +30,7 @@ class CalibrationTest:
 
     @property
     def mean_loss(self) -> float:
-        """The sample's mean loss, the estimate of the risk."""
+        """The mean loss over the calibration examples, from 0 to 1: the estimate of the risk."""
         return math.fsum(self.losses) / len(self.losses)
 
 
@@ -38,16 +39,16 @@ class CalibrationResult(Document):
     """What Learn then Test found (CALM, arXiv 2207.07061, section 4); calibration.json.
 
     Attributes:
-        run: What it was made with.
-        tolerance: δ.
-        error: ε.
+        run: Versions, commit, configuration and machine.
+        tolerance: δ, the largest risk that is allowed, from 0 to 1.
+        error: ε, the probability with which the guarantee may fail.
         bound: Name of the p-value: "hoeffding", "hoeffding_bentkus" or "binomial".
-        loss: "risk" or "textual".
-        metric: The loss is made of it.
-        settings: Names of all settings in the list, those that were not tested too.
-        example_ids: Of the calibration examples.
-        examples_needed: With how many a setting without any loss passes.
-        tests: Of the settings in order, up to the first that did not pass; at least one.
+        loss: "risk" or "textual", the two losses of CALM.
+        metric: The metric from which the loss is computed, such as "rougeL".
+        settings: Names of all settings in the list, in the order of testing, also of those that were not tested.
+        example_ids: The ids of the calibration examples.
+        examples_needed: The number of examples with which a setting without any loss would pass.
+        tests: One per tested setting, in order, up to the first that did not pass; at least one.
         comparison: The costs of full depth and of all tested settings, in this order.
     """
 
@@ -67,13 +68,13 @@ class CalibrationResult(Document):
 
     @property
     def chosen_test(self) -> CalibrationTest | None:
-        """The last test that passed, all before it having passed too; None if the first one did not."""
+        """The last test that passed, as did all before it; None if the first one did not pass."""
         passed = [test for test in self.tests if test.passed]
         return passed[-1] if passed else None
 
     @property
     def chosen(self) -> ComparisonRow:
-        """The setting that the guarantee is for; full depth where none passed."""
+        """The setting that has the guarantee; full depth where no test passed."""
         return self.comparison.rows[sum(test.passed for test in self.tests)]
 
     @property

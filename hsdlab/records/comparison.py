@@ -1,7 +1,7 @@
 """Comparison: several strategies on the same examples, each against the baseline, with intervals.
 
-Layers saved are never called a speed-up: the speed-up is the measured one, a decode step against the baseline's,
-prefill apart, and stands beside the average layers.
+A speed-up is always a measured time, decode step against the baseline's decode step, without the prefill. Skipped
+layers are reported beside it as the average layers, and never as a speed-up.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from hsdlab.records.strategy_result import StrategyResult
 BASELINE_CLASS = "FullDepth"
 HEADLINE_METRIC = "rougeL"
 TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms")
-"""Figures that mean nothing for an oracle."""
+"""Figures that are meaningless for an oracle, which computes the layers that it reports as skipped."""
 BLEU_STATISTICS = 10  # system and reference length, correct and total 1- to 4-grams
 
 
 @dataclass(frozen=True)
 class Measured:
-    """When and by which commit a row was made, where rows of several runs stand in one comparison.
+    """When and with which commit a row was measured; noted where one comparison holds rows of several runs.
 
     Attributes:
         date_utc: When the run began, ISO 8601.
         commit: 40 hex digits; None outside git.
-        dirty: Whether tracked files differed from it; None outside git.
+        dirty: Whether tracked files differed from the commit; None outside git.
     """
 
     date_utc: str
@@ -56,7 +56,14 @@ class Measured:
 
     @classmethod
     def by(cls, run: RunInfo) -> Measured:
-        """Return when and by which commit a run was made."""
+        """Take date and commit from a run.
+
+        Args:
+            run: The run that measured the row.
+
+        Returns:
+            The same, without the rest of the provenance.
+        """
         git = run.git
         return cls(run.date_utc, None if git is None else git.commit, None if git is None else git.dirty)
 
@@ -70,17 +77,17 @@ class ComparisonRow:
         name: The strategy as the user wrote it.
         strategy: Its class and arguments.
         num_layers: L, the model's decoder layers.
-        is_oracle: Whether it looked at layers that it claims not to have run.
+        is_oracle: Whether it looks at layers that it reports as skipped.
         is_baseline: Whether the others are compared with it.
-        examples: How many there are.
-        quality: Corpus figures from 0 to 1, by metric.
-        percent_of_baseline: The same as percentages of the baseline's, with paired intervals.
+        examples: Number of examples.
+        quality: Metric to corpus figure, from 0 to 1.
+        percent_of_baseline: Metric to percentage of the baseline's figure, with paired intervals.
         output_tokens: Mean length of a prediction, tokens.
-        figures: Of the cost (:meth:`hsdlab.costs.Cost.figures`).
-        speed_up: The baseline's milliseconds per decode step over this one's; not a number for an oracle.
+        figures: The figures of the cost, by the names of :meth:`hsdlab.costs.Cost.figures`.
+        speed_up: The baseline's milliseconds per decode step divided by this one's; NaN for an oracle.
         cost: The counts behind the figures; None where an older version of hsdlab wrote the row.
-        run: The run that the row comes from, where several are compared; empty for one.
-        measured: When it was made, where the rows were made at different times.
+        run: Name of the run that the row comes from, where several are compared; empty for one.
+        measured: When it was measured, where the rows were measured at different times.
     """
 
     number: int
@@ -106,18 +113,18 @@ class ComparisonRow:
 
     @property
     def label(self) -> str:
-        """The name without package and keywords, "HSD(1, 0, 15)", after the run's name where there are several."""
+        """The short name, "HSD(1, 0, 15)", after the run's name where several runs are compared."""
         short = re.sub(r"^(\w+\.)+|\w+=|['\"]", "", self.name)
         return f"{self.run}: {short}" if self.run else short
 
     @property
     def full_name(self) -> str:
-        """The name, after the run's where there are several."""
+        """The name as the user wrote it, after the run's name where several runs are compared."""
         return f"{self.run}: {self.name}" if self.run else self.name
 
     @property
     def average_layers(self) -> float:
-        """The mean depth of a decode step."""
+        """The average depth: executed layers per decode step."""
         return self.figure("average_layers")
 
     @property
@@ -127,19 +134,26 @@ class ComparisonRow:
 
     @property
     def saves_layers_but_no_time(self) -> bool:
-        """Whether fewer layers ran and the decode step still took longer than the baseline's."""
+        """Whether layers were skipped and a decode step still took longer than the baseline's."""
         return self.average_layers < self.num_layers and self.speed_up < 1
 
     @property
     def faster_than_its_layers(self) -> bool:
-        """Whether the measured speed-up is beyond what the layers that ran allow, 10 % apart: a sign of a busy machine.
+        """Whether the speed-up is more than 10 % above what the executed layers allow: a sign of a busy machine.
 
-        A step has costs outside the layers, so it cannot gain more than layers of the model / layers computed.
+        A decode step has costs outside the layers, so the speed-up cannot exceed layers of the model / layers computed.
         """
         return self.speed_up > 1.1 * self.num_layers / self.figure("compute_layers")
 
     def figure(self, name: str) -> float:
-        """Return a figure of the cost, not a number where it was not measured or means nothing."""
+        """Look up a figure of the cost.
+
+        Args:
+            name: One of :meth:`hsdlab.costs.Cost.figures`, such as "decode_step_ms".
+
+        Returns:
+            The figure; NaN where it was not measured, and for the times of an oracle.
+        """
         if self.is_oracle and name in TIMES:
             return math.nan
         return self.figures.get(name, math.nan)
@@ -147,13 +161,13 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison(Document):
-    """Several strategies over the same examples, each against the baseline; comparison.json, without the examples.
+    """Several strategies on the same examples, each against the baseline; comparison.json, without the examples.
 
     `compare_results` makes it.
 
     Attributes:
-        run: What it was made with.
-        rows: One a strategy, at least one.
+        run: Versions, commit, configuration and machine.
+        rows: One per strategy, at least one.
         bootstrap: How the intervals were computed.
     """
 
@@ -172,29 +186,33 @@ class Comparison(Document):
 
     @property
     def has_full_depth(self) -> bool:
-        """Whether the baseline is the whole model."""
+        """Whether the baseline is `FullDepth`."""
         return self.baseline.class_name == BASELINE_CLASS
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that some strategy has a figure of, in the order of the tables."""
+        """The metrics that at least one row has, in the order of the tables."""
         return [name for name in METRIC_LABELS if any(name in row.quality for row in self.rows)]
 
     @property
     def headline_metric(self) -> str:
-        """The metric that pictures show: ROUGE-L, or the first one where it was not computed."""
+        """The metric that plots show: ROUGE-L, or the first metric where ROUGE-L was not computed."""
         return HEADLINE_METRIC if HEADLINE_METRIC in self.metrics else next(iter(self.metrics), HEADLINE_METRIC)
 
 
 def compare_results(
     results: Sequence[StrategyResult], run: RunInfo, run_names: Sequence[str] | None = None
 ) -> Comparison:
-    """Compare results over the same examples.
+    """Compare results on the same examples.
 
     Args:
-        results: One a strategy, at least one. The baseline is the first FullDepth, else the first.
-        run: What the comparison is made with.
-        run_names: Where the results come from several runs, the name of each one's.
+        results: One per strategy, at least one. The baseline is the first FullDepth, or else the first result.
+        run: Provenance of the comparison.
+        run_names: Where the results come from several runs, the name of the run of each; None for one run.
+
+    Returns:
+        One row per result in the same order, with bootstrap intervals over the examples. A metric that a result lacks
+        is NaN there.
 
     Raises:
         UserError: There is no result, or two strategies saw different examples.
@@ -213,7 +231,7 @@ def compare_results(
 
 
 def _check_same_examples(results: Sequence[StrategyResult], baseline: StrategyResult) -> None:
-    """Refuse results that no paired interval can compare."""
+    """Refuse results with different examples, for which there is no paired interval."""
     expected = _ids(baseline)
     for result in results:
         if _ids(result) != expected:
@@ -264,7 +282,7 @@ def _ids(result: StrategyResult) -> list[str]:
 def _statistics(result: StrategyResult, metric: str) -> FloatArray:
     """Return the metric's statistics in the order of the ids, [examples, 10] for BLEU, else [examples].
 
-    Where an example lacks them they are not a number, and so is the interval: part of a corpus is no corpus.
+    Where one example lacks them they are NaN, and so is the interval: a part of the examples is another corpus.
     """
     examples = sorted(result.examples, key=lambda example: example.id)
     if metric.startswith("bleu"):
@@ -275,7 +293,7 @@ def _statistics(result: StrategyResult, metric: str) -> FloatArray:
 
 
 def _corpus_figure(metric: str) -> CorpusFigure | None:
-    """Return how a metric comes from summed statistics, None for a mean over examples."""
+    """Return the function from summed statistics to the metric; None for a mean over examples."""
     if not metric.startswith("bleu"):
         return None
     return lambda sums: _bleu(tuple(sums.astype(int).tolist()))[metric]

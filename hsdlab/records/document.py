@@ -1,7 +1,7 @@
 """Document: a record that is a JSON file of its own, versioned, and read back exactly as it was written.
 
-JSON has no infinity and no not-a-number. A number that is none is written as null, and "not_finite", at the end of the
-document, says where and which one it was.
+JSON has no infinity and no NaN. Such a number is written as null, and the key "not_finite" at the end of the document
+says which number stood where.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SCHEMA_VERSION = 2
 VERSION_KEY, KIND_KEY, NOT_FINITE_KEY = "schema_version", "kind", "not_finite"
 
 NOT_A_RECORD = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
-"""What reading a record from other content may raise."""
+"""The errors that reading a record from arbitrary content may raise."""
 
 JsonValue = Any
-"""None, bool, int, float, str, or a list or dict of such: what JSON holds."""
+"""What JSON holds: None, bool, int, float, str, or a list or dict of these."""
 JsonObject = Mapping[str, JsonValue]
-"""Settings of the user's, whose names and types are not ours: a configuration, the arguments of a class."""
+"""Settings whose names and types the user chooses: a configuration, the arguments of a class."""
 
 Record = TypeVar("Record")
 
@@ -38,7 +38,7 @@ for _type, _accepted in ((float, (int, float)), (int, (int,)), (str, (str,)), (b
 
 @_converter.register_structure_hook_factory(lambda type_: get_origin(type_) is tuple)
 def _list_as_tuple(type_: Any, converter: cattrs.Converter) -> Callable[[JsonValue, Any], tuple[Any, ...]]:
-    """Make tuples of lists alone: a text or an object, of which a tuple could be made too, is none."""
+    """Make tuples from lists only. A string or an object could become a tuple too, and is refused."""
     element = get_args(type_)[0]
 
     def structure(value: JsonValue, _: Any) -> tuple[Any, ...]:
@@ -50,23 +50,51 @@ def _list_as_tuple(type_: Any, converter: cattrs.Converter) -> Callable[[JsonVal
 
 
 def json_text(content: JsonValue, indent: int | None = None) -> str:
-    """Return strict JSON that UTF-8 can encode: half of a surrogate pair, as odd file names have it, is escaped."""
+    """Write strict JSON that UTF-8 can encode.
+
+    Args:
+        content: What JSON holds, without infinity and NaN.
+        indent: Spaces per level; None for one line.
+
+    Returns:
+        The text. Half of a surrogate pair, which odd file names contain, is escaped; other characters are not.
+
+    Raises:
+        ValueError: The content holds infinity or NaN.
+    """
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def to_plain(record: object) -> dict[str, JsonValue]:
-    """Return a record as JSON holds it; see the module on numbers that are none."""
+    """Turn a record into what JSON holds.
+
+    Args:
+        record: A dataclass of this package.
+
+    Returns:
+        Field to value, nested. Infinity and NaN are None. The extra key "not_finite" then maps the place of each (a
+        JSON Pointer, RFC 6901) to "inf", "-inf" or "nan".
+    """
     lost: dict[str, str] = {}
     content = _without_not_finite(_converter.unstructure(record), "", lost)
     return content | ({NOT_FINITE_KEY: lost} if lost else {})
 
 
 def from_plain(content: Mapping[str, JsonValue], record: type[Record]) -> Record:
-    """Return the record that `to_plain` made the content of.
+    """Make a record from what `to_plain` returned.
+
+    Args:
+        content: Its keys are the record's fields, and "not_finite" where a number was infinity or NaN. Any other key is
+            an error.
+        record: The dataclass to make.
+
+    Returns:
+        The record, equal to the one that `to_plain` got.
 
     Raises:
-        NOT_A_RECORD: One of these errors, where the content is that of no such record.
+        ValueError: A field is missing, unknown or of another type; the message names each of them.
+        NOT_A_RECORD: One of these errors, where the content is damaged in another way.
     """
     lost = content.get(NOT_FINITE_KEY, {})
     content = {name: value for name, value in content.items() if name != NOT_FINITE_KEY}
@@ -80,8 +108,11 @@ def from_plain(content: Mapping[str, JsonValue], record: type[Record]) -> Record
 class Document:
     """A frozen dataclass that is written to a file of its own.
 
-    A subclass names its `kind`, and the `oldest` schema version that it reads: if that is 1, it knows how to `upgrade`
-    the content of such a file.
+    A subclass sets both attributes. If its `oldest` is 1, it also has an `upgrade` for the content of such files.
+
+    Attributes:
+        kind: What the file holds, in words for messages; the file notes it under "kind".
+        oldest: The oldest schema version that can be read; by default only the present one.
     """
 
     kind: ClassVar[str]
@@ -89,25 +120,49 @@ class Document:
 
     @staticmethod
     def upgrade(content: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """Turn the content of a file of version 1 into what the present version would have written."""
+        """Turn the content of a file of version 1 into that of the present version.
+
+        Args:
+            content: The parsed file, without its kind and version.
+
+        Returns:
+            What `from_plain` reads.
+        """
         return content
 
     def to_json(self) -> str:
-        """Return the record as JSON text."""
+        """Write the record as JSON.
+
+        Returns:
+            Indented text with a final newline. The kind comes first, then the schema version, then the fields.
+        """
         document = {KIND_KEY: self.kind, VERSION_KEY: SCHEMA_VERSION, **to_plain(self)}
         return json_text(document, indent=2) + "\n"
 
     def write(self, path: Path) -> None:
-        """Write the record to a file, whole or not at all."""
+        """Write the record to a file, whole or not at all.
+
+        Args:
+            path: An existing file is replaced; its folder is made if it is missing.
+
+        Raises:
+            RunError: It could not be written: no space, no permission, and so on.
+        """
         replace_file(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the record from a file, also from one that the version before wrote.
+        """Read the record from a file.
+
+        Args:
+            path: A file that `write` of this version or an older one wrote, back to schema version `oldest`.
+
+        Returns:
+            The record; one of an older version is upgraded.
 
         Raises:
-            RunError: It holds something else, or a version that cannot be read.
-            FileNotFoundError: There is none.
+            RunError: The file holds something else, or a version that cannot be read.
+            FileNotFoundError: There is no such file.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -120,11 +175,14 @@ class Document:
         """Read the record from JSON text.
 
         Args:
-            text: What `to_json` gave, or the version before.
-            where: The text's place, for messages.
+            text: What `to_json` of this version or an older one returned. A text without a version counts as version 1.
+            where: Where the text comes from, for messages.
+
+        Returns:
+            The record; one of an older version is upgraded.
 
         Raises:
-            RunError: It holds something else, or a version that cannot be read.
+            RunError: The text holds something else, or a version that cannot be read.
         """
         try:
             content = json.loads(text)
@@ -138,7 +196,7 @@ class Document:
             known = f"version {SCHEMA_VERSION}" if cls.oldest == SCHEMA_VERSION else f"versions 1 to {SCHEMA_VERSION}"
             raise RunError(
                 f"{where}: got a {cls.kind} of schema version {version}; this version of hsdlab reads {known}. "
-                "Make it anew, or read it with the hsdlab that wrote it."
+                "Create it again, or read it with the version of hsdlab that wrote it."
             )
         try:
             return from_plain(cls.upgrade(content) if version == 1 else content, cls)
@@ -147,14 +205,14 @@ class Document:
 
 
 def _of(type_: type, value: JsonValue, accepted: tuple[type, ...]) -> Any:
-    """Return the value as the type; `True` is no number, and nothing is made a text that is none."""
+    """Return the value as the type. `True` is not taken as a number, and nothing but a string as a string."""
     if not isinstance(value, accepted) or (isinstance(value, bool) and type_ is not bool):
         raise TypeError(f"expected {type_.__name__}, got {value!r}")
     return type_(value)
 
 
 def _without_not_finite(value: JsonValue, place: str, lost: dict[str, str]) -> JsonValue:
-    """Return a copy with null for each number that is none, noted in `lost` by its JSON Pointer (RFC 6901)."""
+    """Return a copy with null for each infinity or NaN, noted in `lost` by its JSON Pointer (RFC 6901)."""
     if isinstance(value, Mapping):
         return {key: _without_not_finite(item, _below(place, key), lost) for key, item in value.items()}
     if isinstance(value, list | tuple):

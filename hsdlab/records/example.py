@@ -1,4 +1,4 @@
-"""ExampleRecord: what decoding one example gave, a line of a prediction file."""
+"""ExampleRecord: the result of decoding one example, a line of a prediction file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hsdlab.records.document import NOT_A_RECORD, SCHEMA_VERSION, VERSION_KEY, f
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that an example was decoded in.
+    """The batch in which an example was decoded.
 
     Attributes:
-        number: Of the batch, in the order of the data.
-        rows: Examples in it.
+        number: Of the batch, from 0 on, in the order of the data.
+        rows: Number of examples in it.
         cost: Of the whole batch.
     """
 
@@ -27,22 +27,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class ExampleRecord:
-    """What decoding one example gave. All figures of a run can be computed again from its records.
+    """The result of decoding one example. All figures of a run can be computed again from its records.
 
     Attributes:
-        id: Of the example.
-        source: Its source text.
-        references: Its reference texts.
+        id: Unique in the data set.
+        source: The source text.
+        references: The reference texts.
         prediction: The new text, without special tokens.
-        new_tokens: Tokens of the prediction, its end-of-sequence token included.
+        new_tokens: Number of tokens of the prediction, including its end-of-sequence token.
         token_ids: Those tokens.
         tokens: The same as texts. The first comes from the prefill, token k + 1 from decode step k.
-        decode_steps: The decode steps that it took.
-        average_layers: Their mean depth; None without a step.
-        layers: For each of those steps, the layers that ran, such as "0,2,4,15-29".
+        decode_steps: Number of decode steps of the returned sequence.
+        average_layers: Executed layers per decode step; None without a step.
+        layers: The executed layers of each of those steps, such as "0,2,4,15-29" (`hsdlab.records.layer_ranges`).
         scores: ROUGE and BERTScore of the example, by name, from 0 to 1.
-        bleu_statistics: What corpus BLEU sums up (:func:`hsdlab.metrics.bleu_statistics`); None where not computed.
-        batch: The batch that it was decoded in.
+        bleu_statistics: The counts that corpus BLEU sums (:func:`hsdlab.metrics.bleu_statistics`); None where BLEU was
+            not computed.
+        batch: The batch in which it was decoded; None where not noted.
     """
 
     id: str
@@ -60,12 +61,22 @@ class ExampleRecord:
     batch: Batch | None = None
 
     def to_line(self) -> bytes:
-        """Return the record as a line of JSON in UTF-8, with a hash of its content at the end."""
+        """Write the record as a line of a prediction file.
+
+        Returns:
+            JSON in UTF-8 with a final newline; the last key is a hash of the others.
+        """
         return lines.to_line({VERSION_KEY: SCHEMA_VERSION, **to_plain(self)})
 
     @classmethod
     def from_line(cls, line: bytes) -> ExampleRecord:
-        """Return the record of a line, also of one without a hash or that the version before wrote.
+        """Read the record from a line of a prediction file.
+
+        Args:
+            line: With or without its newline. A line of version 1 has no hash and is upgraded.
+
+        Returns:
+            The record.
 
         Raises:
             ChangedLineError: The line was changed after it was written.
@@ -84,6 +95,13 @@ class ExampleRecord:
 
 
 def batch_costs(records: Iterable[ExampleRecord]) -> list[Cost]:
-    """Return what each batch of some records cost, once."""
+    """Collect the cost of each batch once.
+
+    Args:
+        records: In any order; those without a batch add nothing.
+
+    Returns:
+        One cost per batch number. Their sum is the cost of all the records.
+    """
     batches = {record.batch.number: record.batch for record in records if record.batch is not None}
     return [batch.cost for batch in batches.values()]

@@ -1,4 +1,4 @@
-"""ExitQuality: how good an exit classifier is, layer by layer."""
+"""ExitQuality: how well an exit classifier predicts, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from hsdlab.records.provenance import RunInfo
 
 @dataclass(frozen=True)
 class ExitQuality(Document):
-    """Figures of an exit classifier on the validation split, one of each layer; exit_classifier.json.
+    """Figures of an exit classifier on the validation split, one per layer below the last; exit_classifier.json.
+
+    A case is one layer at one token. It is positive where the layer's prediction equals the last layer's.
 
     Attributes:
-        agreement: How often the layer's prediction is the last one's.
-        f1: F1 at a probability of 0.5.
-        auroc: Area under the ROC curve; not a number where one kind of cases is missing.
-        calibration_error: Expected calibration error.
-        confidence: Reliability diagram: mean confidence in each bin, [layers][bins].
-        rate: Share of the cases in each bin in which the prediction is the last layer's, [layers][bins].
+        agreement: Share of the positive cases, from 0 to 1.
+        f1: F1 of the classifier at a probability of 0.5.
+        auroc: Area under the ROC curve; NaN where all cases are positive or all negative.
+        calibration_error: Expected calibration error, from 0 to 1.
+        confidence: Reliability diagram: mean probability of the classifier in each bin, [layers][bins]; NaN in an empty
+            bin.
+        rate: Share of the positive cases in each bin, [layers][bins]; NaN in an empty bin.
         count: Cases in each bin, [layers][bins].
-        run: What it was made with.
+        run: Versions, commit, configuration and machine; None where they were not noted.
     """
 
     kind: ClassVar[str] = "exit classifier's quality"

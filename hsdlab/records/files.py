@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and faults of writing said in one sentence."""
+"""Files that are written whole or not at all, and errors of writing as one sentence for the user."""
 
 import errno
 import glob
@@ -11,7 +11,7 @@ from pathlib import Path
 from hsdlab.errors import RunError
 
 UNFINISHED = ".unfinished"
-"""How the names of files end that are being written; those that a kill left are removed by the next run."""
+"""Suffix of files that are being written. The next run removes those that a killed process left."""
 
 REASONS = {
     errno.ENOSPC: ("no space left on device", "Free some"),
@@ -23,23 +23,37 @@ REASONS = {
     errno.ENOTDIR: ("a part of its path is no folder", "Give another folder"),
     errno.EIO: ("the device reports a fault", "Give a folder on another device"),
 }
-"""What is wrong and what to do, by the system's number of the error."""
+"""Error number of the system to what is wrong and what to do."""
 
 _listeners: list[Callable[[Path], None]] = []
 
 
 def fault_of_writing(path: Path, error: OSError) -> str:
-    """Say why a file or folder could not be written, and what to do."""
+    """Say why a file or folder could not be written, and what to do.
+
+    Args:
+        path: What could not be written.
+        error: The system's error. An error number without an entry in `REASONS` is described in the system's own words.
+
+    Returns:
+        The message for the user, one line.
+    """
     why, cure = REASONS.get(error.errno or 0, (error.strerror or str(error), "See that its folder can be written to"))
-    return f"{path} could not be written: {why}. {cure}, and give the command again: what was finished is kept."
+    return f"{path} could not be written: {why}. {cure}, and run the command again: what was finished is kept."
 
 
 @contextmanager
 def faults_of_writing(path: Path) -> Iterator[None]:
-    """Within this, an error of the system is one of writing to `path`.
+    """Turn the system's errors inside the block into errors of writing to a path.
+
+    Args:
+        path: The file or folder that the block writes; the message names it.
+
+    Yields:
+        Nothing.
 
     Raises:
-        RunError: In place of an OSError, naming the path and what to do.
+        RunError: In place of an OSError.
     """
     try:
         yield
@@ -49,11 +63,14 @@ def faults_of_writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path, size_bytes: int = 0) -> Iterator[Path]:
-    """Give a path to write to; at the end what was written there becomes the file, whole or not at all.
+    """Write a file whole or not at all: the block writes to another path, which replaces the file at the end.
 
     Args:
         path: The file; its folder is made if it is missing. An interrupted or failed write leaves the earlier file.
-        size_bytes: What it will hold, about; where there is no room for so much nothing is written.
+        size_bytes: Expected size. With less free space nothing is written.
+
+    Yields:
+        The path to write to, in the same folder. The block has to make the file.
 
     Raises:
         RunError: It could not be written: no space, no permission, and so on.
@@ -69,11 +86,14 @@ def whole_file(path: Path, size_bytes: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path, size_bytes: int = 0) -> Iterator[Path]:
-    """Give a new folder to write into; at the end it becomes the folder, whole or not at all.
+    """Write a folder whole or not at all: the block writes into a new folder, which replaces the folder at the end.
 
     Args:
-        folder: What is written. An interrupted or failed write leaves the earlier folder, which is removed at the end.
-        size_bytes: What it will hold, about; where there is no room for so much nothing is written.
+        folder: What is written. After an interrupted or failed write the earlier folder remains; else it is removed.
+        size_bytes: Expected size. With less free space nothing is written.
+
+    Yields:
+        The folder to write into, new and empty, beside the other.
 
     Raises:
         RunError: It could not be written: no space, no permission, and so on.
@@ -100,16 +120,19 @@ def replace_file(path: Path, content: bytes | str) -> None:
     Args:
         path: Its folder is made if it is missing.
         content: Text is encoded as UTF-8.
+
+    Raises:
+        RunError: It could not be written: no space, no permission, and so on.
     """
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def append_whole(path: Path, content: bytes) -> None:
-    """Append to a file; when this returns, the content is on the disk. After a failed write the file is as before.
+    """Append to a file. When this returns, the content is on the disk; after a failed write the file is as before.
 
     Args:
-        path: The file; it and its folder are made if they are missing. No other process writes to it.
+        path: The file; it and its folder are made if they are missing. No other process may write to it.
         content: What to append.
 
     Raises:
@@ -128,7 +151,7 @@ def append_whole(path: Path, content: bytes) -> None:
                     left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except BaseException as error:
-                if left or isinstance(error, OSError):  # a signal after the write takes nothing back
+                if left or isinstance(error, OSError):  # a signal that arrives after the write undoes nothing
                     file.truncate(before)
                 raise
         if is_new:
@@ -137,7 +160,14 @@ def append_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def listening(listener: Callable[[Path], None]) -> Iterator[None]:
-    """Within this, `listener` is told each path before a file is made or replaced there; it may refuse it."""
+    """Call a function before each file that the block makes or replaces with this module.
+
+    Args:
+        listener: Gets the path of the file; by raising an error it prevents the write.
+
+    Yields:
+        Nothing.
+    """
     _listeners.append(listener)
     try:
         yield
@@ -147,7 +177,7 @@ def listening(listener: Callable[[Path], None]) -> Iterator[None]:
 
 @contextmanager
 def _unfinished(path: Path, size_bytes: int) -> Iterator[Path]:
-    """Give a free path beside `path`, those of killed processes removed; after an error it is removed too."""
+    """Yield a free path beside `path`, and remove it after an error. Those of killed processes are removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -178,14 +208,17 @@ def _announce(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the system bring a file, or the names in a folder, to the disk."""
+    """Make the system write a file, or the names in a folder, to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows does not open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folder
+        if not path.is_dir() or error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # some file systems cannot sync a folder
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""InspectionResult: what each layer is worth to a model on some text."""
+"""InspectionResult: how much each layer contributes to a model's predictions on some text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from hsdlab.records.provenance import RunInfo
 class InspectedLayer:
     """Means over the decode steps for one layer.
 
+    A layer's prediction is its intermediate prediction: the most probable token after the final norm and the head.
+
     Attributes:
-        layer: Its index.
-        agreement: Share of the steps in which its prediction is the last layer's.
-        saturation: Share of the steps in which so are the predictions of all later layers.
-        confidence: Softmax response of its prediction.
-        cosine: Of its output and its input.
-        dropped_loss: Nats per token that dropping it costs.
-        dropped_agreement: Share of the steps in which the prediction without it is the full model's.
+        layer: Its index, from 0.
+        agreement: Share of the steps in which its prediction equals the last layer's, from 0 to 1.
+        saturation: Share of the steps in which its prediction and those of all later layers equal the last layer's.
+        confidence: Softmax response of its prediction, from 0 to 1.
+        cosine: Cosine between its input and its output, from -1 to 1.
+        dropped_loss: Increase of the loss when only this layer is dropped, nats per token.
+        dropped_agreement: Share of the steps in which the prediction without the layer equals the full model's.
     """
 
     layer: int
@@ -37,19 +39,19 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class InspectionResult(Document):
-    """What an inspection measured; inspect.json.
+    """What `inspect` measured; inspect.json.
 
     Attributes:
-        model: Which model.
-        text: What the text after the prompts is.
-        examples: How many there are.
-        decode_steps: How many there are.
-        loss: Of the text at full depth, nats per token.
-        oracle_layers: Layers up to the first whose prediction is the last one's.
-        saturated_layers: Layers up to the first after which the prediction no longer changes.
-        cheapest_first: Layers in the order of what dropping them costs.
-        layers: What was measured of each.
-        run: What it was made with; None where it was not noted.
+        model: The model that was inspected.
+        text: What was read after the prompts: each example's first reference, or the model's own greedy text.
+        examples: Number of examples with a decode step.
+        decode_steps: Number of decode steps of all examples.
+        loss: Negative log-likelihood of the text at full depth, nats per token.
+        oracle_layers: Mean number of layers up to the first whose prediction equals the last layer's.
+        saturated_layers: Mean number of layers up to the first after which the prediction no longer changes.
+        cheapest_first: Layer indices in ascending order of `dropped_loss`.
+        layers: One entry per layer, from the first to the last.
+        run: Versions, commit and machine; None where they were not noted.
     """
 
     kind: ClassVar[str] = "inspection"

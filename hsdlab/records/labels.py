@@ -1,4 +1,4 @@
-"""Names of metrics as tables and pictures show them."""
+"""Names of metrics as tables and plots show them."""
 
 METRIC_LABELS = {
     "rouge1": "ROUGE-1",
@@ -13,9 +13,16 @@ METRIC_LABELS = {
     "bertscore_recall": "BERTScore R",
     "bertscore_f1": "BERTScore F1",
 }
-"""The metrics that have a figure of a whole split, in the order of the tables."""
+"""The metrics that have a figure for a whole split, in the order of the tables."""
 
 
 def metric_label(metric: str) -> str:
-    """Return a metric's name for people; one without a label is spelled out."""
+    """Look up the name of a metric in tables and plots.
+
+    Args:
+        metric: As `hsdlab.metrics` and options name it, such as "rougeL".
+
+    Returns:
+        The label, "ROUGE-L"; for a metric without one the name with spaces for underscores.
+    """
     return METRIC_LABELS.get(metric, metric.replace("_", " "))

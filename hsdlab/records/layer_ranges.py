@@ -1,14 +1,17 @@
-"""Sets of layers as short text, "0,2,4,15-29": how a prediction's record says which layers ran in a step."""
+"""Sets of layers as short text, "0,2,4,15-29": how a prediction file notes the executed layers of a decode step."""
 
 from collections.abc import Iterable
 from itertools import groupby
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
-    """Write a set of layers down; runs of neighbours become ranges.
+    """Write a set of layers as short text.
 
     Args:
-        layers: Indices in any order.
+        layers: Indices in any order, each once.
+
+    Returns:
+        Ascending indices, consecutive ones as a range; empty for no layer.
 
     Example:
         >>> layer_ranges([0, 2, 4, 15, 16, 17])

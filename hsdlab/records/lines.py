@@ -11,21 +11,34 @@ HASH_KEY = "hash"
 
 
 class ChangedLineError(ValueError):
-    """The content of a line is not what was written."""
+    """The content of a line differs from what was written."""
 
 
 def to_line(content: Mapping[str, JsonValue]) -> bytes:
-    """Return a JSON object as a line in UTF-8; its last key is the hash of the others."""
+    """Write a JSON object as a line that carries its own hash.
+
+    Args:
+        content: The object, without infinity and NaN.
+
+    Returns:
+        UTF-8 with a final newline; the last key is the hash of the others.
+    """
     text = json_text(content)
     digest = json_text({HASH_KEY: _hash(json.loads(text))})
     return f"{text[:-1]}{', ' if content else ''}{digest[1:]}\n".encode()
 
 
 def from_line(line: bytes) -> dict[str, Any]:
-    """Return the JSON object of a line without its hash; a line of an earlier version has none.
+    """Read the JSON object of a line, and check its hash.
+
+    Args:
+        line: With or without its newline. A line of version 1 has no hash, and is not checked.
+
+    Returns:
+        The object without its hash.
 
     Raises:
-        ChangedLineError: The line has a hash, and it is that of another content.
+        ChangedLineError: The hash is that of another content.
         ValueError: The line holds no JSON object.
     """
     content = json.loads(line)
@@ -38,5 +51,5 @@ def from_line(line: bytes) -> dict[str, Any]:
 
 
 def _hash(content: JsonValue) -> str:
-    """Return 16 hex digits of what JSON says, however it is written."""
+    """Return 16 hex digits of the content, whatever the order of keys and the spaces in the text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

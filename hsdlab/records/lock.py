@@ -1,8 +1,8 @@
-"""One holder of an output folder at a time: a file in it names the process that writes there.
+"""One holder of an output folder at a time: a file in the folder names the process that writes there.
 
-A process that was killed leaves the file. The next one sees that its owner is gone, by process number, start time and
-boot of the machine, and takes the file over. That an owner on another machine, or in another container, still runs
-cannot be seen; there the user is asked to remove the file.
+A process that was killed leaves the file. The next process sees from process number, start time and boot of the
+machine that the owner is gone, and takes the file over. Whether an owner on another machine or in another container
+still runs cannot be known. In that case the user has to remove the file.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Owner:
 
     Attributes:
         host: Name of its machine.
-        pid: Its number.
-        started: When it began, in ticks since the machine did; None where the system does not tell.
-        boot: Which start of the machine; None likewise.
-        namespace: In which process numbers count, a container's or the machine's; None likewise.
-        command: What it runs.
-        date_utc: Since when it holds the folder, ISO 8601.
+        pid: Process number.
+        started: When the process began, in clock ticks since the machine started; None where the system does not say.
+        boot: The system's identifier of this start of the machine; None where the system does not say.
+        namespace: In which process numbers count, a container's or the machine's; None where the system does not say.
+        command: Its command line.
+        date_utc: When it took the folder, ISO 8601.
     """
 
     host: str
@@ -51,7 +51,11 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> Owner:
-        """Return what names this process."""
+        """Describe the calling process.
+
+        Returns:
+            An owner whose `date_utc` is now.
+        """
         return cls(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -63,28 +67,40 @@ class Owner:
         )
 
     def is_this_process(self) -> bool:
-        """Tell whether it is the process that asks."""
+        """Compare the owner with the calling process.
+
+        Returns:
+            True where all but command and date are equal.
+        """
         now = Owner.this_process()
         return _identity(self) == _identity(now)
 
     def is_gone(self) -> bool:
-        """Tell whether the process has ended for sure."""
+        """Find out whether the process has ended.
+
+        Returns:
+            True only where that is certain; False for an owner on another machine or in another container.
+        """
         if self.host != socket.gethostname():
             return False
         if self.boot != _boot():
-            return True  # the machine has started anew since
+            return True  # the machine was started again since
         return self.can_be_checked() and (not _runs(self.pid) or _start_of(self.pid) != self.started)
 
     def can_be_checked(self) -> bool:
-        """Tell whether this process sees that one."""
+        """Say whether the calling process can see the owner's process.
+
+        Returns:
+            True on the same machine and in the same namespace of process numbers.
+        """
         return self.host == socket.gethostname() and self.namespace == _namespace()
 
 
 class FolderLock:
-    """Holds a folder for this process, over all `take` and `release` in it.
+    """Holds a folder for this process, across nested `take` and `release`.
 
     Args:
-        folder: Which; made by `take` if it is missing.
+        folder: The folder; `take` makes it if it is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,24 +110,28 @@ class FolderLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this object took it, and has not released it."""
+        """Whether this object took the folder, and has not released it."""
         return self._holds
 
     def is_of_this_process(self) -> bool:
-        """Tell whether this process holds the folder, by this object or another one."""
+        """Find out whether this process holds the folder.
+
+        Returns:
+            True where this object or another one of the process took it.
+        """
         owner = _read(self.file)
         return isinstance(owner, Owner) and owner.is_this_process()
 
     def check(self) -> None:
-        """Refuse a folder that another process holds.
+        """Refuse a folder that another process holds, and change nothing.
 
         Raises:
-            RunError: Naming the process.
+            RunError: Another process holds it, or may hold it; the message names the process.
         """
         self._stale()
 
     def take(self) -> None:
-        """Hold the folder; a lock whose process is gone is taken over.
+        """Hold the folder. The lock of a process that is gone is taken over; one of this process is left as it is.
 
         Raises:
             RunError: Another process holds it, or it cannot be written to.
@@ -121,7 +141,7 @@ class FolderLock:
                 time.sleep(0.001)
 
     def release(self) -> None:
-        """Let the folder go, if this process took it."""
+        """Release the folder, if this object holds it."""
         if self._holds:
             self._holds = False
             if self.is_of_this_process():
@@ -129,7 +149,7 @@ class FolderLock:
                     self.file.unlink(missing_ok=True)
 
     def _taken(self) -> bool:
-        """Try to take the lock; False to try once more, since something has just changed."""
+        """Try to take the lock; False where it has to be tried again, since something has just changed."""
         stale = self._stale()
         if stale == "own":  # an outer run of this process holds it, and will release it
             return True
@@ -141,14 +161,14 @@ class FolderLock:
                 file.flush()
                 os.fsync(file.fileno())
             self._holds = self._taken_over(unfinished) if stale == "stale" else self._linked(unfinished)
-        except FileNotFoundError:  # who held the folder has just removed it
+        except FileNotFoundError:  # the process that held the folder has just removed it
             return False
         finally:
             unfinished.unlink(missing_ok=True)
         return self._holds
 
     def _linked(self, complete: Path) -> bool:
-        """Give the file its name, if no other process has just done so: only one succeeds."""
+        """Give the lock file its name, unless another process has just done so: only one succeeds."""
         try:
             os.link(complete, self.file)
         except FileExistsError:
@@ -158,8 +178,8 @@ class FolderLock:
     def _taken_over(self, complete: Path) -> bool:
         """Replace the lock of a process that is gone, unless another process has just done so.
 
-        Who replaces it holds a system lock on the very file that it replaces, and so does who looks whether it is
-        still there.
+        The process that replaces the file holds a system lock on the very file that it replaces. So does a process that
+        checks whether the file is still there.
         """
         with _system_lock(self.file) as is_current:
             if not is_current or self._stale() != "stale":
@@ -168,7 +188,7 @@ class FolderLock:
             return True
 
     def _stale(self) -> str:
-        """Return "free", "own" or "stale"; refuse where it is neither.
+        """Return "free", "own" or "stale"; refuse any other state.
 
         Raises:
             RunError: Another process holds the folder, or may hold it.
@@ -179,7 +199,7 @@ class FolderLock:
         if isinstance(owner, str):
             raise RunError(
                 f"The output folder {self.folder} has a lock file that cannot be read ({owner}). If no other command "
-                f"writes there, remove {self.file}; else give another folder with --output."
+                f"writes there, remove {self.file}. Otherwise give another folder with --output."
             )
         if owner.is_this_process():
             return "own"
@@ -191,13 +211,13 @@ class FolderLock:
             raise RunError(text + "Wait until it has ended, or give another folder with --output.")
         raise RunError(
             text + f"Whether it still runs cannot be seen from here ({socket.gethostname()}): if it does not, remove "
-            f"{self.file}; else give another folder with --output."
+            f"{self.file}. Otherwise give another folder with --output."
         )
 
 
 @contextmanager
 def _system_lock(file: Path) -> Iterator[bool]:
-    """Hold the system's lock of a file; give whether the file is still the one of that name."""
+    """Hold the system's lock of a file; yield whether the file is still the one of that name."""
     if os.name == "nt":
         yield True
         return
@@ -209,7 +229,7 @@ def _system_lock(file: Path) -> Iterator[bool]:
 
 
 def _read(file: Path) -> Owner | str | None:
-    """Return the owner that a lock file names; None without a file, and a text about what is no lock."""
+    """Return the owner that a lock file names; None without a file, and an error's text where the file is no lock."""
     try:
         return Owner(**json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -225,7 +245,7 @@ def _identity(owner: Owner) -> tuple[str | int | None, ...]:
 
 
 def _runs(pid: int) -> bool:
-    """Tell whether a process of this number runs."""
+    """Return whether a process of this number runs."""
     if Path("/proc/self/stat").exists():
         return _start_of(pid) is not None
     if os.name == "nt":  # there `os.kill` would end it
@@ -240,7 +260,7 @@ def _runs(pid: int) -> bool:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process began; None where there is none, or it has ended, or the system does not tell."""
+    """Return when a process began; None where there is none, or it has ended, or the system does not say."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Which files of an output folder its runs wrote: a list in the folder, each file noted before it is made."""
+"""The files of an output folder that its runs wrote: a list in the folder. A file is added before it is made."""
 
 import os
 import re
@@ -19,15 +19,15 @@ _BOOKKEEPING = (MANIFEST_FILE, LOCK_FILE)
 class Manifest:
     """The list of a folder.
 
-    A line is a word and a path relative to the folder. Where other libraries choose the names, in a folder of
-    checkpoints, say, the whole folder is noted ("open") with what of others is in it ("foreign"), until the run ends
-    and its files are noted one by one ("closed"). A kill at any moment leaves a list of all that was written.
+    A line is a word and a path relative to the folder. Where other libraries choose the names, as in a folder of
+    checkpoints, the whole folder is noted ("open") with the files of others in it ("foreign"). When the run ends, its
+    files there are noted one by one ("closed"). A process killed at any moment leaves a list of all that was written.
 
     Args:
-        folder: Of the run.
+        folder: The output folder of the run.
 
     Attributes:
-        finished: Whether the run has said that it is.
+        finished: Whether the list says that the run has come to its end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,8 +45,12 @@ class Manifest:
         return self.file.is_file()
 
     def files(self) -> tuple[list[str], list[str]]:
-        """Return the files that the runs wrote, and those of others, as they are there now."""
-        self._read()  # other processes of the run note theirs
+        """List the files in the folder, without the list and the lock.
+
+        Returns:
+            The names of the files that runs of hsdlab wrote, and those of all others, relative to the folder.
+        """
+        self._read()  # other processes of the run add theirs to the list
         ours: list[str] = []
         foreign: list[str] = []
         for name in walk(self.folder):
@@ -54,20 +58,27 @@ class Manifest:
         return ours, foreign
 
     def lists(self, name: str) -> bool:
-        """Tell whether a run wrote the file of this name."""
+        """Say whether a run wrote a file.
+
+        Args:
+            name: Relative to the folder, with "/" between the parts.
+
+        Returns:
+            True where the list has the name, or an open folder in which it is not foreign.
+        """
         if name in self._files:
             return True
         return name not in self._foreign and any(name.startswith(folder) for folder in self._open)
 
     def note(self, path: Path, is_first: bool = True) -> None:
-        """Note a file that is about to be made; a path elsewhere is none of this folder's.
+        """Add a file that is about to be made. A path outside the folder is ignored.
 
         Args:
-            path: Of the file.
-            is_first: Whether this is the process that holds the folder; the others of a run trust it.
+            path: The file.
+            is_first: Whether this is the process that holds the folder. The other processes of a run rely on its check.
 
         Raises:
-            RunError: The file is there, and no run wrote it.
+            RunError: The file exists, and no run wrote it.
         """
         name = self._name(path)
         if name is None or name in _BOOKKEEPING or self.lists(name):
@@ -79,29 +90,37 @@ class Manifest:
         self.adopt([name])
 
     def adopt(self, names: Iterable[str]) -> None:
-        """Note files by their names, whether they are there or not."""
+        """Add files to the list without any check.
+
+        Args:
+            names: Relative to the folder; the files need not exist.
+        """
         self._write((OURS, name) for name in names)
 
     def open(self, folders: Iterable[str]) -> None:
-        """Note folders in which the run makes files of any names."""
+        """Add folders in which other libraries will make files of any names.
+
+        Args:
+            folders: Relative to the folder. Files of others that are already there are noted as such.
+        """
         wanted = tuple(f"{each}/" for each in folders)
         _, foreign = self.files()
         self._write((FOREIGN, name) for name in foreign if name.startswith(wanted))
         self._write((OPEN, name) for name in wanted)
 
     def close(self) -> None:
-        """Note the files in those folders one by one."""
+        """Add the files in the open folders one by one."""
         if self._open:
             ours, _ = self.files()
             self._write((OURS, name) for name in ours if name not in self._files)
             self._write((CLOSED, name) for name in sorted(self._open))
 
     def finish(self) -> None:
-        """Note that the run is finished."""
+        """Note that the run has come to its end."""
         self._write([(FINISHED, "run")])
 
     def repair(self) -> None:
-        """Drop a line that a kill cut off."""
+        """Drop a last line that a kill left incomplete."""
         if self.exists and not (content := self.file.read_bytes()).endswith(b"\n"):
             os.truncate(self.file, content.rfind(b"\n") + 1)
 
@@ -129,7 +148,10 @@ class Manifest:
         self._files, self._open, self._foreign, self.finished = set(), set(), set(), False
 
     def forget(self) -> None:
-        """Remove the list, unless it tells that the files of others in the folder are no hindrance."""
+        """Remove the list, if the folder holds nothing else.
+
+        Beside files of others the list stays, since a run may then start there.
+        """
         if not any(True for _ in walk(self.folder)):
             with faults_of_writing(self.file):
                 self.file.unlink(missing_ok=True)
@@ -165,7 +187,14 @@ class Manifest:
 
 
 def unfinished_files(folder: Path) -> Iterator[Path]:
-    """Yield what a killed process was writing in a folder."""
+    """Find what killed processes were writing.
+
+    Args:
+        folder: Searched with all folders below it.
+
+    Yields:
+        The path of each unfinished file or folder.
+    """
     for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             if _OURS_UNFINISHED.fullmatch(name):
@@ -174,7 +203,7 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Yield the names of all files and links below a folder, relative to it, without our own bookkeeping."""
+    """Yield the names of all files and links below a folder, relative to it, without the list and the lock."""
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         folders[:] = sorted(name for name in folders if not name.endswith(UNFINISHED))

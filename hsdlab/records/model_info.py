@@ -1,4 +1,4 @@
-"""ModelInfo: which model a measurement was made on."""
+"""ModelInfo: the model of a measurement."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class ModelInfo:
     """The model of a measurement.
 
     Attributes:
-        name: As it was loaded; empty for a model made in Python.
-        class_name: Of transformers.
+        name: As it was loaded, such as "embedded:smollm2-135m"; empty for a model made in Python.
+        class_name: Its class in transformers.
         dtype: Of its weights, such as "float32".
-        device: Where it ran.
+        device: Where it ran, such as "cpu".
         num_layers: L, its decoder layers.
-        parameters: How many it has.
+        parameters: Number of its parameters.
     """
 
     name: str

@@ -10,21 +10,21 @@ from hsdlab.records.files import append_whole, replace_file
 from hsdlab.records.lines import ChangedLineError
 
 Batches = dict[int, list[ExampleRecord]]
-"""The records of finished batches, by the batch's number."""
+"""Number of each finished batch to its records."""
 
 
 class PredictionFile:
-    """A file of example records, one JSON object a line; every record says to which batch it belongs.
+    """A file of example records, one JSON object per line. Each record names its batch.
 
-    A single process appends to the file itself. Several append each to a working file of its own beside it
-    ("predictions.rank1.jsonl"), and the first merges them at the end: the one file, in the order of the data.
+    A single process appends to the file itself. Each of several processes appends to a working file of its own beside
+    it ("predictions.rank1.jsonl"). At the end the first process merges them into one file, in the order of the data.
 
-    The lines of a batch reach the disk together. What a kill cut off, the last line or lines of the last batch, is
+    The lines of a batch reach the disk together. A kill can leave an incomplete batch at the end. All its lines are
     dropped when the file is read, so that the whole batch is decoded again.
 
     Args:
         path: The file; its folder is made when something is written.
-        rank: Of this process.
+        rank: Number of this process, from 0.
         world_size: Number of processes.
     """
 
@@ -38,7 +38,10 @@ class PredictionFile:
             file.unlink()
 
     def read(self) -> Batches:
-        """Return the finished batches of all processes, by number; drop what was cut off from this process's file.
+        """Read the finished batches of all processes, and remove an incomplete batch from this process's own file.
+
+        Returns:
+            Number of each finished batch to its records.
 
         Raises:
             RunError: A line is damaged, changed after it was written, or written by a version of hsdlab that did not
@@ -51,7 +54,10 @@ class PredictionFile:
         return self._read_all()
 
     def append(self, records: Sequence[ExampleRecord]) -> None:
-        """Write the records of a batch; when this returns, they are on the disk.
+        """Write the records of one batch. When this returns, they are on the disk.
+
+        Args:
+            records: All records of the batch, in the order of the data.
 
         Raises:
             RunError: They could not be written; the file is as before.
@@ -59,7 +65,7 @@ class PredictionFile:
         append_whole(self.own, b"".join(record.to_line() for record in records))
 
     def merge(self) -> None:
-        """Make the one file out of all; killed at any moment, it can be done again."""
+        """Merge the working files into the one file. Killed at any moment, it can be called again."""
         working = [file for file in self._files() if file != self.path]
         if working:
             replace_file(self.path, b"".join(record.to_line() for record in self.records()))
@@ -67,29 +73,33 @@ class PredictionFile:
             file.unlink()
 
     def records(self) -> list[ExampleRecord]:
-        """Return the records of all finished batches, in the order of the data."""
+        """Read the finished batches of all processes, and change no file.
+
+        Returns:
+            The records in the order of the data.
+        """
         batches = self._read_all()
         return [record for number in sorted(batches) for record in batches[number]]
 
     def _files(self) -> list[Path]:
-        """The file, if it exists, and all working files: also those of a run with more processes."""
+        """Return the file, if it exists, and all working files, also those of a run with more processes."""
         working = self.path.parent.glob(f"{self.path.stem}.rank*{self.path.suffix}")
         return [*([self.path] if self.path.exists() else []), *sorted(working)]
 
     def _read_all(self) -> Batches:
-        """A batch that stands in two files, after a kill while merging, is the same in both."""
+        """Read all files. A batch in two files, after a kill during `merge`, is the same in both."""
         return {number: records for file in self._files() for number, records in _read(file).items()}
 
 
 def check_same_examples(records: Sequence[ExampleRecord], examples: Iterable[tuple[str, str, Sequence[str]]]) -> None:
-    """Refuse to go on with predictions for other examples.
+    """Refuse to resume a run whose predictions are for other examples.
 
     Args:
-        records: Of the run that should go on.
-        examples: Id, source and references of what they should be for.
+        records: The predictions of the run to be resumed, in the order of the data.
+        examples: Id, source and references of each example that the predictions should be for.
 
     Raises:
-        UserError: Naming the first example that differs.
+        UserError: The two differ; the message names the first example that does.
     """
     before = [(record.id, record.source, list(record.references)) for record in records]
     now = [(example_id, source, list(references)) for example_id, source, references in examples]
@@ -97,13 +107,13 @@ def check_same_examples(records: Sequence[ExampleRecord], examples: Iterable[tup
         if old != new:
             name = (old or new or ("",))[0]
             raise UserError(
-                f"The data has changed since the run began: example {name!r} has other texts, another place or is "
+                f"The data has changed since the run began: example {name!r} has other texts, has moved or is "
                 "missing. Give another folder with --output, or --overwrite to start anew."
             )
 
 
 def _read(file: Path) -> Batches:
-    """Return the finished batches of one file; a batch that was cut off is left out."""
+    """Return the finished batches of one file, without an incomplete one."""
     batches: dict[int, list[ExampleRecord]] = {}
     rows: dict[int, int] = {}
     for number, record in _records(file):
@@ -122,8 +132,8 @@ def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
             yield number, ExampleRecord.from_line(line)
         except ChangedLineError as error:
             raise RunError(
-                f"{file}, line {number}: the prediction was changed after the run had written it (its hash is another "
-                "one). Put the file back as it was, or start the run anew with --overwrite."
+                f"{file}, line {number}: the prediction was changed after the run had written it (its hash does not "
+                "match). Put the file back as it was, or start the run anew with --overwrite."
             ) from error
         except ValueError as error:
             raise _damaged(file, number, repr(line[:80])) from error
@@ -131,6 +141,6 @@ def _records(file: Path) -> Iterator[tuple[int, ExampleRecord]]:
 
 def _damaged(file: Path, line: int, got: str) -> RunError:
     return RunError(
-        f"{file}, line {line}: expected a prediction with the number of its batch, got {got}. The run cannot go on "
-        "from it: start it anew with --overwrite."
+        f"{file}, line {line}: expected a prediction with the number of its batch, got {got}. The run cannot be "
+        "resumed from it: start it anew with --overwrite."
     )

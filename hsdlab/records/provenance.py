@@ -1,6 +1,6 @@
-"""RunInfo: what a result was made with. Versions, commit, seed, configuration, machine.
+"""RunInfo: the provenance of a result. Versions, commit, seed, configuration and machine.
 
-"Publish only what a committed config reproduces" needs the commit and the configuration in every result file.
+Only what a committed configuration reproduces should be published, so every result file holds commit and configuration.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PACKAGES = ("torch", "lightning", "transformers", "torchmetrics")
 
 @dataclass(frozen=True)
 class GitState:
-    """The checkout that a run's code came from.
+    """The git checkout that a run's code came from.
 
     Attributes:
         commit: 40 hex digits.
-        dirty: Whether tracked files differ from it.
+        dirty: Whether tracked files differ from the commit.
     """
 
     commit: str
@@ -40,15 +40,15 @@ class GitState:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run was made.
+    """The machine that a run was made on.
 
     Attributes:
         cpu: Name of the processor.
-        cores: Logical cores.
-        torch_threads: Threads of torch.
-        memory_gib: Memory in GiB; None where the system does not tell.
-        gpus: Names of the GPUs.
-        system: Operating system.
+        cores: Logical cores; None where the system does not say.
+        torch_threads: Threads of torch within one operation.
+        memory_gib: Main memory, GiB; None where the system does not say.
+        gpus: Names of the CUDA GPUs that torch sees.
+        system: Operating system and its version.
     """
 
     cpu: str
@@ -61,13 +61,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Session:
-    """With what one sitting of a run was made.
+    """The provenance of one session of a run. A run that is resumed has several.
 
     Attributes:
-        date_utc: When it began, ISO 8601.
-        versions: Package to version, None where not installed.
+        date_utc: When the session began, ISO 8601.
+        versions: Package to version; None where it is not installed.
         git: The checkout; None outside a checkout of hsdlab or without git.
-        machine: Where.
+        machine: The machine of the session.
     """
 
     date_utc: str
@@ -78,26 +78,28 @@ class Session:
 
 @dataclass(frozen=True)
 class RunInfo(Document):
-    """What a run was made with: run.json of its folder, and part of each result.
+    """The provenance of a run: run.json of its folder, and part of each result.
+
+    Hashes and fingerprints are hex digits. They are None where they were not taken.
 
     Attributes:
-        date_utc: When it began, ISO 8601.
-        command: The command line.
+        date_utc: When the run's last session began, ISO 8601.
+        command: The command line, as `sys.argv` has it.
         seed: The random seed; None where none was set.
         config: The resolved configuration.
-        versions: Package to version, None where not installed.
+        versions: Package to version; None where it is not installed.
         git: The checkout; None outside a checkout of hsdlab or without git.
-        machine: Where.
+        machine: The machine of the last session.
         subcommand: Of `evaluate.py` or `train.py`; empty for a run from Python.
-        examples: Fingerprint of the examples, 16 hex digits; None where it was not taken.
-        weights: Fingerprint of the model's weights, likewise.
-        weights_hash: Hash of all numbers of the model's weights, 32 hex digits; None likewise.
-        model_config: Hash of the model's configuration, 16 hex digits; None likewise.
-        tokenizer: Hash of the tokenizer with its chat template and special tokens, likewise.
-        own_code: Hash of the source of each class of the user's own, and of each file that an option names, likewise.
-        generation: How texts were decoded: under "options" what held, under "not_taken" what the model's generation
-            config asks for besides. None where it was not noted.
-        earlier: With what else a run that was resumed had been made, oldest first.
+        examples: Fingerprint of the examples, 16 digits.
+        weights: Fingerprint of the model's weights, taken from 64 numbers per tensor, 16 digits.
+        weights_hash: Hash of all numbers of the model's weights, 32 digits.
+        model_config: Hash of the model's configuration, 16 digits.
+        tokenizer: Hash of the tokenizer with its chat template and special tokens, 16 digits.
+        own_code: Hash of the source of each of the user's own classes, and of each file that an option names.
+        generation: How texts were decoded: "options" holds the options in effect, "not_taken" the other entries of the
+            model's generation config. None where it was not noted.
+        earlier: Earlier sessions of a resumed run with other versions, commit or machine, oldest first.
     """
 
     kind: ClassVar[str] = "run"
@@ -122,7 +124,7 @@ class RunInfo(Document):
 
     @property
     def session(self) -> Session:
-        """With what this sitting was made."""
+        """The provenance of the last session."""
         return Session(self.date_utc, self.versions, self.git, self.machine)
 
 
@@ -132,18 +134,21 @@ def run_info(
     subcommand: str = "",
     generation: JsonObject | None = None,
 ) -> RunInfo:
-    """Return the provenance of a run that starts now.
+    """Collect the provenance of a run that starts now.
 
     Args:
-        seed: The run's random seed, None where none was set.
-        config: The run's configuration; what JSON does not hold is taken as text.
-        subcommand: Of the command line.
-        generation: How texts are decoded.
+        seed: The run's random seed; None or False where none was set.
+        config: The run's configuration. A value that JSON cannot hold is noted as text.
+        subcommand: Of the command line; empty for a run from Python.
+        generation: How texts are decoded, as `hsdlab.models.generation.Generation.record` returns it; None for unknown.
+
+    Returns:
+        Date, command line, versions, commit and machine of this process. Fingerprints and hashes are None.
     """
     return RunInfo(
         date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         command=tuple(sys.argv),
-        seed=None if seed is False else seed,  # the command line's word for none
+        seed=None if seed is False else seed,  # how the command line says "none"
         config=json.loads(json.dumps(dict(config or {}), default=str)),
         versions={
             "hsdlab": __version__,
@@ -158,14 +163,14 @@ def run_info(
 
 
 def git_state(file: Path) -> GitState | None:
-    """Return the commit and the dirty flag of the checkout that tracks a file.
+    """Find the commit of the checkout that tracks a file.
 
     Args:
-        file: Any path. One that lies inside a checkout without being tracked, as an installed package in a
-            virtual environment does, says nothing about the commit of its own code.
+        file: Any path. A file that lies inside a checkout without being tracked, such as an installed package in a
+            virtual environment, has no commit.
 
     Returns:
-        None without git, checkout, or commit.
+        Commit and whether tracked files differ from it; None without git, checkout or commit.
     """
     if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return None
@@ -177,7 +182,11 @@ def git_state(file: Path) -> GitState | None:
 
 
 def describe_machine() -> Machine:
-    """Return the machine that this process runs on."""
+    """Describe the machine that this process runs on.
+
+    Returns:
+        Processor, cores, threads of torch, memory, GPUs and operating system.
+    """
     return Machine(
         cpu=_cpu_model(),
         cores=os.cpu_count(),
@@ -215,7 +224,7 @@ def _cpu_model() -> str:
 
 
 def _memory_gib() -> float | None:
-    """Return the machine's memory, None where the system does not tell (Windows)."""
+    """Return the machine's memory in GiB; None where the system does not say (Windows)."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The output folder of a run: made, gone on with after a kill, overwritten, or refused; and held by one process.
+"""The output folder of a run: new, resumed, overwritten or refused; and held by one process.
 
 Long, because these are the states of one folder; its list of files, its lock and its identity have files of their own.
 """
@@ -49,7 +49,7 @@ BEFORE_LISTS = (
     *("model/*config.json", "model/*model*.safetensors*", "model/tokenizer*", "model/*.jinja", "model/README.md"),
     *("model/special_tokens_map.json", "model/vocab.json", "model/merges.txt"),
 )
-"""What runs wrote before they listed it in the folder."""
+"""What runs wrote before there was a list of files in the folder."""
 
 READ_BACK = (
     "predictions.jsonl",
@@ -58,25 +58,25 @@ READ_BACK = (
     "scores.jsonl",
     "checkpoints/*.ckpt",
 )
-"""What a run reads back: of others' making, it must not lie where the run would find it."""
+"""What a run reads back. Files of others must not lie under these names."""
 
 
 class RunFolder:
-    """An output folder, held by one process at a time; a run in it is known by its run.json and its list of files.
+    """An output folder, held by one process at a time. A run in it is recognised by its run.json and its list of files.
 
-    `check` refuses the folder, or takes it, before anything is loaded, and writes nothing. `open` begins to write, once
-    all else is known to be in order. `release` ends it.
+    `check` accepts or refuses the folder before anything is loaded, and writes nothing. `open` begins to write, once
+    all else has been checked. `release` ends it.
 
     Args:
         path: The folder.
         subcommand: Of `evaluate.py` or `train.py`.
         config: The resolved configuration.
-        overwrite: Start anew; what runs wrote into the folder is removed, and nothing else.
-        command: Which command line.
-        is_first: Whether this is the first process of the run, which alone holds the folder and speaks for all.
+        overwrite: Start anew. What runs wrote into the folder is removed, and nothing else.
+        command: The script, "evaluate.py" or "train.py".
+        is_first: Whether this is the first process of the run, which alone holds the folder and writes messages.
 
     Attributes:
-        before: What the run in the folder is made with, where this run goes on with it; else None.
+        before: Provenance of the run in the folder, where this run resumes it; else None.
 
     Raises:
         FileExistsError: The path is a file.
@@ -117,18 +117,18 @@ class RunFolder:
         self._seen = self._content()
 
     def check(self, can_resume: bool, goes_on: bool = False, otherwise: str = "") -> bool:
-        """Say whether the run goes on with what the folder holds.
+        """Decide whether the run resumes what the folder holds.
 
         Args:
-            can_resume: Whether a run of the same settings may go on.
-            goes_on: Whether the user asks for that, so that other settings are refused even where there is no result.
-            otherwise: What else there is to do with a folder that is not empty, for the message.
+            can_resume: Whether a run of the same settings may be resumed.
+            goes_on: Whether the user asks to resume, so that other settings are refused even where there is no result.
+            otherwise: What else can be done with a folder that is not empty, appended to the message.
 
         Returns:
-            True to go on, False to start.
+            True to resume, False to start.
 
         Raises:
-            FileExistsError: The folder holds something else: no run, or one of other settings, which are named.
+            FileExistsError: The folder holds something else: no run, or one of other settings, which the message names.
             RunError: Its run.json is damaged.
         """
         if not self._is_of_runs():
@@ -153,20 +153,20 @@ class RunFolder:
             raise FileExistsError(
                 "\n  ".join([f"The output folder {self.path} holds a run with other settings:", *lines])
                 + "\nGive another folder with --output, --overwrite to replace the results in it, or the settings of "
-                f"that run to go on with it: --config {self.path / CONFIG_FILE} --output {self.path}"
+                f"that run to resume it: --config {self.path / CONFIG_FILE} --output {self.path}"
             )
         self.before = before
         return True
 
     def check_unchanged(self, run: RunInfo, *names: IdentityName) -> None:
-        """Refuse to go on with a model or data that are others under the same name.
+        """Refuse to resume with a model or data that have changed under the same name.
 
         Args:
             run: Provenance of this run.
-            *names: Which fields of run.json to compare; one that the run before did not note is passed over.
+            *names: Fields of run.json to compare. One that the run before did not note is not compared.
 
         Raises:
-            FileExistsError: Naming what is not as the run in the folder began with.
+            FileExistsError: One of them differs; the message says which.
         """
         for change in (identity.change_of(name, self.before, run) for name in names if self.before is not None):
             if change is not None:
@@ -176,27 +176,36 @@ class RunFolder:
                 )
 
     def warn_of_changes(self, run: RunInfo, console: Console) -> None:
-        """Say what is another version or machine than the run was last made with, and what it did not note."""
+        """Print warnings where versions or machine differ from those of the run that is resumed.
+
+        Args:
+            run: Provenance of this run.
+            console: Where to print, one line per warning (:func:`hsdlab.records.identity.warnings`).
+        """
         if self.before is not None:
             for text in identity.warnings(self.before, run):
                 console.print(text, highlight=False, soft_wrap=True)
 
     def is_finished(self) -> bool:
-        """Tell whether a run of `train.py` in the folder has come to its end."""
+        """Say whether a run of `train.py` in the folder has come to its end.
+
+        Returns:
+            What the list of files says; in a folder without a list, whether the trained model or classifier is there.
+        """
         if self._manifest.exists:
             return self._manifest.finished
         return (self.path / "model").is_dir() or (self.path / "exit_classifier.json").is_file()
 
     def open(self, run: RunInfo, folders: Sequence[str] = (), anew: bool = False) -> RunInfo:
-        """Hold the folder; remove an earlier run's files, unless this one goes on; write run.json and config.yaml.
+        """Hold the folder; remove an earlier run's files, unless this run resumes it; write run.json and config.yaml.
 
         Args:
-            run: Provenance.
-            folders: Where other libraries make files of any names.
-            anew: Remove them also where the run goes on, for it has nothing to go on with.
+            run: Provenance of this run.
+            folders: Folders, relative to this one, in which other libraries make files of any names.
+            anew: Remove an earlier run's files also when resuming, because there is nothing to resume from.
 
         Returns:
-            The same; where the run goes on, with `earlier`: with which versions, commit and machine it began.
+            The provenance; when resuming, with the earlier sessions.
 
         Raises:
             RunError: Another process holds the folder, or has written into it since `check`; or it cannot be
@@ -211,7 +220,7 @@ class RunFolder:
         self._made = missing
         if self._content() != self._seen:
             raise RunError(
-                f"Another command has written into the output folder {self.path} since this one began. Give the "
+                f"Another command has written into the output folder {self.path} since this one began. Run the "
                 "command again."
             )
         self._tidy()
@@ -231,10 +240,10 @@ class RunFolder:
             self._manifest.finish()
 
     def abandon(self, has_results: bool = False) -> None:
-        """After a start that failed: remove what it made, so that it is not in the way of the next one.
+        """After a start that failed: remove what it made, so that the next one finds the folder as it was.
 
         Args:
-            has_results: Whether the run has come to any; then nothing is removed.
+            has_results: Whether the run already has results; then nothing is removed.
         """
         if not self._lock.is_held or self.before is not None or has_results:
             return
@@ -247,13 +256,17 @@ class RunFolder:
                 folder.rmdir()
 
     def release(self) -> None:
-        """Let the folder go; note the files that other libraries made."""
+        """Release the folder; list the files that other libraries made."""
         if self._lock.is_held:
             self._manifest.close()
         self._held.close()
 
     def has_results(self) -> bool:
-        """Tell whether the folder holds more than a run writes at its start."""
+        """Say whether runs wrote more into the folder than a run writes at its start.
+
+        Returns:
+            False where there is at most run.json and config.yaml.
+        """
         return self._is_of_runs() and any(name not in AT_THE_START for name in self._files()[0])
 
     def _is_of_runs(self) -> bool:
@@ -274,7 +287,7 @@ class RunFolder:
             )
 
     def _check_inputs(self, ours: Sequence[str]) -> None:
-        """Refuse to remove what this run reads: a model, adapter or file of data in its own output folder."""
+        """Refuse to remove what this run reads: a model, adapter or data file in its own output folder."""
         folder = self.path.resolve()
         for name, value in identity.texts(self.config):
             path = Path(value).expanduser().resolve() if len(value) < 1000 and "\0" not in value else folder
@@ -286,7 +299,7 @@ class RunFolder:
                 )
 
     def _check_read_back(self, foreign: Sequence[str]) -> None:
-        """Refuse files of others where the run would read them as its own."""
+        """Refuse files of others that the run would read as its own."""
         patterns = (*READ_BACK, "model/*") if self.command == "train.py" else READ_BACK  # the folder is replaced whole
         if strange := sorted(_found(self.path, patterns) - set(self._files()[0])):
             raise FileExistsError(
@@ -295,7 +308,7 @@ class RunFolder:
             )
 
     def _content(self) -> tuple[bytes, ...]:
-        """Return what tells whether another command has written into the folder."""
+        """Return what shows whether another command has written into the folder."""
         files = (self.path / name for name in (RUN_FILE, MANIFEST_FILE))
         return tuple(file.read_bytes() if file.is_file() else b"" for file in files)
 
@@ -314,9 +327,15 @@ class RunFolder:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder while a function writes into it; list what is written, unless the folder is the user's own.
+    """Hold a folder during the block, and list what is written, unless the folder is the user's own.
 
     Within a command that holds the folder, this does nothing.
+
+    Args:
+        folder: Made if it is missing. It is the user's own if it holds files, and none that a run wrote.
+
+    Yields:
+        Nothing.
 
     Raises:
         RunError: Another process holds it.
@@ -340,12 +359,15 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def prediction_file(folder: Path, name: str | None = None, number: int | None = None) -> Path:
-    """Return the file of predictions that a run writes into its folder.
+    """Name the file of predictions that a run writes into its folder.
 
     Args:
         folder: Of the run.
-        name: Of the strategy, where a run decodes under several; None for the file of a run of one.
-        number: Its place, from 1 on, where the order is known beforehand.
+        name: Of the strategy, where a run decodes with several; None for the file of a run with one.
+        number: Place of the strategy, from 1; None where the order is not known beforehand.
+
+    Returns:
+        "predictions.jsonl", or a path such as "predictions/02_HSD_max_exit=15.jsonl", in the folder.
     """
     if name is None:
         return folder / "predictions.jsonl"
@@ -354,24 +376,48 @@ def prediction_file(folder: Path, name: str | None = None, number: int | None = 
 
 
 def write_config(folder: Path, config: Mapping[str, Any], command: str) -> None:
-    """Write config.yaml: with `command`, it runs again as it is."""
+    """Write config.yaml, from which a run can be repeated.
+
+    Args:
+        folder: Of the run.
+        config: The resolved configuration.
+        command: The command as it is typed, "hsdlab test"; a comment in the file shows it with --config.
+    """
     path = folder / "config.yaml"
     write_yaml(path, config, f"{command} --config {path}")
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], *comments: str) -> None:
-    """Write a YAML file, with lines of comment above, whole or not at all."""
+    """Write a YAML file whole or not at all.
+
+    Args:
+        path: An existing file is replaced.
+        content: Its keys keep their order.
+        *comments: Lines above it, written with "# ".
+    """
     lines = "".join(f"# {comment}\n" for comment in comments)
     replace_file(path, lines + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all.
+
+    Args:
+        path: An existing file is replaced.
+        content: A value that JSON cannot hold is written as text.
+    """
     replace_file(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def fingerprint(texts: Iterable[str]) -> str:
-    """Return 16 hex digits that tell lists of texts apart."""
+    """Hash a list of texts.
+
+    Args:
+        texts: Their order counts.
+
+    Returns:
+        16 hex digits of SHA-256; equal for equal lists.
+    """
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode() + b"\0")
@@ -379,7 +425,7 @@ def fingerprint(texts: Iterable[str]) -> str:
 
 
 def _files(manifest: Manifest, overwrite: bool) -> tuple[list[str], list[str]]:
-    """Return the names of what runs wrote into a folder, and of what they did not."""
+    """Return the names of the files that runs wrote into a folder, and of all others."""
     ours, foreign = manifest.files()
     if not manifest.exists and RUN_FILE in foreign and _is_run(manifest.folder / RUN_FILE, overwrite):
         known = _found(manifest.folder, BEFORE_LISTS)
@@ -388,12 +434,12 @@ def _files(manifest: Manifest, overwrite: bool) -> tuple[list[str], list[str]]:
 
 
 def _found(folder: Path, patterns: Iterable[str]) -> set[str]:
-    """Return the names of the files in a folder that match one of some patterns."""
+    """Return the names of the files in a folder that match at least one pattern."""
     return {file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)}
 
 
 def _is_run(file: Path, overwrite: bool) -> bool:
-    """Tell whether a run.json is one of hsdlab; a damaged one is an error where the run may go on."""
+    """Return whether a run.json is one of hsdlab. A damaged one is an error where the run may be resumed."""
     try:
         RunInfo.read(file)
     except RunError:

@@ -1,4 +1,4 @@
-"""StrategyConfig: a strategy as a config names it."""
+"""StrategyConfig: a strategy as a configuration names it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hsdlab.records.document import JsonObject, JsonValue
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """A class and its arguments, as `--skip` and configs take them.
+    """A strategy's class and arguments, as `--skip` and configurations take them.
 
     Attributes:
         class_path: Dotted path of the class.
-        init_args: Its arguments.
+        init_args: Argument to value, defaults included.
     """
 
     class_path: str
@@ -23,7 +23,14 @@ class StrategyConfig:
 
     @classmethod
     def of(cls, config: Mapping[str, JsonValue]) -> StrategyConfig:
-        """Return what `SkipStrategy.config()` gives as a record."""
+        """Make the record from a configuration.
+
+        Args:
+            config: What `SkipStrategy.config()` returns: "class_path" and "init_args".
+
+        Returns:
+            The record.
+        """
         return cls(str(config["class_path"]), dict(config["init_args"]))
 
     @property
@@ -32,5 +39,9 @@ class StrategyConfig:
         return self.class_path.rpartition(".")[2]
 
     def as_config(self) -> dict[str, Any]:
-        """Return what a YAML config holds."""
+        """Undo `of`.
+
+        Returns:
+            "class_path" and "init_args", as a YAML configuration holds them.
+        """
         return {"class_path": self.class_path, "init_args": dict(self.init_args)}

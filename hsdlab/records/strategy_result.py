@@ -1,4 +1,4 @@
-"""StrategyResult: what one strategy gave on one data set."""
+"""StrategyResult: the result of one strategy on one data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hsdlab.records.strategy import StrategyConfig
 
 @dataclass(frozen=True)
 class StrategyResult(Document):
-    """What one strategy gave on one data set; result.json of a `test` or `validate` run, without its examples.
+    """The result of one strategy on one data set; result.json of a `test` or `validate` run, without its examples.
 
     Attributes:
         name: The strategy as the user wrote it, such as "HSD(num_skipped=1, min_exit=0, max_exit=15)".
@@ -23,9 +23,9 @@ class StrategyResult(Document):
         num_layers: L, the model's decoder layers.
         scores: Corpus figures from 0 to 1, by the names of `hsdlab.metrics`.
         cost: Of all examples.
-        examples: What each gave; those without layers have no picture of their depth.
-        is_oracle: Whether it looked at layers that it claims not to have run; its times are then left out.
-        run: What it was made with; None where it is part of a larger record.
+        examples: One record per example. Those without `layers` are left out of plots of the depth.
+        is_oracle: Whether the strategy looks at layers that it reports as skipped; its times are then left out.
+        run: Versions, commit, configuration and machine; None where the result is part of a larger record.
     """
 
     kind: ClassVar[str] = "strategy result"
@@ -45,9 +45,17 @@ class StrategyResult(Document):
         return self.strategy.class_name
 
     def figures(self) -> dict[str, float]:
-        """Return the scores and the figures of the cost."""
+        """Join quality and cost.
+
+        Returns:
+            The scores and the figures of the cost (:meth:`hsdlab.costs.Cost.figures`), by name.
+        """
         return {**self.scores, **self.cost.figures()}
 
     def without_examples(self) -> StrategyResult:
-        """Return the same without its examples, which have a file of their own."""
+        """Copy the result for result.json; the examples have a file of their own.
+
+        Returns:
+            The same with no examples.
+        """
         return replace(self, examples=())

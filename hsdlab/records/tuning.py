@@ -1,4 +1,4 @@
-"""TuningResult: what a tuning searched, what of it was decoded, and what was chosen."""
+"""TuningResult: the settings that `tune` searched, those of them that it decoded, and the one that it chose."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hsdlab.records.strategy import StrategyConfig
 
 @dataclass(frozen=True)
 class TuningGoal:
-    """What was looked for: one of the two is given.
+    """What `tune` looks for. One of the two is given.
 
     Attributes:
-        max_loss: The largest share of full depth's quality that may be lost.
-        speedup: The least measured speed-up of a decode step.
+        max_loss: The largest share of full depth's quality that may be lost, from 0 to 1.
+        speedup: The smallest measured speed-up of a decode step that is enough.
     """
 
     max_loss: float | None = None
@@ -32,10 +32,11 @@ class TunedSetting:
     Attributes:
         name: The strategy as the user would write it.
         strategy: Its class and arguments.
-        average_layers: Layers per decode step that its schedule runs over full depth's own texts.
-        ideal_speed_up: The most that it can gain over them: weights read at full depth over weights read under it.
-        nats_per_token: Mean negative log-likelihood of full depth's tokens under it; None where the schedule allows too
-            little speed to be scored, not a number where the score is none.
+        average_layers: Executed layers per decode step under its schedule, over the texts that full depth decodes.
+        ideal_speed_up: Bytes of weights read at full depth divided by those read under the schedule: the most that it
+            can gain.
+        nats_per_token: Mean negative log-likelihood of full depth's tokens under the setting. None where the ideal
+            speed-up was too small for the setting to be scored; NaN where the score is no finite number.
     """
 
     name: str
@@ -50,8 +51,8 @@ class DecodedSetting:
     """A setting of the frontier that was decoded.
 
     Attributes:
-        place: On the frontier.
-        met_goal: Whether it meets the goal.
+        place: Its index in the frontier.
+        met_goal: Whether its measured quality or speed-up reaches the goal.
     """
 
     place: int
@@ -60,19 +61,19 @@ class DecodedSetting:
 
 @dataclass(frozen=True)
 class TuningResult(Document):
-    """What a tuning found; tuning.json.
+    """What `tune` found; tuning.json.
 
     Attributes:
-        run: What it was made with.
-        goal: What was looked for.
-        metric: The quality; a metric of the comparison.
-        scored_texts: How many texts the scores are of.
+        run: Versions, commit, configuration and machine.
+        goal: The goal of the search.
+        metric: The metric that measures the quality, such as "rougeL".
+        scored_texts: Number of texts over which the scores are means.
         reference_nats_per_token: The score of full depth on its own texts.
         settings: All different settings that were tried.
-        frontier: Places in `settings` of those that no other one beats in ideal speed-up and score, slowest first.
+        frontier: Indices in `settings` of those that none beats in both ideal speed-up and score, slowest first.
         decoded: Settings of the frontier that were decoded, slowest first.
-        comparison: Full depth and what was decoded, in this order.
-        chosen: The place on the frontier of the setting to take; None where it is full depth.
+        comparison: Full depth and the decoded settings, in this order.
+        chosen: Index in the frontier of the chosen setting; None where full depth was chosen.
         another_might_be_better: Whether a setting that was not decoded could change the choice.
     """
 
@@ -99,7 +100,7 @@ class TuningResult(Document):
 
     @property
     def rows(self) -> dict[int, ComparisonRow]:
-        """The row of the comparison of each decoded place of the frontier."""
+        """Index in the frontier of each decoded setting to its row of the comparison."""
         return {each.place: row for each, row in zip(self.decoded, self.comparison.rows[1:], strict=True)}
 
     @property
@@ -114,5 +115,12 @@ class TuningResult(Document):
         return self.comparison.rows[0] if self.chosen is None else self.rows[self.chosen]
 
     def share(self, row: ComparisonRow) -> float:
-        """Return a row's quality as a share of full depth's."""
+        """Express a row's quality as a share of full depth's.
+
+        Args:
+            row: A row of this result's comparison.
+
+        Returns:
+            The ratio for `metric`; 1 for the same quality.
+        """
         return row.percent_of_baseline[self.metric].value / 100

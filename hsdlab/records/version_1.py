@@ -1,8 +1,8 @@
-"""Read what hsdlab 0.1 wrote: turns the content of its files into that of the present records.
+"""Read what hsdlab 0.1 wrote: turn the content of its files into that of the present records.
 
-Version 1 kept derived figures and not the counts behind them, so a cost is missing there, and only its figures are
-known. A prediction file held the counts, without late key and value computations, intermediate predictions and bytes:
-the bytes are not a number then, the other two are 0.
+Version 1 kept derived figures and not the counts behind them. The cost is therefore missing, and only its figures are
+known. A prediction file held the counts, but no late key and value computations, intermediate predictions and bytes.
+The bytes are then NaN, the other two 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ _COUNTS = {
 
 
 def example(content: Content) -> Content:
-    """Upgrade a line of a prediction file."""
+    """Upgrade a line of a prediction file.
+
+    Args:
+        content: The parsed line, without hash and version.
+
+    Returns:
+        The fields of :class:`hsdlab.records.example.ExampleRecord`.
+    """
     batch = content["batch"]
     cost = {_COUNTS[name]: value for name, value in batch.items() if name not in ("number", "rows")}
     cost["wall_s"] = cost["prompt_s"] + cost["decode_s"]
@@ -37,7 +44,14 @@ def example(content: Content) -> Content:
 
 
 def comparison(content: Content) -> Content:
-    """Upgrade comparison.json."""
+    """Upgrade comparison.json.
+
+    Args:
+        content: The parsed file.
+
+    Returns:
+        The fields of :class:`hsdlab.records.comparison.Comparison`; the rows have no cost.
+    """
     baseline = content["baseline"]["name"]
     rows = [
         {
@@ -61,7 +75,14 @@ def comparison(content: Content) -> Content:
 
 
 def tuning(content: Content) -> Content:
-    """Upgrade tuning.json."""
+    """Upgrade tuning.json.
+
+    Args:
+        content: The parsed file.
+
+    Returns:
+        The fields of :class:`hsdlab.records.tuning.TuningResult`; only `percent_of_baseline` has intervals.
+    """
     metric, examples = content["metric"], content["examples"]
     settings = content["settings"]
     names = [each["name"] for each in settings]
@@ -93,12 +114,26 @@ def tuning(content: Content) -> Content:
 
 
 def bench(content: Content) -> Content:
-    """Upgrade bench.json."""
+    """Upgrade bench.json.
+
+    Args:
+        content: The parsed file.
+
+    Returns:
+        The fields of :class:`hsdlab.records.bench.BenchResult`.
+    """
     return content | {"model": _model(content["model"])}
 
 
 def inspection(content: Content) -> Content:
-    """Upgrade inspect.json."""
+    """Upgrade inspect.json.
+
+    Args:
+        content: The parsed file.
+
+    Returns:
+        The fields of :class:`hsdlab.records.inspection.InspectionResult`.
+    """
     layers = [
         {name: _estimate(v) if isinstance(v, dict) else v for name, v in row.items()} for row in content["layers"]
     ]
@@ -111,7 +146,7 @@ def _model(content: Content) -> Content:
 
 
 def _cost_row(number: int, content: Content, examples: int, metric: str, percent: Content) -> Content:
-    """Return the row of a comparison that a tuning held of a strategy: its figures without intervals."""
+    """Return the comparison row of a strategy that a tuning noted by its figures, without intervals."""
     return {
         "number": number,
         "name": content["name"],
@@ -129,7 +164,7 @@ def _cost_row(number: int, content: Content, examples: int, metric: str, percent
 
 
 def _figures(cost: Content) -> Content:
-    """Return derived figures; what follows from others is left out."""
+    """Return the figures without the percentage of layers, which follows from others."""
     return {name: _number(value) for name, value in cost.items() if name != "percent_of_layers"}
 
 
@@ -138,5 +173,5 @@ def _estimate(figure: Content) -> Content:
 
 
 def _number(value: float | None) -> float:
-    """Return a number; null stood for not a number."""
+    """Return a number; null stood for NaN."""
     return _NAN if value is None else value

@@ -14,22 +14,22 @@ from hsdlab.reporting.tables import MISSING, number
 
 FILE = "bench.json"
 HEADER = (
-    "Avg. layers",
+    "Average depth",
     "ms per decode step",
     "Tokens/s",
     "Speed-up over FullDepth",
     "Ideal speed-up",
-    "Reached %",
-    "Time over plain %",
-    "Prompt ms",
+    "% of ideal",
+    "% slower than plain generate",
+    "Prefill ms",
     "GFLOPs per token",
     "Cache MiB",
 )
 NOTE = (
     "Medians over the rounds, with quartiles. Ratios are taken within each round, since the machine drifts. "
     "Decode steps only: the prefill ends, for every strategy, where the first decode step enters layer 0. "
-    "Ideal: weights read at full depth over weights read under the schedule, head included; blank where the "
-    "layers are chosen during the step."
+    "Ideal speed-up: weights read at full depth, divided by weights read under the schedule, head included. It is "
+    "blank where the layers are chosen during the step. A negative % slower is faster."
 )
 
 
@@ -37,15 +37,20 @@ def write_bench(result: BenchResult, folder: Path) -> None:
     """Write bench.json and bench.md, each whole or not at all.
 
     Args:
-        result: The bench.
-        folder: Made if missing; files of an earlier bench are replaced.
+        result: The figures of all sides.
+        folder: A missing folder is created. Files of an earlier bench are replaced.
     """
     result.write(folder / FILE)
     replace_file(folder / "bench.md", bench_markdown(result))
 
 
 def print_bench(result: BenchResult, console: Console) -> None:
-    """Print the result on a terminal of at least 120 columns."""
+    """Print the conditions, a line for each side, and how to read them.
+
+    Args:
+        result: The figures of all sides.
+        console: Of 120 columns or more.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("Strategy", width=16, overflow="fold")
     rows = [[cell.replace(" [", "\n").rstrip("]") for cell in _cells(side)] for side in result.sides]
@@ -60,7 +65,14 @@ def print_bench(result: BenchResult, console: Console) -> None:
 
 
 def bench_markdown(result: BenchResult) -> str:
-    """Return the result in Markdown."""
+    """Render the report as Markdown.
+
+    Args:
+        result: The figures of all sides.
+
+    Returns:
+        The text of bench.md.
+    """
     rows = [[f"`{side.name}`", *_cells(side)] for side in result.sides]
     return f"# Decoding speed\n\n{_conditions(result)}\n\n{markdown_table(['Strategy', *HEADER], rows)}\n\n{NOTE}\n"
 

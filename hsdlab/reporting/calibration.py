@@ -35,8 +35,8 @@ def write_calibration(result: CalibrationResult, folder: Path) -> None:
     """Write calibration.md, calibration.json and calibration.png, each whole or not at all.
 
     Args:
-        result: The calibration.
-        folder: Made if missing; files of an earlier calibration are replaced.
+        result: The calibration, with one test or more.
+        folder: A missing folder is created. Files of an earlier calibration are replaced.
     """
     result.write(folder / FILE)
     replace_figure(folder / "calibration.png", calibration_figure(result))
@@ -44,7 +44,14 @@ def write_calibration(result: CalibrationResult, folder: Path) -> None:
 
 
 def calibration_markdown(result: CalibrationResult) -> str:
-    """Return the report in Markdown, with the run's provenance folded at its end."""
+    """Render the report as Markdown.
+
+    Args:
+        result: The calibration, with one test or more.
+
+    Returns:
+        The text of calibration.md, with the run's provenance folded at its end.
+    """
     names = [f"`{row.name}`" for row in result.comparison.rows]
     rows = [[name, *cells] for name, cells in zip(names, _cells(result), strict=True)]
     parts = [
@@ -59,7 +66,12 @@ def calibration_markdown(result: CalibrationResult) -> str:
 
 
 def print_calibration(result: CalibrationResult, console: Console) -> None:
-    """Print the table, the notes and the guarantee on a terminal of at least 120 columns."""
+    """Print the table, the notes and the guarantee.
+
+    Args:
+        result: The calibration, with one test or more.
+        console: Of 120 columns or more.
+    """
     title = f"Calibration on {len(result.example_ids)} examples"
     table = terminal_table(title, "Strategy", _header(result))
     for row, cells in zip(result.comparison.rows, _cells(result), strict=True):
@@ -71,7 +83,14 @@ def print_calibration(result: CalibrationResult, console: Console) -> None:
 
 
 def guarantee(result: CalibrationResult) -> str:
-    """Return what holds, in one sentence, and what it is worth in another."""
+    """Say what is guaranteed.
+
+    Args:
+        result: The calibration, with one test or more.
+
+    Returns:
+        A sentence on the guarantee and one on the cost of the choice; where no setting passed, why not.
+    """
     if result.chosen_test is None:
         return _nothing_passed(result)
     return (
@@ -81,7 +100,14 @@ def guarantee(result: CalibrationResult) -> str:
 
 
 def notes(result: CalibrationResult) -> list[str]:
-    """Return how to read the table and for whom the guarantee holds."""
+    """Say how to read the table and for whom the guarantee holds.
+
+    Args:
+        result: The calibration, with one test or more.
+
+    Returns:
+        Notes of a sentence or more each.
+    """
     examples, tested = len(result.example_ids), len(result.tests)
     if not result.tests[-1].passed:
         end = "the first that does not pass ends the test"

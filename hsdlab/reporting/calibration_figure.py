@@ -21,9 +21,13 @@ BLACK, BLUE, ORANGE = COLOURS[:3]
 
 @dataclass(frozen=True)
 class Step:
-    """What a tolerance from `start` up to the next step's would choose.
+    """What the tolerances from `start` up to the next step's would choose.
 
-    `number` is the row's in the tables; `mean_loss` and `upper_bound` are the chosen setting's, 0 for full depth.
+    Attributes:
+        start: The least of these tolerances, 0 to 1.
+        number: Number of the chosen setting's row in the tables.
+        mean_loss: The chosen setting's mean loss, 0 for full depth.
+        upper_bound: Bound of its risk at level 1 − ε, 0 for full depth.
     """
 
     start: float
@@ -33,13 +37,16 @@ class Step:
 
 
 def choices(result: CalibrationResult) -> list[Step]:
-    """Return what each tolerance would choose, from 0 on.
+    """Find what each tolerance would choose.
 
     A setting is reached where it and all before it pass: at the largest of their upper bounds. One that passes
     together with the next is never chosen.
 
     Args:
-        result: Of the tests that were made; where settings were left untested, nothing is known beyond the last step.
+        result: The calibration. Where settings were not tested, nothing is known beyond the last step.
+
+    Returns:
+        Steps by growing tolerance. The first is full depth's, from 0 on.
     """
     steps, start = [Step(0.0, result.comparison.rows[0].number, 0.0, 0.0)], 0.0
     for row, test in result.tested:
@@ -53,7 +60,14 @@ def choices(result: CalibrationResult) -> list[Step]:
 
 
 def level(result: CalibrationResult) -> str:
-    """Return 1 − ε, in percent."""
+    """Format the level of the guarantee.
+
+    Args:
+        result: Its `error` is ε.
+
+    Returns:
+        1 − ε in percent, such as "95 %".
+    """
     return f"{100 * (1 - result.error):.10g} %"
 
 

@@ -41,9 +41,13 @@ Colour = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class TextBlock:
-    """A text to draw: a title, plain lines under it, and the tokens with the layers that made each.
+    """A text to draw.
 
-    Without tokens (None) it is a heading; an empty list is drawn as "not recorded".
+    Attributes:
+        title: In bold, cut after two lines.
+        plain: Under the title, without colours, cut after four lines. May be empty.
+        tokens: Texts of the tokens with the number of layers that made each. None for a heading without tokens; an
+            empty list is drawn as "not recorded".
     """
 
     title: str
@@ -53,7 +57,14 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a token that stands on one line, from a column on."""
+    """The part of a token that is on one line.
+
+    Attributes:
+        line: From 0.
+        column: Of its first character, from 0.
+        text: With visible signs for line breaks and tabs.
+        depth: Number of layers that made the token.
+    """
 
     line: int
     column: int
@@ -68,8 +79,8 @@ def coloured_text_figure(blocks: Sequence[TextBlock], num_layers: int) -> Figure
     character that the tokenizer split, are shown as the replacement character.
 
     Args:
-        blocks: the texts, at least one.
-        num_layers: the model's decoder layers, the dark end of the scale.
+        blocks: The texts, at least one.
+        num_layers: L of the model, the dark end of the scale.
 
     Returns:
         A figure on the Agg canvas, apart from pyplot's global state.
@@ -102,13 +113,16 @@ def coloured_text_figure(blocks: Sequence[TextBlock], num_layers: int) -> Figure
 
 
 def laid_out_tokens(tokens: Sequence[tuple[str, int]], columns: int = COLUMNS) -> Iterator[Piece]:
-    """Yield where each token stands: on the next line if it does not fit, cut only if no line can hold it.
+    """Lay tokens out in lines. A token that does not fit starts a line; it is cut only if no line can hold it.
 
-    After a line break the next line begins; several breaks in a row share a line.
+    A line break in a token ends the line. Several breaks in a row share a line.
 
     Args:
-        tokens: texts with their depths.
-        columns: characters to a line.
+        tokens: Texts of the tokens with the number of layers that made each.
+        columns: Characters in a line.
+
+    Yields:
+        The pieces in order, one or more for each token.
     """
     line = column = 0
     ended = False
@@ -126,7 +140,14 @@ def laid_out_tokens(tokens: Sequence[tuple[str, int]], columns: int = COLUMNS) -
 
 
 def shown(text: str) -> str:
-    """Return the text with a visible sign for each character that the font cannot draw."""
+    """Replace the characters that the font cannot draw by visible signs.
+
+    Args:
+        text: Of a token, or any other.
+
+    Returns:
+        The text in Unicode's form NFC, with ↵ for a line break, ⇥ for a tab and � for what the font lacks.
+    """
     return "".join(_shown(character) for character in unicodedata.normalize("NFC", text))
 
 
@@ -166,7 +187,7 @@ def _draw_scale(figure: Figure, scale: ScalarMappable, left: float, height: floa
     )
     bar.outline.set_color(FAINT)
     bar.ax.tick_params(colors=INK, labelsize=8)
-    meaning = "Layers that made the token.\nThe first one comes from the prompt pass, at full depth."
+    meaning = "Layers that made the token.\nThe first one comes from the prefill, at full depth."
     figure.text(left + 0.38, 0.33 / height, meaning, color=INK, fontsize=8.5, va="center", linespacing=1.4)
 
 

@@ -40,9 +40,9 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
     """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
 
     Args:
-        comparison: Of the results.
+        comparison: Made from the results.
         results: With their examples, in the order of the rows.
-        folder: Made if missing; files of an earlier comparison are replaced.
+        folder: A missing folder is created. Files of an earlier comparison are replaced.
     """
     pictures = {
         "pareto.png": pareto_figure(comparison, comparison.headline_metric),
@@ -55,13 +55,20 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Return how to read the tables, a sentence or two a note."""
+    """Say how to read the tables.
+
+    Args:
+        comparison: Marks that its rows do not have are not explained.
+
+    Returns:
+        Notes of a sentence or two each.
+    """
     rows = comparison.rows
     lines = [
         baseline_note(comparison),
         f"Intervals: {comparison.bootstrap.level:.0%} percentile bootstrap over the examples "
         f"({comparison.bootstrap.resamples} resamples). Those of the % of baseline draw the same examples for both.",
-        "Average layers: mean over the decode steps of the returned texts. Computed layers: over all live beams. "
+        "Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. "
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
         *time_notes(rows, "the baseline"),
     ]
@@ -76,13 +83,20 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Return the whole report in Markdown, with the run's provenance folded at its end."""
+    """Render the report as Markdown.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        The text of comparison.md, with the run's provenance folded at its end.
+    """
     parts = [
         "# Comparison of decoding strategies",
         comparison_tables(comparison),
-        "![Quality against average layers and against time](pareto.png)",
+        "![Quality against average depth and against time](pareto.png)",
         "## Layers by position in the text",
-        "The darker, the more of the examples ran the layer in that decode step; grey where none was so long.",
+        "The darker a cell, the more examples ran that layer in that decode step. Grey: no text was that long.",
         "![Which layers ran in each decode step](depth.png)",
         folded_run(comparison.run),
     ]
@@ -90,7 +104,14 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> str:
-    """Return the notes and the tables of quality and cost in Markdown."""
+    """Render the notes and the tables of quality and cost, which comparison.md and TensorBoard share.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        Markdown, without a line break at its end.
+    """
     labels = [METRIC_LABELS[name] for name in comparison.metrics]
     quality, percent, cost = [], [], []
     for row in comparison.rows:
@@ -102,9 +123,9 @@ def comparison_tables(comparison: Comparison) -> str:
     parts = [
         "\n".join(f"- {note}" for note in notes(comparison)),
         "## Quality",
-        markdown_table(["Strategy", "Avg. layers", *labels, "Output tokens"], quality),
+        markdown_table(["Strategy", "Average depth", *labels, "Output tokens"], quality),
         "## Quality as % of the baseline",
-        markdown_table(["Strategy", "Avg. layers", *labels], percent),
+        markdown_table(["Strategy", "Average depth", *labels], percent),
         "## Cost",
         markdown_table(["Strategy", *COST_HEADER], cost),
     ]
@@ -112,12 +133,14 @@ def comparison_tables(comparison: Comparison) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print quality above cost on a terminal of at least 120 columns.
+    """Print quality above cost. Value and % of the baseline share a cell, with the interval below them.
 
-    Value and % of the baseline share a cell, the interval stands below them.
+    Args:
+        comparison: Of one strategy or more.
+        console: Of 120 columns or more.
     """
     metrics = [name for name in TERMINAL_METRICS if name in comparison.metrics]
-    header = ["Avg.\nlayers", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
+    header = ["Average\ndepth", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
     quality = terminal_table("Quality (value, % of the baseline, interval)", "Strategy", header)
     cost = terminal_table("Cost", "Strategy", TERMINAL_COSTS)
     for row in comparison.rows:

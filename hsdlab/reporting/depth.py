@@ -30,15 +30,15 @@ PANEL_INCHES = (3.7, 2.5)
 
 
 def shares_run(examples: Sequence[ExampleRecord], num_layers: int) -> FloatArray:
-    """Return how often each layer ran in each decode step.
+    """Compute how often each layer ran in each decode step.
 
     Args:
-        examples: Of them, `layers` is read.
-        num_layers: L, the model's decoder layers.
+        examples: Only their `layers` are read.
+        num_layers: L of the model.
 
     Returns:
-        [steps, layers]: of the examples that took the decode step, the share for which the layer ran. As many
-        steps as the longest example took.
+        Float64 [steps, layers], 0 to 1. It is the share for which the layer ran, among the examples that took the
+        decode step. `steps` is the number of steps of the longest example.
     """
     columns = zip_longest(*(example.layers for example in examples))
     counters = [Counter(ranges for ranges in column if ranges is not None) for column in columns]
@@ -51,11 +51,14 @@ def shares_run(examples: Sequence[ExampleRecord], num_layers: int) -> FloatArray
 
 
 def token_depths(example: ExampleRecord, num_layers: int) -> list[tuple[str, int]]:
-    """Return each new token's text with the number of layers that made it.
+    """Pair each new token's text with the number of layers that made it.
 
     Args:
-        example: None of its tokens where they were not recorded.
-        num_layers: L, the model's decoder layers; the prefill, which makes the first token, runs them all.
+        example: Its `tokens` and `layers` are read.
+        num_layers: L of the model. The prefill, which makes the first token, runs all of them.
+
+    Returns:
+        (text, layers) for each new token; empty where the tokens were not recorded.
     """
     if not example.tokens:
         return []
@@ -70,8 +73,8 @@ def depth_figure(rows: Sequence[ComparisonRow], results: Sequence[StrategyResult
     panels share it and their axes. Grey: no example was so long.
 
     Args:
-        rows: The strategies, at least one.
-        results: Their results, with the examples.
+        rows: Rows of a comparison, at least one.
+        results: The result of each row, with its examples.
 
     Returns:
         A figure on the Agg canvas, apart from pyplot's global state.

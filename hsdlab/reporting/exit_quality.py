@@ -27,15 +27,20 @@ def write_exit_quality(quality: ExitQuality, folder: Path) -> None:
     """Write exit_classifier.json and exit_classifier.png, each whole or not at all.
 
     Args:
-        quality: The figures.
-        folder: Where to write.
+        quality: Figures of each layer but the last.
+        folder: A missing folder is created. Earlier files are replaced.
     """
     quality.write(folder / FILE)
     replace_figure(folder / "exit_classifier.png", exit_quality_figure(quality))
 
 
 def print_exit_quality(quality: ExitQuality, console: Console) -> None:
-    """Print a line for each layer."""
+    """Print a line for each layer.
+
+    Args:
+        quality: Figures of each layer but the last.
+        console: Where to print.
+    """
     table = Table(title="Exit classifier on the validation split", title_justify="left", box=SIMPLE_HEAD)
     for name in ("Layer", *COLUMNS.values()):
         table.add_column(name, justify="right")
@@ -45,7 +50,14 @@ def print_exit_quality(quality: ExitQuality, console: Console) -> None:
 
 
 def exit_quality_figure(quality: ExitQuality) -> Figure:
-    """Draw the figures of each layer (left), and the reliability diagram over all layers (right)."""
+    """Draw the figures of each layer (left), and the reliability diagram over all layers (right).
+
+    Args:
+        quality: Figures of each layer but the last.
+
+    Returns:
+        A figure of 10 by 4 inches on the Agg canvas, apart from pyplot's global state.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -25,12 +25,12 @@ HEADER = (
     "Same token if dropped %",
 )
 NOTES = (
-    f"Means over the decode steps, the prompt at full depth; in brackets the {LEVEL:.0%} bootstrap interval over the "
-    "examples.",
-    "A layer's prediction: the final norm and the head on its output. The oracle leaves at the first layer that "
-    "predicts what the last one does: on these states no exit that keeps every token runs fewer layers, and a real one "
-    "has to guess where that is.",
-    "Dropped: the layer is left out of the decode steps only. What several layers cost together is not their sum.",
+    f"Means over the decode steps, with the prompt at full depth. In brackets: the {LEVEL:.0%} bootstrap interval over "
+    "the examples.",
+    "A layer's prediction: the final norm and the head on its output. The oracle exits at the first layer that "
+    "predicts the last layer's token. On these states, no exit that keeps every token runs fewer layers. A real exit "
+    "has to guess which layer that is.",
+    "Dropped: the decode steps skip that one layer. The losses of several layers do not add up.",
 )
 
 
@@ -38,8 +38,8 @@ def write_inspection(result: InspectionResult, folder: Path) -> None:
     """Write inspect.json, inspect.md and inspect.png, each whole or not at all.
 
     Args:
-        result: The inspection.
-        folder: Made if missing; files of an earlier inspection are replaced.
+        result: The figures of all layers.
+        folder: A missing folder is created. Files of an earlier inspection are replaced.
     """
     result.write(folder / FILE)
     replace_figure(folder / "inspect.png", inspection_figure(result))
@@ -47,12 +47,19 @@ def write_inspection(result: InspectionResult, folder: Path) -> None:
 
 
 def summary(result: InspectionResult) -> str:
-    """Return what the figures say, in three sentences."""
+    """Say what the figures show.
+
+    Args:
+        result: The figures of all layers.
+
+    Returns:
+        Four sentences, on the oracle exit, the layers that cost least to drop, and the one that costs most.
+    """
     layers, order = result.layers, result.cheapest_first
     cheapest, dearest = layers[order[0]], layers[order[-1]]
     others = ", ".join(str(layer) for layer in order[1:CHEAPEST])
     return (
-        f"An oracle exit would run {estimate(result.oracle_layers, 1)} of {len(layers)} layers; the prediction no "
+        f"An oracle exit would run {estimate(result.oracle_layers, 1)} of {len(layers)} layers. The prediction no "
         f"longer changes after {estimate(result.saturated_layers, 1)}. Dropping layer {cheapest.layer} "
         f"costs least ({cheapest.dropped_loss.value:+.3f} nats per token, "
         f"{cheapest.dropped_agreement.value:.1%} of the predictions unchanged)"
@@ -62,7 +69,14 @@ def summary(result: InspectionResult) -> str:
 
 
 def conditions(result: InspectionResult) -> str:
-    """Return the model and the text in one line."""
+    """Say what was measured on.
+
+    Args:
+        result: The figures of all layers.
+
+    Returns:
+        Model, text, numbers of examples and decode steps, and the loss at full depth, in one line.
+    """
     model = result.model
     return (
         f"{model.name or model.class_name}, {model.num_layers} layers, {model.dtype} on {model.device}; "
@@ -72,7 +86,14 @@ def conditions(result: InspectionResult) -> str:
 
 
 def inspection_markdown(result: InspectionResult) -> str:
-    """Return the report in Markdown."""
+    """Render the report as Markdown.
+
+    Args:
+        result: The figures of all layers.
+
+    Returns:
+        The text of inspect.md.
+    """
     rows = [_cells(layer) for layer in result.layers]
     parts = [
         "# What each layer is worth",
@@ -86,7 +107,12 @@ def inspection_markdown(result: InspectionResult) -> str:
 
 
 def print_inspection(result: InspectionResult, console: Console) -> None:
-    """Print the report on a terminal of at least 120 columns; the layers that are cheapest to drop in bold."""
+    """Print the report, with the layers that are cheapest to drop in bold.
+
+    Args:
+        result: The figures of all layers.
+        console: Of 120 columns or more.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     rows = [_cells(layer) for layer in result.layers]
     for name, column in zip(HEADER, zip(*rows, strict=True), strict=True):

@@ -47,6 +47,13 @@ def _safe(text: str) -> str:
 
 
 def folded_run(run: RunInfo | None) -> str:
-    """Return what a run was made with, folded, for the end of a report in Markdown."""
+    """Render what a run was made with, for the end of a report in Markdown.
+
+    Args:
+        run: Provenance. None is written as an empty object.
+
+    Returns:
+        JSON within HTML's <details>, which shows it folded.
+    """
     text = "{}" if run is None else json.dumps(to_plain(run), indent=2, ensure_ascii=False)
     return f"<details><summary>The run</summary>\n\n```json\n{text}\n```\n\n</details>"

@@ -42,14 +42,14 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     of the legend and of the tables' order. A strategy without a figure on an axis is left out of that panel.
 
     Args:
-        comparison: the strategies.
-        metric: a key of their scores.
+        comparison: Of one strategy or more.
+        metric: A key of their scores, such as "rougeL".
 
     Returns:
         A figure of 12 by 4.8 inches on the Agg canvas, apart from pyplot's global state.
 
     Raises:
-        UserError: if the metric is no metric of hsdlab.
+        UserError: hsdlab has no such metric.
     """
     if metric not in METRIC_LABELS:
         raise UserError(f"Got metric {metric!r}. Expected one of {', '.join(METRIC_LABELS)}.")
@@ -92,7 +92,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def class_styles(class_names: Sequence[str]) -> dict[str, Style]:
-    """Return colour and marker of each class, in order of first appearance."""
+    """Give each class a colour and a marker.
+
+    Args:
+        class_names: In the order in which colours are given. A repeated name keeps its first colour.
+
+    Returns:
+        Keywords of matplotlib's `plot` for each class. They repeat after the seventh.
+    """
     return {
         name: {
             "color": COLOURS[index % len(COLOURS)],
@@ -106,7 +113,11 @@ def class_styles(class_names: Sequence[str]) -> dict[str, Style]:
 
 
 def prepare(axes: Axes) -> None:
-    """Give a panel its grid and margins, and whole numbers to its x-axis."""
+    """Give a panel its grid and margins, and whole numbers to its x-axis.
+
+    Args:
+        axes: The panel, changed in place.
+    """
     axes.grid(color="#ececec", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)

@@ -22,7 +22,14 @@ HEIGHT_PERCENT = 165
 
 
 def by_strategy(comparison: Comparison) -> dict[str, dict[str, ComparisonRow]]:
-    """Return the rows of a comparison of several runs: strategy -> run -> row, in the order of the first run."""
+    """Group the rows of a comparison of several runs by strategy.
+
+    Args:
+        comparison: Of one run or more. A run need not have every strategy.
+
+    Returns:
+        Strategy -> run -> row, in the order of the rows.
+    """
     found: dict[str, dict[str, ComparisonRow]] = {}
     for row in comparison.rows:
         found.setdefault(_label(row), {})[row.run] = row
@@ -30,17 +37,27 @@ def by_strategy(comparison: Comparison) -> dict[str, dict[str, ComparisonRow]]:
 
 
 def side_by_side_table(comparison: Comparison) -> str:
-    """Return a Markdown table: a line a strategy, and for each run its layers, quality, share of the baseline and time.
+    """Render the table as Markdown.
 
     Args:
-        comparison: Of several runs over the same examples; its first run's full depth is 100 %.
+        comparison: Of several runs over the same examples. The first run's full depth is 100 %.
+
+    Returns:
+        A line a strategy; for each run its average layers, quality, % of the baseline and milliseconds per decode step.
     """
     header, rows = _cells(comparison)
     return markdown_table(header, [[f"`{row[0]}`", *row[1:]] for row in rows])
 
 
 def side_by_side_terminal(comparison: Comparison) -> Table:
-    """Return the same table for a terminal of 120 columns."""
+    """Make the same table for a terminal of 120 columns.
+
+    Args:
+        comparison: Of several runs over the same examples. The first run's full depth is 100 %.
+
+    Returns:
+        A table of rich, in which quality and % of the baseline share a cell.
+    """
     metric, runs = comparison.headline_metric, _runs(comparison)
     names = ("layers", METRIC_LABELS[metric], "ms per step")
     header = [f"{run if column == 0 else ''}\n{name}" for run in runs for column, name in enumerate(names)]
@@ -88,10 +105,10 @@ def side_by_side_figure(comparison: Comparison) -> Figure:
     """Draw each run's strategies: quality against average layers (left) and against time (right).
 
     Args:
-        comparison: Of several runs over the same examples; its first run's full depth is 100 %.
+        comparison: Of several runs over the same examples. The first run's full depth is 100 %.
 
     Returns:
-        A figure of 12 by 5 inches on the Agg canvas.
+        A figure of 12 by 5 inches on the Agg canvas, apart from pyplot's global state.
     """
     metric, runs = comparison.headline_metric, _runs(comparison)
     figure = Figure(figsize=(12, 5), layout="constrained")

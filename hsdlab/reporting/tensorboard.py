@@ -63,7 +63,14 @@ LAYOUT = {
 
 
 def command(folder: Path) -> str:
-    """Return the command line that shows the runs in a folder."""
+    """Give the command that shows the runs in a folder.
+
+    Args:
+        folder: Holds a folder for each TensorBoard run.
+
+    Returns:
+        A line for a shell, with the folder quoted where it needs quotes.
+    """
     return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
 
@@ -86,7 +93,8 @@ def remove_events(folder: Path) -> None:
     """Remove the event files of an earlier comparison: TensorBoard would mix them with the new ones.
 
     Args:
-        folder: of the runs. Files of other names stay, and those that no run of hsdlab wrote.
+        folder: Holds a folder for each TensorBoard run. Files of other names stay, and those that no run of hsdlab
+            wrote.
     """
     written = Manifest(folder.parent)
     for file in folder.glob(f"*/{EVENT_FILES}"):
@@ -101,10 +109,10 @@ def write_strategy(comparison: Comparison, row: ComparisonRow, result: StrategyR
     out.
 
     Args:
-        comparison: the strategies.
-        row: One of them.
-        result: Its result, with the examples.
-        folder: Of this run; its name is the run's.
+        comparison: Holds the baseline and the model and data of the run.
+        row: One of its rows.
+        result: The result of the row, with its examples.
+        folder: Folder of this TensorBoard run; its name is the run's.
     """
     from torch.utils.tensorboard.summary import hparams  # slow to import
 
@@ -129,9 +137,9 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
     """Write the run of what shows all strategies anew: tables, Pareto figure, depths, texts side by side, layout.
 
     Args:
-        comparison: The strategies.
-        results: Their results, with the examples.
-        folder: Of this run.
+        comparison: Of one strategy or more.
+        results: The result of each row, with its examples.
+        folder: Folder of this TensorBoard run; its name is the run's.
     """
     baseline = results[comparison.baseline.number - 1]
     by_id = [{example.id: example for example in result.examples} for result in results]
@@ -150,7 +158,16 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
 
 
 def scalars(comparison: Comparison, row: ComparisonRow) -> dict[str, float]:
-    """Return a strategy's figures by their tags, the keys of comparison.json; only those that are numbers."""
+    """Give the figures of a strategy that TensorBoard shows.
+
+    Args:
+        comparison: Tells whether full depth was run. Without it there are no figures relative to a baseline.
+        row: One of its rows.
+
+    Returns:
+        Finite numbers by their tags. A tag is "quality/", "percent_of_baseline/" or "cost/", and the key in
+        comparison.json.
+    """
     cost = {name: row.figure(name) for name in row.figures} | {
         "percent_of_layers": row.percent_of_layers,
         "output_tokens": row.output_tokens.value,
@@ -164,11 +181,15 @@ def scalars(comparison: Comparison, row: ComparisonRow) -> dict[str, float]:
 
 
 def hyperparameters(comparison: Comparison, row: ComparisonRow) -> dict[str, str | int | float]:
-    """Return what the hparams table shows of a run: its strategy, and model and data as the command line names them.
+    """Give what the hparams table shows of a strategy.
 
     Args:
-        comparison: the strategies; model and data come from the run's configuration, if it has one.
-        row: one of them.
+        comparison: Model and data come from its run's configuration, if it has one.
+        row: One of its rows.
+
+    Returns:
+        Parameters of the strategy, the model and the data, by the names of the command line. Lists and other nested
+        values are written as JSON; those that are None are left out.
     """
     config = comparison.run.config
     data = config.get("data") or {}
@@ -183,17 +204,20 @@ def hyperparameters(comparison: Comparison, row: ComparisonRow) -> dict[str, str
 
 
 def sample_table(comparison: Comparison, texts: Sequence[tuple[ComparisonRow, ExampleRecord]]) -> str:
-    """Return a Markdown table of one example: source, references, and what the strategies made of it.
+    """Render one example as a table: source, references, and the text of each strategy.
 
     Args:
-        comparison: the strategies; its headline metric is shown beside each text.
-        texts: strategies, each with its record of the example; at least one.
+        comparison: Its headline metric is shown beside each text.
+        texts: Rows, each with its record of the example; at least one.
+
+    Returns:
+        Markdown. A source of more than 2000 characters is cut.
     """
     metric = comparison.headline_metric
     _, first = texts[0]
     source = first.source
     cut = source if len(source) <= MOST_CHARACTERS else source[:MOST_CHARACTERS] + " […]"
-    header = ["", _escaped(first.id), "Avg. layers", "Tokens", METRIC_LABELS[metric]]
+    header = ["", _escaped(first.id), "Average depth", "Tokens", METRIC_LABELS[metric]]
     lines = [["source", _escaped(cut), "", "", ""]]
     lines += [["reference", _escaped(reference), "", "", ""] for reference in first.references]
     for row, example in texts:

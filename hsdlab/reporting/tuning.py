@@ -33,8 +33,8 @@ def write_tuning(result: TuningResult, folder: Path) -> None:
     """Write tuning.md, tuning.json and frontier.png, each whole or not at all.
 
     Args:
-        result: The tuning.
-        folder: Made if missing; files of an earlier tuning are replaced.
+        result: The tuning as far as it has come.
+        folder: A missing folder is created. Files of an earlier tuning are replaced.
     """
     result.write(folder / FILE)
     replace_figure(folder / "frontier.png", tuning_figure(result))
@@ -42,21 +42,33 @@ def write_tuning(result: TuningResult, folder: Path) -> None:
 
 
 def tuning_markdown(result: TuningResult) -> str:
-    """Return the report in Markdown, with the run's provenance folded at its end."""
+    """Render the report as Markdown.
+
+    Args:
+        result: The tuning as far as it has come.
+
+    Returns:
+        The text of tuning.md, with the run's provenance folded at its end.
+    """
     rows = [[f"`{name}`", *cells] for name, cells in _lines(result)]
     parts = [
         "# Tuning",
         summary(result),
         markdown_table(["Strategy", *_header(result)], rows),
         "\n".join(f"- {note}" for note in notes(result)),
-        "![Quality and score against average layers](frontier.png)",
+        "![Quality and score against average depth](frontier.png)",
         folded_run(result.run),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def print_tuning(result: TuningResult, console: Console) -> None:
-    """Print the frontier, the notes and the choice on a terminal of at least 120 columns."""
+    """Print the frontier, the notes and the choice.
+
+    Args:
+        result: The tuning as far as it has come.
+        console: Of 120 columns or more.
+    """
     examples = result.comparison.baseline.examples
     table = terminal_table(f"The frontier, on {examples} examples", "Strategy", _header(result))
     for name, cells in _lines(result):
@@ -69,7 +81,14 @@ def print_tuning(result: TuningResult, console: Console) -> None:
 
 
 def summary(result: TuningResult) -> str:
-    """Return what was found, in a sentence or two."""
+    """Say which setting is chosen.
+
+    Args:
+        result: The tuning as far as it has come.
+
+    Returns:
+        A sentence or two on the chosen setting with its quality and cost, or on why full depth is to be taken.
+    """
     row, label = result.chosen_row, metric_label(result.metric)
     if not row.is_baseline:
         kept = f"{percent_of_baseline(row, result.metric)} % of full depth's {label}"
@@ -93,7 +112,14 @@ def summary(result: TuningResult) -> str:
 
 
 def notes(result: TuningResult) -> list[str]:
-    """Return how to read the table and what the choice is worth."""
+    """Say how to read the table, and how far the choice can be trusted.
+
+    Args:
+        result: The tuning as far as it has come.
+
+    Returns:
+        Notes of a sentence or more each.
+    """
     scored = sum(setting.nats_per_token is not None for setting in result.settings)
     end = (
         "another might be better (--decodes)"
@@ -101,14 +127,14 @@ def notes(result: TuningResult) -> list[str]:
         else "the others could not change the choice"
     )
     return [
-        f"{len(result.settings)} different settings were tried, {scored} of them scored; "
+        f"{len(result.settings)} different settings were tried, {scored} of them scored. "
         f"{len(result.frontier)} are on the frontier of speed and score, {len(result.decoded)} of them decoded"
         + (f": {end}." if len(result.decoded) < len(result.frontier) else "."),
         f"Nats per token: mean negative log-likelihood of full depth's own texts ({result.scored_texts} of them) "
-        f"under the setting, teacher-forced; {result.reference_nats_per_token:.4f} at full depth. At most: weights "
-        "read at full depth over weights read under the setting.",
-        "Chosen on the validation split, among several: its quality there is somewhat flattered. "
-        "`test` gives that of other examples, `calibrate` a guarantee.",
+        f"under the setting, with teacher forcing. It is {result.reference_nats_per_token:.4f} at full depth. Ideal "
+        "speed-up: weights read at full depth, divided by weights read under the setting.",
+        "The choice is the best of several settings on the validation split, so its quality there is optimistic. "
+        "`test` measures it on other examples, `calibrate` gives a guarantee.",
         "Times are of this run, one strategy after the other; `bench` times them in alternation.",
         *time_notes(list(result.rows.values()), "full depth"),
     ]
@@ -121,7 +147,7 @@ def _asked(result: TuningResult) -> str:
 
 
 def _header(result: TuningResult) -> list[str]:
-    return ["Nats per token", "At most", f"% of full {metric_label(result.metric)}", *COSTS_OF_A_CHOICE, "Goal"]
+    return ["Nats per token", "Ideal speed-up", f"% of full {metric_label(result.metric)}", *COSTS_OF_A_CHOICE, "Goal"]
 
 
 def _lines(result: TuningResult) -> list[tuple[str, list[str]]]:

@@ -53,18 +53,18 @@ def bench(
     """Measure the speed of decode steps, batch 1 and greedy, in alternation with plain `model.generate`.
 
     Args:
-        trainer: Names the device.
-        module: Holds the loaded model.
+        trainer: Only its device is used.
+        module: Gives the loaded model and its generate_kwargs.
         datamodule: Gives the prompts: the first ones of its test split.
-        strategies: What to measure besides full depth.
-        folder: Where to write; made if missing.
-        prompts: How many prompts.
-        new_tokens: Tokens to decode from each prompt.
-        repeats: How often each strategy decodes each prompt.
-        run: What the run is made with; by default noted now.
+        strategies: Strategies to measure besides full depth.
+        folder: Folder for bench.json and bench.md. A missing folder is created.
+        prompts: Number of prompts.
+        new_tokens: Tokens to decode from each prompt, 2 or more.
+        repeats: How often each strategy decodes each prompt, after one round of warm-up.
+        run: Provenance for the record. None notes it now.
 
     Returns:
-        The figures.
+        The figures of plain generate, FullDepth and the strategies, with the raw times of each round.
 
     Raises:
         UserError: The split holds fewer prompts, or as `run_bench` says.
@@ -82,10 +82,19 @@ def bench(
 
 
 def first_prompts(module: DecodeModule, datamodule: GenerationDataModule, number: int, new_tokens: int) -> list[Tensor]:
-    """Return the first prompts of the test split, each a LongTensor [1, length], not padded.
+    """Encode the first prompts of the test split.
+
+    Args:
+        module: Gives the tokenizer, and the context length of its model.
+        datamodule: Prompts are cut to its max_prompt_tokens; without one, so that the new tokens fit the context.
+        number: Number of prompts.
+        new_tokens: Tokens to decode from each prompt.
+
+    Returns:
+        LongTensors [1, length] on the CPU, not padded.
 
     Raises:
-        UserError: The split holds fewer.
+        UserError: The split holds fewer examples, or the new tokens leave no room for a prompt.
     """
     context = context_length(module.model)
     room = None if context is None else context - new_tokens
@@ -104,14 +113,14 @@ def check_bench(strategies: Sequence[SkipStrategy], prompts: int, new_tokens: in
     """Refuse what can be refused before a model is loaded.
 
     Args:
-        strategies: What is to be measured.
-        prompts: How many prompts.
-        new_tokens: Tokens to decode from each prompt.
-        repeats: Measured rounds.
-        examples: How many the test split holds.
+        strategies: Strategies to measure besides full depth. Oracles are refused.
+        prompts: Number of prompts.
+        new_tokens: Tokens to decode from each prompt, 2 or more.
+        repeats: Measured rounds, 1 or more.
+        examples: Number of examples in the test split, at least `prompts`.
 
     Raises:
-        UserError: In the words of the options.
+        UserError: One of them is out of its range; the message names the option.
     """
     check_strategies(strategies)
     if examples < prompts:
@@ -144,12 +153,12 @@ def run_bench(
     Args:
         model: A decoder-only transformers model in eval mode.
         prompts: Token ids, each [1, length]; the same in every round.
-        strategies: What is measured besides plain ``generate`` and full depth.
-        new_tokens: Tokens that every side makes from each prompt, at least 2: the first needs no step.
-        repeats: Measured rounds, at least 1; one more comes before them as warm-up.
-        folder: Where to write bench.json and bench.md; made if missing, files of an earlier run are replaced.
-        generate_kwargs: More options of ``generate``; those for samples, beams and ends of a text have no effect here.
-        run: What the run is made with; by default noted now.
+        strategies: Strategies to measure besides plain ``generate`` and full depth.
+        new_tokens: Tokens that each side decodes from each prompt, 2 or more: the first needs no step.
+        repeats: Measured rounds, 1 or more, after one round of warm-up.
+        folder: Folder for bench.json and bench.md. A missing folder is created, files of an earlier run are replaced.
+        generate_kwargs: More options of ``generate``. Those for sampling, beams and the end of a text have no effect.
+        run: Provenance for the record. None notes it now.
 
     Returns:
         The figures of plain generate, FullDepth and the strategies, with the raw times of each round.

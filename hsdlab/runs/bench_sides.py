@@ -21,7 +21,16 @@ from hsdlab.strategies.base import SkipStrategy
 
 
 class PlainSide:
-    """transformers' own ``generate``; keeps the tokens of each prompt."""
+    """transformers' own ``generate``, timed prompt by prompt.
+
+    Args:
+        model: A decoder-only transformers model in eval mode.
+        prompts: LongTensors [1, length] on its device.
+        options: Of ``generate``, with max_new_tokens and without an end of sequence.
+
+    Attributes:
+        sequences: The last output for each prompt by its index, [1, length + new tokens].
+    """
 
     def __init__(self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         self._parts = decoder_parts(model)
@@ -54,7 +63,17 @@ class PlainSide:
 
 
 class StrategySide:
-    """``hsdlab.generate`` under one strategy; keeps the last output of each prompt."""
+    """``hsdlab.generate`` under one strategy, timed prompt by prompt.
+
+    Args:
+        model: A decoder-only transformers model in eval mode.
+        prompts: LongTensors [1, length] on its device.
+        options: Of ``generate``, with max_new_tokens and without an end of sequence.
+        strategy: The strategy.
+
+    Attributes:
+        outputs: The last output for each prompt by its index.
+    """
 
     def __init__(
         self, model: nn.Module, prompts: Sequence[Tensor], options: Mapping[str, Any], strategy: SkipStrategy
@@ -78,7 +97,14 @@ class StrategySide:
         return self.outputs[case].timing
 
     def costs(self) -> dict[str, float | None]:
-        """Depth and cost over all prompts; the ideal speed-up only where the layers are known beforehand."""
+        """Add up the cost of `outputs`.
+
+        Returns:
+            - ``average_layers``: executed layers per decode step.
+            - ``ideal_speed_up``: of the layer schedule; None where the strategy decides while it decodes.
+            - ``flops_per_token``: of decode steps.
+            - ``cache_mib``: size of the KV cache at its peak, in MiB.
+        """
         figures = sum((decode_cost(self._model, output) for output in self.outputs.values()), Cost()).figures()
         num_layers = next(iter(self.outputs.values())).trace.num_layers
         schedule = self.strategy.scheduled_layers(num_layers, self._options["max_new_tokens"])

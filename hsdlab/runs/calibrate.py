@@ -58,24 +58,26 @@ def calibrate(
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
         module: Holds the loaded model.
-        datamodule: The data.
+        datamodule: Its validation split is decoded.
         strategies: The settings in order, the safest first, of any classes. FullDepth, the reference, is run in any
             case.
-        folder: Where to write; made if missing.
-        tolerance: Mean loss against full depth that is accepted (δ), between 0 and 1.
-        error: Chance that the guarantee fails (ε), between 0 and 1.
+        folder: Folder of the report and the predictions. A missing folder is created.
+        tolerance: Accepted mean loss against full depth (δ), between 0 and 1.
+        error: Probability that the guarantee fails (ε), between 0 and 1.
         loss: "risk", how much worse an example scores against its references; "textual", 1 - the score of its
             text with full depth's as the reference.
         metric: rouge1, rouge2, rougeL, bertscore_precision, bertscore_recall, bertscore_f1 or exact_match.
         bound: The p-value: "hoeffding_bentkus", "hoeffding", or "binomial" for exact_match.
-        run: What the run is made with; by default noted now.
+        run: Provenance for the record. None notes it now.
 
     Returns:
-        What was tested; its `chosen` is the setting, or full depth where none passed.
+        All tests; its `chosen` is the setting, or full depth where none passed.
 
     Raises:
-        UserError: An option out of its range; a metric without a score for each example; settings that are none,
-            oracles, listed twice, or decode a row of a batch otherwise than alone; two examples of one id.
+        UserError: An option out of its range; a metric without a score for each example; settings that are no
+            strategies, are oracles, are listed twice, or decode a sequence differently in a batch than alone; two
+            examples of one id.
+        RuntimeError: No setting was tested, which is an error in hsdlab.
     """
     folder, run = Path(folder), run or run_info(generation=module.generation().record())
     reference, *settings = baseline_first(strategies)
@@ -160,17 +162,17 @@ def check_calibration(
     """Refuse a calibration that could not end well; warn of one that can only end with full depth.
 
     Args:
-        strategies: The settings, safest first; FullDepth among them does not count.
-        tolerance: δ.
-        error: ε.
-        bound: Name of the p-value.
-        metric: A per-example metric.
+        strategies: The settings, safest first. FullDepth among them does not count.
+        tolerance: δ, between 0 and 1.
+        error: ε, between 0 and 1.
+        bound: Name of the p-value. "binomial" is for metric="exact_match" only.
+        metric: One with a score for each example.
         computed: Names of the metrics that DecodeModule computes.
-        examples: Ids of those for calibration.
-        batch_size: Prompts per batch.
+        examples: Ids of the calibration examples, each once.
+        batch_size: Prompts per batch. Settings with `rows_depend` need 1.
 
     Raises:
-        UserError: In the words of the options.
+        UserError: One of them does not fit; the message names the option.
     """
     check_levels(tolerance, error, bound)
     settings = baseline_first(strategies)[1:]
@@ -217,14 +219,17 @@ def _check_metric(metric: str, computed: Collection[str]) -> None:
 def example_losses(
     module: DecodeModule, loss: LossName, metric: str, full: StrategyResult, result: StrategyResult
 ) -> list[float]:
-    """Return the loss of each example, in the order of the data, 0 to 1.
+    """Compute the loss of each example under a setting.
 
     Args:
-        module: Whose metrics score.
-        loss: "risk", out of the scores that the records hold; "textual", with full depth's text as the reference.
-        metric: A per-example metric.
-        full: What full depth gave.
-        result: What a setting gave for the same examples in the same order.
+        module: Its metrics score the texts for "textual".
+        loss: "risk", from the scores in the records; "textual", with full depth's text as the reference.
+        metric: One with a score for each example.
+        full: The result of full depth.
+        result: The result of the setting for the same examples in the same order.
+
+    Returns:
+        One loss for each example, 0 to 1, in the order of the data.
     """
     texts, full_texts = ([record.prediction for record in each.examples] for each in (result, full))
     if loss == "textual":

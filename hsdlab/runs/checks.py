@@ -15,13 +15,30 @@ CORPUS_METRICS = {**COMPUTED_BY, **dict.fromkeys(("bleu1", "bleu2", "bleu3", "bl
 
 
 def check_computed(metric: str, by: str, computed: Collection[str]) -> None:
-    """Refuse a metric that the run does not compute."""
+    """Refuse a metric that the run does not compute.
+
+    Args:
+        metric: Name of a figure, such as rougeL.
+        by: The entry of DecodeModule's `metrics` that computes it.
+        computed: The entries of `metrics` in this run.
+
+    Raises:
+        UserError: `by` is not among `computed`.
+    """
     if by not in computed:
         raise UserError(f"metric={metric} is computed by {by}, which is not in model.metrics=[{', '.join(computed)}].")
 
 
 def check_ids(examples: Sequence[str], what: str) -> None:
-    """Refuse examples of one id."""
+    """Refuse examples that share an id.
+
+    Args:
+        examples: Ids of all examples.
+        what: Which examples they are, for the message: "calibration" or "validation".
+
+    Raises:
+        UserError: An id occurs twice.
+    """
     if len(set(examples)) < len(examples):
         (twice, number), *_ = Counter(examples).most_common(1)
         raise UserError(f"{number} {what} examples have the id {twice!r}; expected each to have its own.")

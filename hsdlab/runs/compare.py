@@ -40,10 +40,10 @@ def compare(
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
         module: Holds the loaded model.
-        datamodule: The data.
-        strategies: What to compare.
-        folder: Where to write; made if missing.
-        run: What the run is made with; by default noted now.
+        datamodule: Its test split is decoded.
+        strategies: The strategies to compare, each once.
+        folder: Folder of the report and the predictions. A missing folder is created.
+        run: Provenance for the records. None notes it now.
 
     Returns:
         The comparison of all strategies.

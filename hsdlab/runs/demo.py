@@ -54,11 +54,11 @@ def demo(
     the folder is replaced.
 
     Args:
-        folder: Where to write table.md, picture.png and comparison.json, and a folder with the report of each model.
-        models: Names in the tables to models for `load_model`; by default SmolLM2-135M fine-tuned on E2E plainly and so
-            that it can skip.
-        strategies: The strategies, full depth among them.
-        data: The data; by default `Restaurants`.
+        folder: Folder for table.md, picture.png and comparison.json, and a folder with the report of each model.
+        models: Models for `load_model`, by their names in the tables. None takes SmolLM2-135M fine-tuned on E2E, once
+            trained plainly and once trained to skip.
+        strategies: The strategies to run. FullDepth is added if it is missing.
+        data: Its test split is decoded. None takes `Restaurants`.
 
     Returns:
         The comparison of all, whose first model's full depth is the baseline.

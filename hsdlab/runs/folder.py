@@ -14,7 +14,14 @@ R = TypeVar("R")
 
 
 def holding_folder(run: Callable[P, R]) -> Callable[P, R]:
-    """Have a function with parameters `trainer` and `folder` hold the folder while it runs, in the first process."""
+    """Lock the folder of a run while a function runs, in the first process.
+
+    Args:
+        run: A function with parameters `trainer` and `folder`.
+
+    Returns:
+        The function with the same parameters. It raises what `held` raises if another process holds the folder.
+    """
     signature = inspect.signature(run)
 
     @wraps(run)

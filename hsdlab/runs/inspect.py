@@ -56,20 +56,21 @@ def inspect(
     """Measure what each layer is worth: how often it predicts what the last one does, what dropping it costs.
 
     Args:
-        trainer: Names the device.
+        trainer: Only its device is used.
         module: Holds the loaded model.
-        datamodule: The data; examples of its validation split are drawn by its seed.
-        folder: Where to write; made if missing.
-        examples: How many examples at most.
-        text: What is read after the prompts: each example's first reference, or the model's own greedy text.
-        run: What the run is made with; by default noted now.
+        datamodule: Its seed draws the examples from its validation split.
+        folder: Folder of the report. A missing folder is created.
+        examples: The most examples, 1 or more.
+        text: The text after the prompts: "references", each example's first reference, or "generated", the model's own
+            greedy text.
+        run: Provenance for the record. None notes it now.
 
     Returns:
-        The figures of all layers.
+        The figures of all layers, with bootstrap intervals over the examples.
 
     Raises:
-        UserError: No text has a decode step.
-        UnsupportedModelError: The model cannot be served.
+        UserError: An option out of its range, or no text has a decode step.
+        UnsupportedModelError: hsdlab cannot decode this model with skipped layers.
     """
     if text not in get_args(Texts):
         raise UserError(f"text={text!r}: expected one of {', '.join(get_args(Texts))}.")
@@ -132,9 +133,12 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
         batches: Each "input_ids" and "attention_mask" [rows, length] with prompts padded on the left, and
             "target_mask", BoolTensor [rows, length], true at the new tokens (``collate_pairs`` of hsdlab.data).
 
+    Returns:
+        The sums of each example that has a decode step, in the order of the batches.
+
     Raises:
-        UserError: No row of any batch has two new tokens, so there is no decode step.
-        UnsupportedModelError: If the model cannot be served.
+        UserError: No sequence of any batch has two new tokens, so there is no decode step.
+        UnsupportedModelError: hsdlab cannot decode this model with skipped layers.
     """
     parts = decoder_parts(model)
     if not parts.proven:
@@ -149,13 +153,16 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
 
 
 def inspection_result(measured: Inspection, model: ModelInfo, text: str, run: RunInfo) -> InspectionResult:
-    """Return the means with their intervals: of the text, and of each layer.
+    """Make the record of an inspection.
 
     Args:
-        measured: The sums.
-        model: On which they were measured.
-        text: What the text after the prompts is.
-        run: What the run is made with.
+        measured: The sums of one or more examples.
+        model: Described in the record.
+        text: What the text after the prompts is, in words for the report.
+        run: Provenance.
+
+    Returns:
+        Means over all decode steps with bootstrap intervals over the examples, of the text and of each layer.
     """
     steps, layers = measured.steps, measured.agreement.shape[1]
     of_layers = {
@@ -192,12 +199,16 @@ def _mean(sums: FloatArray, steps: FloatArray) -> Estimate:
 
 
 def own_text(model: nn.Module, prompts: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
-    """Continue prompts at full depth; returns a batch for :func:`inspect_layers`.
+    """Continue prompts at full depth.
 
     Args:
         model: A decoder-only transformers model in eval mode.
-        prompts: "input_ids" and "attention_mask" [rows, length], padded on the left.
+        prompts: "input_ids" and "attention_mask" [rows, length], padded on the left. Other entries are ignored.
         **options: Of ``generate``: "max_new_tokens", "do_sample" …
+
+    Returns:
+        A batch for :func:`inspect_layers` on the model's device, with "input_ids", "attention_mask" and "target_mask",
+        [rows, length + new tokens].
     """
     device = plain_model(model).device
     given = {name: prompts[name].to(device) for name in ("input_ids", "attention_mask")}

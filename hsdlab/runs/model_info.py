@@ -7,7 +7,14 @@ from hsdlab.records.model_info import ModelInfo
 
 
 def model_info(model: nn.Module) -> ModelInfo:
-    """Return a model's name, class, dtype, device, layers and parameters."""
+    """Describe a model for a record.
+
+    Args:
+        model: A decoder-only transformers model, or a peft model around one.
+
+    Returns:
+        Its name, class, dtype, device, number of layers and number of parameters.
+    """
     parts = decoder_parts(model)
     return ModelInfo(
         name=parts.model.name_or_path,

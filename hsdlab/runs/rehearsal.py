@@ -22,10 +22,13 @@ PROMPT_TOKENS, NEW_TOKENS = 8, 3  # two decode steps
 
 
 def check_options_fit(module: DecodeModule) -> None:
-    """Refuse options of decoding that the model has no tokens for.
+    """Refuse token ids beyond the vocabulary, and more beams than it has tokens.
+
+    Args:
+        module: Its generate_kwargs and the model's own generation config are checked, and its num_beams.
 
     Raises:
-        UserError: Naming the option.
+        UserError: An option does not fit; the message names it.
     """
     vocabulary = module.model.get_output_embeddings().weight.shape[0]
     check_token_ids(module.generate_kwargs, vocabulary)
@@ -46,12 +49,12 @@ def rehearse(
     """Decode a few tokens with the options of a run, score a text, and ask each strategy what it will be asked.
 
     Args:
-        module: On the device of the run.
-        prompt: Token ids of one of its prompts; only the last ones are read.
-        strategies: Under which it will decode. Those whose layers are known beforehand were asked already, when they
-            met the model.
+        module: Its model must be on the device of the run.
+        prompt: Token ids of one prompt of the run. Only the last 8 are read.
+        strategies: Strategies of the run. Only those that decide while they decode are tried: the others were checked
+            when they were applied to the model.
         form: Changes the options of decoding, as the run does.
-        scores: Whether the run scores texts.
+        scores: Whether the run scores texts, so that the metrics are tried too.
 
     Raises:
         UserError: transformers or the model refuses the options, or a strategy answers what it must not.
@@ -72,13 +75,16 @@ def rehearse(
 
 @contextmanager
 def own_faults(made: object) -> Iterator[None]:
-    """Within this, an error that the code of a class of the user's own raises is said in one sentence.
+    """Turn an error in the code of a class of the user's own into one sentence.
 
     Args:
-        made: The strategy or data set.
+        made: The strategy or data set whose code runs in the block. Errors of hsdlab's own classes pass unchanged.
+
+    Yields:
+        Nothing. UserError and OSError pass unchanged.
 
     Raises:
-        RunError: In place of any error but the user's to mend.
+        RunError: The block raised another error. The message names the class, the file and the line.
     """
     try:
         yield

@@ -38,9 +38,9 @@ def report(
     """Draw the report of a finished run anew in its folder; or one comparison of several runs.
 
     Args:
-        runs: The folder of a run, or folders, or each with a name. For several, runs of `test` or `compare` over the
-            same examples.
-        output: Where to write the comparison of several runs.
+        runs: The folder of a run, or several folders, or a mapping from names in the tables to folders. Several runs
+            must be of `test` or `compare` over the same examples.
+        output: Folder for the comparison of several runs. With None, the one run is drawn in its own folder.
 
     Returns:
         The record that was drawn.

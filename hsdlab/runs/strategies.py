@@ -31,9 +31,9 @@ class StrategyRuns:
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
         module: Holds the loaded model.
-        datamodule: The data.
+        datamodule: Gives the split.
         split: "validation" or "test".
-        warms_up: Whether to decode a batch beforehand.
+        warms_up: Whether to decode a batch before the first one that is timed.
     """
 
     def __init__(
@@ -55,8 +55,14 @@ class StrategyRuns:
         """Decode the split under one strategy.
 
         Args:
-            strategy: Under which to decode.
-            predictions: The file to write, or to go on with.
+            strategy: The strategy.
+            predictions: The file to write. With `module.resume`, batches that it holds are not decoded again.
+
+        Returns:
+            Scores, cost and the records of all examples, of all processes.
+
+        Raises:
+            RunError: Nothing was decoded.
         """
         if not self._warm and (
             self.trainer.world_size > 1 or not self.module.resume or not self._finished(predictions)
@@ -97,16 +103,19 @@ class StrategyRuns:
 def strategy_result(
     module: DecodeModule, strategy: SkipStrategy, logged: Mapping[str, float], predictions: Path
 ) -> StrategyResult:
-    """Return what a finished `validate` or `test` gave; texts and their cost are read back from their file.
+    """Make the result of a finished `validate` or `test`.
 
     Args:
-        module: Which decoded.
-        strategy: Under which it did.
-        logged: The figures that it logged.
-        predictions: The file that it wrote.
+        module: Only the number of its layers is used.
+        strategy: The strategy of the run.
+        logged: The figures that the run logged, such as "test/rougeL".
+        predictions: The file that the run wrote. Texts and their cost are read from it.
+
+    Returns:
+        The scores without their prefix, the cost, and the records of all examples.
 
     Raises:
-        RunError: It holds nothing.
+        RunError: The file holds no prediction.
     """
     records = PredictionFile(predictions).records()  # of all processes; not every process may be here
     if not records:
@@ -126,10 +135,13 @@ def strategy_result(
 
 
 def check_strategies(strategies: object) -> None:
-    """Refuse a list that holds something else than strategies: their names, say, or their classes.
+    """Refuse a list that holds something other than strategies: their names or classes, for example.
+
+    Args:
+        strategies: Expected to be a sequence of strategy objects.
 
     Raises:
-        UserError: With what was given.
+        UserError: It is not; the message shows the value.
     """
     if isinstance(strategies, str) or not isinstance(strategies, Sequence):
         raise UserError(f"strategies={strategies!r}: expected a list of strategies, such as [HSD(), CALM()].")
@@ -139,10 +151,14 @@ def check_strategies(strategies: object) -> None:
 
 
 def check_fit(module: DecodeModule, strategies: Sequence[SkipStrategy]) -> None:
-    """Refuse strategies that do not fit the model, before any is decoded under.
+    """Refuse strategies that do not fit the model, before anything is decoded.
+
+    Args:
+        module: Gives the model, and T as its max_new_tokens.
+        strategies: Each is applied to the model once, without a decode.
 
     Raises:
-        UserError: In the words of the first that does not.
+        UserError: The first strategy that does not fit says why.
     """
     for strategy in strategies:
         with strategy.applied_to(module.model, max_new_tokens=module.max_new_tokens):
@@ -150,10 +166,16 @@ def check_fit(module: DecodeModule, strategies: Sequence[SkipStrategy]) -> None:
 
 
 def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
-    """Return the strategies with FullDepth first, added where it is missing.
+    """Put FullDepth first.
+
+    Args:
+        strategies: In any order, with or without FullDepth.
+
+    Returns:
+        FullDepth, then the others in their order.
 
     Raises:
-        UserError: A strategy is listed twice, or something is none.
+        UserError: A strategy is listed twice, or something is no strategy.
     """
     check_strategies(strategies)
     names = [repr(strategy) for strategy in strategies]
@@ -165,6 +187,14 @@ def baseline_first(strategies: Sequence[SkipStrategy]) -> list[SkipStrategy]:
 
 
 def prediction_files(folder: Path, strategies: Sequence[SkipStrategy]) -> list[Path]:
-    """Return the files of predictions of the strategies of a comparison or calibration, FullDepth's first."""
+    """Name the prediction files of a comparison or calibration.
+
+    Args:
+        folder: Folder of the run.
+        strategies: As for `baseline_first`.
+
+    Returns:
+        One file for each strategy in the order of `baseline_first`, so FullDepth's first.
+    """
     ordered = baseline_first(strategies)
     return [prediction_file(folder, repr(strategy), number) for number, strategy in enumerate(ordered, start=1)]

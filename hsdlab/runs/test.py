@@ -35,17 +35,18 @@ def test(
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
         module: Holds the loaded model. If its `resume` is set, what the prediction file holds is not decoded again.
-        datamodule: The data.
-        strategy: Under which to decode.
-        folder: Where to write predictions.jsonl, result.json, metrics.json and the TensorBoard run; made if missing.
+        datamodule: Gives the split.
+        strategy: The strategy.
+        folder: Folder for predictions.jsonl, result.json, metrics.json and the TensorBoard run. A missing folder is
+            created.
         split: "test" or "validation".
-        run: What the run is made with; by default noted now.
+        run: Provenance for the record. None notes it now.
 
     Returns:
-        What the strategy gave.
+        Scores, cost and the records of all examples.
 
     Raises:
-        UserError: The strategy or the split is none.
+        UserError: `strategy` is no strategy, or `split` no split.
     """
     check_strategies([strategy])
     if split not in get_args(Split):
@@ -66,8 +67,8 @@ def write_result(result: StrategyResult, folder: Path) -> None:
     """Write result.json, and the run of TensorBoard that `compare` would write for the strategy.
 
     Args:
-        result: With its examples and its run.
-        folder: Made if missing.
+        result: With the records of its examples. Without a `run`, provenance is noted now.
+        folder: A missing folder is created.
     """
     result.without_examples().write(folder / RESULT_FILE)
     comparison = compare_results([result], result.run or run_info())

@@ -30,14 +30,14 @@ def interleave(
     Call it once for warm-up and drop what it returns, then once more.
 
     Args:
-        sides: What is compared.
-        cases: Number of cases; a round runs them in order, each on all sides before the next.
+        sides: The sides to compare.
+        cases: Number of cases. A round runs them in order, each on all sides before the next.
         rounds: Number of rounds.
-        seed: Of the order in which the sides take a case, drawn anew for each case of each round.
-        after_run: Called after each run, outside of what the side times.
+        seed: Seed of the order in which the sides run a case. It is drawn again for each case of each round.
+        after_run: Called after each run, outside of the timed part.
 
     Returns:
-        Timings [sides][rounds][cases].
+        Timings as nested lists [sides][rounds][cases].
     """
     order = random.Random(seed)
     timings: list[list[list[Timing]]] = [[[] for _ in range(rounds)] for _ in sides]
@@ -50,10 +50,16 @@ def interleave(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles, linear between values (NumPy's default).
+    """Compute the median and the quartiles.
+
+    Args:
+        values: One or more, in any order and unit.
+
+    Returns:
+        Median and quartiles, linear between values (NumPy's default). Of one value, all three are that value.
 
     Raises:
-        UserError: If there are no values.
+        UserError: There are no values.
 
     Example:
         >>> spread([4.0, 1.0, 3.0, 2.0])
@@ -68,11 +74,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio_spread(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Median and quartiles of the ratios within each round, from which the machine's drift cancels.
+    """Compute the spread of the ratios within each round, from which the machine's drift cancels.
 
     Args:
         numerators: One value per round.
         denominators: One value per round, of the same rounds.
+
+    Returns:
+        Median and quartiles of the ratios.
 
     Example:
         >>> ratio_spread([2.0, 20.0, 6.0], [1.0, 10.0, 2.0])  # the second round was ten times slower

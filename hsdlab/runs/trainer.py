@@ -42,8 +42,11 @@ class DecodingTrainer(Trainer):
         Args:
             model: Holds the loaded model.
             datamodule: The data.
-            strategies: What to compare: class names, or class_path and init_args.
-            run: What the run is made with.
+            strategies: The strategies to compare: class names, or class_path and init_args.
+            run: Provenance for the records. None notes it now.
+
+        Returns:
+            The comparison of all strategies.
         """
         return compare(self, model, datamodule, strategies, self.default_root_dir, run=run)
 
@@ -66,13 +69,16 @@ class DecodingTrainer(Trainer):
             datamodule: The data.
             strategies: The settings in order, the safest first: class names, or class_path and init_args, of any
                 classes. FullDepth, the reference, is run in any case.
-            tolerance: Mean loss against full depth that is accepted, between 0 and 1.
-            error: Chance that the guarantee fails, between 0 and 1.
+            tolerance: Accepted mean loss against full depth, between 0 and 1.
+            error: Probability that the guarantee fails, between 0 and 1.
             loss: "risk", how much worse an example scores against its references; "textual", 1 - the score of its
                 text with full depth's as the reference.
             metric: rouge1, rouge2, rougeL, bertscore_precision, bertscore_recall, bertscore_f1 or exact_match.
             bound: The p-value: "hoeffding_bentkus", "hoeffding", or "binomial" for exact_match.
-            run: What the run is made with.
+            run: Provenance for the record. None notes it now.
+
+        Returns:
+            All tests; its `chosen` is the setting, or full depth where none passed.
         """
         return calibrate(
             self,
@@ -119,7 +125,10 @@ class DecodingTrainer(Trainer):
             trials: How many settings are tried, the first ones among them.
             examples: How many of full depth's texts a setting is scored on, at most.
             decodes: The most settings to decode besides full depth.
-            run: What the run is made with.
+            run: Provenance for the record. None notes it now.
+
+        Returns:
+            All settings; its `chosen_row` is the chosen one, or full depth where none meets the goal.
         """
         given = cast(list[ScheduledStrategy], first or [])
         options = TuningOptions(Goal(max_loss, speedup), classes, given, metric, trials, examples, decodes)
@@ -140,11 +149,14 @@ class DecodingTrainer(Trainer):
         Args:
             model: Holds the loaded model.
             datamodule: Gives the prompts: the first ones of its test split.
-            strategies: What to measure besides full depth: class names, or class_path and init_args.
-            prompts: How many prompts.
-            new_tokens: Tokens to decode from each prompt.
-            repeats: How often each strategy decodes each prompt.
-            run: What the run is made with.
+            strategies: Strategies to measure besides full depth: class names, or class_path and init_args.
+            prompts: Number of prompts.
+            new_tokens: Tokens to decode from each prompt, 2 or more.
+            repeats: How often each strategy decodes each prompt, after one round of warm-up.
+            run: Provenance for the record. None notes it now.
+
+        Returns:
+            The figures of plain generate, FullDepth and the strategies, with the raw times of each round.
         """
         folder = self.default_root_dir
         sizes = {"prompts": prompts, "new_tokens": new_tokens, "repeats": repeats}
@@ -162,9 +174,12 @@ class DecodingTrainer(Trainer):
 
         Args:
             model: Holds the loaded model.
-            datamodule: The data; examples of its validation split are drawn by its seed.
-            examples: How many examples at most.
-            text: What is read after the prompts: each example's first reference, or the model's own greedy text.
-            run: What the run is made with.
+            datamodule: The data. Its seed draws the examples from its validation split.
+            examples: The most examples.
+            text: The text after the prompts: each example's first reference, or the model's own greedy text.
+            run: Provenance for the record. None notes it now.
+
+        Returns:
+            The figures of all layers, with bootstrap intervals over the examples.
         """
         return inspect(self, model, datamodule, self.default_root_dir, examples=examples, text=text, run=run)

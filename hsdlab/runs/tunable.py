@@ -15,10 +15,16 @@ TUNABLE = ("HSD", "SkipDecode", "StaticDepth")
 
 
 def scheduled_classes(names: Sequence[str]) -> list[type[ScheduledStrategy]]:
-    """Return the classes of the names, short or dotted paths.
+    """Find the strategy classes to tune. A module that a dotted path names is imported.
+
+    Args:
+        names: Class names of hsdlab.strategies, or dotted paths of your own classes.
+
+    Returns:
+        The classes, in the order of the names.
 
     Raises:
-        UserError: A name of no class, of one that cannot be tuned, or two of one short name; or no name.
+        UserError: No name, a name of no class or of one that cannot be tuned, or two classes of one short name.
     """
     if not names:
         raise UserError(f"classes is empty; expected some of {', '.join(TUNABLE)}, or a class of your own.")
@@ -73,15 +79,15 @@ def check_tuning(
         classes: Names of the classes whose settings are searched.
         max_loss: See `Goal`.
         speedup: See `Goal`.
-        metric: Of a whole split.
+        metric: One of a whole split, such as rougeL or bleu4.
         computed: Names of the metrics that DecodeModule computes.
-        max_new_tokens: The most new tokens.
-        examples: Ids of the validation examples.
-        first: Settings that are tried first.
-        trials: Settings that are tried.
+        max_new_tokens: T; 2 or more, for there to be a decode step.
+        examples: Ids of the validation examples, each once.
+        first: Settings to try first. Their layers must be known before a step.
+        trials: Number of settings to try, at least those of `first`.
 
     Raises:
-        UserError: In the words of the options.
+        UserError: One of them does not fit; the message names the option.
         RunError: Optuna is not installed.
     """
     check_optuna()

@@ -40,7 +40,7 @@ class TuningOptions:
     """What a tuning looks for, and how long.
 
     Attributes:
-        goal: What is looked for.
+        goal: A largest loss of quality, or a least speed-up.
         classes: Names of the classes whose settings are searched, or dotted paths of your own with a `propose`.
         first: Settings to try before any is proposed, such as those that the model was trained for or a paper's.
         metric: The quality: rouge1, rouge2, rougeL, bleu1 to bleu4, bertscore_precision, bertscore_recall or
@@ -80,17 +80,18 @@ def tune(
     Args:
         trainer: Runs the module; its callbacks hold no strategy.
         module: Holds the loaded model.
-        datamodule: The data.
-        options: What is looked for, and how long.
-        folder: Where to write; made if missing.
-        run: What the run is made with; by default noted now.
+        datamodule: Its validation split is decoded.
+        options: The goal, and the size of the search.
+        folder: Folder of the report, the scores and the predictions. A missing folder is created.
+        run: Provenance for the record. None notes it now.
 
     Returns:
-        What was found; its `chosen_row` is the setting, or full depth where none meets the goal.
+        All settings; its `chosen_row` is the chosen one, or full depth where none meets the goal.
 
     Raises:
         UserError: An option out of its range, a class or setting without a schedule, a class without `propose`, a
-            metric that is not computed, two examples of one id, or nothing to keep.
+            metric that is not computed, two examples of one id, or a quality of 0 at full depth.
+        RuntimeError: The search ended without a result, which is an error in hsdlab.
     """
     datamodule.prepare_data()
     check_tuning(
@@ -279,7 +280,14 @@ def _own_texts(
 
 
 def settings_on_the_frontier(settings: Sequence[Setting]) -> list[Setting]:
-    """Return the settings that skip layers and that no other one beats in ideal speed-up and score, slowest first."""
+    """Find the settings that skip layers and that no other one beats in both ideal speed-up and score.
+
+    Args:
+        settings: In the order in which they were tried. Those without a finite score are left out.
+
+    Returns:
+        The frontier, slowest first. Of settings with equal figures it has the first.
+    """
     points = {
         (-setting.ideal_speedup, -setting.score): setting
         for setting in reversed(settings)  # of equal ones the first stays

@@ -1,4 +1,4 @@
-"""Search the settings of scheduled strategies: cost against a teacher-forced score, then which of them to decode."""
+"""Search the settings of scheduled strategies by cost and a teacher-forced score; choose which of them to decode."""
 
 from hsdlab.tuning.goal import Goal
 from hsdlab.tuning.score import ReplayScore, ScoreFile

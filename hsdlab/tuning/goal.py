@@ -1,4 +1,4 @@
-"""What the tuner looks for, and in which order it decodes the settings that may be it."""
+"""What `tune` looks for, and in which order it decodes the settings that may be the one."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from hsdlab.errors import UserError
 
 @dataclass(frozen=True)
 class Goal:
-    """The fastest setting that keeps a share of the quality, or the best quality at a speed-up: one of the two.
+    """One of two goals: the fastest setting within a loss of quality, or the best quality at a speed-up.
 
     Args:
-        max_loss: The largest share of full depth's quality that may be lost, from 0 up to 1.
-        speedup: The least measured speed-up of a decode step, more than 1.
+        max_loss: The largest share of full depth's quality that may be lost, from 0 to below 1. None with `speedup`.
+        speedup: The least measured speed-up of a decode step, more than 1. None with `max_loss`.
 
     Raises:
         UserError: Both, neither, or one out of its range.
@@ -38,44 +38,49 @@ class Goal:
 
     @property
     def least_ideal_speedup(self) -> float:
-        """What a schedule has to allow to be worth a score."""
+        """The ideal speed-up that a schedule needs to be scored; 1 under `max_loss`."""
         return self.speedup or 1.0
 
     def met(self, share: float, speed_up: float) -> bool:
-        """Tell whether a decoded setting is what is looked for.
+        """Tell whether a decoded setting meets the goal.
 
         Args:
-            share: Its quality, as a share of full depth's.
-            speed_up: Of its decode steps, measured; not a number where there were none.
+            share: Its quality as a share of full depth's.
+            speed_up: Measured speed-up of its decode steps; NaN where there were none.
+
+        Returns:
+            Whether it loses at most `max_loss`, or is at least `speedup` times as fast.
         """
         if self.max_loss is not None:
-            return share >= 1 - self.max_loss - 1e-9  # 0.95 / 1 has to be a loss of at most 0.05
+            return share >= 1 - self.max_loss - 1e-9  # a share of 0.95 is a loss of 0.05, whatever the rounding
         return speed_up >= self.least_ideal_speedup
 
     def chosen(self, verdicts: Sequence[bool | None], shares: Sequence[float]) -> int | None:
         """Choose among settings, slowest first.
 
         Args:
-            verdicts: Whether each meets the goal; None where it was not decoded.
-            shares: The quality of each.
+            verdicts: Whether each setting meets the goal; None where it was not decoded.
+            shares: The quality of each setting as a share of full depth's.
 
         Returns:
-            Of those that meet it the last, which is the fastest, or the one of the best quality; None if there is none.
+            Index of a setting that meets the goal. Under `max_loss` it is the last one, which is the fastest; under
+            `speedup` it is the one of the best quality. None if no setting meets the goal.
         """
         met = [place for place, verdict in enumerate(verdicts) if verdict]
         return max(met, key=lambda place: place if self.max_loss is not None else shares[place], default=None)
 
     def next_to_decode(self, verdicts: Sequence[bool | None]) -> int | None:
-        """Choose the setting to decode next: first by bisection, as if settings met the goal from one end on.
+        """Choose the setting to decode next.
 
-        When the border between those that do and those that do not is found, faster settings beyond it are decoded,
-        nearest first: quality need not fall from each setting to the next, as the score does.
+        First comes a bisection, as if all settings on one side of a border met the goal. Once the border is found,
+        faster settings beyond it are decoded, nearest first. The score gets worse from each setting to the next, but
+        the quality need not.
 
         Args:
-            verdicts: Of the settings, slowest first; None where one was not decoded.
+            verdicts: Whether each setting, slowest first, meets the goal; None where it was not decoded.
 
         Returns:
-            Its place; None if no other setting could change what is chosen.
+            Index of the setting; None if no other setting could change what is chosen.
         """
         places, count = range(len(verdicts)), len(verdicts)
         if self.max_loss is not None:  # met at the slow end

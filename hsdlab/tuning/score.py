@@ -1,4 +1,4 @@
-"""The teacher-forced score of a schedule: how well it foretells the texts that full depth wrote."""
+"""The teacher-forced score of a schedule: how well it predicts the texts that full depth wrote."""
 
 import hashlib
 import math
@@ -17,12 +17,12 @@ from hsdlab.records.lines import from_line, to_line
 
 
 class ReplayScore:
-    """Scores schedules on given texts, by one masked pass each instead of a decode; the prompts are computed once.
+    """Scores schedules on given texts, by one masked pass each instead of a decode. The prompts are computed once.
 
     Args:
         model: A decoder-only transformers model in eval mode.
-        batches: Each "input_ids", "attention_mask" and "target_mask" [rows, length], as for `ForcedTexts`; those
-            without a decode step do not count.
+        batches: Each "input_ids", "attention_mask" and "target_mask" [rows, length], as for `ForcedTexts`. Batches
+            without a decode step are left out.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
@@ -32,10 +32,13 @@ class ReplayScore:
 
     @torch.inference_mode()
     def __call__(self, schedule: Tensor) -> float:
-        """Return the mean negative log-likelihood of a text's next token over all decode steps, in nats.
+        """Score a schedule.
 
         Args:
             schedule: BoolTensor [T, layers], of `schedule_mask`.
+
+        Returns:
+            Mean negative log-likelihood of a text's next token over all decode steps, in nats.
         """
         losses = []
         for texts in self._texts:
@@ -45,10 +48,11 @@ class ReplayScore:
 
 
 class ScoreFile:
-    """The scores of a run on the disk, a JSON object a line, so that a run that is cut short goes on with them.
+    """The scores of a run in a file, one JSON object a line. An interrupted run resumes with them.
 
     Args:
-        path: The file; its folder is made when something is written.
+        path: The file. It is read if it exists; an incomplete last line is cut off. A missing folder is created by the
+            first `add`.
 
     Raises:
         RunError: A line is no score, or was changed after it was written.
@@ -67,17 +71,30 @@ class ScoreFile:
                 except (ValueError, KeyError, TypeError) as error:
                     raise RunError(
                         f"{path}, line {number}: expected a score as the run wrote it, got {line[:80]!r} ({error}). "
-                        "Put the file back as it was, or start the run anew with --overwrite."
+                        "Restore the file, or start the run over with --overwrite."
                     ) from error
             if cut_off:
                 replace_file(path, b"".join(line + b"\n" for line in lines))
 
     def get(self, schedule: Tensor) -> float | None:
-        """Return the score of a schedule, None if it has none yet."""
+        """Look up the score of a schedule.
+
+        Args:
+            schedule: BoolTensor [T, layers], on the CPU.
+
+        Returns:
+            Nats per token, NaN where the model gave none; None if the schedule has no score yet.
+        """
         return self._scores.get(_key(schedule))
 
     def add(self, schedule: Tensor, strategy: Mapping[str, Any], score: float) -> None:
-        """Write the score of a schedule, with a strategy that has it."""
+        """Append the score of a schedule to the file.
+
+        Args:
+            schedule: BoolTensor [T, layers], on the CPU.
+            strategy: Configuration of a strategy with this schedule, for readers of the file.
+            score: Nats per token. A score that is not finite is written as null and read back as NaN.
+        """
         self._scores[_key(schedule)] = score
         nats_per_token = score if math.isfinite(score) else None
         line = {"schedule": _key(schedule), "strategy": strategy, "nats_per_token": nats_per_token}

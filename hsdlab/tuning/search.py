@@ -1,4 +1,4 @@
-"""The search: Optuna proposes settings; those whose schedule allows enough speed are scored."""
+"""The search: Optuna proposes settings, and those whose ideal speed-up is large enough are scored."""
 
 import math
 import warnings
@@ -22,11 +22,11 @@ class Setting:
     """A setting that was proposed.
 
     Attributes:
-        strategy: The setting.
-        average_layers: Layers per decode step that its schedule runs over full depth's own texts.
-        ideal_speedup: The most that it can gain over them (`ideal_speedup` of hsdlab.decoding.cost).
-        score: Mean negative log-likelihood of full depth's tokens under it, nats; None where the schedule allows too
-            little speed to be scored, not a number where the score is none.
+        strategy: The strategy with these parameters.
+        average_layers: Layers per decode step that its schedule runs on the texts of full depth.
+        ideal_speedup: Its largest possible speed-up on these texts (`ideal_speedup` of hsdlab.decoding.cost).
+        score: Mean negative log-likelihood of full depth's tokens under it, in nats. None where the ideal speed-up is
+            too small to be scored. NaN where the model gives none.
     """
 
     strategy: ScheduledStrategy
@@ -36,7 +36,7 @@ class Setting:
 
 
 class _Named:
-    """A trial whose parameters carry the name of their class: two classes may both have a `max_exit`."""
+    """A trial that puts the class before the name of each parameter: two classes may both have a `max_exit`."""
 
     def __init__(self, trial: "optuna.trial.BaseTrial", name: str) -> None:
         self._trial = trial
@@ -50,7 +50,7 @@ def check_optuna() -> None:
     """Refuse a search where Optuna, of the extra `tune`, is not installed.
 
     Raises:
-        RunError: It is not; the message names the command that installs it.
+        RunError: Optuna is missing; the message names the command that installs it.
     """
     with of_extra("tune", "`tune`"):
         import optuna  # noqa: F401
@@ -68,23 +68,24 @@ def search(
     seed: int,
     first: Sequence[ScheduledStrategy] = (),
 ) -> list[Setting]:
-    """Try settings for a speed-up as large, and a score as low, as can be had together.
+    """Search for settings on the frontier of a large ideal speed-up and a low score.
 
-    The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127) and depend on
+    The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127). They depend on
     the seed, the scores and the given settings only. Settings of equal schedules are one setting: the first that was
-    proposed. After one that was there before, the next proposal is drawn at random.
+    proposed. After a repeated schedule the next proposal is drawn at random.
 
     Args:
-        classes: Whose settings are proposed, by their `propose`.
+        classes: Strategy classes whose `propose` makes the settings.
         num_layers: L.
         max_steps: T.
-        cost: Gives a schedule's average layers and ideal speed-up, from a mask [T, layers].
-        score: Gives the score of a setting, from it and its mask; asked once for each schedule.
-        least_ideal_speedup: Settings that cannot be so fast are not scored.
-        trials: As long as the search: `range(100)`, or that under a progress bar, for 100 proposals.
-        seed: Of the proposals.
-        first: Settings that are tried before any is proposed; they count as trials. The estimator learns of those that
-            `propose` could have made of their own parameters.
+        cost: Computes a schedule's average layers and ideal speed-up, from a BoolTensor [T, layers].
+        score: Computes the score of a setting in nats, from it and its BoolTensor [T, layers]. It is called once for
+            each schedule.
+        least_ideal_speedup: Settings with a smaller ideal speed-up are not scored.
+        trials: One trial is made for each element: `range(100)`, or that under a progress bar, for 100 proposals.
+        seed: Seed of the proposals.
+        first: Settings to try before any is proposed. They count as trials. The estimator learns from those that
+            `propose` could have made with their own parameters.
 
     Returns:
         All different settings, in the order in which they were tried.
@@ -103,7 +104,7 @@ def search(
     found: dict[bytes, Setting] = {}
 
     def tried(strategy: ScheduledStrategy) -> Setting | None:
-        """Return the setting, None if its schedule was there before."""
+        """Return the setting, None if its schedule was tried before."""
         schedule = schedule_mask(strategy, num_layers, max_steps)
         if schedule is None:
             raise UserError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
@@ -126,9 +127,9 @@ def search(
         trial = study.ask()
         name = trial.suggest_categorical("strategy", list(by_name))
         setting = tried(by_name[name].propose(_Named(trial, name), num_layers, max_steps))
-        study.sampler = at_random if setting is None else sampler  # of the next one: else it repeats itself
+        study.sampler = at_random if setting is None else sampler  # else the next proposal may be the same again
         if setting is None:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # which the sampler leaves out
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # the sampler leaves failed trials out
         else:
             _tell(study, trial, setting, least_ideal_speedup)
     return list(found.values())
@@ -139,17 +140,18 @@ def trial_parameters(
 ) -> dict[str, Any] | None:
     """Express a setting as the parameters of a trial in which its class would propose it.
 
-    A class may ask its trial for other values than it has parameters, and a parameter may be out of the range that it
-    asks for. So the class proposes a setting by the parameters, and that one is compared.
+    A class may draw other values from its trial than it has parameters, and a parameter may be out of the range that it
+    draws from. So the class proposes a setting with these parameters, and the result is compared with the setting.
 
     Args:
         strategy: The setting.
-        classes: The classes of the search, by the names that they have in it.
+        classes: The classes of the search by the names that they have in it.
         num_layers: L.
         max_steps: T.
 
     Returns:
-        The parameters; None if the class is not of the search, or does not propose the setting by them.
+        Values by the names of the trial's parameters; None if the class is not in the search, or does not propose the
+        setting with its parameters.
     """
     name = next((name for name, cls in classes.items() if cls is type(strategy)), None)
     if name is None:
@@ -160,7 +162,7 @@ def trial_parameters(
     fixed = optuna.trial.FixedTrial({"strategy": name, **parameters})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # which Optuna gives for a value out of its range
+            warnings.simplefilter("error", UserWarning)  # Optuna warns of a value out of its range
             proposed = classes[name].propose(_Named(fixed, name), num_layers, max_steps)
     except (ValueError, TypeError, UserWarning):
         return None
@@ -168,7 +170,7 @@ def trial_parameters(
 
 
 def _tell(study: "optuna.Study", trial: "optuna.Trial", setting: Setting, least_ideal_speedup: float) -> None:
-    """Tell the sampler what became of its proposal: pruned, failed or scored."""
+    """Tell the sampler whether its proposal was pruned, failed or scored."""
     from optuna.trial import TrialState
 
     trial.set_constraint("speedup", least_ideal_speedup - setting.ideal_speedup)  # positive: pruned

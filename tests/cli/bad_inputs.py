@@ -444,7 +444,7 @@ MODELS = {
     "an encoder": model(changed("config.json", model_type="bert", architectures=["BertModel"]), "decoder-only"),
     "a quantised one": model(
         changed("config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
-        "a Python package that the model asks for is missing",
+        "a Python package that the model needs is missing",
         "Install it",
     ),
     "a short context": usage(
@@ -512,7 +512,7 @@ TO_REPORT = {
         changed("result.json", kind="comparison"),
         "expected a strategy result, got a comparison",
     ),
-    "result of a later version": (changed("result.json", schema_version=99), "schema version 99", "Make it anew"),
+    "result of a later version": (changed("result.json", schema_version=99), "schema version 99", "Create it again"),
     "scores of text": (changed("result.json", scores={"rouge1": "x"}), "expected a whole strategy result"),
     "odd numbers": (changed("result.json", num_layers=-1), "cannot be drawn", "Run the command that wrote them again"),
     "odd not_finite": (changed("result.json", not_finite=[1]), "expected a whole strategy result"),

@@ -66,7 +66,9 @@ def test_its_examples_parse(cli, command, monkeypatch, capsys):
 
 def test_a_row_shows_default_choices_and_what_has_to_be_given(monkeypatch, capsys):
     text = printed(monkeypatch, capsys, EvaluateCLI, "compare", "--help", program="evaluate.py")
-    assert text.startswith("usage: python evaluate.py compare [options]\n\nDecode the test split under several strategies;")
+    assert text.startswith(
+        "usage: python evaluate.py compare [options]\n\nDecode the test split under several strategies;"
+    )
     said = " ".join(text.split())
     assert "--model.num_beams=4 Beams of the search, 4 as in the HSD paper." in said
     assert "--model.dtype=float32 Of the weights. Or bfloat16, float16, float64, auto." in said

@@ -221,8 +221,10 @@ def test_a_limit_decodes_so_many_batches(monkeypatch, tmp_path):
     assert [json.loads(line)["id"] for line in lines] == [f"test-{i}" for i in range(4)]
 
 
-def test_validation_amid_a_step_is_refused(monkeypatch, capsys, options, tmp_path):
+def test_validation_within_a_step_is_refused(monkeypatch, capsys, options, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     flags = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
-    assert "val_check_interval=3 validates every 3 batches, amid" in sentence(capsys, train, [*options, *flags])
+    assert "val_check_interval=3 validates every 3 batches, in the middle of a step of 2 batches" in sentence(
+        capsys, train, [*options, *flags]
+    )
     assert not Path(tmp_path / "out" / "model").exists()

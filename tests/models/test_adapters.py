@@ -1,4 +1,4 @@
-"""Adapters that are more than matrices: what is saved beside them is used, and what does not arrive is refused."""
+"""Adapters that are more than matrices: what is saved beside them is used; weights that are not loaded are refused."""
 
 import json
 import os
@@ -181,17 +181,17 @@ def _break(weights):
     [
         (
             _drop,
-            r"does not arrive whole: weights are missing for .*: model.layers.1.self_attn.q_proj.lora_B.weight",
+            r"cannot be loaded completely: weights are missing for .*: model.layers.1.self_attn.q_proj.lora_B.weight",
         ),
         (
             _add,
-            r"does not arrive whole: weights have no place in .*: model.layers.9.self_attn.q_proj.lora_A.weight",
+            r"cannot be loaded completely: weights have no place in .*: model.layers.9.self_attn.q_proj.lora_A.weight",
         ),
         (_cut, r"does not fit .*base: .*size mismatch.*the model that the adapter was trained on"),
         (_break, r"q_proj.lora_A.weight holds numbers that are not finite; export it again"),
     ],
 )
-def test_an_adapter_that_does_not_arrive_whole_is_refused(change, message, tmp_path):
+def test_an_adapter_that_is_not_loaded_completely_is_refused(change, message, tmp_path):
     base = save(tiny_llama(), tmp_path / "base")
     save_adapter(base, tiny_llama(), tmp_path / "adapter", ["q_proj"])
     file = tmp_path / "adapter/adapter_model.safetensors"

@@ -106,7 +106,7 @@ BAD = {
     "a binary tokenizer": (write(TOKENIZER, bytes(range(256))), "its tokenizer cannot be read"),
     "a truncated tokenizer": (truncated(TOKENIZER), "its tokenizer cannot be read"),
     "a broken tokenizer config": (write("tokenizer_config.json", b"[1"), "its tokenizer cannot be read"),
-    "another tokenizer": (longer_tokenizer, "gives tokens up to 261, but the model has embeddings for 261"),
+    "another tokenizer": (longer_tokenizer, "has token ids up to 261, but the model has 261 embeddings"),
     "a broken generation config": (write("generation_config.json", b"{"), "generation_config.json cannot be read"),
 }
 ADVICE = re.compile(r"trust_remote_code|weights_only|torch\.load|Traceback|allow_pickle")

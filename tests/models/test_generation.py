@@ -121,7 +121,7 @@ def test_what_the_user_gives_wins():
     assert found.not_taken == {"top_p": 0.9, "repetition_penalty": 1.2}
     assert found.sentence() == (
         "Decoding: sampling; from the model's generation_config: bos_token_id=0. Not taken from it: top_p=0.9, "
-        "repetition_penalty=1.2; --model.generate_kwargs='{name: value}' asks for such options."
+        "repetition_penalty=1.2; --model.generate_kwargs='{name: value}' sets such options."
     )
 
 

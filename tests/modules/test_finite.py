@@ -58,7 +58,7 @@ def spoil(tested, call, path="layers.1.mlp"):
 @pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "skip-aware"])
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, options):
     run = trainer(Checkpoints(tmp_path, 2), enable_checkpointing=True, num_sanity_val_steps=0)
-    message = r"train/loss in step 4 \(epoch 1\) is nan, of the examples train-\d+, .*: the first output that is not"
+    message = r"train/loss in step 4 \(epoch 1\) is nan for the examples train-\d+, .*: the first output that is not"
     with pytest.raises(RunError, match=message + r" finite is that of model\.layers\.1\.mlp"):
         run.fit(spoil(module(**options), 4), datamodule=Toy())
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
@@ -78,7 +78,7 @@ class Break(Callback):
 
 def test_weights_that_are_not_finite_name_the_step_before(tmp_path):
     run = trainer(Break(1), Checkpoints(tmp_path, 100), enable_checkpointing=True)
-    message = r"in step 2 .* is nan, .*: the weights \S+ are not finite since the step before, of the examples train-"
+    message = r"in step 2 .* is nan .*: the weights \S+ are not finite since the step before \(examples train-"
     with pytest.raises(RunError, match=message):
         run.fit(module(), datamodule=Toy())
 
@@ -98,13 +98,13 @@ class NoGradient(torch.autograd.Function):
 def test_detect_anomaly_finds_a_gradient_that_is_no_number():
     tested = module()
     tested.model.lm_head.register_forward_hook(lambda part, arguments, logits: NoGradient.apply(logits))
-    with pytest.raises(RunError, match=r"A gradient in step 1 is no number, of the examples train-.*NoGradient"):
+    with pytest.raises(RunError, match=r"A gradient in step 1 is NaN for the examples train-.*NoGradient"):
         trainer(detect_anomaly=True).fit(tested, datamodule=Toy())
 
 
 def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path):
     run = trainer(Checkpoints(tmp_path, 100), enable_checkpointing=True, num_sanity_val_steps=0)
-    with pytest.raises(RunError, match=r"val/loss after step 6 is nan, of the examples validation-0, validation-1"):
+    with pytest.raises(RunError, match=r"val/loss after step 6 is nan for the examples validation-0, validation-1"):
         run.fit(spoil(module(), 7), datamodule=Toy())
     assert not list(tmp_path.iterdir())
 
@@ -114,7 +114,7 @@ def test_rates_that_no_model_survives_are_refused_or_stop_the_run(tmp_path, name
     with pytest.raises(ValueError, match=rf"{name}=1e\+30: expected .* 1000 at most"):
         module(**{name: 1e30})
     run = trainer(Checkpoints(tmp_path, 1), enable_checkpointing=True, max_epochs=10)
-    with pytest.raises(RunError, match=r"is (nan|inf), of the examples|not finite"):
+    with pytest.raises(RunError, match=r"is (nan|inf) for the examples|not finite"):
         run.fit(module(learning_rate=1000.0, weight_decay=1000.0, warmup=0.0), datamodule=Toy())
 
 
@@ -123,14 +123,14 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(RunError, match=r"lora_A.* after step 6 is not finite"):
         trainer(Break(6), made, enable_checkpointing=True, limit_val_batches=0).fit(tested, datamodule=Toy())
     assert read_checkpoint(made.last)["global_step"] == 4
-    with pytest.raises(RunError, match=r"a weight of the model to export, is not finite: nothing of it is written"):
+    with pytest.raises(RunError, match=r"a weight of the model to export, is not finite, so no file is written"):
         tested.export(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 def test_a_model_that_computes_no_numbers_is_not_exported(tmp_path):
     tested = spoil(module(), 1)
-    with pytest.raises(RunError, match="What the model to export computes is not finite"):
+    with pytest.raises(RunError, match="The output of the model to export is not finite"):
         tested.export(tmp_path / "model")
     assert tested.model.training
     assert not (tmp_path / "model").exists()
@@ -213,7 +213,7 @@ BAD = {
     no_optimizer: "holds no state of the optimizer",
     nan_in_the_optimizer: "exp_avg of the optimizer's state holds numbers",
     no_identity: "is not one of hsdlab's fine-tuning",
-    no_word_of_the_best: "cannot be gone on from",
+    no_word_of_the_best: "A run cannot resume from",
 }
 
 
@@ -245,7 +245,7 @@ def test_decoding_names_the_examples(data):
     decoder = decode_module(num_beams=1, max_new_tokens=4)
     decoder.model.lm_head.register_forward_hook(lambda part, arguments, logits: logits * NAN)
     assert isinstance(decoder, DecodeModule)
-    with pytest.raises(RunError, match=r"the prompt pass, row 0, 1 of .* These are the examples test-0, test-1\."):
+    with pytest.raises(RunError, match=r"the prefill, sequence 0, 1 of .* These are the examples test-0, test-1\."):
         decode_trainer(FullDepth()).test(decoder, datamodule=data, verbose=False)
 
 

@@ -143,6 +143,6 @@ def test_a_calibration_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(RunError) as error:
         CalibrationResult.read(path)
     assert str(error.value) == (
-        f"{path}: got a calibration of schema version 1; this version of hsdlab reads version 2. Make it anew, "
-        "or read it with the hsdlab that wrote it."
+        f"{path}: got a calibration of schema version 1; this version of hsdlab reads version 2. Create it "
+        "again, or read it with the version of hsdlab that wrote it."
     )

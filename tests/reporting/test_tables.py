@@ -23,13 +23,13 @@ SNAPSHOT = f"""\
 - FullDepth() is the baseline (100 %). 2 examples, 4 layers.
 - Intervals: 95% percentile bootstrap over the examples (1000 resamples). Those of the % of baseline draw \
 the same examples for both.
-- Average layers: mean over the decode steps of the returned texts. Computed layers: over all live beams. \
+- Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. \
 Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 - † Layers were saved, but a decode step took longer than the baseline's.
 
 ## Quality
 
-| Strategy | Avg. layers | ROUGE-1 | BLEU-1 | Output tokens |
+| Strategy | Average depth | ROUGE-1 | BLEU-1 | Output tokens |
 | --- | ---: | ---: | ---: | ---: |
 | `FullDepth()` | 4.00 | 0.700 [0.600, 0.800] | 0.750 [0.500, 1.000] | 4.0 [4.0, 4.0] |
 | `{HSD_NAME}` | 2.50 | 0.450 [0.300, 0.600] | 0.375 [0.250, 0.500] | 4.0 [2.0, 6.0] |
@@ -37,7 +37,7 @@ Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 
 ## Quality as % of the baseline
 
-| Strategy | Avg. layers | ROUGE-1 | BLEU-1 |
+| Strategy | Average depth | ROUGE-1 | BLEU-1 |
 | --- | ---: | ---: | ---: |
 | `FullDepth()` | 4.00 | 100.0 | 100.0 |
 | `{HSD_NAME}` | 2.50 | 64.3 [50.0, 75.0] | 50.0 [50.0, 50.0] |
@@ -45,18 +45,18 @@ Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 
 ## Cost
 
-| Strategy | Avg. layers | % of layers | Computed layers | Measured speed-up | ms per decode step | Tokens/s \
-| Prompt ms | GFLOPs per token | MB read per token | Cache peak MiB |
+| Strategy | Average depth | % of layers | Computed layers | Measured speed-up | ms per decode step | Tokens/s \
+| Prefill ms | GFLOPs per token | MB read per token | Cache peak MiB |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | `FullDepth()` | 4.00 | 100.0 | 4.00 | 1.00× | 10.0 | 100 | 20.0 | 2.50 | 3.00 | 1.50 |
 | `{HSD_NAME}` | 2.50 | 62.5 | 2.60 | 1.25× | 8.00 | 125 | 20.5 | 1.75 | 2.00 | 1.25 |
 | `{CALM_NAME}` | 3.00 | 75.0 | – | 0.80× † | 12.5 | 80.0 | – | 0 | 0 | 0 |
 
-![Quality against average layers and against time](pareto.png)
+![Quality against average depth and against time](pareto.png)
 
 ## Layers by position in the text
 
-The darker, the more of the examples ran the layer in that decode step; grey where none was so long.
+The darker a cell, the more examples ran that layer in that decode step. Grey: no text was that long.
 
 ![Which layers ran in each decode step](depth.png)
 

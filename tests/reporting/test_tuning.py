@@ -131,7 +131,7 @@ def test_where_nothing_meets_the_goal_full_depth_is_to_be_taken(decoded, frontie
 
 def test_the_first_note_says_whether_another_setting_could_change_the_choice(make):
     assert notes(make(DECODED, max_loss=0.05))[0] == (
-        "5 different settings were tried, 4 of them scored; 3 are on the frontier of speed and score, 2 of them "
+        "5 different settings were tried, 4 of them scored. 3 are on the frontier of speed and score, 2 of them "
         "decoded: the others could not change the choice."
     )
     assert notes(make({2: DECODED[2]}, max_loss=0.05))[0].endswith("another might be better (--decodes).")

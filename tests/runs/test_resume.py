@@ -229,7 +229,7 @@ def test_changed_data_is_refused(subcommand, evaluate, refused, tmp_path):
         ('"test-3"', '"test-33"', "test-3"),
     ):
         file.write_text(text.replace(old, new), encoding="utf-8")
-        assert f"example '{named}' has other texts, another place or is missing" in refused(subcommand, *args)
+        assert f"example '{named}' has other texts, has moved or is missing" in refused(subcommand, *args)
     write_examples(file.parent, EXAMPLES + 1)  # another one at the end
     assert "The examples are not those that the run" in refused(subcommand, *args)
 
