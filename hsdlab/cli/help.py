@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._required import iter_required_keys, restore_suppressed_required
+from jsonargparse._required import iter_required_keys, restore_suppressed_required  # nothing public tells them
 
 from hsdlab.cli.names import EVALUATE, TRAIN
 from hsdlab.program import EVALUATE_SCRIPT, TRAIN_SCRIPT, VALIDATE_LOSS, typed
@@ -41,14 +41,22 @@ _SWITCHES = ("overwrite", "print_config")
 _OF_TRAINING = ("data.group_by_length", "data.targets")
 _OF_PREDICT = ("data.predict_split",)
 _SAID_BETTER = {
-    "config": "A config: a file, or the name of one that comes with hsdlab, such as model/gpt2. May be repeated; what "
-    "comes later wins.",
+    "config": "A YAML file, or a config of hsdlab's by its name, such as model/gpt2. Repeat it to combine several; the "
+    "last one wins.",
     "seed_everything": "Seed of all random numbers, or false for none.",
     "print_config": "Print the configuration that would run, and end.",
-    "ckpt_path": "The checkpoint to go on from; last for the newest in the output folder.",
+    "ckpt_path": "The checkpoint to resume from; last for the newest in the output folder.",
     "data": "The class of the data.",
+    "model.name": 'A model folder, a .gguf file, a LoRA adapter\'s folder, "embedded:smollm2-135m", or the id of a '
+    "model on the hub.",
+    "model.distillation": "Share of the loss against full depth's logits.",
+    "model.learning_rate_schedule": "The learning rate after warm-up.",
+    "model.skip_draws": 'One draw per "batch" or per "example".',
+    "data.delimiter": "Separates the cells of .csv and .tsv files.",
+    "model.generate_every": "Decode in every so many validations and log ROUGE and BLEU.",
+    "data.targets": "Files of `predict`, whose texts to train on in place of the references.",
 }
-"""Options that libraries explain in their own terms."""
+"""Options of which the first sentence is long, or in the terms of a library."""
 
 
 def short_help(
@@ -63,41 +71,49 @@ def short_help(
         strategies: Names of the strategies that there are.
         data: Data sets by their names.
     """
-    text = (TRAIN if trains else EVALUATE)[command]
+    summary = (TRAIN if trains else EVALUATE)[command]
     program = typed(command, TRAIN_SCRIPT if trains else EVALUATE_SCRIPT)
-    examples = EXAMPLES[VALIDATE_LOSS if trains and command == "validate" else command]
     data_set = parser.get_defaults()["data"].class_path.rpartition(".")[2]
     of_data = ArgumentParser(add_help=False)
     of_data.add_class_arguments(data[data_set], "data")
     options = {each.dest: each for each in (*parser._actions, *of_data._actions) if _is_option(each)}
     with restore_suppressed_required():
         required = {*iter_required_keys(parser), *iter_required_keys(of_data)}
-    explained = [each.dest.removesuffix(".help") for each in parser._actions if each.dest.endswith(".help")]
     useless = (*(() if trains else _OF_TRAINING), *(() if command == "predict" else _OF_PREDICT))
+    groups = _with_options_of_their_own(parser)
     sections = {
         f"Options of `{program.split()[-1]}`": [name for name in options if "." not in name and name not in _COMMON],
-        "Model": [name for name in options if name.startswith("model.")],
+        f"Model{groups}": [name for name in options if name.startswith("model.")],
         f"Data (of {data_set}; --data.help=NAME for {', '.join(name for name in data if name != data_set)})": [
             *("data", *(name for name in options if name.startswith("data.") and name not in useless))
         ],
         "Run": [name for name in _RUN if name in options],
     }
-    lines = [f"usage: {program} [options]", "", f"{text[0].upper()}{text[1:]}.", "", "Examples:"]
+    lines = [f"usage: {program} [options]", "", f"{summary[0].upper()}{summary[1:]}.", "", "Examples:"]
+    examples = EXAMPLES[VALIDATE_LOSS if trains and command == "validate" else command]
     lines += [_on_two_lines(f"  {program} {example}") for example in examples]
     lines += ["", *_wrapped("A value after = is the default; a word in CAPITALS stands for what you give.")]
     for heading, names in sections.items():
-        rows = [
-            _row(options[name], name in required and options[name].default is None, name in explained, strategies)
-            for name in names
-        ]
+        rows = [_row(options[name], name in required and options[name].default is None, strategies) for name in names]
         lines += ["", *_wrapped(f"{heading}:"), *chain.from_iterable(rows)] if rows else []
+    return "\n".join([*lines, "", *_wrapped(_of_the_trainer(options, program, trains)), ""])
+
+
+def _with_options_of_their_own(parser: ArgumentParser) -> str:
+    """Return what to add to the heading of the model: the options that take objects, and how to see theirs."""
+    found = [each.dest.removesuffix(".help") for each in parser._actions if each.dest.endswith(".help")]
+    names = [name for name in found if name.startswith("model.") and name != "model.skip_strategies"]
+    return f" (--NAME.help lists the options of {', '.join(names)})" if names else ""
+
+
+def _of_the_trainer(options: Mapping[str, Action], program: str, trains: bool) -> str:
+    """Return the sentences that stand for the Trainer's options."""
     shown = ["accelerator", "devices", "precision", *(("max_epochs", "max_steps") if trains else ())]
     rest = sum(name.startswith("trainer.") for name in options) - len(shown)
-    trainer = (
+    return (
         f"Lightning's Trainer: {', '.join(f'--trainer.{name}' for name in shown)} and {rest} more. "
         f"`{program} {ALL}` explains every option in full."
     )
-    return "\n".join([*lines, "", *_wrapped(trainer), ""])
 
 
 def own_options_first(parser: ArgumentParser, command: str, trains: bool) -> None:
@@ -123,13 +139,12 @@ def _is_option(action: Action) -> bool:
     )
 
 
-def _row(action: Action, required: bool, explained: bool, strategies: Sequence[str]) -> list[str]:
+def _row(action: Action, required: bool, strategies: Sequence[str]) -> list[str]:
     """Return the lines of an option: what is typed, and the first sentence of its meaning.
 
     Args:
         action: The option.
         required: Whether it has to be given.
-        explained: Whether it takes objects whose own options `--NAME.help` lists.
         strategies: Names of the strategies that there are.
     """
     name, hint = action.dest, getattr(action, "_typehint", None)
@@ -137,9 +152,7 @@ def _row(action: Action, required: bool, explained: bool, strategies: Sequence[s
     if get_origin(hint) is Literal:
         rest = [str(each) for each in get_args(hint) if each != action.default and str(each) not in said[0]]
         said += [f"Or {', '.join(rest)}."] if rest else []
-    if explained and "SkipStrategy" not in str(hint) and name != "data":
-        said += [f"--{name}.help lists its options."]
-    elif explained and "." not in name and name != "data":
+    if "SkipStrategy" in str(hint) and "." not in name:
         said += [f"There are {', '.join(strategies)}, and your own. --{name}.help=HSD explains one."]
     text = textwrap.wrap(" ".join((["Required."] if required else []) + said), WIDTH - COLUMN)
     option = f"  {_with_default(action)}"
@@ -165,9 +178,10 @@ def _with_default(action: Action) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    """Return the first sentence, up to a full stop, semicolon or colon, with a full stop."""
-    first = re.split(r"(?<=[.;:])\s", " ".join(text.split()), maxsplit=1)[0]
-    return f"{first.rstrip('.;:')}."
+    """Return the first sentence, up to a full stop, semicolon or colon outside of code, without parentheses."""
+    line = re.sub(r"(`[^`]*`)|\s\([^()]*\)", r"\1", " ".join(text.split()))
+    found = re.match(r"(?:`[^`]*`|[^`])*?(?=[.;:](?:\s|$))", line)
+    return f"{found[0] if found else line}."
 
 
 def _on_two_lines(command: str) -> str:
