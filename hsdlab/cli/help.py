@@ -168,13 +168,17 @@ def _with_default(action: Action) -> str:
         return option
     if default is None:
         return f"{option}={re.split('[._]', action.dest)[-1].upper()}"
-    if isinstance(default, Namespace):
-        return f"{option}={default.class_path.rpartition('.')[2]}"
     if isinstance(default, list | tuple):
-        return f"{option}=[{','.join(map(str, default))}]"
+        return f"{option}=[{','.join(map(_short, default))}]"
     if isinstance(default, bool):
         return f"{option}={str(default).lower()}"
-    return f"{option}={default!r}" if "\n" in str(default) else f"{option}={default}"
+    return f"{option}={default!r}" if "\n" in str(default) else f"{option}={_short(default)}"
+
+
+def _short(value: Any) -> str:
+    """Return a value as it is typed: a class by its name."""
+    path = value.get("class_path", "") if isinstance(value, dict | Namespace) else ""
+    return path.rpartition(".")[2] or str(value)
 
 
 def _first_sentence(text: str) -> str:

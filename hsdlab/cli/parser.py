@@ -13,6 +13,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
+from hsdlab.cli.class_arguments import arguments, given_classes
 from hsdlab.cli.config_checks import check_value
 from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
 from hsdlab.cli.help import ALL, own_options_first, short_help
@@ -77,7 +78,7 @@ class EvaluateParser(LightningArgumentParser):
                 check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
             args = [_at_home(arg) for arg in args]
-            args = with_strategies_written_out(args, {each.__name__: each for each in _subclasses(SkipStrategy)})
+            args = with_strategies_written_out(args, _strategies())
         except UserError as error:
             self.error(str(error), error)
         if outermost:
@@ -119,18 +120,24 @@ class EvaluateParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one sentence what is wrong, and end with exit code 2."""
-        files = [Path(word.partition("=")[2]) for word in EvaluateParser.words if word.startswith("--config=")]
+        sentence = message if isinstance(ex, UserError) else self._sentence(message)
+        sys.stderr.write(f"error: {sentence}\n{MORE}\n")
+        sys.exit(2)
+
+    def _sentence(self, message: str) -> str:
+        """Return a message of jsonargparse as a sentence; the values and configs have been checked by now."""
+        words = [word.partition("=") for word in EvaluateParser.words]
+        files = [Path(value) for option, _, value in words if option == "--config" and os.path.isfile(value)]
         whole = EvaluateParser.whole or self
         refusal = Refusal(
             EvaluateParser.words,
             whole._command(),
             whole._options(),
             whole._classes,
-            lambda key: place_of(key, [file for file in files if file.is_file()]),
+            lambda key: place_of(key, files),
+            list(given_classes(EvaluateParser.words, files, _strategies())),
         )
-        sentence = message if isinstance(ex, UserError) else refusal.sentence(message)
-        sys.stderr.write(f"error: {sentence}\n{MORE}\n")
-        sys.exit(2)
+        return refusal.sentence(message)
 
     def _subparsers_by_name(self) -> dict[str, "EvaluateParser"]:
         found = getattr(self, "_subcommands_action", None)
@@ -147,7 +154,7 @@ class EvaluateParser(LightningArgumentParser):
         for option in ("data", "skip"):
             if option in names:
                 classes = {name for base in (_BASES[option],) for name in _subclasses(base)}
-                names |= {f"{option}.{name}" for each in classes for name in _arguments(each)}
+                names |= {f"{option}.{name}" for each in classes for name in arguments(each)}
         return {name for name in names if not name.endswith((".help", "+")) and len(name) > 1}
 
     def _classes(self, last: str) -> list[str]:
@@ -194,15 +201,10 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(subclass)
 
 
+def _strategies() -> dict[str, type]:
+    """Return the strategies by their short names."""
+    return {each.__name__: each for each in _subclasses(SkipStrategy)}
+
+
 def _is_ours(cls: type) -> bool:
     return cls.__module__.startswith("hsdlab.")
-
-
-def _arguments(cls: type) -> Iterator[str]:
-    """Yield the names of what a class is made with, those of its bases too that ``**kwargs`` pass on."""
-    for base in cls.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-            yield from (each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
-            if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
-                return

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from hsdlab.cli.class_arguments import GivenClass
 from hsdlab.reasons import without_advice
 
 _LONGEST = 1000
@@ -54,6 +55,7 @@ class Refusal:
         options: All options that the subcommand has, without hyphens: "model.num_beams".
         classes: Gives the names of the classes that an option takes, by the option's last name.
         place: Says in which config a key stands, such as "mine.yaml, line 3", or "" where it stands in none.
+        given: The strategies that are given with arguments.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Refusal:
         options: Iterable[str],
         classes: Callable[[str], Sequence[str]],
         place: Callable[[str], str],
+        given: Sequence[GivenClass] = (),
     ) -> None:
         self.words = words
         self.command = command
         self.options = sorted(set(options))
         self.classes = classes
         self.place = place
+        self.given = given
 
     def sentence(self, message: str) -> str:
         """Return the sentence for a message of jsonargparse or argparse."""
@@ -92,6 +96,13 @@ class Refusal:
         key = key.replace("init_args.", "")
         if self._on_line(key):
             return self._no_option(self._option(key), dashes="--")
+        without = next((each for each in self.given if key in each.given and key not in each.takes), None)
+        if without is not None:
+            near = difflib.get_close_matches(key, without.takes, n=1, cutoff=0.5)
+            return (
+                f"{without.where}: {without.name} has no parameter {key}; it takes "
+                f"{', '.join(without.takes) or 'none'}{f'. Did you mean {near[0]}?' if near else ''}"
+            )
         if "." not in key:  # an argument of a class
             key = next((whole for group in _GROUPS if self.place(whole := f"{group}.{key}")), key)
         nested = f"{self.command}."
@@ -127,6 +138,9 @@ class Refusal:
     def value(self, key: str, rest: str) -> str:
         """Say what an option expects, and what it got."""
         option = self._named(key)
+        having = next((each for each in self.given if key in each.given and key in each.takes), None)
+        if having is not None and not self._on_line(key):
+            option = f"{having.where}: {key} of {having.name}({', '.join(having.takes)})"
         got = re.search(r"(?:Given value|Got value): (.*?)(?:\n|$)", rest)
         value = got[1].strip() if got else ""
         bounded = re.search(r"Not of type (\w+): (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)", rest)

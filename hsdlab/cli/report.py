@@ -10,8 +10,9 @@ from hsdlab.runs.report import report
 
 REPORT = "report"
 DESCRIPTION = """\
-Draw the tables, pictures and TensorBoard events of a finished run anew, from what it wrote: no model and no data is
-loaded. Several runs over the same examples, of a plain and a skip-aware model, say, make one comparison.
+Draw the tables, pictures and TensorBoard events of a finished run again, from
+its folder alone: no model and no data is loaded. Several runs over the same
+examples, of a plain and a skip-aware model, say, make one comparison.
 
   {program} runs/compare
   {program} plain=runs/plain skip-aware=runs/skip_aware --output runs/both

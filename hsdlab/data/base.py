@@ -57,7 +57,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
         group_by_length: Train on batches of pairs of similar length: less padding to compute, an order less random.
-        targets: Files of `evaluate.py predict` whose texts take the place of the references in the pairs for the
+        targets: Files of `hsdlab predict` whose texts take the place of the references in the pairs for the
             loss: sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They have to hold every
             example that is trained on or whose loss is validated. By default the references are.
         predict_split: The split that `predict` decodes: train, validation or test.

@@ -86,7 +86,7 @@ def _redraw(folder: Path) -> Document:
         if (folder / name).is_file():
             with held(folder):
                 record = draw(folder, terminal)
-            terminal.print(f"Drawn anew in {folder}.", highlight=False, soft_wrap=True)
+            terminal.print(f"Drawn again in {folder}.", highlight=False, soft_wrap=True)
             return record
     raise RunError(
         f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `report` takes the output "

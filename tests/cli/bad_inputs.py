@@ -129,7 +129,23 @@ OPTIONS = {
     "nothing for train": usage("train.py fit", "", "no data: give a folder", "--data.folder", common=False),
     "nothing for test": usage("test", "", "no data: give a folder", "DataFolder, Docstrings", common=False),
     "no model": usage("test", "--data=Docstrings", "no model: give one with --model.name", common=False),
-    "no strategies": usage("compare", "", "no strategies: give `compare` a list"),
+    "no parameter in a list": usage(
+        "compare",
+        "--strategies=[HSD, HSD(4, decai=1)]",
+        "--strategies: HSD has no parameter decai",
+        "Did you mean decay",
+    ),
+    "no parameter": usage("test", "--skip=HSD(bogus=1)", "--skip: HSD has no parameter bogus; it takes num_skipped, "),
+    "no parameter in a config": usage(
+        "compare",
+        "--config=list.yaml",
+        "list.yaml: strategies: CALM has no parameter treshold; .* Did you mean threshold",
+        files={"list.yaml": "strategies: [HSD, {class_path: CALM, init_args: {treshold: 1}}]"},
+    ),
+    "no strategies": usage("calibrate", "", "no strategies: give `calibrate` a list"),
+    "value in a call": usage(
+        "compare", "--strategies=[HSD(9, 9, 9, 9)]", r"--strategies: decay of HSD\(num_skipped, .*\): got '9'; expected"
+    ),
     "beams 0": usage("test", "--model.num_beams=0", "--model.num_beams: got '0'; expected a whole number from 1 on"),
     "beams beyond": usage("test", "--model.num_beams=100000", "num_beams=100000: expected at most 261"),
     "tokens 0": usage("test", "--model.max_new_tokens=0", "max_new_tokens: got '0'; expected a whole number from 1"),

@@ -1,6 +1,7 @@
 """The commands by name: which module each reaches, and what is answered before anything heavy is imported."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -189,3 +190,19 @@ def test_a_light_command_ends_with_a_sentence(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("error: there is no file no/such and no packaged config of that name.")
     with pytest.raises(ValueError, match="no packaged config"):
         commands.main(["configs", "show", "no/such", "--debug"])
+
+
+@pytest.mark.parametrize("program", ["main", "evaluate", "train"])
+@pytest.mark.parametrize(("given", "then"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(program, given, then):
+    code = f"""
+import contextlib, os, sys
+from hsdlab.cli import commands
+with contextlib.suppress(SystemExit):
+    commands.{program}(["models"])
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split()[-2:] == [then, "False"]

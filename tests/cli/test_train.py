@@ -361,7 +361,7 @@ def test_a_finished_run_is_never_trained_anew_without_overwrite(monkeypatch, cli
     assert end.value.code == 0
     assert f"The run in {out} is finished." in capsys.readouterr().out
     assert "max_epochs: 1 then, 2 now" in refused(monkeypatch, *options, "--ckpt_path=last", "--trainer.max_epochs=2")
-    assert "or go on with the run in it: --ckpt_path=last" in refused(monkeypatch, *options)
+    assert "or resume the run in it: --ckpt_path=last" in refused(monkeypatch, *options)
     assert "give one of them" in refused(monkeypatch, *options, "--ckpt_path=last", "--overwrite")
     assert contents(out) == before
     mine = ["notes.txt", "checkpoints/notes.txt", "predictions_gold.jsonl", "model/notes.txt"]
