@@ -5,7 +5,6 @@ Long, because LightningCLI is one class: what each subcommand checks, and in whi
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -352,8 +351,6 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
-    # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
     run_or_exit(_command, args)
 
 
