@@ -13,7 +13,11 @@ from hsdlab.cli.noise import without_noise
 from tests.tiny_checkpoints import save, tiny_llama
 from tests.tiny_runs import write_examples
 
-NOISE = re.compile(r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check")
+NOISE = re.compile(
+    r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check|instantiate_classes"
+)
+    r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check|instantiate_classes"
+)
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])

@@ -1,13 +1,15 @@
 """One subcommand: its parser alone is built; seed, home folder and values as they are given."""
 
+import json
 import re
 import sys
 
+import lightning.pytorch.cli
 import pytest
 import torch
 
 from hsdlab.cli import EvaluateCLI
-from tests.tiny_runs import ParseOnly, run
+from tests.tiny_runs import ParseOnly, options, run
 
 NAMES = ["validate", "test", "predict", "compare", "calibrate", "tune", "bench", "inspect"]
 
@@ -49,3 +51,12 @@ def test_the_home_folder_is_written_out_in_paths(word, monkeypatch):
     paths |= {"--model.adapter": config.model.adapter}
     assert paths[word.partition("=")[0]] == "/home/me/x"
     assert config.data.init_args.prompt == "~/x {source}"
+
+
+@pytest.mark.parametrize(("word", "seeded", "recorded"), [("7", [7], 7), ("false", [], None)])
+def test_the_seed_is_set_and_recorded_unless_none_is_wanted(word, seeded, recorded, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(lightning.pytorch.cli, "seed_everything", lambda seed, **_: calls.append(seed) or seed)
+    run(monkeypatch, "test", *options(tmp_path), f"--seed_everything={word}", f"--output={tmp_path / 'out'}")
+    assert calls == seeded
+    assert json.loads((tmp_path / "out/run.json").read_text())["seed"] == recorded
