@@ -14,9 +14,8 @@ from tests.tiny_checkpoints import save, tiny_llama
 from tests.tiny_runs import write_examples
 
 NOISE = re.compile(
-    r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check|instantiate_classes"
-)
-    r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check|instantiate_classes"
+    r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check"
+    "|instantiate_classes"
 )
 
 
