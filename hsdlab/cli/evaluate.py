@@ -5,7 +5,6 @@ Long, because LightningCLI is one class: what each subcommand checks, and in whi
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,13 +52,15 @@ from hsdlab.strategies import SkipStrategy
 RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
 ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
 """The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
+BY_DEFAULT = {"compare": ("FullDepth", "HSD", "SkipDecode", "CALM"), "bench": ("HSD", "SkipDecode", "CALM")}
+"""The strategies of a subcommand that is given none, with their own defaults; `bench` measures full depth anyway."""
 UNDER_ONE_STRATEGY = ("validate", "test", "predict")
 """The subcommands that decode under the one strategy of `--skip`."""
 
 
 DESCRIPTION = (
     "Decode text with fewer layers per token and compare the strategies. Besides the subcommands below, "
-    "`report RUN …` draws the tables and pictures of finished runs anew, without a model."
+    "`report RUN …` draws the tables and pictures of finished runs again, without a model."
 )
 
 
@@ -111,12 +112,14 @@ class EvaluateCLI(SubcommandCLI):
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # Lightning's table of all figures; `_write_result` prints tables
+        if subcommand in BY_DEFAULT:
+            parser.set_defaults({"strategies": [{"class_path": f"hsdlab.{name}"} for name in BY_DEFAULT[subcommand]]})
         parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Start anew and replace the results in the output folder; else an unfinished run there goes on.",
+            help="Start over and replace the results in the output folder. Without it an unfinished run is resumed.",
         )
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("output", "model.predictions", compute_fn=_predictions_file)
@@ -197,14 +200,14 @@ class EvaluateCLI(SubcommandCLI):
         total = len(examples) * len(files)
         console = Console()
         if self.subcommand == "tune":  # what is still to be decoded shows in the search
-            text = f"Going on with the run in {self.output}: {done} predictions are done."
+            text = f"Resuming the run in {self.output}: {done} predictions are done."
         elif done < total:
             most = "at most " if self.subcommand == "calibrate" else ""  # it may end before its last setting
-            text = f"Going on with the run in {self.output}: {done} of {most}{total} predictions are done."
+            text = f"Resuming the run in {self.output}: {done} of {most}{total} predictions are done."
         else:
             text = (
                 f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "
-                "To decode anew give --overwrite."
+                "To decode again give --overwrite."
             )
         console.print(text, highlight=False, soft_wrap=True)
         self.folder.warn_of_changes(self.run_info, console)
@@ -295,8 +298,8 @@ class EvaluateCLI(SubcommandCLI):
         if self.folder is None or not self.folder.has_results():
             return WITHOUT_RESULT
         if self.subcommand in RESUMABLE:
-            return "The same command goes on with what has finished."
-        return "The same command with --overwrite begins anew."
+            return "The same command resumes it: what has finished is kept."
+        return "The same command with --overwrite starts over."
 
     def compare(self, **kwargs: Any) -> None:
         """Run `DecodingTrainer.compare` with the provenance of this run.
@@ -388,8 +391,6 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
-    # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
     run_or_exit(_command, args)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from hsdlab.cli.noise import without_noise
 from hsdlab.cli.stops import Stopped, stopping_at_once
 from hsdlab.cli.warnings_once import warnings_once
 from hsdlab.errors import RunError, UserError
@@ -60,7 +61,7 @@ def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[st
     words = [word for word in given if word != DEBUG]
     debug = words != given
     try:
-        with stopping_at_once(), warnings_once():
+        with stopping_at_once(), warnings_once(), without_noise():
             if args is None:  # LightningCLI warns of arguments beside those of the process
                 sys.argv[1:] = words
                 command(None)

@@ -175,7 +175,7 @@ def _found(name: str) -> Path:
 
 def _purpose(path: Path) -> str:
     """Return the first sentence of a config's comment."""
-    first = path.read_text(encoding="utf-8").split("\n# python", 1)[0]
+    first = path.read_text(encoding="utf-8").split("\n# hsdlab ", 1)[0]
     text = " ".join(line.removeprefix("#").strip() for line in first.splitlines() if line.startswith("#"))
     return re.split(r"(?<=[.:;])\s", text, maxsplit=1)[0].rstrip(".:;")
 

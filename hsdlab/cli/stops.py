@@ -21,7 +21,7 @@ GRACE_S = 15.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-WITHOUT_RESULT = "There is nothing to go on with: the same command begins anew."
+WITHOUT_RESULT = "There is nothing to resume: the same command starts over."
 
 
 class Stopped(SystemExit):

@@ -60,8 +60,6 @@ def warnings_once() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning, warnings.formatwarning = once, _one_line
         warnings.simplefilter("always", UserWarning, append=True)  # which Python would drop before they are counted
-        # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
         for handler in handlers:
             handler.addFilter(counts)
         try:

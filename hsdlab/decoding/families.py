@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -155,6 +154,8 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
         UnsupportedModelError: It is not a transformers model, or the adapter adds virtual tokens (prompt tuning,
             prefix tuning).
     """
+    from peft import PeftModel  # slow to import
+
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise UnsupportedModelError(
             f"The adapter around the model is {model.peft_type.value}: its virtual tokens would be lost in decoding "

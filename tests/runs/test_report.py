@@ -102,7 +102,7 @@ def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     assert report([folder]) == compared(*results)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
-    assert f"Drawn anew in {folder}." in capsys.readouterr().out
+    assert f"Drawn again in {folder}." in capsys.readouterr().out
     events = folder / "tensorboard"
     names = ["01_FullDepth", "02_HSD(1,0,2)"]
     assert sorted(path.name for path in events.iterdir()) == sorted([*names, "comparison"])
@@ -220,5 +220,5 @@ def test_the_command_line(results, tmp_path, capsys):
         main(["report", "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert "Draw the tables, pictures and TensorBoard events of a finished run anew" in text
+    assert "Draw the tables, pictures and TensorBoard events of a finished run again" in text
     assert "NAME=FOLDER" in text

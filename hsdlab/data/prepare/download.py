@@ -83,7 +83,7 @@ def fetched(file: OfficialFile, cache: Path) -> Path:
         pooch.retrieve(file.address, known_hash=None, fname=file.name, path=cache, downloader=Resuming(part))
     except (requests.RequestException, OSError) as error:
         bytes_kept = part.stat().st_size if part.exists() else 0
-        kept = f" {bytes_kept / 1e6:.1f} MB are kept, the same command goes on." if bytes_kept else ""
+        kept = f" {bytes_kept / 1e6:.1f} MB are kept, the same command resumes." if bytes_kept else ""
         raise RunError(
             f"{file.address} cannot be fetched ({_cause(error)}).{kept} Or fetch it elsewhere and give its folder with "
             "--from."
