@@ -1,10 +1,11 @@
-"""The key/value cache of a decode whose skipped entries are filled lazily.
+"""The KV cache of a decode with skipped layers, and the late KV computation.
 
-The law (Schuster et al. 2022, CALM, arXiv 2207.07061, sections 3.2 and 3.3.1, called state propagation there): the
-keys and values of a token at a layer come from the hidden state with which the token arrived at that layer, whether
-or not the layer ran. Here they are made only when a later token runs the layer, for all waiting tokens in one batch,
-by the layer's own code, stopped where it hands its keys and values over: norm and projections run, attention and MLP
-do not. A strategy whose sets of layers only shrink never needs that, and what no later step runs is freed at once.
+The decoding semantics (Schuster et al. 2022, CALM, arXiv 2207.07061, sections 3.2 and 3.3.1, called state propagation
+there): the keys and values of a token at a layer come from the hidden state with which the token arrived at that layer,
+whether or not the layer ran. Here they are computed only when a later token runs the layer, for all tokens that still
+owe them in one batch. The layer's own code does it, and is stopped where it passes its keys and values on: norm and
+projections run, attention and MLP do not. A strategy whose sets of layers only shrink never needs that. The keys and
+values of a layer that no later step runs are freed at once.
 """
 
 from collections.abc import Iterator
@@ -24,23 +25,23 @@ from hsdlab.errors import UserError
 
 
 class _KeysAndValuesMade(Exception):
-    """Stops a layer's forward where its keys and values are ready."""
+    """Stops the forward of a layer as soon as its keys and values are computed."""
 
 
 class SkipCache(LayerRunner, DynamicCache):
-    """Runs the layers that the decisions ask for, and holds the keys and values of one decode.
+    """Runs the layers that the decisions name, and holds the keys and values of one decode.
 
     Args:
-        parts: The model's parts.
-        decisions: Who runs which layer.
+        parts: The decoder layers, and their query projections.
+        decisions: Say which rows run which layer.
 
     Attributes:
-        executed: Per decode step, the layers that ran: BoolTensor [rows or 1, layers] on the CPU, in the row order
+        executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
             of that step.
         late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
         late_passes: Calls of each layer that computed them, LongTensor [layers].
-        passes: Forward passes that went through all layers, that over the prompt among them.
-        peak_bytes: The most bytes of keys and values held at the end of a pass.
+        passes: Forward passes so far, the prefill included.
+        peak_bytes: The most bytes of keys and values held at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
     """
 
@@ -62,14 +63,14 @@ class SkipCache(LayerRunner, DynamicCache):
         self.peak_bytes = 0
         self.readings_s: list[float] = []
 
-    # What transformers asks of a cache -----------------------------------------------------------------------
+    # What transformers calls on a cache ----------------------------------------------------------------------
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen so far, whatever the layer holds of them."""
+        """Return the number of tokens so far, also where the layer has no keys and values of some of them."""
         return self._seen
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Every layer that runs has the keys of all tokens."""
+        """Return the sizes for the keys of all tokens, which every layer has when it runs."""
         return self._seen + query_length, 0
 
     def update(
@@ -87,14 +88,14 @@ class SkipCache(LayerRunner, DynamicCache):
         return storage.keys.index_select(0, rows), storage.values.index_select(0, rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search goes on from the rows ``beam_idx`` [rows]."""
+        """Move the rows to those from which beam search continues, LongTensor [rows]."""
         super().reorder_cache(beam_idx)
         self._history.reorder(beam_idx)
 
     # Running a layer -----------------------------------------------------------------------------------------
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Run a layer for the rows that the decisions name; the others pass by."""
+        """Run a layer for the rows that the decisions name; the others skip it."""
         index = self._index[call.layer]
         length = hidden.shape[1]
         if index == 0:
@@ -166,7 +167,7 @@ class SkipCache(LayerRunner, DynamicCache):
             self._decisions.after(index, rows, output[:, -1], arrived[:, -1], self._parts)
 
     def _look_back(self, index: int, output: Tensor) -> Tensor:
-        """After the last layer, put each row back to the layer at which an oracle says that it exited."""
+        """After the last layer, return the hidden state of each row at the exit layer that an oracle names."""
         self._outputs.append(output)
         if index < self._parts.num_layers - 1:
             return output
@@ -182,7 +183,7 @@ class SkipCache(LayerRunner, DynamicCache):
     # Late keys and values ------------------------------------------------------------------------------------
 
     def _fill(self, index: int, call: LayerCall, rows: Rows) -> None:
-        """Make the keys and values that ``rows`` still lack at this layer, in one batch."""
+        """Compute the keys and values that ``rows`` still owe at this layer, in one batch."""
         waiting = self._history.take_waiting(index, rows)
         if waiting is None:
             return
@@ -214,7 +215,7 @@ class SkipCache(LayerRunner, DynamicCache):
 
 @contextmanager
 def _no_queries(projection: nn.Module | None) -> Iterator[None]:
-    """Have a layer's query projection, if it is a module of its own, give zeros without computing anything."""
+    """Let a layer's query projection, if it is a module of its own, return zeros without computing anything."""
     if projection is None or "forward" in vars(projection):
         yield
         return

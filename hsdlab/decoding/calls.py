@@ -15,14 +15,27 @@ _REFUSED = {
     "prompt_lookup_num_tokens": "assisted decoding (prompt lookup)",
     "assistant_early_exit": "assisted decoding (early exit)",
     "custom_generate": "a custom decoding loop",
-    "prefill_chunk_size": "a prompt pass in chunks",
+    "prefill_chunk_size": "a prefill in chunks",
 }
 
 
 def merged_config(
     model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> GenerationConfig:
-    """All generation options of a call, with transformers' precedence; our output is always a whole record."""
+    """Merge all generation options of a call, with transformers' precedence.
+
+    Args:
+        model: Its own ``generation_config`` gives the options that the call leaves open.
+        generation_config: The options object of the call, which is copied and not changed; None if there is none.
+        kwargs: The keywords of the call. They win over ``generation_config``; None switches an option off.
+
+    Returns:
+        A new config. Its ``return_dict_in_generate`` is True unless ``kwargs`` has it.
+
+    Raises:
+        UserError: ``generation_config`` is of another type, or a length or a number of beams or of sequences is not a
+            whole number of at least 1.
+    """
     if not isinstance(generation_config, GenerationConfig | None):
         raise UserError(f"generation_config={generation_config!r}: expected a transformers.GenerationConfig, or None.")
     _check_numbers(kwargs)
@@ -35,7 +48,7 @@ def merged_config(
 
 
 def _check_numbers(kwargs: dict[str, Any]) -> None:
-    """Refuse lengths and numbers of beams that are none, before transformers computes with them."""
+    """Refuse lengths and numbers that are not whole or below 1, before transformers computes with them."""
     for name in ("max_new_tokens", "max_length", "num_beams", "num_return_sequences"):
         value = kwargs.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -43,14 +56,14 @@ def _check_numbers(kwargs: dict[str, Any]) -> None:
 
 
 def check_tokens(input_ids: Any, model: PreTrainedModel) -> None:
-    """Refuse ids of tokens that the model has no embedding for: on a GPU they would end the process.
+    """Refuse ids of tokens for which the model has no embedding. On a GPU they would end the process.
 
     Args:
-        input_ids: Any shape.
-        model: The model.
+        input_ids: Token ids of any shape, not empty. Reading them waits for their device.
+        model: The rows of its input embeddings are the ids that exist.
 
     Raises:
-        UserError: They are no tensor of whole numbers, or beyond the embeddings.
+        UserError: ``input_ids`` is not a tensor of whole numbers, or an id is outside of the embeddings.
     """
     if not isinstance(input_ids, Tensor) or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         got = input_ids.dtype if isinstance(input_ids, Tensor) else f"a {type(input_ids).__name__}"
@@ -67,8 +80,14 @@ def check_tokens(input_ids: Any, model: PreTrainedModel) -> None:
 def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:
     """Refuse bad input and what cannot be combined with skipped layers.
 
+    Args:
+        config: The merged options of the call (:func:`merged_config`).
+        input_ids: The prompts; expected to be [rows, prompt], not empty.
+        kwargs: The other keywords of the call. ``attention_mask`` [rows, prompt], if it is among them, has to be 1 in
+            its last column (left padding).
+
     Raises:
-        UserError: In the words of ``generate``'s keywords.
+        UserError: The message names the keyword of ``generate`` that is at fault.
     """
     for name, meaning in _REFUSED.items():
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
@@ -79,8 +98,8 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
         raise UserError("inputs_embeds: give the prompt as input_ids.")
     if config.guidance_scale not in (None, 1):
         raise UserError(
-            f"guidance_scale={config.guidance_scale}: classifier-free guidance runs a second pass at full depth, which "
-            "cannot be combined with skipped layers; leave it out."
+            f"guidance_scale={config.guidance_scale}: classifier-free guidance runs a second forward pass at full "
+            "depth, which cannot be combined with skipped layers; leave it out."
         )
     if config.use_cache is False:
         raise UserError("use_cache=False: skipped layers are decoded on a key/value cache; leave it on.")
@@ -106,7 +125,8 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
         )
     if bool((mask[:, -1] == 0).any()):
         raise UserError(
-            "attention_mask: some rows end in padding; decoding needs left padding (tokenizer.padding_side = 'left')."
+            "attention_mask: some sequences end in padding; decoding needs left padding "
+            "(tokenizer.padding_side = 'left')."
         )
 
 
@@ -117,10 +137,21 @@ def max_new_tokens_of(
     kwargs: dict[str, Any],
     prompt_length: int,
 ) -> int:
-    """T: what the call asks for, else what the strategy was applied with, else the model's own default.
+    """Find T, the most new tokens of a call. The first source that gives a length wins.
+
+    Args:
+        model: Its own ``generation_config`` is the last source.
+        applied_default: ``max_new_tokens`` of :func:`~hsdlab.decoding.generate.applied`, the third source; None if it
+            was not given.
+        generation_config: The options object of the call, the second source; None if there is none.
+        kwargs: The keywords of the call, the first source.
+        prompt_length: Length of the (padded) prompt, tokens; taken off a ``max_length``.
+
+    Returns:
+        T in tokens, at least 1. Within one source ``max_new_tokens`` wins over ``max_length``.
 
     Raises:
-        UserError: If nothing gives it, or it is below 1.
+        UserError: No source gives a length, or T is below 1.
     """
     sources: list[dict[str, Any]] = [
         kwargs,
@@ -148,8 +179,14 @@ def max_new_tokens_of(
 def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> None:
     """Refuse a prompt that, with its new tokens, exceeds the model's context.
 
+    Args:
+        model: Its config says how long the context is; a model whose config does not say so takes any length.
+        prompt_length: Length of the (padded) prompt, tokens.
+        max_new_tokens: T.
+
     Raises:
-        UserError: With both lengths and the context.
+        UserError: The text exceeds the context, or it grows beyond the original context of a model with longrope
+            while it is decoded.
     """
     context = context_length(model)
     if context is not None and prompt_length + max_new_tokens > context:
@@ -162,12 +199,12 @@ def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: in
         raise UserError(
             f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} pass {switch} tokens, the "
             "original context of this model, where its rotary embeddings (longrope) change for all tokens and its "
-            "cache is no longer valid; decode fewer new tokens, or after a longer prompt."
+            "KV cache is no longer valid; decode fewer new tokens, or use a longer prompt."
         )
 
 
 def _longrope_switch(model: PreTrainedModel) -> int | None:
-    """The length beyond which a model with longrope rotates all positions otherwise; None for other models."""
+    """Return the length in tokens beyond which longrope rotates all positions otherwise; None for other models."""
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "longrope":

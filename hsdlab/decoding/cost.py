@@ -1,7 +1,7 @@
-"""What a decode cost: floating-point operations, and bytes that were read, layer by layer.
+"""What a decode cost: floating-point operations and bytes read, layer by layer.
 
-Depth is not speed: an intermediate prediction applies the head, late keys and values are projected, attention grows
-with the text. All of it is counted here, each layer with its own weights. Times are measured elsewhere
+Depth is not speed. An intermediate prediction applies the head, a late KV computation runs two projections, and
+attention grows with the text. All of it is counted here, each layer with its own weights. Times are measured elsewhere
 (:class:`Timing`, ``evaluate.py bench``).
 """
 
@@ -17,11 +17,14 @@ from hsdlab.decoding.trace import Trace
 
 
 def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
-    """Return what one decode cost.
+    """Add up what one decode cost.
 
     Args:
-        model: The model that decoded.
-        output: What it gave.
+        model: The model that decoded, which gives the sizes of its matrices.
+        output: The trace, the timing and the size of the KV cache.
+
+    Returns:
+        The cost over all returned sequences. Its fields say which figures also count beams that were not returned.
     """
     trace, timing = output.trace, output.timing
     rows = trace.live.shape[1]
@@ -47,17 +50,19 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
 
 
 def decode_flops(model: nn.Module, trace: Trace) -> float:
-    """Return the floating-point operations of the decode steps of a trace, prefill apart.
+    """Count the floating-point operations of a trace.
 
-    Two per weight of each matrix that a token is multiplied with (its layers, the head, the head's rows that
-    intermediate predictions used, exit classifiers, key and value projections of late computations) and four per
-    attended token and attention channel (scores, weighted sum). Norms, biases, activations, embeddings and the cosines
-    of hidden-state saturation are left out.
+    Two per weight of each matrix that a token is multiplied with: its layers, the head, the rows of the head that
+    intermediate predictions used, exit classifiers, key and value projections of late KV computations. Four per
+    attended token and attention channel: scores, weighted sum. Norms, biases, activations, embeddings and the cosines
+    of hidden-state saturation are not counted.
 
     Args:
-        model: The model that decoded.
-        trace: Its trace; everything computed is counted, beams that were not returned too. That of an oracle counts
-            what the oracle claims to have run.
+        model: The model that decoded, which gives the sizes of its matrices.
+        trace: Beams that were not returned count too. For an oracle, the layers count that it claims to have run.
+
+    Returns:
+        Operations of all decode steps; the prefill is not counted.
     """
     parts = decoder_parts(model)
     counts = trace.layers
@@ -69,14 +74,17 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
 
 
 def decode_bytes(model: nn.Module, trace: Trace) -> float:
-    """Return the bytes of weights, keys and values that the decode steps of a trace read, prefill apart.
+    """Count the bytes of weights, keys and values that the decode steps of a trace read.
 
-    A pass reads the weights of each layer that runs for some row once, and the head once; each token that runs a layer
-    reads the keys and values that it attends to. Activations and embeddings are left out.
+    A decode step reads once the weights of each layer that runs for some sequence, and once the head. Each token that
+    runs a layer reads the keys and values that it attends to. Activations and embeddings are not counted.
 
     Args:
-        model: The model that decoded.
-        trace: Its trace.
+        model: The model that decoded; its dtype is that of the KV cache.
+        trace: Beams that were not returned count too.
+
+    Returns:
+        Bytes of all decode steps; the prefill is not counted.
     """
     parts = decoder_parts(model)
     counts, size = trace.layers, parts.model.dtype.itemsize
@@ -87,18 +95,19 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
 
 
 def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Sequence[int] | None = None) -> float:
-    """The most a schedule can gain for small batches, where reading the weights takes the time.
+    """Compute the largest speed-up of a schedule at batch size 1, where reading the weights takes the time.
 
-    (weights read at full depth, head included) / (weights read under the schedule), over all decode steps: batch 1,
-    greedy, one dtype, prompt pass apart.
+    It is (bytes of weights read at full depth, head included) / (bytes of weights read under the schedule), over all
+    decode steps, greedy, without the prefill.
 
     Args:
-        model: The model.
+        model: Gives the bytes of each layer and of the head, in its own dtypes.
         schedule: The executed layers of each decode step.
-        taken: How many texts take each step, at least one of them; by default all count once.
+        taken: How many texts take each decode step, of the same length as ``schedule``; not all 0. None counts each
+            step once.
 
     Returns:
-        A factor, 1 or more.
+        The speed-up (×), 1 or more.
     """
     parts = decoder_parts(model)
     layer_bytes, outside = _per_layer(parts, _bytes).tolist(), _head_bytes(parts)
@@ -110,7 +119,7 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Se
 
 
 def _per_layer(parts: DecoderParts, measure: Callable[[nn.Module], int]) -> Tensor:
-    """Return a figure of each layer, LongTensor [layers]."""
+    """Return a number for each layer, LongTensor [layers]."""
     return torch.tensor([measure(layer) for layer in parts.layers])
 
 
@@ -127,7 +136,7 @@ def _key_value_weights(parts: DecoderParts) -> int:
 
 
 def _head_bytes(parts: DecoderParts) -> int:
-    """Bytes of what a pass reads after its last layer."""
+    """Bytes that a decode step reads after its last layer."""
     return _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
 
 

@@ -1,9 +1,9 @@
-"""Which rows run which layer in a decode step, from what a strategy answers.
+"""Which sequences run which layer in a decode step, from what a strategy answers.
 
-A strategy answers in one of three ways (the rungs of ``hsdlab.strategies``): a schedule known beforehand and equal
-for all rows, a plan per row before each step, or an exit asked for after each executed layer, within the schedule or
-plan. An oracle answers after the step, when all layers have run. The engine sees only the result: for each layer, the
-rows that run it.
+A strategy answers in one of three ways, the three base classes of ``hsdlab.strategies``. A schedule is known before
+decoding and is the same for all sequences. A plan says before each step which layers each sequence may run. An early
+exit is decided after each executed layer, within the schedule or plan. An oracle answers after the step, when all
+layers have run. The engine sees only the result: for each layer, the rows of the batch that run it.
 """
 
 import itertools
@@ -20,26 +20,50 @@ from hsdlab.decoding.states import HindsightState, LayerState, Probe, ProbeCost,
 from hsdlab.errors import UserError
 
 Rows = Tensor | None
-"""Indices of some rows on the CPU, in order; None stands for all rows."""
+"""Indices of sequences in the batch, LongTensor [n] on the CPU, ascending; None stands for all."""
 
 
 class Strategy(Protocol):
-    """What the engine asks of a strategy. ``hsdlab.strategies.SkipStrategy`` is the class to subclass.
+    """What the engine calls on a strategy. ``hsdlab.strategies.SkipStrategy`` is the class to subclass.
 
-    A strategy that also has ``should_exit(state: LayerState) -> BoolTensor [rows]`` is asked after each executed
-    layer but the last that may run. An oracle has ``exit_layers(state: HindsightState) -> LongTensor [rows]``: it runs
-    all layers and then says after which one each row had exited; its ``keys_and_values`` ("law" or "full") says
-    whether the entries of the layers above are made anew from the state it exited with.
+    If a strategy also has ``should_exit(state: LayerState) -> BoolTensor [rows]``, the engine calls it after each
+    executed layer, except after the last layer that may run. An oracle has
+    ``exit_layers(state: HindsightState) -> LongTensor [rows]``. The engine then runs all layers, and the oracle says
+    after which one each sequence exited. The oracle's ``keys_and_values`` ("law" or "full") says whether the keys and
+    values of the layers above are computed from the hidden state at the exit ("law").
     """
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Raise ValueError if the strategy does not fit a model; called before anything is decoded."""
+        """Refuse a model that the strategy does not fit. Called before anything is decoded.
+
+        Args:
+            parts: The model's layers, head and sizes.
+
+        Raises:
+            ValueError: The strategy does not fit; a ``UserError`` is one.
+        """
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
-        """The executed layers of steps 0 … max_steps - 2, the same for all rows, or None if not known before."""
+        """Give the layer schedule of a decode.
+
+        Args:
+            num_layers: L.
+            max_steps: T, the most new tokens.
+
+        Returns:
+            The executed layers of steps 0 … T-2, at least one for each step, the same for all sequences. None if they
+            are not known before decoding; the engine then calls ``plan``.
+        """
 
     def plan(self, state: StepState) -> Tensor:
-        """The layers each row may run in this step, [rows, layers]; asked if there is no schedule."""
+        """Give the layers that each sequence may run in one step. Called where there is no schedule.
+
+        Args:
+            state: The step, and the sizes of batch and model.
+
+        Returns:
+            BoolTensor [rows, layers], with at least one layer in each row.
+        """
 
 
 class Decisions:
@@ -49,16 +73,16 @@ class Decisions:
         strategy: Who decides.
         num_layers: L.
         max_steps: T, the most new tokens.
-        sources: Number of prompts; the rows of one are consecutive (beams, or several sampled sequences). None for as
-            many as rows.
+        sources: Number of prompts. The sequences of one prompt (beams, or several samples) are consecutive in the
+            batch. None means one sequence for each prompt.
 
     Attributes:
-        executed: The layers of the step that now runs: BoolTensor [rows or 1, layers] on the CPU.
-        ended: BoolTensor [rows] on the CPU: the row's text has ended; None where that is not known.
-        probed: What deciding has cost so far.
+        executed: The layers of the current step: BoolTensor [rows or 1, layers] on the CPU.
+        ended: BoolTensor [rows] on the CPU, true where the text has ended; None where that is not known.
+        probed: The cost of deciding, added up over the decode.
 
     Raises:
-        UserError: If the strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
+        UserError: The strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
     """
 
     def __init__(self, strategy: Strategy, num_layers: int, max_steps: int, sources: int | None = None) -> None:
@@ -81,32 +105,49 @@ class Decisions:
 
     @cached_property
     def same_for_all_rows(self) -> bool:
-        """Whether no decision depends on the row, so that none needs the device."""
+        """Whether the layers of all steps are known before decoding, so that no decision waits for the device."""
         return self._schedule is not None and not self.asks and not self.looks_back
 
     @property
     def asks(self) -> bool:
-        """Whether the strategy is asked after each executed layer."""
+        """Whether the strategy decides about early exits (it has ``should_exit``)."""
         return self._should_exit is not None
 
     @property
     def looks_back(self) -> bool:
-        """Whether the strategy is an oracle, asked after each step."""
+        """Whether the strategy is an oracle, which decides after each step (it has ``exit_layers``)."""
         return self._exit_layers is not None
 
     @cached_property
     def may_fill(self) -> bool:
-        """Whether some layer may pass by a token whose keys and values it needs later; never, if the sets shrink."""
+        """Whether a layer may need late KV computations. It never does where the sets of layers only shrink."""
         if self._schedule is None or self.asks:
             return True
         return any(b - a for a, b in itertools.pairwise(self._schedule))
 
     def needed_after(self, layer: int, step: int) -> bool:
-        """Whether some step after ``step`` may run ``layer``."""
+        """Say whether the keys and values of a layer are still needed.
+
+        Args:
+            layer: Index of the layer.
+            step: t; -1 stands for the prefill.
+
+        Returns:
+            Whether some step after ``step`` may run ``layer``.
+        """
         return self._last_use[layer] > step
 
     def begin_step(self, step: int, rows: int) -> None:
-        """Settle what is known before the step."""
+        """Settle what is known before the step.
+
+        Args:
+            step: t, from 0 to T-2.
+            rows: Number of sequences in the batch (with beams: sources × beams).
+
+        Raises:
+            UserError: The step is beyond T-2, or the strategy's plan has a wrong type or shape or leaves a sequence
+                without a layer.
+        """
         if step > self.max_steps - 2:
             raise UserError(
                 f"{self.name} was set up for max_new_tokens={self.max_steps}, but a decode step {step} came; "
@@ -130,7 +171,14 @@ class Decisions:
         self._plan = self._checked_plan(plan, rows)
 
     def rows_at(self, layer: int) -> Rows:
-        """The rows that run ``layer``: all (None), some, or none (an empty tensor)."""
+        """Decide who runs a layer, and note it in ``executed``.
+
+        Args:
+            layer: Index of the layer that comes next.
+
+        Returns:
+            None if all rows run it, else the indices of those that do; an empty tensor if none does.
+        """
         if self.same_for_all_rows:
             return None if layer in self._now else _NO_ROWS
         if self._schedule is not None:
@@ -141,14 +189,17 @@ class Decisions:
         return None if bool(run.all()) else run.nonzero().squeeze(1)
 
     def after(self, layer: int, rows: Rows, output: Tensor, arrived: Tensor, parts: DecoderParts) -> None:
-        """Ask who exits after ``layer``.
+        """Have the strategy decide who exits after a layer; no one can exit after the last that may run.
 
         Args:
-            layer: The layer that ran.
-            rows: The rows that ran it.
+            layer: Index of the layer that ran.
+            rows: The rows that ran it; None for all.
             output: Its output for them, [rows, d].
-            arrived: What arrived at it, [rows, d]: the output of the last executed layer, if there was one.
-            parts: The model's parts.
+            arrived: Its input for them, [rows, d]: the output of the last executed layer, if there was one.
+            parts: Gives the final norm and the head, for intermediate predictions.
+
+        Raises:
+            UserError: ``should_exit`` did not return a BoolTensor [rows].
         """
         self._layers_run += 1
         if self._should_exit is None or layer == self._last_layer:
@@ -172,22 +223,26 @@ class Decisions:
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
             raise UserError(
                 f"{self.name}.should_exit returned {described(exits)}; expected a BoolTensor of shape "
-                f"({len(indices)},): one answer for each row that is still running."
+                f"({len(indices)},): one answer for each sequence that has not exited."
             )
         self._running[indices] = ~exits.cpu()
 
     def look_back(self, outputs: Tensor, parts: DecoderParts) -> Tensor:
-        """Ask an oracle after which layer each row had exited; ``executed`` then says so.
+        """Have an oracle decide after which layer each sequence exited, and note it in ``executed``.
 
         Args:
             outputs: Output of each layer, [layers, rows, d].
-            parts: The model's parts.
+            parts: Gives the final norm and the head, for intermediate predictions.
 
         Returns:
-            LongTensor [rows] on the CPU.
+            The exit layers, LongTensor [rows] on the CPU, from 0 to L-1.
+
+        Raises:
+            RuntimeError: The strategy is not an oracle.
+            UserError: ``exit_layers`` did not return a LongTensor [rows] with layers of this model.
         """
         if self._exit_layers is None:
-            raise RuntimeError(f"{self.name} is no oracle: it has no exit_layers.")
+            raise RuntimeError(f"{self.name} is not an oracle: it has no exit_layers.")
         state = HindsightState(self.step, self.rows, self.num_layers, self.max_steps, outputs, parts)
         exits = self._exit_layers(state)
         whole = isinstance(exits, Tensor) and exits.dtype == torch.long and tuple(exits.shape) == (self.rows,)
@@ -202,7 +257,7 @@ class Decisions:
 
     @property
     def keeps_full_entries(self) -> bool:
-        """Whether an oracle leaves the keys and values that the full pass made, against the law."""
+        """Whether an oracle keeps the keys and values of full depth, against the decoding semantics."""
         return getattr(self.strategy, "keys_and_values", "law") == "full"
 
     def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
@@ -219,7 +274,7 @@ class Decisions:
         return [self._checked_layers(layers, step) for step, layers in enumerate(schedule)]
 
     def _checked_layers(self, layers: object, step: int) -> frozenset[int]:
-        """Return the layers of a step as a set; their order means nothing."""
+        """Return the layers of a step as a set, since their order has no meaning."""
         if not isinstance(layers, Iterable) or isinstance(layers, str):
             raise UserError(
                 f"{self.name} gave {described(layers)} as the layers of step {step}; expected their indices, such as "
@@ -246,7 +301,7 @@ class Decisions:
         empty = (~plan.any(dim=1)).nonzero().squeeze(1).tolist()
         if empty:
             raise UserError(
-                f"{self.name}.plan runs no layer for rows {empty} in step {self.step}; expected one or more."
+                f"{self.name}.plan runs no layer for sequences {empty} in step {self.step}; expected one or more."
             )
         return plan
 
@@ -255,7 +310,7 @@ _NO_ROWS = torch.zeros(0, dtype=torch.long)
 
 
 def _index(layer: Any) -> Any:
-    """Return an index as an int, be it one of NumPy or torch; what is none (a float, a bool) as it is."""
+    """Return an index as an int, also one of NumPy or torch; what is not an index (a float, a bool) for the message."""
     if isinstance(layer, bool) or (isinstance(layer, Tensor) and (layer.dtype == torch.bool or layer.dim() > 0)):
         return str(layer)
     try:
@@ -265,7 +320,14 @@ def _index(layer: Any) -> Any:
 
 
 def described(value: object) -> str:
-    """Say what a value is, for messages."""
+    """Say what a value is, for messages.
+
+    Args:
+        value: What a strategy or a caller gave.
+
+    Returns:
+        dtype and shape of a tensor, the type of anything else; with an article, as in "a list".
+    """
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Where each row of a batch ends: at an end-of-sequence token, a stop string, or a criterion of the caller's."""
+"""Where each sequence of a batch ends: at an end-of-sequence token, a stop string, or a criterion of the caller."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from hsdlab.decoding.decisions import Decisions
 
 
 class RowEnds(StoppingCriteria):
-    """Asks the criteria and notes at which token each row ended: transformers goes on padding it, and does not tell.
+    """Notes at which token each sequence ended. transformers only goes on padding it, and does not tell.
 
     Args:
-        criteria: Which end a row, besides the end-of-sequence tokens.
-        eos_token_id: The end-of-sequence tokens, which transformers itself heeds.
-        decisions: Are told which rows have ended.
+        criteria: What ends a sequence besides the end-of-sequence tokens; may be empty.
+        eos_token_id: The end-of-sequence tokens, at which transformers itself ends a sequence; None for none.
+        decisions: Their ``ended`` is updated after each new token.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class RowEnds(StoppingCriteria):
         self._live: list[Tensor] = []  # BoolTensor [rows] for each new token: no end before it
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Return which rows end by the criteria, BoolTensor [rows]."""
+        """Return which sequences end by the criteria, BoolTensor [rows]."""
         stops = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for criterion in self._criteria:
             stops |= torch.as_tensor(criterion(input_ids, scores, **kwargs), dtype=torch.bool, device=stops.device)
@@ -39,12 +39,24 @@ class RowEnds(StoppingCriteria):
         return stops
 
     def real_tokens(self) -> Tensor:
-        """Return how many new tokens each row has, that with which it ends included: LongTensor [rows]."""
+        """Count the new tokens of each sequence.
+
+        Returns:
+            LongTensor [rows] on the CPU. The token with which a sequence ends counts, padding does not.
+        """
         return torch.stack(self._live).sum(dim=0)
 
 
 def real_tokens_of(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
-    """Real new tokens of each row, its end-of-sequence token included: [rows, new] to [rows]."""
+    """Count the new tokens of each sequence from the tokens themselves, where only end-of-sequence tokens end one.
+
+    Args:
+        new_tokens: The text after the prompt, LongTensor [rows, new].
+        eos_token_id: The end-of-sequence tokens; None for none.
+
+    Returns:
+        LongTensor [rows]: up to and with the first end-of-sequence token; all of ``new`` where there is none.
+    """
     rows, width = new_tokens.shape
     ends = is_end(new_tokens, eos_token_id)
     first = ends.long().argmax(dim=1) + 1
@@ -52,6 +64,14 @@ def real_tokens_of(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> 
 
 
 def is_end(tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
-    """Tell which tokens are an end of sequence."""
+    """Tell which tokens are an end of sequence.
+
+    Args:
+        tokens: Token ids of any shape.
+        eos_token_id: The end-of-sequence tokens; with None, no token is one.
+
+    Returns:
+        BoolTensor of the shape of ``tokens``.
+    """
     ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long, device=tokens.device)
     return torch.isin(tokens, ends.reshape(-1))

@@ -12,16 +12,20 @@ from hsdlab.errors import UserError
 
 
 class ExitClassifier(nn.Module):
-    """Says from a layer's output whether the layer's prediction is already that of the full model; d + 1 parameters.
+    """Estimates from a layer's output whether the layer already predicts the token of the full model; d + 1 parameters.
 
     Its file is a safetensors file with two tensors, ``weight`` [1, d] and ``bias`` [1].
 
     Args:
-        hidden_size: d.
+        hidden_size: d, the width of the hidden states. All parameters start at 0.
+
+    Attributes:
+        weight: Parameter [1, d].
+        bias: Parameter [1].
 
     Example:
         >>> classifier = ExitClassifier(4)
-        >>> classifier.confidence(torch.zeros(2, 4)).tolist()  # made without opinion
+        >>> classifier.confidence(torch.zeros(2, 4)).tolist()  # not trained yet
         [0.5, 0.5]
     """
 
@@ -36,29 +40,50 @@ class ExitClassifier(nn.Module):
         return self.weight.shape[1]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Log-odds that the full model predicts the same: [rows, d], before the final norm, to [rows]."""
+        """Compute the log-odds that the full model predicts the same token.
+
+        Args:
+            hidden: Layer outputs before the final norm, [rows, d]; cast to the dtype of the parameters.
+
+        Returns:
+            [rows], in the dtype of the parameters.
+        """
         return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).squeeze(-1)
 
     def confidence(self, hidden: Tensor) -> Tensor:
-        """The sigmoid of ``forward``, [rows]: 0 to 1."""
+        """Compute the probability that the full model predicts the same token: the sigmoid of ``forward``.
+
+        Args:
+            hidden: Layer outputs before the final norm, [rows, d].
+
+        Returns:
+            [rows], from 0 to 1.
+        """
         return torch.sigmoid(self(hidden))
 
     def save(self, path: str | Path) -> None:
-        """Write the file."""
+        """Write the parameters to a safetensors file.
+
+        Args:
+            path: Where to; its folder has to exist, and a file that is there is overwritten.
+        """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         Path(path).write_bytes(save(state))  # `save_file` tells of a full disk by an error of its own
 
     @classmethod
     def load(cls, path: str | Path, hidden_size: int | None = None) -> Self:
-        """Read the file.
+        """Read a classifier from its file.
 
         Args:
-            path: Where it is.
-            hidden_size: d of the model that it is to serve; not checked if not given.
+            path: A file that ``save`` wrote.
+            hidden_size: d of the model for which it is loaded. None leaves the width unchecked.
+
+        Returns:
+            The classifier on the CPU, without gradients.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            UserError: If it is not an exit classifier's, or was trained for another width.
+            FileNotFoundError: There is no such file.
+            UserError: The file is not an exit classifier's, or it was trained for another width.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"classifier={str(path)!r}: there is no such file; expected an exit classifier's.")

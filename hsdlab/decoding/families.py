@@ -1,7 +1,7 @@
 """Where a decoder-only transformers model keeps its layers, final norm and head.
 
-The only file that touches attribute paths of transformers models. Seven families are listed and proven by the
-tests; any other decoder-only model is read by its structure and then has to agree with itself numerically
+The only file that touches attribute paths of transformers models. Seven families are listed, and the tests cover them.
+The parts of any other decoder-only model are found by its structure, and a numerical check has to confirm them
 (:mod:`hsdlab.decoding.semantics`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
 """
 
@@ -28,8 +28,8 @@ class Family:
 
     Attributes:
         layers: The ``ModuleList`` of decoder layers.
-        after_layers: What the hidden state passes after the last layer and before the head, in order. A name whose
-            attribute is None is passed over (OPT-350m has no final norm, most OPT models no ``project_out``).
+        after_layers: The modules between the last layer and the head, in order. A name whose attribute is None is
+            ignored (OPT-350m has no final norm, most OPT models no ``project_out``).
         query: The query projection inside one layer, or None where queries, keys and values are one fused matrix.
     """
 
@@ -60,8 +60,9 @@ class DecoderParts:
     Attributes:
         model: The model itself (the plain transformers model inside a peft wrapper).
         layers: The decoder layers, 0 … L-1.
-        after_layers: Modules between the last layer and the head.
-        head: Hidden state to vocabulary logits.
+        after_layers: The modules between the last layer and the head, in order: the final norm, for some models also
+            a projection.
+        head: Hidden state [..., d] to vocabulary logits [..., vocabulary]; a Linear, if no adapter wraps it.
         queries: The query projection of each layer; None where it is fused with keys and values.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
@@ -80,7 +81,7 @@ class DecoderParts:
 
     @property
     def body(self) -> nn.Module:
-        """The model without its head: a forward pass runs the layers and the final norm."""
+        """The model without its head; its forward pass runs the layers and the final norm."""
         return self.model.get_decoder()
 
     @property
@@ -99,33 +100,40 @@ class DecoderParts:
         return sum(matrix_weights(module) for module in self.after_layers), self.head.weight.shape[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the final norm and the head to a layer's output: [..., d] to [..., vocabulary]."""
+        """Apply the final norm and the head to a layer's output (an intermediate prediction).
+
+        Args:
+            hidden: [..., d], before the final norm.
+
+        Returns:
+            [..., vocabulary], in the model's dtype.
+        """
         return self.head(self._before_head(hidden))
 
     def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """``logits`` for some tokens only, computed from their rows of the head (:meth:`check_head_rows`).
+        """Compute ``logits`` for candidate tokens only, from their rows of the head (:meth:`check_head_rows`).
 
         Args:
-            hidden: [rows, d].
-            tokens: LongTensor [rows, K]: other tokens for each row.
+            hidden: [rows, d], before the final norm.
+            tokens: The K candidate tokens of each row, LongTensor [rows, K].
 
         Returns:
-            [rows, K].
+            [rows, K], in the order of ``tokens``.
         """
         hidden = self._before_head(hidden)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
         return logits if self.head.bias is None else logits + self.head.bias[tokens]
 
     def check_head_rows(self) -> None:
-        """Check that the head is a plain matrix, of which some rows can be taken.
+        """Check that the head is a plain matrix, so that the rows of candidate tokens can be taken from it.
 
         Raises:
-            UnsupportedModelError: If it is not (an adapter on the head, quantised weights).
+            UnsupportedModelError: The head is something else (an adapter on the head, quantised weights).
         """
         if type(self.head) is not nn.Linear:
             raise UnsupportedModelError(
-                f"The head of {type(self.model).__name__} is a {type(self.head).__name__}; a shortlist of tokens needs "
-                "a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
+                f"The head of {type(self.model).__name__} is a {type(self.head).__name__}; a shortlist of candidate "
+                "tokens needs a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
             )
 
     def _before_head(self, hidden: Tensor) -> Tensor:
@@ -135,10 +143,17 @@ class DecoderParts:
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, taken out of a peft wrapper if there is one.
+    """Take the transformers model out of a peft wrapper, if there is one.
+
+    Args:
+        model: A transformers model, or a peft model around one.
+
+    Returns:
+        The transformers model; LoRA matrices stay in its layers.
 
     Raises:
-        UnsupportedModelError: If it is not a transformers model.
+        UnsupportedModelError: It is not a transformers model, or the adapter adds virtual tokens (prompt tuning,
+            prefix tuning).
     """
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise UnsupportedModelError(
@@ -155,24 +170,43 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The largest number of positions the model was built for, or None where its config does not say."""
+    """Look up the context of a model.
+
+    Args:
+        model: Its config is read (``max_position_embeddings``).
+
+    Returns:
+        The largest number of positions the model was built for, tokens; None where the config does not say.
+    """
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def feed_forward(layer: nn.Module) -> nn.Module:
-    """The feed-forward part of a decoder layer, or its first matrix: what must not be called in a skipped layer.
+    """Find the feed-forward part of a decoder layer, which must not be called in a skipped layer.
+
+    Args:
+        layer: A decoder layer of a model of any architecture.
+
+    Returns:
+        The MLP, or the first of its matrices where the layer has no module for the whole (OPT).
 
     Raises:
-        UnsupportedModelError: If there is none under a known name.
+        UnsupportedModelError: The layer has none under a known name.
     """
     return _first_child(layer, ("mlp", "fc1", "feed_forward"))
 
 
 def attention(layer: nn.Module) -> nn.Module:
-    """The self-attention of a decoder layer; a skipped layer calls it only up to its keys and values.
+    """Find the self-attention of a decoder layer; a skipped layer calls it only up to its keys and values.
+
+    Args:
+        layer: A decoder layer of a model of any architecture.
+
+    Returns:
+        The module with the projections and the attention itself.
 
     Raises:
-        UnsupportedModelError: If there is none under a known name.
+        UnsupportedModelError: The layer has none under a known name.
     """
     return _first_child(layer, ("self_attn", "attn", "attention", "self_attention"))
 
@@ -185,12 +219,26 @@ def _first_child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module:
 
 
 def matrix_weights(module: nn.Module) -> int:
-    """Number of weights in a module's matrices: each is multiplied and added once for a token."""
+    """Count the weights in a module's matrices: each is multiplied and added once for a token.
+
+    Args:
+        module: Any module; parameters with one dimension (biases, norms) do not count.
+
+    Returns:
+        Number of weights.
+    """
     return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
 def key_value_size(model: PreTrainedModel) -> int:
-    """Numbers that one token adds to the key/value cache of one layer (keys and values together)."""
+    """Compute how many numbers one token adds to the KV cache of one layer.
+
+    Args:
+        model: Its config gives the key and value heads and their width.
+
+    Returns:
+        Numbers, keys and values together; times the bytes of the dtype for memory.
+    """
     config = model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -200,6 +248,12 @@ def key_value_size(model: PreTrainedModel) -> int:
 
 def decoder_parts(module: nn.Module) -> DecoderParts:
     """Find the parts of a model, or say what is missing.
+
+    Args:
+        module: A decoder-only transformers model, or a peft model around one.
+
+    Returns:
+        The parts. They are the model's own modules, so changes to one are changes to the other.
 
     Raises:
         UnsupportedModelError: For encoder-decoder models, sliding-window or linear-attention layers, models that
@@ -218,7 +272,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     other = sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers} - {DynamicLayer.__name__})
     if other:
         raise UnsupportedModelError(
-            f"{name} keeps {', '.join(other)} in its cache; skipped layers need full attention in every layer "
+            f"{name} has {', '.join(other)} in its KV cache; skipped layers need full attention in every layer "
             "(for Mistral and Qwen2, a config with sliding_window=None)."
         )
 
@@ -254,12 +308,12 @@ def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that transformers' ``generate`` gives the tokens of left-padded rows.
+    """Compute the positions that transformers' ``generate`` gives the tokens of left-padded sequences.
 
     Args:
         attention_mask: [rows, length], 1 for tokens and 0 for padding.
 
     Returns:
-        [rows, length]: 0, 1, 2 … from each row's first token; 0 at padding.
+        LongTensor [rows, length]: 0, 1, 2 … from the first token of each sequence; 0 at padding.
     """
     return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)

@@ -1,4 +1,4 @@
-"""Logits that are not finite: a text made of them is nonsense that looks like a text."""
+"""Logits that are not finite: the tokens chosen from them are nonsense, but look like a text."""
 
 import torch
 from torch import Tensor
@@ -10,22 +10,27 @@ from hsdlab.errors import RunError
 class NotFiniteLogitsError(RunError):
     """The logits of a token are not finite.
 
+    Args:
+        strategy: The strategy that was applied; the message shows it.
+        step: The decode step whose logits they are; 0 stands for the prefill.
+        rows: Indices of the sequences in the batch, ascending.
+
     Attributes:
-        rows: Of the batch that was decoded, in order.
+        rows: As given.
     """
 
     def __init__(self, strategy: object, step: int, rows: tuple[int, ...]) -> None:
-        where = f"decode step {step}" if step else "the prompt pass"
+        where = f"decode step {step}" if step else "the prefill"
         super().__init__(
-            f"{strategy!r}: the logits are not finite in {where}, row {', '.join(map(str, rows))} of the batch. The "
-            "model's dtype may be too narrow for it (--model.dtype=float32 or bfloat16), or it cannot do without the "
-            "layers that are skipped."
+            f"{strategy!r}: the logits are not finite in {where}, sequence {', '.join(map(str, rows))} of the batch. "
+            "The model's dtype may be too narrow for it (--model.dtype=float32 or bfloat16), or it cannot do without "
+            "the layers that are skipped."
         )
         self.rows = rows
 
 
 class FiniteLogits(LogitsProcessor):
-    """Looks at the logits of each step and changes nothing; what it found is asked for once, after the decode.
+    """Notes whether the logits of each step are finite, and changes nothing. ``check`` reads the notes after decoding.
 
     Each step costs one reduction over the vocabulary on the device, and no synchronisation with it.
     """
@@ -34,25 +39,29 @@ class FiniteLogits(LogitsProcessor):
         self._bad: list[Tensor] = []  # BoolTensor [rows] of each step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Note the rows whose largest logit is no number or infinite; some tokens may be ruled out by minus infinity.
+        """Note the sequences whose largest logit is NaN or infinite. Minus infinity may rule out single tokens.
 
         Args:
-            input_ids: [rows, length].
-            scores: [rows, vocabulary].
+            input_ids: The text so far, [rows, length]; not used.
+            scores: The logits of the next token, [rows, vocabulary].
+
+        Returns:
+            ``scores``.
         """
         self._bad.append(~torch.isfinite(scores.amax(dim=-1)))
         return scores
 
     def check(self, strategy: object, sources: int, real_tokens: Tensor | None = None) -> None:
-        """Refuse a decode in which some row had such logits.
+        """Refuse a decode in which some sequence had such logits.
 
         Args:
-            strategy: Under which was decoded.
-            sources: Rows of the batch; several beams or samples of one stand together.
-            real_tokens: LongTensor [rows]: those beyond belong to no text any more. All count by default.
+            strategy: The strategy that was applied; the message shows it.
+            sources: Number of prompts; the beams or samples of one prompt are consecutive rows.
+            real_tokens: New tokens of each row, LongTensor [rows]. Steps beyond them only pad, and do not count. None
+                counts all steps of all rows.
 
         Raises:
-            NotFiniteLogitsError: With the first step and its rows.
+            NotFiniteLogitsError: It names the first such step and, for that step, the prompts.
         """
         if not self._bad:
             return

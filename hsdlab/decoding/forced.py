@@ -1,7 +1,7 @@
-"""Teacher forcing: which layers run for each token of a given text, and what the model makes of it then.
+"""Teacher forcing: which layers run for each token of a given text, and which logits the model then gives.
 
-The text's token t is the input of decode step t. The prompt runs all layers, and so does the last of T tokens: no step
-has it as its input.
+Token t of the text is the input of decode step t. The prompt runs all layers. So does the last of T tokens, since no
+decode step has it as its input.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from hsdlab.decoding.replay import replay
 
 
 def schedule_mask(strategy: Strategy, num_layers: int, max_steps: int) -> Tensor | None:
-    """The layers that decoding runs in each step, if they are known beforehand and the same for all rows.
+    """Turn a layer schedule into a mask.
 
     Args:
-        strategy: Who decides.
+        strategy: Any strategy, also one without a schedule.
         num_layers: L.
         max_steps: T, the most new tokens.
 
     Returns:
-        BoolTensor [T, layers]: steps 0 … T-2, and all layers for token T-1; None if the strategy decides while it
-        decodes.
+        BoolTensor [T, layers] on the CPU: steps 0 … T-2, and all layers for token T-1. None if the strategy decides
+        during decoding.
 
     Raises:
         UserError: The schedule does not fit the model.
@@ -45,7 +45,7 @@ def forced_mask(schedules: Tensor, new_tokens: Tensor) -> Tensor:
     """Say which layers run for each token of a teacher-forced batch.
 
     Args:
-        schedules: BoolTensor [rows or 1, T, layers], of :func:`schedule_mask`: one for each row, or one for all.
+        schedules: BoolTensor [rows or 1, T, layers] of :func:`schedule_mask`, one for each sequence or one for all.
         new_tokens: BoolTensor [rows, length], true at the tokens of the text after the prompt; at most T in a row.
 
     Returns:
@@ -57,14 +57,21 @@ def forced_mask(schedules: Tensor, new_tokens: Tensor) -> Tensor:
 
 
 def decode_steps(new_tokens: Tensor) -> Tensor:
-    """Inputs of decode steps among all tokens but the last: [rows, length] to [rows, length - 1]."""
+    """Find the inputs of decode steps: the new tokens that another new token follows.
+
+    Args:
+        new_tokens: BoolTensor [rows, length], true at the tokens of the text after the prompt.
+
+    Returns:
+        BoolTensor [rows, length - 1]; the last position is no input.
+    """
     return new_tokens[:, :-1] & new_tokens[:, 1:]
 
 
 class ForcedTexts:
-    """The texts of one batch behind the keys and values of their prompts, which are computed once.
+    """The texts of one batch, to be scored under many schedules. The KV cache of their prompts is computed once.
 
-    Only the positions of decode steps count, whose inputs are the new tokens but the last.
+    Only the positions of decode steps are scored. Their inputs are the new tokens without the last.
 
     Args:
         model: A decoder-only transformers model in eval mode.
@@ -73,8 +80,8 @@ class ForcedTexts:
             hsdlab.data).
 
     Attributes:
-        decode: BoolTensor [rows, replayed], true at the inputs of decode steps. The replay begins with the first one
-            of any row; what stands before it is past.
+        decode: BoolTensor [rows, replayed], true at the inputs of decode steps. The replay begins with the first of
+            them in any row. The KV cache holds all columns before it.
     """
 
     def __init__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
@@ -99,10 +106,13 @@ class ForcedTexts:
         self._next = input_ids[:, start + 1 :][self.decode]  # (steps)
 
     def logits(self, executed: Tensor) -> Tensor:
-        """Logits of the decode steps, [steps, vocabulary], float32 or wider.
+        """Compute the logits of the decode steps.
 
         Args:
             executed: BoolTensor [rows, replayed, layers]; all true where ``decode`` is false.
+
+        Returns:
+            [steps, vocabulary], float32 or wider. The decode steps of all rows follow one another, row by row.
         """
         logits = replay(
             self._parts.model,
@@ -114,5 +124,12 @@ class ForcedTexts:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Negative log-likelihood of the text's next tokens, [steps], nats."""
+        """Compute the negative log-likelihood of the text's next tokens.
+
+        Args:
+            logits: [steps, vocabulary], of :meth:`logits`.
+
+        Returns:
+            [steps], nats.
+        """
         return cross_entropy(logits, self._next, reduction="none")

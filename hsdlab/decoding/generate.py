@@ -1,7 +1,7 @@
 """``generate()``: greedy, sampling and beam search with skipped layers, on transformers' own ``model.generate``.
 
-:func:`applied` is the one way in. Inside it, every call of ``model.generate`` is decoded under the strategy; all else
-that is done with the model, teacher-forced passes too, stays at full depth.
+:func:`applied` is the one way in. Inside its block, every call of ``model.generate`` decodes under the strategy.
+Everything else that the model does, such as teacher-forced forward passes, stays at full depth.
 """
 
 import copy
@@ -30,16 +30,16 @@ from hsdlab.errors import UserError
 
 @dataclass(frozen=True)
 class DecodeOutput:
-    """What one decode gave.
+    """The result of one decode.
 
     Attributes:
-        sequences: [rows, prompt + new], padded as transformers pads; rows are the returned sequences.
-        sequences_scores: [rows], with beams: as transformers computes them (else None).
-        scores: On request (``output_scores=True``): per new token [rows of the batch, vocabulary], as transformers
-            computes them.
+        sequences: The returned sequences, LongTensor [rows, prompt + new], padded as transformers pads.
+        sequences_scores: [rows], as transformers computes them; None without beams.
+        scores: For each new token [rows of the batch, vocabulary], as transformers computes them; None unless the
+            call has ``output_scores=True``.
         trace: Which layers ran, along the returned sequences.
-        timing: Seconds, prompt pass apart.
-        cache_bytes: The most bytes that the key/value cache held at the end of a pass.
+        timing: Seconds of the prefill and of the decode steps.
+        cache_bytes: The most bytes that the KV cache held at the end of a forward pass.
     """
 
     sequences: Tensor
@@ -52,14 +52,14 @@ class DecodeOutput:
 
 @dataclass
 class AppliedRun:
-    """A strategy at work on a model.
+    """A strategy while it is applied to a model.
 
     Attributes:
-        strategy: The strategy.
-        max_new_tokens: The default of ``model.generate`` while the strategy is applied. T is that of each call: what
-            it asks for itself, else this.
-        on_decode: Called after each decode.
-        output: What the last decode gave; None before the first.
+        strategy: Decides which layers run.
+        max_new_tokens: T of the calls of ``model.generate`` that give no length themselves; None leaves them to the
+            model's own default.
+        on_decode: Called with the result of each decode; None for no call.
+        output: The result of the last decode; None before the first.
     """
 
     strategy: Strategy
@@ -72,7 +72,7 @@ class AppliedRun:
         """The trace of the last ``model.generate`` call.
 
         Raises:
-            RuntimeError: If there was none yet.
+            RuntimeError: No call has finished yet.
         """
         if self.output is None:
             raise RuntimeError("No model.generate call has finished under this strategy yet, so there is no trace.")
@@ -80,7 +80,7 @@ class AppliedRun:
 
 
 class _Generate:
-    """Stands for ``model.generate`` while a strategy is applied; takes and returns what it does."""
+    """Replaces ``model.generate`` while a strategy is applied; takes and returns the same."""
 
     def __init__(self, parts: DecoderParts, run: AppliedRun) -> None:
         self.parts = parts
@@ -108,13 +108,17 @@ def applied(
 
     Args:
         model: A decoder-only transformers model, or a peft model around one.
-        strategy: The strategy; only one at a time.
-        max_new_tokens: Default of ``model.generate`` inside the block; T of the schedules where a call gives none.
-        on_decode: Called with what each decode gave.
+        strategy: Decides which layers run; only one can be applied to a model at a time.
+        max_new_tokens: T of the calls inside the block that give no length themselves, at least 1. None leaves them to
+            the model's own default.
+        on_decode: Called with the result of each decode; None for no call.
+
+    Yields:
+        The run; after a call of ``model.generate`` it has the call's ``output`` and ``trace``.
 
     Raises:
-        UserError: If another strategy is applied to the model, or this one does not fit it.
-        UnsupportedModelError: If the model cannot be served.
+        UserError: Another strategy is applied to the model, this one does not fit it, or ``max_new_tokens`` is below 1.
+        UnsupportedModelError: hsdlab cannot decode this model.
     """
     parts = decoder_parts(model)
     other = active_run(parts.model)
@@ -143,11 +147,7 @@ def applied(
 
 
 def _check_strategy(strategy: object) -> None:
-    """Refuse what is no strategy: a name or a class, say.
-
-    Raises:
-        UserError: With what was given.
-    """
+    """Refuse what is not a strategy, such as a name or a class."""
     asked = ("check_model", "scheduled_layers", "plan")
     if isinstance(strategy, type) or not all(callable(getattr(strategy, name, None)) for name in asked):
         hint = f"; make an object of it: {strategy.__name__}()" if isinstance(strategy, type) else ""
@@ -155,7 +155,14 @@ def _check_strategy(strategy: object) -> None:
 
 
 def active_run(model: nn.Module) -> AppliedRun | None:
-    """The strategy at work on a model, or None."""
+    """Find the strategy that is applied to a model.
+
+    Args:
+        model: A transformers model, or a peft model around one.
+
+    Returns:
+        The run of the :func:`applied` block that is open, or None if there is none.
+    """
     generate_attribute = vars(plain_model(model)).get("generate")
     return generate_attribute.run if isinstance(generate_attribute, _Generate) else None
 
@@ -171,12 +178,13 @@ def generate(
     """Decode new tokens under a strategy.
 
     Args:
-        model: A decoder-only transformers model (unmodified; as before afterwards).
-        input_ids: [rows, prompt], left-padded.
-        attention_mask: [rows, prompt], 1 for tokens and 0 for padding.
-        strategy: Which layers run; ``FullDepth()`` for all.
-        **kwargs: transformers' own: ``max_new_tokens``, ``num_beams``, ``do_sample``, ``eos_token_id`` … T is
-            ``max_new_tokens``, or ``max_length`` minus the prompt's length.
+        model: A decoder-only transformers model, or a peft model around one. It is the same after decoding as before.
+        input_ids: The prompts, LongTensor [rows, prompt], left-padded.
+        attention_mask: [rows, prompt], 1 for tokens and 0 for padding. None lets transformers infer it from the
+            padding token.
+        strategy: Decides which layers run; ``FullDepth()`` runs all.
+        **kwargs: Keywords of transformers' ``generate``: ``max_new_tokens``, ``num_beams``, ``do_sample``,
+            ``eos_token_id`` … T is ``max_new_tokens``, or ``max_length`` minus the prompt's length.
 
     Returns:
         The sequences, their scores, the trace and the timing.
@@ -185,7 +193,8 @@ def generate(
         UserError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
             with skipped layers: assisted decoding, static, sliding-window or linear-attention caches, a pre-filled
             cache, ``use_cache=False``.
-        UnsupportedModelError: If the model cannot be served.
+        UnsupportedModelError: hsdlab cannot decode this model.
+        RuntimeError: transformers returned without decoding, which no input is known to cause.
     """
     with applied(model, strategy) as run:
         parts = decoder_parts(model)
@@ -212,7 +221,7 @@ def _decode(
     generation_config: GenerationConfig | None,
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run transformers' ``generate`` on a :class:`SkipCache`; returns its output and leaves ours in ``run.output``."""
+    """Run transformers' ``generate`` on a :class:`SkipCache`; return its output, and put ours into ``run.output``."""
     model = parts.model
     config = merged_config(model, generation_config, kwargs)
     check_call(config, input_ids, kwargs)
@@ -223,7 +232,7 @@ def _decode(
 
     forced: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
     if config.stop_strings is not None and config.num_beams == 1:
-        forced["stop_strings"] = None  # RowEnds asks for them
+        forced["stop_strings"] = None  # RowEnds checks them
     if generation_config is None:
         kwargs = {**kwargs, **forced}
     else:  # transformers wants options in one place only
@@ -248,7 +257,7 @@ def _decode(
     try:
         with every_pass_recorded(parts, cache):
             raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
-    except RuntimeError as error:  # of drawing from probabilities that are none
+    except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
             finite.check(run.strategy, len(input_ids))
         raise

@@ -1,8 +1,8 @@
-"""The guard of every decode: a forward pass that the engine's cache did not record is an error.
+"""The guard of every decode: a forward pass that the engine's KV cache did not record is an error.
 
-Some models drop or replace the cache that they are given (Phi-3 with longrope where the text passes the original
-context, prefix tuning), and some options run passes of their own (classifier-free guidance). Layers are then not
-skipped, and the trace would tell of steps that ran none.
+Some models drop or replace the cache that they are given (Phi-3 with longrope where the text grows beyond the original
+context, prefix tuning), and some options run forward passes of their own (classifier-free guidance). Layers are then
+not skipped, and the trace would have steps without executed layers.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,17 @@ from hsdlab.errors import RunError
 
 @contextmanager
 def every_pass_recorded(parts: DecoderParts, cache: SkipCache) -> Iterator[None]:
-    """Raise as soon as a forward pass of the decoder is not one more pass of the cache.
+    """Raise inside the block as soon as the cache did not record a forward pass of the decoder.
+
+    Args:
+        parts: The decoder whose forward passes are counted.
+        cache: A new KV cache, which counts the passes that went through all layers.
+
+    Yields:
+        Nothing; decode inside the block.
 
     Raises:
-        RunError: The model did not run on the engine's cache.
+        RunError: A forward pass did not run on the cache.
     """
     passes = 0
 
@@ -42,7 +49,7 @@ def every_pass_recorded(parts: DecoderParts, cache: SkipCache) -> Iterator[None]
 
 def _unrecorded(parts: DecoderParts, passes: int, recorded: int) -> RunError:
     return RunError(
-        f"Forward pass {passes} of {type(parts.model).__name__} did not run on hsdlab's key/value cache ({recorded} "
+        f"Forward pass {passes} of {type(parts.model).__name__} did not run on hsdlab's KV cache ({recorded} "
         "passes did), so that no layer of it was skipped or counted. The model, an adapter or an option of generate "
         "(guidance_scale, past_key_values) replaces the cache or runs passes of its own: decode without it, "
         "or with transformers' own generate."

@@ -1,4 +1,4 @@
-"""What skipped tokens leave behind, until their keys and values are made late or the decode ends."""
+"""The hidden states of skipped tokens, kept until the late KV computation or the end of the decode."""
 
 import inspect
 from typing import Any
@@ -14,22 +14,32 @@ CACHE = object()
 
 
 class History:
-    """With what skipped tokens arrived where, and at which layers they lack an entry of the cache.
+    """Which tokens still owe keys and values at which layers, and the hidden states to compute them from.
 
-    Beams change places after each step. Nothing kept here is moved then: ``_origin`` maps the rows of now to the
-    rows of each earlier step.
+    Beams change places after each step. The tensors kept here stay where they are: ``_origin`` maps the current rows to
+    the rows of each earlier step.
+
+    Args:
+        decisions: Say which layers later steps may run. Where no layer needs a late KV computation, nothing is kept.
     """
 
     def __init__(self, decisions: Decisions) -> None:
         self._decisions = decisions
         self._arrived: list[dict[int, Tensor]] = []  # per step: layer -> hidden state [rows, 1, d]
         self._positions: list[dict[str, Any]] = []  # per step: the layers' arguments that depend on the position
-        self._lacks = torch.zeros(0)  # [layers, steps, rows or 1], on the CPU; empty until a layer is passed by
+        self._lacks = torch.zeros(0)  # [layers, steps, rows or 1], on the CPU; empty until a layer is skipped
         self._lacking_layers: set[int] = set()
         self._origin: Tensor | None = None  # [steps, rows], on the device; None while no beam has moved
 
     def begin_step(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
-        """Keep what the layers of this step are called with; nothing if no entry is ever filled late."""
+        """Keep the arguments with which the layers of this step are called.
+
+        Args:
+            call: The call of layer 0; its signature names the arguments.
+            hidden: The input of layer 0, [rows, 1, d].
+            args: The other positional arguments of the call.
+            kwargs: Its keyword arguments.
+        """
         if not self._decisions.may_fill:
             return
         self._arrived.append({})
@@ -39,7 +49,11 @@ class History:
             self._origin = torch.cat([self._origin, now])
 
     def reorder(self, beam_idx: Tensor) -> None:
-        """Beam search goes on from the rows ``beam_idx`` [rows]."""
+        """Follow the beams to the rows from which beam search continues.
+
+        Args:
+            beam_idx: The old row of each new row, LongTensor [rows] on the device.
+        """
         if not self._arrived:
             return
         if self._origin is None:
@@ -49,7 +63,13 @@ class History:
             self._lacks = self._lacks[:, :, beam_idx.cpu()]
 
     def passed_by(self, layer: int, rows: Rows, hidden: Tensor) -> None:
-        """All but ``rows`` pass ``layer`` by in the step that now runs."""
+        """Note who skips a layer in the current step.
+
+        Args:
+            layer: Index of the layer.
+            rows: The rows that run the layer; all others skip it.
+            hidden: The hidden states that arrived at the layer, [rows of the batch, 1, d]; kept, not copied.
+        """
         step = len(self._arrived) - 1
         if not self._decisions.may_fill or not self._decisions.needed_after(layer, step):
             return
@@ -63,7 +83,11 @@ class History:
         self._lacking_layers.add(layer)
 
     def take_waiting(self, layer: int, rows: Rows) -> tuple[Tensor, dict[str, Any], Tensor, Tensor] | None:
-        """The tokens before this step that lack an entry at ``layer`` for ``rows``, no longer waiting afterwards.
+        """Take the tokens of earlier steps that still owe keys and values at a layer; afterwards they owe none there.
+
+        Args:
+            layer: Index of the layer that is about to run.
+            rows: The rows that will run it; None for all. Tokens of other rows stay.
 
         Returns:
             Their hidden states [tokens, 1, d], the layer's other arguments for them, their rows [tokens] and their
@@ -97,13 +121,17 @@ class History:
 
 
 def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
-    """Take ``rows`` of every tensor in ``value`` (nested tuples, lists and dicts) that has one entry for each row.
+    """Select rows from every tensor that has one entry for each row.
 
     Args:
-        value: A layer's arguments.
-        rows: Indices [n], on the device.
-        count: The number of rows there are.
-        expand: Also repeat for each row the tensors that all rows share (first dimension 1).
+        value: A layer's arguments: tensors in nested tuples, lists and dicts.
+        rows: Indices, LongTensor [n] on the device of the tensors.
+        count: Number of rows in the batch; a tensor with another first dimension is left as it is.
+        expand: Also repeat n times the tensors that all rows share (first dimension 1). By default they stay as they
+            are, since a layer broadcasts them itself.
+
+    Returns:
+        The same nesting, with tensors [n, …].
     """
     if isinstance(value, Tensor) and value.dim() > 0:
         if value.shape[0] == count and (count > 1 or expand):
@@ -119,7 +147,7 @@ def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> A
 
 
 def _concatenated(values: list[Any]) -> Any:
-    """Join the equally nested values of several tokens along the first dimension of their tensors."""
+    """Concatenate the equally nested values of several steps along the first dimension of their tensors."""
     first = values[0]
     if isinstance(first, Tensor) and first.dim() > 0:
         return torch.cat(values)
@@ -131,10 +159,10 @@ def _concatenated(values: list[Any]) -> Any:
 
 
 def _position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """A layer's arguments by name, without the hidden state, with no mask (it is used after keys and values).
+    """Return a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
 
-    CACHE stands for the cache, which holds what is returned: a circle of references would keep the keys and values of a
-    finished decode in memory until Python's garbage collector comes by.
+    CACHE stands for the cache. The cache holds what is returned, and a circle of references would keep the keys and
+    values of a finished decode in memory until Python's garbage collector runs.
     """
     parameters = call.signature.parameters
     bound = call.signature.bind(hidden, *args, **kwargs).arguments

@@ -1,4 +1,4 @@
-"""What every layer gives in a forward pass, for what looks at all depths of a model at once."""
+"""The output of every layer of a forward pass, for code that needs all depths of a model at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,11 @@ def layer_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
         model: A decoder-only transformers model, or a peft model around one.
 
     Yields:
-        A list that grows by one tensor [rows, length, d] with each layer: the state behind it, before the final norm
-        (transformers' own ``hidden_states`` has the last one after it). Gradients flow through them.
+        A list that grows by one tensor [rows, length, d] with each layer. The last one is the state before the final
+        norm (in transformers' own ``hidden_states`` it is the state after it). Gradients flow through them.
 
     Raises:
-        UnsupportedModelError: If the model cannot be served.
+        UnsupportedModelError: The decoder layers of the model are not found.
     """
     outputs: list[Tensor] = []
 

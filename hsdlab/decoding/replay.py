@@ -1,9 +1,9 @@
-"""The law as one masked teacher-forced pass.
+"""The decoding semantics as one masked teacher-forced pass.
 
 With M[t, i] = "layer i runs for token t", a whole decode with skipped layers equals
-``h = where(M[:, i], layer_i(h), h)`` over the full sequence: every layer makes the keys and values of every token from
-the hidden state with which the token arrived. It is the oracle of the tests, the fast way to score a text under a
-strategy, and the forward pass of skip-aware training.
+``h = where(M[:, i], layer_i(h), h)`` over the full sequence. Every layer computes the keys and values of every token
+from the hidden state with which the token arrived. Replay is the reference of the tests, the fast way to score a text
+under a strategy, and the forward pass of skip-aware training.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from hsdlab.errors import UserError
 
 
 class _ReplayCache(LayerRunner, DynamicCache):
-    """Stands where the model passes its cache; stores nothing and masks each layer's output."""
+    """Takes the place of the KV cache; stores nothing and masks the output of each layer."""
 
     def __init__(self, parts: DecoderParts, executed: Tensor, past: DynamicCache | None) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
@@ -68,28 +68,31 @@ def replay(
 ) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
-    Gradients flow as in any forward pass; wrap it in ``torch.no_grad()`` for scoring. A layer that no token uses is not
-    called, and its parameters get no gradient. With gradients and an initialised process group it is called and its
-    output dropped, so that they get a gradient of zero: DistributedDataParallel waits for one in every process.
+    Gradients flow as in any forward pass; use ``torch.no_grad()`` for scoring. A layer that no token runs is not
+    called, and its parameters get no gradient. With gradients and an initialised process group, the layer is called and
+    its output dropped. Its parameters then get a gradient of zero, for which DistributedDataParallel waits in every
+    process.
 
     Args:
-        model: A decoder-only transformers model.
-        input_ids: [rows, length], left-padded.
-        attention_mask: [rows, length], 1 for tokens and 0 for padding; all ones if not given.
-        executed: BoolTensor [rows, length, layers]: layer i runs for the token (``trace.mask(prompt_length)``).
-        past: Keys and values of the text before ``input_ids``, made by the model itself, so at full depth: what is
-            replayed many times over one prompt needs the prompt's pass once. Left as it is. ``attention_mask`` is then
-            [rows, past + length].
+        model: A decoder-only transformers model, or a peft model around one.
+        input_ids: LongTensor [rows, length], left-padded.
+        attention_mask: [rows, length], 1 for tokens and 0 for padding; None means no padding.
+        executed: BoolTensor [rows, length, layers], true where the layer runs for the token
+            (``trace.mask(prompt_length)``).
+        past: The KV cache of the text before ``input_ids``, computed by the model itself, so at full depth. Many
+            replays over one prompt then need one prefill. It is not changed. ``attention_mask`` is then
+            [rows, past + length]. None means that ``input_ids`` is the whole text.
 
     Returns:
         Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
 
     Raises:
-        UserError: If a shape does not fit, or the model would drop the mask (activation checkpointing).
+        UserError: A shape does not fit, an id has no embedding, or the model would drop the mask (activation
+            checkpointing in training).
     """
     parts = decoder_parts(model)
     model = parts.model
-    if not isinstance(input_ids, Tensor) or input_ids.device.type == "cpu":  # elsewhere it would wait for the device
+    if not isinstance(input_ids, Tensor) or input_ids.device.type == "cpu":  # on a GPU the check would wait for it
         check_tokens(input_ids, model)
     expected = (*input_ids.shape, parts.num_layers)
     if not isinstance(executed, Tensor) or executed.dtype != torch.bool or tuple(executed.shape) != expected:

@@ -1,8 +1,8 @@
-"""Check that a model of an unknown architecture keeps the decoding semantics, before it is trusted.
+"""Check that a model of an unknown architecture keeps the decoding semantics, before it is used.
 
-A structural guess (:mod:`hsdlab.decoding.families`) can be wrong in silence: a head with a scale, biases that depend on
-the row, a cache that is used otherwise. So a few tokens are decoded twice, on the lazily filled cache and by
-``replay``, and once by the model itself.
+A guess from the structure (:mod:`hsdlab.decoding.families`) can be wrong without an error: a head with a scale, biases
+that differ by row, another use of the cache. So the logits of a few tokens are computed in three ways: step by step on
+:class:`SkipCache`, by ``replay``, and by the model itself.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _TOLERANCE = 1e-2  # of the largest logit; reduced precision reaches about half 
 
 
 class _Alternate:
-    """Runs the even and the odd layers in turn, row by row, so that every cache entry is at some time filled late."""
+    """Runs the even and the odd layers in turn, row by row, so that every layer needs late KV computations."""
 
     def check_model(self, parts: DecoderParts) -> None:
         return
@@ -36,10 +36,13 @@ class _Alternate:
 
 
 def check_semantics(parts: DecoderParts) -> None:
-    """Decode a few tokens of a model with skipped layers and compare with ``replay`` and with the model itself.
+    """Decode a few tokens of a model with skipped layers, and compare with ``replay`` and with the model itself.
+
+    Args:
+        parts: The parts that were found in the model. The result is remembered, so a model is checked once.
 
     Raises:
-        UnsupportedModelError: If they differ, with what differs.
+        UnsupportedModelError: The logits differ; the message says which.
     """
     if parts.model not in _problems:
         _problems[parts.model] = _problem(parts)

@@ -1,10 +1,10 @@
 """Make the decoder layers of an unmodified transformers model skippable, and undo it.
 
-Inside :func:`skippable`, each decoder layer's class is a subclass of its own class whose ``forward`` looks for a
-:class:`LayerRunner` among its arguments, where transformers passes the key/value cache. If there is one, it
-decides how the layer is called; if there is none, the layer runs as ever. So the state of a decode travels with
-its cache: layers hold none, ordinary forward passes stay at full depth, and nothing else of the model changes
-(names in the ``state_dict``, ``isinstance``, hooks, FSDP's class policies).
+Inside :func:`skippable`, the class of each decoder layer is a subclass of its own class. Its ``forward`` looks for a
+:class:`LayerRunner` among its arguments, where transformers passes the KV cache. The runner decides how the layer is
+called; without one, the layer runs as usual. So the cache holds all state of a decode and the layers hold none.
+Ordinary forward passes stay at full depth, and nothing else of the model changes (names in the ``state_dict``,
+``isinstance``, hooks, FSDP's class policies).
 """
 
 import inspect
@@ -21,9 +21,14 @@ from hsdlab.decoding.families import DecoderParts, UnsupportedModelError
 class LayerCall:
     """One call of a decoder layer's own forward.
 
+    Args:
+        layer: The decoder layer that the model calls.
+        forward: The forward of its original class, which takes ``self`` first.
+        signature: The signature of that forward, without ``self``.
+
     Attributes:
-        layer: The layer.
-        signature: The signature of its forward, without ``self``.
+        layer: As given.
+        signature: As given.
     """
 
     __slots__ = ("_forward", "layer", "signature")
@@ -34,7 +39,7 @@ class LayerCall:
         self._forward = forward
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the layer; returns the hidden state after it, [rows, length, d]."""
+        """Run the layer; return the hidden state after it, [rows, length, d]."""
         output = self._forward(self.layer, hidden, *args, **kwargs)
         if isinstance(output, tuple):
             setattr(type(self.layer), _EXTRA, len(output) - 1)
@@ -43,16 +48,19 @@ class LayerCall:
 
 
 class LayerRunner:
-    """What stands where a model passes its cache and decides about each layer (:class:`SkipCache`, ``replay``)."""
+    """Takes the place of the KV cache in a forward pass; decides about each layer (:class:`SkipCache`, ``replay``)."""
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Return the hidden state after a layer.
+        """Run a layer, run it for some rows only, or skip it.
 
         Args:
             call: Runs the layer that the model calls.
-            hidden: The hidden state as it arrives, [rows, length, d].
+            hidden: The hidden state that arrives at the layer, [rows, length, d].
             args: The other positional arguments of the call.
             kwargs: Its keyword arguments.
+
+        Returns:
+            The hidden state after the layer, [rows, length, d]; unchanged in the rows that skip it.
         """
         raise NotImplementedError
 
@@ -84,13 +92,19 @@ def _skippable_class(layer_class: Any) -> type[_Skippable]:
 
 @contextmanager
 def skippable(parts: DecoderParts) -> Iterator[None]:
-    """Swap the classes of the decoder layers, and swap them back on leaving, also by an exception.
+    """Swap the classes of the decoder layers, and swap them back on leaving, also after an exception.
 
-    May be nested: inside, the layers are left as they are.
+    Blocks can be nested; the inner ones change nothing.
+
+    Args:
+        parts: The model's decoder layers.
+
+    Yields:
+        Nothing; call the model with a :class:`LayerRunner` as its cache inside the block.
 
     Raises:
-        UnsupportedModelError: If a layer's ``forward`` was replaced on the instance (accelerate's hooks do that),
-            so that its class has no say.
+        UnsupportedModelError: A layer's ``forward`` was replaced on the instance (accelerate's hooks do that), so that
+            the one of its class is never called.
     """
     hooked = [i for i, layer in enumerate(parts.layers) if "forward" in vars(layer)]
     if hooked:

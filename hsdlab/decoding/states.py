@@ -1,4 +1,4 @@
-"""What a strategy may look at: before a step, after an executed layer, and (oracles only) after a whole step."""
+"""What a strategy can read: before a step, after an executed layer, and (oracles only) after a whole step."""
 
 from dataclasses import dataclass, field
 
@@ -9,11 +9,11 @@ from hsdlab.decoding.families import DecoderParts, matrix_weights
 
 @dataclass(frozen=True)
 class StepState:
-    """What a plan may look at.
+    """What a plan can read.
 
     Attributes:
-        step: t; the pass whose input is new token t.
-        rows: Number of rows in the batch (with beams: sources × beams).
+        step: t, from 0 to T-2; the input of the decode step is new token t.
+        rows: Number of sequences in the batch (with beams: sources × beams).
         num_layers: L.
         max_steps: T, the most new tokens.
     """
@@ -26,13 +26,13 @@ class StepState:
 
 @dataclass
 class ProbeCost:
-    """What deciding about exits cost.
+    """The cost of deciding about exits.
 
     Attributes:
-        rows: Hidden states that the head, whole or in part, was applied to.
+        rows: Hidden states to which the head, whole or in part, was applied: the number of intermediate predictions.
         weights: Weights that hidden states were multiplied with, summed over the states.
-        weights_read: Weights that were read for that: a matrix once for all states of a call, the rows of the head for
-            some tokens once for each state.
+        weights_read: Weights that were read for that. A matrix counts once for all states of a call; the head's rows of
+            candidate tokens count once for each state.
     """
 
     rows: int = 0
@@ -42,12 +42,12 @@ class ProbeCost:
 
 @dataclass
 class Probe:
-    """Looks at one layer's output through the head or a small module, on demand, and counts what that costs.
+    """Applies the head, or a small module of the strategy, to the output of one layer on demand, and counts the cost.
 
     Attributes:
-        parts: The model's parts.
-        hidden: The layer's output, [rows, d].
-        cost: Where the cost is counted.
+        parts: Gives the final norm and the head.
+        hidden: The layer's output before the final norm, [rows, d].
+        cost: The cost of each call is added to it.
     """
 
     parts: DecoderParts
@@ -56,13 +56,14 @@ class Probe:
     _logits: Tensor | None = field(default=None, init=False)
 
     def logits(self, which: Tensor | None = None) -> Tensor:
-        """Apply the final norm and the head; for all rows, computed at the first call only.
+        """Apply the final norm and the head (an intermediate prediction).
 
         Args:
-            which: Places of the wanted rows among these, LongTensor [n]; all if not given.
+            which: Indices into the rows of ``hidden``, LongTensor [n] on its device. None stands for all rows, which
+                are computed at the first such call only.
 
         Returns:
-            [n, vocabulary], or [rows, vocabulary].
+            [n, vocabulary], or [rows, vocabulary] for all rows.
         """
         if which is None and self._logits is not None:
             return self._logits
@@ -74,12 +75,26 @@ class Probe:
         return logits
 
     def token_logits(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm and only the head's rows for some tokens: LongTensor [rows, K] to [rows, K]."""
+        """Apply the final norm and the head's rows of candidate tokens only.
+
+        Args:
+            tokens: The K candidate tokens of each row, LongTensor [rows, K].
+
+        Returns:
+            Their logits, [rows, K]; computed anew at each call.
+        """
         self._count_head(len(self.hidden), tokens.shape[1], read=len(self.hidden))
         return self.parts.token_logits(self.hidden, tokens)
 
     def apply(self, module: nn.Module) -> Tensor:
-        """Apply a strategy's own small module to the rows, [rows, d]; returns what it gives."""
+        """Apply a small module of the strategy, such as an exit classifier, to ``hidden``.
+
+        Args:
+            module: Takes [rows, d]; only its matrices count as cost.
+
+        Returns:
+            The module's output.
+        """
         weights = matrix_weights(module)
         self.cost.weights += len(self.hidden) * weights
         self.cost.weights_read += weights
@@ -96,10 +111,10 @@ class Probe:
 
 
 class StepMemory:
-    """Values by row that a strategy keeps from one layer of a step to the next; the engine drops them after it.
+    """Values that a strategy keeps from one layer of a step to the next; the engine drops them after the step.
 
     Args:
-        rows: Number of rows in the batch.
+        rows: Number of sequences in the batch.
     """
 
     def __init__(self, rows: int) -> None:
@@ -107,14 +122,28 @@ class StepMemory:
         self._kept: dict[str, Tensor] = {}
 
     def keep(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """Keep ``values`` [n, …] for ``rows`` [n] under a name; those of the other rows stay (0 at first)."""
+        """Keep values for some rows; what the other rows have stays.
+
+        Args:
+            name: The name under which ``recall`` finds them.
+            rows: Indices in the batch, LongTensor [n], ascending.
+            values: [n, …] of any dtype; a row for which nothing was kept yet has zeros.
+        """
         if len(rows) < self._rows:
             kept = self._kept.get(name, values.new_zeros(self._rows, *values.shape[1:]))
             values = kept.index_copy(0, rows.to(values.device), values)
         self._kept[name] = values
 
     def recall(self, name: str, rows: Tensor) -> Tensor | None:
-        """What was kept for ``rows`` [n] under a name, [n, …]; None if nothing was, in this step."""
+        """Return what was kept for some rows.
+
+        Args:
+            name: The name under which it was kept.
+            rows: Indices in the batch, LongTensor [n], ascending.
+
+        Returns:
+            [n, …], on the device of what was kept; None if nothing was kept under the name in this step.
+        """
         kept = self._kept.get(name)
         if kept is None or len(rows) == self._rows:
             return kept
@@ -123,22 +152,22 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class LayerState:
-    """What an exit may look at, after one executed layer. Rows are those that have not exited yet.
+    """What an early exit can read, after one executed layer. Its rows are the sequences that ran the layer.
 
     Attributes:
         layer: Index of the layer that has just run.
         layers_run: Number of layers that have run in this step, this one included.
-        step: t; the pass whose input is new token t.
+        step: t, from 0 to T-2; the input of the decode step is new token t.
         num_layers: L.
         max_steps: T, the most new tokens.
-        rows: Indices of these rows in the batch, LongTensor [rows] on the CPU, ascending.
-        rows_per_source: Consecutive rows of the batch that come from one prompt: beams, or sampled sequences.
-        ended: BoolTensor [rows] on the CPU: the row's text has ended and transformers only pads it; None where that
-            cannot be known (beams) or cannot be (a single row).
-        output: Output of the layer, [rows, d].
-        previous_output: Output of the executed layer before it, [rows, d]; None if this is the first.
-        probe: The head, whole or in part, and modules of the strategy's own, applied to ``output``.
-        memory: What the strategy keeps until the step's end; see ``keep`` and ``recall``.
+        rows: Indices of these sequences in the batch, LongTensor [rows] on the CPU, ascending.
+        rows_per_source: Number of consecutive sequences in the batch that come from one prompt: beams, or samples.
+        ended: BoolTensor [rows] on the CPU, true where the text has ended and transformers only pads it. None where
+            that is not known (beams) or cannot happen (a single sequence).
+        output: Output of the layer before the final norm, [rows, d].
+        previous_output: Output of the executed layer before it, [rows, d]; None after the first.
+        probe: Applies the head, whole or in part, or modules of the strategy to ``output``.
+        memory: What the strategy keeps until the step ends; use ``keep`` and ``recall``.
     """
 
     layer: int
@@ -155,29 +184,45 @@ class LayerState:
     memory: StepMemory
 
     def logits(self) -> Tensor:
-        """The head applied to the final norm of ``output``, [rows, vocabulary]; computed at the first call only."""
+        """Apply the final norm and the head to ``output`` (an intermediate prediction).
+
+        Returns:
+            [rows, vocabulary]; computed at the first call only.
+        """
         return self.probe.logits()
 
     def keep(self, name: str, values: Tensor) -> None:
-        """Keep ``values`` [rows, …] under a name until the step ends."""
+        """Keep values for these rows until the step ends.
+
+        Args:
+            name: The name under which ``recall`` finds them after a later layer.
+            values: [rows, …] of any dtype.
+        """
         self.memory.keep(name, self.rows, values)
 
     def recall(self, name: str) -> Tensor | None:
-        """What an earlier layer of this step kept under a name for these rows, [rows, …]; None if nothing."""
+        """Return what was kept for these rows after an earlier layer of this step.
+
+        Args:
+            name: The name under which it was kept.
+
+        Returns:
+            [rows, …]; None if nothing was kept under the name in this step, zeros for rows without a value.
+        """
         return self.memory.recall(name, self.rows)
 
 
 @dataclass(frozen=True)
 class HindsightState:
-    """What an oracle may look at, after all layers have run.
+    """What an oracle can read, after all layers have run.
 
     Attributes:
-        step: t; the pass whose input is new token t.
-        rows: Number of rows in the batch.
+        step: t, from 0 to T-2; the input of the decode step is new token t.
+        rows: Number of sequences in the batch.
         num_layers: L.
         max_steps: T, the most new tokens.
-        outputs: Output of each layer, [layers, rows, d].
-        parts: The model's parts.
+        outputs: Output of each layer before the final norm, [layers, rows, d].
+        parts: Gives the final norm and the head.
     """
 
     step: int
@@ -188,5 +233,12 @@ class HindsightState:
     parts: DecoderParts
 
     def logits(self, layer: int) -> Tensor:
-        """The head applied to the final norm of a layer's output, [rows, vocabulary]."""
+        """Apply the final norm and the head to the output of a layer.
+
+        Args:
+            layer: Index of the layer; -1 is the last, whose logits are those of full depth.
+
+        Returns:
+            [rows, vocabulary]; computed anew at each call, and not counted as cost.
+        """
         return self.parts.logits(self.outputs[layer])

@@ -1,4 +1,4 @@
-"""Wall-clock time of a decode, prompt pass apart."""
+"""Wall-clock time of a decode: the prefill and the decode steps."""
 
 import time
 from dataclasses import dataclass
@@ -7,7 +7,14 @@ import torch
 
 
 def now_s(device: torch.device) -> float:
-    """Seconds of a clock that only goes forward, read after the device has done all queued work."""
+    """Read a monotonic clock after the device has finished all queued work.
+
+    Args:
+        device: Where the model is; anything but the CPU is synchronised first.
+
+    Returns:
+        Seconds; only differences between two readings mean something.
+    """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
@@ -18,9 +25,9 @@ class Timing:
     """How long one ``generate`` call took.
 
     Attributes:
-        prompt_s: Seconds until the first decode step began: set-up, prompt pass, choice of the first new token.
+        prompt_s: Seconds until the first decode step began: set-up, prefill, choice of the first new token.
         decode_s: Seconds of all decode steps, choice of tokens included; 0 where there was none.
-        decode_passes: Number of decode steps, each one forward pass for all rows.
+        decode_passes: Number of decode steps; one forward pass of the whole batch counts as one.
     """
 
     prompt_s: float

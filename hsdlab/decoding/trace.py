@@ -1,4 +1,4 @@
-"""Which layers ran for which token of which row, and the depth that follows from it."""
+"""Which layers ran for which token of which sequence, and the depth that follows from it."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ from hsdlab.decoding.states import ProbeCost
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """What each layer did in all passes of a decode, over all live beams. All tensors are LongTensor [layers], CPU.
+    """What each layer did in all decode steps, over all live beams. All tensors are LongTensor [layers] on the CPU.
 
     Attributes:
         tokens: New tokens for which the layer ran.
-        attended: Keys that these attended to, summed over them; padding of the prompt counts.
-        passes: Passes in which the layer ran for some row.
+        attended: Keys that these tokens attended to, summed over the tokens; padding of the prompt counts.
+        passes: Decode steps in which the layer ran for some sequence.
         late_tokens: Tokens whose keys and values were computed late.
-        late_passes: Calls that computed them, each for all rows at once.
+        late_passes: Calls of the layer that computed them, each for all such tokens at once.
     """
 
     tokens: Tensor
@@ -31,18 +31,19 @@ class LayerCounts:
 class Trace:
     """The record of one decode, along the returned sequences.
 
-    Step t is the forward pass whose input is new token t. All tensors are on the CPU.
+    Decode step t is the forward pass whose input is new token t. All tensors are on the CPU.
 
     Attributes:
-        executed: BoolTensor [steps, rows, layers]: layer i ran in step t for the returned row. ``steps`` is the longest
-            row's number of real new tokens minus one (an end-of-sequence token is real, what follows it is not).
-        live: BoolTensor [steps, rows]: the row really took the step. A row's end-of-sequence token is never an
-            input; steps that a row did not take are all False in ``executed``.
+        executed: BoolTensor [steps, rows, layers], true where the layer ran in the step for the returned sequence.
+            ``steps`` is the number of real new tokens of the longest sequence minus one (an end-of-sequence token is
+            real, the padding after it is not).
+        live: BoolTensor [steps, rows], true where the sequence took the step. An end-of-sequence token is never an
+            input. ``executed`` is false in the steps that a sequence did not take.
         prompt_length: Length of the (padded) prompt, tokens.
         layers: What each layer did, over all live beams.
         compute_steps: Decode steps of all live beams.
-        decode_passes: Forward passes of the decode, each for all rows.
-        probes: What deciding about exits cost.
+        decode_passes: Decode steps; one forward pass of the whole batch counts as one.
+        probes: The cost of deciding about exits.
     """
 
     executed: Tensor
@@ -70,34 +71,34 @@ class Trace:
 
     @property
     def depths(self) -> Tensor:
-        """Executed layers per step and row, [steps, rows]; 0 where the row did not take the step."""
+        """Executed layers, LongTensor [steps, rows]; 0 where the sequence did not take the step."""
         return self.executed.sum(dim=2)
 
     @property
     def average_layers(self) -> float:
-        """Mean depth over all live steps of all returned rows (the papers' "Avg. Layer"); NaN if there are none."""
+        """Average depth over all live steps of all returned sequences ("Avg. Layer" in the papers); NaN without any."""
         steps = int(self.live.sum())
         return float(self.executed.sum()) / steps if steps else float("nan")
 
     @property
     def row_average_layers(self) -> list[float]:
-        """Mean depth of each returned row over its live steps; NaN for a row without any."""
+        """Average depth of each returned sequence over its live steps; NaN for a sequence without any."""
         return (self.depths.sum(dim=0) / self.live.sum(dim=0)).tolist()
 
     @property
     def compute_layers(self) -> float:
-        """Mean depth over everything that was computed: with beams, all live beams, returned or not; NaN if nothing."""
+        """Average depth over all computed steps: with beams, all live beams, returned or not; NaN without any."""
         return self.compute_depth_sum / self.compute_steps if self.compute_steps else float("nan")
 
     def mask(self, prompt_length: int) -> Tensor:
-        """The mask of the whole sequences that ``replay`` takes.
+        """Make the mask of the whole sequences that ``replay`` takes.
 
         Args:
             prompt_length: Length of the (padded) prompt, tokens.
 
         Returns:
-            [rows, length, layers]; true for the prompt and where nothing ran after. ``length`` covers the prompt and
-            the longest row's real new tokens.
+            BoolTensor [rows, length, layers]. ``length`` covers the prompt and the real new tokens of the longest
+            sequence. The mask is true for the prompt, for the last token, and where a sequence did not take the step.
         """
         steps, rows, layers = self.executed.shape
         mask = torch.ones(rows, prompt_length + steps + 1, layers, dtype=torch.bool)
@@ -119,15 +120,19 @@ def trace_along(
     """Follow the returned sequences through the log of a decode.
 
     Args:
-        log: Per decode step, which layers ran: BoolTensor [rows of the step, or 1 if equal for all; layers].
-        real_tokens: Real new tokens of each returned row, [rows].
+        log: Which layers ran in each decode step: BoolTensor [rows of the step, or 1 if equal for all; layers].
+        real_tokens: Real new tokens of each returned sequence, LongTensor [rows].
         num_layers: L.
         prompt_length: Length of the (padded) prompt, tokens.
-        beam_rows: With beams, the row of each step's batch that a returned row came from, [rows, steps or more];
-            None where the returned rows are those of the batch (then finished rows are not live and count nowhere).
-        searched_rows: With beams, the number of rows in the search: sources × beams.
-        late: ``late_tokens`` and ``late_passes`` of :class:`LayerCounts`; none by default.
-        probes: See :class:`Trace`.
+        beam_rows: With beams, the row of each step's batch from which a returned sequence came, LongTensor
+            [rows, steps or more]. None without beams: the returned sequences are then those of the batch, and steps
+            after their end do not count.
+        searched_rows: With beams, the number of rows in the search: sources × beams; not used without.
+        late: ``late_tokens`` and ``late_passes`` of :class:`LayerCounts`; None for zeros.
+        probes: The cost of deciding about exits; None for no cost.
+
+    Returns:
+        The trace, on the CPU.
     """
     rows = len(real_tokens)
     steps = max(int(real_tokens.max()) - 1, 0)

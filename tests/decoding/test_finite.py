@@ -30,7 +30,7 @@ def spoiled(step, row, value=float("nan")):
 def test_step_and_row_are_said(step, options, row, named, value):
     input_ids, mask = prompts(3)
     call = {"input_ids": input_ids, "attention_mask": mask, "max_new_tokens": 5, "eos_token_id": None}
-    where = "the prompt pass" if step == 0 else f"decode step {step}"
+    where = "the prefill" if step == 0 else f"decode step {step}"
     with pytest.raises(NotFiniteLogitsError, match=rf"FullDepth\(\): the logits are not finite in {where}") as found:
         generate(spoiled(step, row, value), strategy=FullDepth(), **call, **options)
     assert found.value.rows == (named,)
@@ -43,7 +43,7 @@ def test_one_token_that_is_not_a_number_is_enough():
         logits[0, -1, 7] = float("nan")
 
     model.lm_head.register_forward_hook(spoil)
-    with pytest.raises(NotFiniteLogitsError, match="row 0 of the batch"):
+    with pytest.raises(NotFiniteLogitsError, match="sequence 0 of the batch"):
         generate(model, strategy=CALM(2.0), input_ids=prompts(2)[0], max_new_tokens=3)
 
 

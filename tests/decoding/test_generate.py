@@ -227,7 +227,7 @@ class Exit(CALM):
         ),
         (Plan(torch.ones(3, 6)), "float32 tensor"),
         (Plan(None), "a NoneType"),
-        (Plan(torch.tensor([[True] * 6, [False] * 6, [True] * 6])), r"no layer for rows \[1\] in step 0"),
+        (Plan(torch.tensor([[True] * 6, [False] * 6, [True] * 6])), r"no layer for sequences \[1\] in step 0"),
         (Exit(), r"Exit.should_exit returned a torch.float32 tensor of shape \(2,\); expected a BoolTensor"),
         (HSD(max_exit=7), "max_exit=7 is beyond this model's 6 layers"),
     ],

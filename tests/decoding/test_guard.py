@@ -58,10 +58,10 @@ def test_a_pass_beside_the_cache_is_an_error_and_leaves_no_hook():
         def __call__(self, input_ids, scores):
             return scores + model(input_ids).logits[:, -1]
 
-    with pytest.raises(RunError, match=r"Forward pass 2 of LlamaForCausalLM did not run on hsdlab's key/value cache"):
+    with pytest.raises(RunError, match=r"Forward pass 2 of LlamaForCausalLM did not run on hsdlab's KV cache"):
         generate(model, strategy=FullDepth(), logits_processor=LogitsProcessorList([Beside()]), **CALL)
     assert not model.get_decoder()._forward_hooks
-    with pytest.raises(UserError, match=r"guidance_scale=2.0: classifier-free guidance runs a second pass"):
+    with pytest.raises(UserError, match=r"guidance_scale=2.0: classifier-free guidance runs a second forward pass"):
         generate(model, strategy=FullDepth(), guidance_scale=2.0, **CALL)
     assert generate(model, strategy=FullDepth(), guidance_scale=1.0, **CALL).trace.average_layers == 3
 
