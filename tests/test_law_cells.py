@@ -12,7 +12,7 @@ from tests.law_cells import ALL, CELLS, HARD, PRODUCT, SETTINGS, cells, ids, in_
 
 EVERY_WAY = {"greedy", "beam", "sampling"}
 NO_FULL_DEPTH = "never_skip() is None: no setting of the class is full depth"
-ORACLE = "an oracle looks at layers that it then claims not to have run (is_oracle)"
+ORACLE = "an oracle reads layers that it reports as not run (is_oracle)"
 DRAWN_TOGETHER = "transformers draws the random numbers of sampling for the batch as a whole"
 BY_PLACE = "rows_depend: a row's layers are drawn by its place in the batch"
 EXIT_TOGETHER = "rows_depend: exit_rule={!r}: all sequences of a batch exit together"

@@ -2,7 +2,7 @@
 
 A guess from the structure (:mod:`hsdlab.decoding.families`) can be wrong without an error: a head with a scale, biases
 that differ by row, another use of the cache. So the logits of a few tokens are computed in three ways: step by step on
-:class:`SkipCache`, by ``replay``, and by the model itself.
+``SkipCache``, by ``replay``, and by the model itself.
 """
 
 from typing import Any

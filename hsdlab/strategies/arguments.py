@@ -1,4 +1,4 @@
-"""Which arguments a strategy class takes: what configs and names are made of."""
+"""Which arguments a strategy class takes, for its configs and its names."""
 
 import inspect
 from inspect import Parameter
@@ -8,12 +8,17 @@ from hsdlab.errors import UserError
 
 
 def init_arguments(cls: type) -> dict[str, Any]:
-    """The arguments that a class can be made with, by name, and their defaults (``Parameter.empty`` for none).
+    """Find the arguments of a class's ``__init__``.
 
-    ``*args`` and ``**kwargs`` stand for the arguments of the next ``__init__`` among the base classes.
+    Args:
+        cls: ``*args`` and ``**kwargs`` of its ``__init__`` stand for the arguments of the next ``__init__`` among its
+            base classes.
+
+    Returns:
+        The default of each argument by name, in order; ``Parameter.empty`` for an argument without a default.
 
     Raises:
-        UserError: If there is no next one: what they take has no name that a config could use.
+        UserError: No base class names the arguments that ``*args`` or ``**kwargs`` stand for.
     """
     found: dict[str, Any] = {}
     taken: list[Parameter] = []
@@ -28,6 +33,6 @@ def init_arguments(cls: type) -> dict[str, Any]:
     if taken:
         raise UserError(
             f"{cls.__name__}.__init__ takes {' and '.join(map(str, taken))}, and no base class of it names what that "
-            "may be; expected each argument by its own name, so that configs and names of the strategy hold it."
+            "may be; expected each argument by its own name, so that configs and names of the strategy contain it."
         )
     return found

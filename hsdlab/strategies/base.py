@@ -1,7 +1,7 @@
 """SkipStrategy: the contract of every strategy, and all of its Lightning hooks.
 
 A strategy is a Lightning Callback. In ``callbacks=[...]`` of a Trainer it decodes every ``self.model.generate`` call of
-the LightningModule with skipped layers, in validation, test and predict; teacher-forced losses stay at full depth.
+the LightningModule with skipped layers, in validation, test and predict. Teacher-forced losses stay at full depth.
 Outside Lightning, ``with strategy.applied_to(model):`` does the same.
 """
 
@@ -26,47 +26,64 @@ from hsdlab.strategies.arguments import init_arguments
 class SkipStrategy(Callback, ABC):
     """Decides which layers run in each decode step. Subclass it, or one of its two easier forms.
 
-    The three rungs, each one method:
+    The three base classes, each with one method to write:
 
     - :class:`ScheduledStrategy`, ``layers_at``: the same layers for all sequences of a batch, known before the step.
     - :class:`SkipStrategy`, ``plan``: layers for each sequence, before the step.
-    - :class:`ConfidenceStrategy`, ``should_exit``: asked after each executed layer.
+    - :class:`ConfidenceStrategy`, ``should_exit``: which sequences exit, after each executed layer.
 
     A strategy keeps no state from one decode to the next, so one object serves any number of batches. Its parameters
     are attributes named as in ``__init__``.
     """
 
     rows_depend: str | None = None
-    """Why a sequence may decode otherwise in a batch than alone; None where it does not."""
+    """Why a sequence may decode otherwise in a batch than alone; None if it never does (law 7)."""
 
     is_oracle: bool = False
-    """Whether it looks at layers that it then claims not to have run: an upper bound, not a method."""
+    """Whether it reads layers that it reports as not run: an upper bound, not a method."""
 
     @abstractmethod
     def plan(self, state: StepState) -> Tensor:
         """Choose the layers of a decode step for each sequence of the batch.
 
         Args:
-            state: The step, rows, num_layers and max_steps.
+            state: The step, and the sizes of batch and model.
 
         Returns:
-            BoolTensor [rows, layers]: which sequence runs which layer, at least one each.
+            BoolTensor [rows, layers], true where the sequence may run the layer, with at least one layer in each row.
         """
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Refuse a model that the strategy does not fit; asked before anything is decoded. Call ``super()``'s too.
+        """Refuse a model that the strategy does not fit. Called before anything is decoded.
+
+        Args:
+            parts: The model's layers, head and sizes. A subclass that checks them also calls ``super().check_model``.
 
         Raises:
-            UserError: If it does not fit; here, if the class loses arguments (:meth:`parameters`).
+            UserError: The strategy does not fit. The base class refuses only a strategy that does not keep its
+                arguments (:meth:`parameters`).
         """
         self.parameters()
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
-        """The layers of steps 0 … max_steps - 2 if they are known beforehand, else None (then ``plan`` is asked)."""
+        """Give the layer schedule of a decode.
+
+        Args:
+            num_layers: L.
+            max_steps: T, the most new tokens.
+
+        Returns:
+            The layers of steps 0 … T-2, the same for all sequences. None, the answer of the base class, if they are
+            not known before decoding; the engine then calls ``plan`` in each step.
+        """
         return None
 
     def never_skip(self) -> Self | None:
-        """The setting of the same class that never skips a layer, or None where there is none."""
+        """Make the setting of this class that runs all layers (law 2).
+
+        Returns:
+            A strategy of the same class. None, the answer of the base class, where no setting runs all layers.
+        """
         return None
 
     @contextmanager
@@ -74,35 +91,44 @@ class SkipStrategy(Callback, ABC):
         """Decode every ``model.generate`` call inside the block under this strategy; restores the model on leaving.
 
         Args:
-            model: A decoder-only transformers model.
-            max_new_tokens: Default of ``model.generate`` inside the block; T of the schedules where a call gives none.
+            model: A decoder-only transformers model, or a peft model around one.
+            max_new_tokens: T of the calls inside the block that give no length themselves, at least 1. None leaves
+                them to the model's own default.
 
         Yields:
-            The run: ``run.trace`` is the trace of the last ``generate`` call.
+            The run; ``run.trace`` is the trace of the last ``generate`` call.
 
         Raises:
-            UserError: If the strategy does not fit the model, or another one is already applied to it.
+            UserError: The strategy does not fit the model, or another one is already applied to it.
         """
         with applied(model, self, max_new_tokens=max_new_tokens) as run:
             yield run
 
     def parameters(self) -> dict[str, Any]:
-        """The arguments of ``__init__`` by name, as they are now: those of base classes too that ``**kwargs`` pass on.
+        """Read the current values of the arguments of ``__init__``.
+
+        Returns:
+            The value of each argument by name, also of those that ``**kwargs`` pass on to a base class.
 
         Raises:
-            UserError: If an argument is not an attribute of its name; configs and names would silently lack it.
+            UserError: The object has no attribute with the name of an argument.
         """
         names = init_arguments(type(self))
         for name in names:
             if not hasattr(self, name):
                 raise UserError(
                     f"{type(self).__name__}.__init__ takes {name!r}, but the object has no attribute of that name; "
-                    f"expected self.{name} = {name}, so that configs and names of the strategy hold it."
+                    f"expected self.{name} = {name}, so that configs and names of the strategy contain it."
                 )
         return {name: getattr(self, name) for name in names}
 
     def config(self) -> dict[str, Any]:
-        """The strategy as a config names it, ready for YAML and JSON: ``class_path`` and ``init_args``."""
+        """Describe the strategy as a config does.
+
+        Returns:
+            ``class_path`` and ``init_args``, ready for YAML and JSON; a strategy among the arguments is such a
+            dictionary itself.
+        """
         arguments = {
             name: value.config() if isinstance(value, SkipStrategy) else value
             for name, value in self.parameters().items()
@@ -110,7 +136,11 @@ class SkipStrategy(Callback, ABC):
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
 
     def shown_parameters(self) -> dict[str, Any]:
-        """The parameters that tell this setting from others, in its name: all but text and None at their default."""
+        """Choose the parameters that the name of this setting shows (``repr``).
+
+        Returns:
+            The value of each parameter by name, without text and None at their defaults.
+        """
         defaults = init_arguments(type(self))
         return {
             name: value
@@ -128,23 +158,31 @@ class SkipStrategy(Callback, ABC):
     _efficiency: Efficiency | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Parameters only: what is installed in this process stays here."""
+        """Return the parameters only, without what is installed in this process."""
         return {name: value for name, value in vars(self).items() if name not in ("_stack", "_efficiency")}
 
     @property
     def efficiency(self) -> dict[str, float]:
-        """Depth and speed of the last validation, test or predict run (:class:`Efficiency`)."""
+        """Depth, time and cost of the last validation, test or predict run (:class:`Efficiency`).
+
+        Raises:
+            RuntimeError: No Trainer has run with this strategy yet.
+        """
         if self._efficiency is None:
             raise RuntimeError(f"{type(self).__name__} has not decoded anything in a Trainer yet.")
         return {name: float(value) for name, value in self._efficiency.compute().items()}
 
     def add_cost(self, cost: Cost) -> None:
-        """Count what a decode of an earlier run cost as if done in this."""
+        """Add the cost of a decode that an earlier run made to that of this run, which resumes it.
+
+        Args:
+            cost: Has the model's ``num_layers``. Outside of a run of a Trainer it is ignored.
+        """
         if self._efficiency is not None:
             self._efficiency.update(cost)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second strategy."""
+        """Refuse a second strategy in one run."""
         names = [type(c).__name__ for c in trainer.callbacks if isinstance(c, SkipStrategy)]
         if len(names) > 1:
             raise UserError(
@@ -157,7 +195,7 @@ class SkipStrategy(Callback, ABC):
         if not isinstance(model, nn.Module):
             raise UserError(
                 f"{type(self).__name__} acts on the LightningModule's attribute 'model', which "
-                f"{type(pl_module).__name__} does not have; name its transformers model so."
+                f"{type(pl_module).__name__} does not have; give its transformers model that name."
             )
         efficiency = Efficiency().to(pl_module.device)
 

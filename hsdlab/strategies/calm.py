@@ -24,35 +24,41 @@ _USED_BY = {
 class CALM(ProbingStrategy):
     """Exit at the first layer whose confidence reaches the threshold.
 
-    Three measures of confidence (section 3.5): ``softmax``, the top-1 minus the top-2 probability of the head applied
-    to the layer's output; ``saturation``, the cosine of the layer's output and the last executed layer's;
-    ``classifier``, a trained linear layer. A sequence that exits goes through the final norm and the head; later tokens
-    that run the skipped layers take its keys and values from the state it exited with (state propagation, section 3.2).
+    There are three confidence measures (section 3.5). ``softmax`` is the top-1 minus the top-2 probability of an
+    intermediate prediction. ``saturation`` is the cosine of the layer's output and that of the executed layer before.
+    ``classifier`` is a trained linear layer. After an exit, the final norm and the head give the token. Later tokens
+    that run the skipped layers get its keys and values from the hidden state at the exit (state propagation,
+    section 3.2).
 
-    A threshold of 1 or more means the full model, for every measure: decided before any decay (the decayed form of 1
-    would fall below it), and also where a confidence is exactly 1.0.
+    A threshold of 1 or more means full depth, for every measure, even if a confidence is exactly 1.0. This is decided
+    before any decay, since the decayed form of 1 would fall below it.
 
     Differs from the paper: decoder-only models, and batches and beams, in which each sequence exits by itself unless
     ``exit_rule`` says otherwise (the paper decodes single sequences). ``probe_layers``, ``shortlist`` and ``gate`` make
-    the softmax response cheaper and are not the paper's (docs/calm.md): by default each probe applies the whole head,
-    which costs several layers on a small model, so that fewer layers may well take longer.
+    the softmax response cheaper and are not the paper's (docs/calm.md). By default each confidence check applies the
+    whole head, which costs several layers on a small model. Fewer layers may then take longer.
 
     Args:
-        threshold: λ for the schedules ``constant`` and ``time``.
+        threshold: λ for the schedules ``constant`` and ``time``, 0 or more; from 1 on, full depth.
         measure: ``softmax``, ``saturation`` or ``classifier``.
         schedule: ``constant``; ``time``, falling over the new tokens (:func:`time_threshold`, equation 5); ``depth``,
             falling over the layers (:func:`depth_threshold`, as in HSD's paper).
-        temperature: τ of ``time``.
+        temperature: τ of ``time``, 0 or more; 4 in the paper.
         form: Form of ``time``: ``paper``, or ``t5x`` as the authors' public code has it.
-        slope: λ of ``depth``: 0.02 and 0.005 in HSD's paper; 0 never exits.
-        classifier: File of the measure ``classifier`` (:class:`~hsdlab.decoding.exit_classifier.ExitClassifier`).
-        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: With ``softmax``, K: after its first probe in a step, a sequence's response is over the K tokens that
-            were likeliest in that probe, and only their rows of the head are computed.
-        gate: With ``softmax``, the saturation from which the head is applied at all.
+        slope: λ of ``depth``, 0 or more: 0.02 and 0.005 in HSD's paper; 0 never exits.
+        classifier: File of the measure ``classifier`` (:class:`~hsdlab.decoding.exit_classifier.ExitClassifier`); None
+            with the other measures.
+        probe_layers: Where the confidence is checked: k for after every k-th layer that runs, or a list of layer
+            indices.
+        shortlist: K, for ``softmax``. The first check of a sequence in a step applies the whole head; later ones
+            compute only the logits of the K most likely tokens of the first. None always applies the whole head.
+        gate: For ``softmax``, the saturation from which the head is applied. None always applies it.
         exit_rule: Who exits together: ``per_row``; ``min`` or ``mean``, all sequences of the batch at the first layer
-            where their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the beams
-            of one prompt likewise.
+            where their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the same
+            for the beams of one prompt.
+
+    Raises:
+        UserError: An argument is out of its range, or two of them exclude each other.
     """
 
     def __init__(
@@ -93,13 +99,22 @@ class CALM(ProbingStrategy):
         self._classifier: ExitClassifier | None = None
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Refuse what the model does not have; read the classifier."""
+        """Refuse layers, a head or a width that the model does not have; read the classifier."""
         super().check_model(parts)
         if self.classifier is not None:
             self._classifier = ExitClassifier.load(self.classifier, parts.hidden_size).to(parts.model.device)
 
     def threshold_at(self, layer: int, step: int, max_steps: int) -> float:
-        """λ_i(t): the confidence from which a sequence exits after a layer; 1 or more stands for never."""
+        """Compute the threshold λ_i(t).
+
+        Args:
+            layer: i, the index of the layer.
+            step: t.
+            max_steps: T, the most new tokens.
+
+        Returns:
+            The confidence from which a sequence exits after the layer; from 1 on, none exits.
+        """
         if self.schedule == "depth":
             return depth_threshold(self.slope, layer)
         if self.schedule == "constant" or self.threshold >= 1:
@@ -107,7 +122,7 @@ class CALM(ProbingStrategy):
         return time_threshold(self.threshold, step, max_steps, self.temperature, self.form)
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Sequences whose confidence reaches the threshold; nothing is measured where the threshold is 1 or more."""
+        """Find the sequences whose confidence reaches the threshold; a threshold of 1 or more measures nothing."""
         threshold = self.threshold_at(state.layer, state.step, state.max_steps)
         if threshold >= 1 or not self.probes(state):
             return nobody(state)
@@ -123,11 +138,11 @@ class CALM(ProbingStrategy):
         return state.probe.apply(self._classifier).sigmoid()
 
     def shown_parameters(self) -> dict[str, Any]:
-        """As always, but of the parameters of the schedules those that its schedule uses."""
+        """Leave out the parameters that the threshold's schedule does not use."""
         shown = super().shown_parameters()
         for_others = {name for names in _USED_BY.values() for name in names} - set(_USED_BY[self.schedule])
         return {name: value for name, value in shown.items() if name not in for_others}
 
     def never_skip(self) -> "CALM":
-        """A threshold of 1."""
+        """Set the threshold to 1."""
         return self.changed(threshold=1.0, schedule="constant")

@@ -1,4 +1,4 @@
-"""Compose: a schedule bounds the layers, a confidence exits earlier within them."""
+"""Compose: a schedule bounds the layers, and a confidence measure exits earlier within them."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,17 @@ from hsdlab.strategies.schedule import ScheduledStrategy
 class Compose(SkipStrategy):
     """Run the layers of a schedule, and exit early within them where a confidence measure says so.
 
-    HSD's paper (arXiv 2403.14919) says that it is compatible with methods based on a confidence score and shows no
-    such run; this is our reading. The confidence is asked after each executed layer but the schedule's last. A layer
-    keeps the model's index, in a threshold that falls with depth too; saturation compares with the last layer that ran.
-    After an exit no layer above it runs, though the schedule lists it.
+    HSD's paper (arXiv 2403.14919) says that it is compatible with methods based on a confidence score, and shows no
+    such run; this is our reading. The confidence is checked after each executed layer, except after the last one of the
+    schedule. Layers keep the model's indices, also in a threshold that falls with depth. Saturation compares with the
+    executed layer before. After an exit no layer above it runs, even if the schedule has it.
 
     Args:
-        schedule: Which layers may run: HSD, SkipDecode, another ScheduledStrategy.
-        confidence: Which sequences exit where: CALM, DeeBERT, PABEE, another ConfidenceStrategy.
+        schedule: Says which layers may run: HSD, SkipDecode, another ScheduledStrategy.
+        confidence: Says which sequences exit where: CALM, DeeBERT, PABEE, another ConfidenceStrategy.
+
+    Raises:
+        UserError: One of the two is not a strategy of its kind.
     """
 
     def __init__(self, schedule: ScheduledStrategy, confidence: ConfidenceStrategy) -> None:
@@ -33,7 +36,7 @@ class Compose(SkipStrategy):
             if not isinstance(part, kind):
                 raise UserError(
                     f"Compose: {name} is {part!r}; expected a {kind.__name__}: one schedule that bounds the layers and "
-                    "one confidence that exits within them."
+                    "one confidence strategy that exits within them."
                 )
         self.schedule = schedule
         self.confidence = confidence
@@ -46,18 +49,25 @@ class Compose(SkipStrategy):
         self.confidence.check_model(parts)
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]]:
-        """The schedule's layers: an exit may leave some of them out."""
+        """Give the schedule's layers, of which an early exit may skip some."""
         return self.schedule.scheduled_layers(num_layers, max_steps)
 
     def plan(self, state: StepState) -> Tensor:
-        """The schedule's plan."""
+        """Give the schedule's plan."""
         return self.schedule.plan(state)
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """The confidence's answer."""
+        """Decide by the confidence strategy.
+
+        Args:
+            state: The sequences that ran the layer.
+
+        Returns:
+            BoolTensor [rows], true where the sequence exits.
+        """
         return self.confidence.should_exit(state)
 
     def never_skip(self) -> "Compose | None":
-        """Both at their setting that never skips, if both have one."""
+        """Compose the never-skip settings of both, if both have one."""
         schedule, confidence = self.schedule.never_skip(), self.confidence.never_skip()
         return None if schedule is None or confidence is None else Compose(schedule, confidence)

@@ -1,4 +1,4 @@
-"""ConfidenceStrategy: exit layer by layer; and the measures and thresholds as plain functions."""
+"""ConfidenceStrategy, the base class of early exit; confidence measures and thresholds as plain functions."""
 
 import math
 from abc import abstractmethod
@@ -11,40 +11,40 @@ from hsdlab.strategies.base import SkipStrategy
 
 
 class ConfidenceStrategy(SkipStrategy):
-    """A strategy that is asked after each executed layer who exits. Write ``should_exit``.
+    """A strategy that decides after each executed layer which sequences exit. Write ``should_exit``.
 
-    A sequence that exits is frozen, the others go on, and layers above the last exit do not run. Where each sequence is
-    decided by itself, a batch decodes as single sequences do. An answer on the device costs a synchronisation; one on
-    the CPU ("nobody") costs none.
+    A sequence that exits skips all layers above, and the others go on. If each sequence is decided by itself, a batch
+    decodes as single sequences do. An answer on a GPU forces one synchronisation with it; an answer on the CPU ("nobody
+    exits") forces none.
     """
 
     @abstractmethod
     def should_exit(self, state: LayerState) -> Tensor:
-        """Decide who exits after a layer; not asked after the last one that may run.
+        """Decide who exits after a layer. Not called after the last layer that may run.
 
         Args:
-            state: layer, step, num_layers, max_steps; for the sequences still running, their indices ``rows``, the
-                layer's ``output`` [rows, d], ``previous_output`` of the executed layer before (None at the first) and
-                ``logits()`` [rows, vocabulary], computed only when called; ``keep`` and ``recall`` for values by
-                sequence that live until the step ends; more in :class:`~hsdlab.decoding.LayerState`.
+            state: The layer, the step, num_layers and max_steps. For the sequences that ran the layer: their indices
+                ``rows``, the layer's ``output`` [rows, d], the ``previous_output`` of the executed layer before (None
+                after the first) and ``logits()`` [rows, vocabulary], computed only when called. ``keep`` and ``recall``
+                hold values of each sequence until the step ends. More in :class:`~hsdlab.decoding.LayerState`.
 
         Returns:
-            BoolTensor [rows]: the sequence exits here.
+            BoolTensor [rows], true where the sequence exits.
         """
 
     def plan(self, state: StepState) -> Tensor:
-        """Any layer may run."""
+        """Let every layer run."""
         return torch.ones(state.rows, state.num_layers, dtype=torch.bool)
 
 
 def softmax_response(logits: Tensor) -> Tensor:
-    """Top-1 minus top-2 probability (CALM, section 3.5).
+    """Compute the top-1 minus the top-2 probability (CALM, section 3.5).
 
     Args:
-        logits: [rows, vocabulary].
+        logits: [rows, vocabulary], of at least two tokens.
 
     Returns:
-        [rows], 0 to 1, in float32 or better.
+        [rows], 0 to 1, in float32 or wider.
 
     Example:
         >>> softmax_response(torch.tensor([[0.0, 0.0], [0.0, 100.0]])).tolist()
@@ -56,14 +56,14 @@ def softmax_response(logits: Tensor) -> Tensor:
 
 
 def saturation(output: Tensor, previous_output: Tensor | None) -> Tensor:
-    """Cosine of a layer's output and the last executed layer's, before the final norm (CALM, section 3.5).
+    """Compute the cosine of a layer's output and that of the executed layer before (CALM, section 3.5).
 
     Args:
-        output: [rows, d].
-        previous_output: [rows, d]; None at the first executed layer, where there is nothing to compare with.
+        output: Before the final norm, [rows, d].
+        previous_output: [rows, d]; None after the first executed layer, where there is nothing to compare with.
 
     Returns:
-        [rows], -1 to 1, in float32 or better; -1 at the first executed layer, so that none exits there (the paper's
+        [rows], -1 to 1, in float32 or wider; -1 after the first executed layer, so that none exits there (the paper's
         first exit is after its second layer).
 
     Example:
@@ -77,15 +77,15 @@ def saturation(output: Tensor, previous_output: Tensor | None) -> Tensor:
 
 
 def certainty(logits: Tensor) -> Tensor:
-    """One minus the entropy of the prediction over the largest it can have: 1 - H / ln V.
+    """Compute 1 - H / ln V: one minus the entropy of the prediction over the largest entropy it can have.
 
-    DeeBERT (arXiv 2004.12993) exits where H falls below a threshold S: here, where this rises above 1 - S / ln V.
+    DeeBERT (arXiv 2004.12993) exits where H falls below a threshold S. That is where this rises above 1 - S / ln V.
 
     Args:
-        logits: [rows, V].
+        logits: [rows, V], of at least two tokens.
 
     Returns:
-        [rows], 0 (uniform) to 1 (all on one token), in float32 or better.
+        [rows], 0 (uniform) to 1 (all on one token), in float32 or wider.
 
     Example:
         >>> certainty(torch.tensor([[0.0, 0.0], [0.0, 100.0]])).tolist()
@@ -100,16 +100,19 @@ _SMALLEST_LOG = -1e4  # stands for log 0 (a masked token): its share of the entr
 
 
 def time_threshold(threshold: float, step: int, max_steps: int, temperature: float = 4.0, form: str = "paper") -> float:
-    """CALM's decaying threshold (equation 5): clip(0.9·λ + 0.1·exp(-τ·t/T)) to 0 … 1.
+    """Compute CALM's decaying threshold (equation 5): clip(0.9·λ + 0.1·exp(-τ·t/T)) to 0 … 1.
 
     The public t5x code has 0.1·λ·exp(…) instead (``form="t5x"``).
 
     Args:
-        threshold: λ.
+        threshold: λ, the threshold without decay.
         step: t.
         max_steps: T, the most new tokens.
-        temperature: τ; 4 in the paper for the softmax response on CNN/DM and WMT.
+        temperature: τ; 4, the default, in the paper for the softmax response on CNN/DM and WMT. 0 is no decay.
         form: ``paper`` or ``t5x``.
+
+    Returns:
+        The threshold of step t, 0 to 1.
 
     Example:
         >>> round(time_threshold(0.3, 0, 10), 6), round(time_threshold(0.3, 0, 10, form="t5x"), 6)
@@ -120,10 +123,17 @@ def time_threshold(threshold: float, step: int, max_steps: int, temperature: flo
 
 
 def depth_threshold(slope: float, layer: int) -> float:
-    """A threshold that falls with depth: clip(1 - λ·i) to 0 … 1.
+    """Compute a threshold that falls with depth: clip(1 - λ·i) to 0 … 1.
 
     HSD's paper compares with CALM under "a decreasing series … controlled by λ", 0.02 and 0.005, and does not give
-    the series; this is our reading. A small λ is the safe end.
+    the series; this is our reading.
+
+    Args:
+        slope: λ, by how much the threshold falls from one layer to the next. A smaller one skips less.
+        layer: i, the index of the layer in the model.
+
+    Returns:
+        The threshold after the layer: 1 after layer 0, 0 from layer 1/λ on.
 
     Example:
         >>> [depth_threshold(0.25, layer) for layer in range(6)]

@@ -1,4 +1,4 @@
-"""DeeBERT's entropy as a measure of confidence (Xin et al. 2020, arXiv 2004.12993)."""
+"""DeeBERT's entropy as a confidence measure (Xin et al. 2020, arXiv 2004.12993)."""
 
 from torch import Tensor
 
@@ -8,22 +8,27 @@ from hsdlab.strategies.probing import ExitRule, ProbingStrategy, check_not_negat
 
 
 class DeeBERT(ProbingStrategy):
-    """Exit at the first layer whose prediction has little entropy.
+    """Exit at the first layer whose intermediate prediction has little entropy.
 
-    The paper exits where the entropy H of a layer's prediction is below a threshold S. Here more is more confident, and
-    the scale does not depend on the vocabulary: exit where 1 - H / ln V ≥ ``threshold``; S is (1 - threshold) · ln V.
+    The paper exits where the entropy H of a layer's prediction is below a threshold S. Here a larger number is more
+    confident, and the scale does not depend on the vocabulary: exit where 1 - H / ln V ≥ ``threshold``. So S is
+    (1 - threshold) · ln V.
 
-    Differs from the paper: a language model's one head serves all layers (the paper classifies texts with a trained
-    classifier for each layer), so an exit may come at any layer of any token, and skipped layers take their keys and
-    values from the state that exited.
+    Differs from the paper: the one head of a language model serves all layers (the paper classifies texts with a
+    trained classifier for each layer). A token may exit after any layer. Skipped layers get their keys and values from
+    the hidden state at the exit.
 
     Args:
-        threshold: From 0, which exits at the first probe, to 1, the full model. The default is ours.
-        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: K: after its first probe in a step, a sequence's entropy is over the K tokens that were likeliest in
-            that probe, relative to ln K, and only their rows of the head are computed.
-        gate: The hidden-state saturation from which the head is applied at all.
+        threshold: From 0, which exits at the first confidence check, to 1, full depth. The default is ours.
+        probe_layers: Where the confidence is checked: k for after every k-th layer that runs, or a list of layer
+            indices.
+        shortlist: K. The first check of a sequence in a step applies the whole head; in later ones the entropy is over
+            the K most likely tokens of the first, relative to ln K. None always applies the whole head.
+        gate: The hidden-state saturation from which the head is applied. None always applies it.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM.
+
+    Raises:
+        UserError: An argument is out of its range, or ``shortlist`` and ``gate`` are both given.
     """
 
     def __init__(
@@ -39,11 +44,11 @@ class DeeBERT(ProbingStrategy):
         self.threshold = threshold
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Sequences whose certainty reaches the threshold; nothing is measured where the threshold is 1 or more."""
+        """Find the sequences whose certainty reaches the threshold; a threshold of 1 or more measures nothing."""
         if self.threshold >= 1 or not self.probes(state):
             return nobody(state)
         return self.exits(state, self.head_confidence(state, certainty), self.threshold)
 
     def never_skip(self) -> "DeeBERT":
-        """A threshold of 1."""
+        """Set the threshold to 1."""
         return self.changed(threshold=1.0)

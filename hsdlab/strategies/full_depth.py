@@ -6,12 +6,12 @@ from hsdlab.strategies.schedule import ScheduledStrategy
 
 
 class FullDepth(ScheduledStrategy):
-    """Run every layer in every step: plain decoding, the baseline that the others are measured against."""
+    """Run every layer in every step: plain decoding, the baseline of the other strategies."""
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
-        """All layers."""
+        """Give all layers."""
         return tuple(range(num_layers))
 
     def never_skip(self) -> Self:
-        """Itself."""
+        """Return itself."""
         return self

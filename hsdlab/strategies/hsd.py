@@ -14,21 +14,26 @@ from hsdlab.strategies.schedule import (
 
 
 class HSD(ScheduledStrategy):
-    """Run every (num_skipped + 1)-th layer, and besides them a falling number of layers at the top.
+    """Run every (num_skipped + 1)-th layer, and a decaying budget of layers at the top.
 
-    Executed in step t: {i : i mod (num_skipped + 1) = 0} ∪ {L-l(t) … L-1}, with l(t) falling from ``max_exit`` to
-    ``min_exit`` over T = ``max_new_tokens`` (:func:`budget`). Needs no training; the sets only shrink, so no key or
-    value is ever missing.
+    Executed in step t: {i : i mod (num_skipped + 1) = 0} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from
+    ``max_exit`` to ``min_exit`` over T = ``max_new_tokens`` (:func:`budget`). It needs no training. The sets only
+    shrink, so it needs no late KV computation.
 
     Differs from the paper: its formulas and hyper-parameter values are lost in the text that we have, so this is a
     reconstruction. It gives all 80 "Avg. Layer" figures of the paper's five tables within 0.015 layers
     (docs/reconstruction.md). The prompt runs at full depth.
 
     Args:
-        num_skipped: Layers skipped between two kept ones (s); 0 never skips.
-        min_exit: Layers scheduled at the end; 0 in all of the paper's settings.
-        max_exit: Layers scheduled at the start; None for half of the model's (the paper's first setting, 18 of 36).
-        decay: How the budget falls; ``linear`` is the paper's.
+        num_skipped: s, the layers skipped between two kept ones; 0 never skips.
+        min_exit: Layer budget at the end, 0 or more; 0 in all of the paper's settings. The budget itself is never
+            below 1.
+        max_exit: Layer budget in step 0, at least ``min_exit`` and at most L. None is half of the model's layers,
+            rounded down (the paper's first setting, 18 of 36).
+        decay: How the budget falls: a key of ``DECAYS``; ``linear`` is the paper's.
+
+    Raises:
+        UserError: A number of layers is negative, ``min_exit`` is larger than ``max_exit``, or ``decay`` is unknown.
 
     Example:
         >>> HSD(num_skipped=1, min_exit=0, max_exit=4).layers_at(step=0, num_layers=8, max_steps=10)
@@ -50,7 +55,7 @@ class HSD(ScheduledStrategy):
         self.decay = decay
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
-        """Every (num_skipped + 1)-th layer and the top l(t) layers, sorted."""
+        """Give every (num_skipped + 1)-th layer and the top l(t) layers, sorted."""
         max_exit = num_layers // 2 if self.max_exit is None else self.max_exit
         check_fits("HSD", self.min_exit, max_exit, num_layers)
         scheduled = budget(step, max_steps, self.min_exit, max_exit, self.decay)
@@ -59,10 +64,10 @@ class HSD(ScheduledStrategy):
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
-        """Any budget; a logarithmic scale for ``num_skipped``, as about L / (num_skipped + 1) layers are kept."""
+        """Propose any budget, and ``num_skipped`` on a log scale, since about L / (num_skipped + 1) layers are kept."""
         num_skipped = trial.suggest_int("num_skipped", 1, max(1, num_layers - 1), log=True)
         return cls(num_skipped, *propose_budget(trial, num_layers))
 
     def never_skip(self) -> "HSD":
-        """No layer between two kept ones."""
+        """Set ``num_skipped`` to 0."""
         return HSD(num_skipped=0, min_exit=self.min_exit, max_exit=self.max_exit, decay=self.decay)

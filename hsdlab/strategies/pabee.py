@@ -14,24 +14,28 @@ _PATIENCE = 6
 
 
 class PABEE(ProbingStrategy):
-    """Exit once the prediction has stayed the same for some layers in a row.
+    """Exit once the intermediate prediction has stayed the same for some layers in a row.
 
-    A count starts at 0 in each step, rises by one where a probed layer predicts the token of the probed layer before
-    it, and falls back to 0 where it does not; a sequence exits when the count reaches ``patience``, that is after
+    A count starts at 0 in each step. It rises by one where a layer predicts the same token as the layer checked before,
+    and falls back to 0 where it does not. A sequence exits when the count reaches ``patience``, that is after
     patience + 1 equal predictions.
 
-    Differs from the paper: a language model's one head serves all layers (the paper has a trained classifier for each),
-    and skipped layers take their keys and values from the state that exited.
+    Differs from the paper: the one head of a language model serves all layers (the paper has a trained classifier for
+    each). Skipped layers get their keys and values from the hidden state at the exit.
 
     Args:
-        patience: Equal predictions in a row, after the first, until a sequence exits; None never exits. One that the
-            model has too few probed layers for is refused. "auto", the default and ours, is 6, or as many as the model
-            has probed layers for.
-        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: K: after its first probe in a step, a sequence's prediction is among the K tokens that were likeliest
-            in that probe, and only their rows of the head are computed.
+        patience: Equal predictions in a row, after the first, until a sequence exits, 1 or more; None never exits.
+            "auto", the default and ours, is 6, or less where the model has fewer checks in a step. A number that a
+            model's checks cannot reach is refused when the strategy meets the model.
+        probe_layers: Where the prediction is checked: k for after every k-th layer that runs, or a list of layer
+            indices.
+        shortlist: K. The first check of a sequence in a step applies the whole head; later ones choose among the K most
+            likely tokens of the first. None always applies the whole head.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM,
-            with the count for a confidence.
+            with the count as the confidence.
+
+    Raises:
+        UserError: An argument is out of its range.
     """
 
     def __init__(
@@ -47,18 +51,25 @@ class PABEE(ProbingStrategy):
         self.patience = patience
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Refuse a patience that no sequence of this model could ever come to the end of."""
+        """Refuse a patience that this model has too few layers to reach."""
         super().check_model(parts)
         most = self.most_probes(parts.num_layers) - 1
         if isinstance(self.patience, int) and self.patience > most:
             raise UserError(
                 f"PABEE: patience={self.patience} never ends on this model: of its {parts.num_layers} layers it probes "
-                f"after {most + 1}, from the second of which on the patience counts; expected {max(most, 1)} at most, "
+                f"after {most + 1}, and the patience counts from the second of them; expected {max(most, 1)} at most, "
                 "'auto', or None to never exit."
             )
 
     def patience_on(self, num_layers: int) -> int:
-        """``patience`` on a model of L layers.
+        """Resolve ``patience`` for a model.
+
+        Args:
+            num_layers: L.
+
+        Returns:
+            The count from which a sequence exits, at least 1. For None, what "auto" gives; ``should_exit`` does not use
+            it then.
 
         Example:
             >>> PABEE().patience_on(num_layers=30), PABEE().patience_on(num_layers=4)
@@ -69,7 +80,7 @@ class PABEE(ProbingStrategy):
         return max(1, min(_PATIENCE, self.most_probes(num_layers) - 1))
 
     def should_exit(self, state: LayerState) -> Tensor:
-        """Sequences whose prediction has not changed for ``patience`` probes."""
+        """Find the sequences whose prediction has not changed for ``patience`` checks."""
         if self.patience is None or not self.probes(state):
             return nobody(state)
         logits, tokens = self.probed_logits(state)
@@ -86,5 +97,5 @@ class PABEE(ProbingStrategy):
         return self.exits(state, count, self.patience_on(state.num_layers))
 
     def never_skip(self) -> "PABEE":
-        """No patience at all: it never exits."""
+        """Set the patience to None, which never exits."""
         return self.changed(patience=None)

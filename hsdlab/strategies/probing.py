@@ -1,4 +1,4 @@
-"""What the strategies that measure a confidence share: where they probe, with how much of the head, who exits along."""
+"""What the confidence strategies share: where they check, with how much of the head, and who exits together."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,25 +16,30 @@ ExitRule = Literal["per_row", "min", "mean", "source_min", "source_mean"]
 EXIT_RULES: tuple[ExitRule, ...] = ("per_row", "min", "mean", "source_min", "source_mean")
 """Who exits together, and whose confidence counts.
 
-- ``per_row``: each sequence by itself, with beams each hypothesis.
+- ``per_row``: each sequence by itself; each beam is a sequence.
 - ``min``, ``mean``: all sequences of the batch, where the smallest or the mean confidence reaches the threshold.
 - ``source_min``, ``source_mean``: the same among the sequences of one prompt: its beams, or its sampled sequences.
 
-Sequences whose text has ended have no say. With beams, transformers does not tell which prompts are done: under ``min``
-and ``mean`` they keep theirs until the search ends.
+The confidence of sequences whose text has ended does not count. With beams, transformers does not tell which prompts
+are done: under ``min`` and ``mean`` they count until the search ends.
 """
 
 
 class ProbingStrategy(ConfidenceStrategy):
-    """A confidence strategy that probes some layers and lets sequences exit by themselves or together.
+    """A confidence strategy that checks after some layers, and lets sequences exit by themselves or together.
 
     Args:
-        probe_layers: k to probe after every k-th layer that runs, or the indices of the layers to probe after.
-        shortlist: K: within a step, the first probe of a sequence applies the whole head, later ones only its rows for
-            the K tokens that were likeliest then. None for the whole head always.
+        probe_layers: Where the confidence is checked: k, 1 or more, for after every k-th layer that runs, or a list of
+            layer indices. The last layer that may run is never checked.
+        shortlist: K, 2 or more. The first check of a sequence in a step applies the whole head. Later ones compute only
+            the logits of the K most likely tokens of the first (the candidate tokens). None always applies the whole
+            head.
         exit_rule: One of ``EXIT_RULES``.
-        gate: Apply the head only to sequences whose hidden-state saturation reaches this; the others' confidence is 0.
-            None for all. Not together with a shortlist.
+        gate: Apply the head only to sequences whose hidden-state saturation reaches this, 0 or more; the confidence of
+            the others is 0. None applies it to all. Cannot be combined with a shortlist.
+
+    Raises:
+        UserError: An argument is out of its range, or ``shortlist`` and ``gate`` are both given.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class ProbingStrategy(ConfidenceStrategy):
         if self.probe_layers != 1 and self.most_probes(parts.num_layers) == 0:
             raise UserError(
                 f"{name}: probe_layers={self.probe_layers!r} probes after no layer of this model's {parts.num_layers} "
-                "from which there is something to skip: it could never exit. Give smaller ones."
+                "that has layers to skip above it: no sequence could ever exit. Give smaller ones."
             )
         if self.shortlist is None:
             return
@@ -83,22 +88,41 @@ class ProbingStrategy(ConfidenceStrategy):
         parts.check_head_rows()
 
     def most_probes(self, num_layers: int) -> int:
-        """How often it can probe in one step of a model of L layers: the last layer is not asked after."""
+        """Count the confidence checks that are possible in one step; there is none after the last layer.
+
+        Args:
+            num_layers: L.
+
+        Returns:
+            The largest number of checks, reached where all layers may run and no sequence exits.
+        """
         if isinstance(self.probe_layers, list):
             return len({layer for layer in self.probe_layers if layer < num_layers - 1})
         return (num_layers - 1) // self.probe_layers
 
     def probes(self, state: LayerState) -> bool:
-        """Whether it looks at the output of the layer at all."""
+        """Say whether the confidence is checked after a layer.
+
+        Args:
+            state: The layer that has just run.
+
+        Returns:
+            Whether the layer is among ``probe_layers``; with a number k, whether k divides the number of layers that
+            have run in this step.
+        """
         if isinstance(self.probe_layers, list):
             return state.layer in self.probe_layers
         return state.layers_run % self.probe_layers == 0
 
     def probed_logits(self, state: LayerState) -> tuple[Tensor, Tensor | None]:
-        """The head's answer for all sequences, of the whole vocabulary or of the shortlist.
+        """Compute an intermediate prediction for all sequences that ran the layer.
+
+        Args:
+            state: The layer's output; it also remembers the candidate tokens of the first check.
 
         Returns:
-            Logits [rows, vocabulary or K], and the tokens they are for, [rows, K]; None for the whole vocabulary.
+            Logits [rows, vocabulary] and None, or, after the first check with a shortlist, the logits of the candidate
+            tokens [rows, K] and these tokens, LongTensor [rows, K].
         """
         if self.shortlist is None:
             return state.logits(), None
@@ -110,14 +134,14 @@ class ProbingStrategy(ConfidenceStrategy):
         return logits, None
 
     def head_confidence(self, state: LayerState, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """A measure of the head's answer for all sequences, or for those that the gate lets through.
+        """Measure the confidence of intermediate predictions, for all sequences or those that the gate lets through.
 
         Args:
-            state: After a layer.
-            measure: Logits [n, vocabulary or K] to confidences [n].
+            state: The outputs of this layer and of the executed one before.
+            measure: Turns logits [n, vocabulary or K] into confidences [n].
 
         Returns:
-            [rows]; 0 for rows below the gate, and for all at the first executed layer if there is a gate.
+            [rows]; 0 for sequences below the gate, and for all after the first executed layer if there is a gate.
         """
         if self.gate is None:
             return measure(self.probed_logits(state)[0])
@@ -126,12 +150,21 @@ class ProbingStrategy(ConfidenceStrategy):
         if len(which) == len(near):
             return measure(state.logits())
         if len(which) == 0:
-            return torch.zeros(len(near))  # on the CPU: the answer needs no second synchronisation
+            return torch.zeros(len(near))  # on the CPU, so that the answer forces no second synchronisation
         confidence = measure(state.probe.logits(which))
         return confidence.new_zeros(len(near)).index_copy(0, which, confidence)
 
     def exits(self, state: LayerState, confidence: Tensor, threshold: float) -> Tensor:
-        """Who exits: [rows] confidences, pooled as the exit rule says, against a threshold; BoolTensor [rows]."""
+        """Decide by a threshold who exits, together as the exit rule says.
+
+        Args:
+            state: Which sequences come from one prompt, and which have ended.
+            confidence: [rows].
+            threshold: The confidence from which a sequence exits.
+
+        Returns:
+            BoolTensor [rows], true where the sequence exits.
+        """
         if self.exit_rule == "per_row":
             return confidence >= threshold
         by_source = self.exit_rule.startswith("source")
@@ -139,11 +172,18 @@ class ProbingStrategy(ConfidenceStrategy):
         return pooled(confidence, self.exit_rule.removeprefix("source_"), together, state.ended) >= threshold
 
     def shown_parameters(self) -> dict[str, Any]:
-        """As always, but ``probe_layers`` only where some are left out."""
+        """Leave out ``probe_layers`` where every layer is checked."""
         return {name: value for name, value in super().shown_parameters().items() if (name, value) != _EVERY_LAYER}
 
     def changed(self, **parameters: Any) -> Self:
-        """The same setting with other values for some parameters."""
+        """Copy the setting with other values of some parameters.
+
+        Args:
+            **parameters: Arguments of ``__init__`` by name; the others keep their values.
+
+        Returns:
+            A new strategy of the same class.
+        """
         return type(self)(**{**self.parameters(), **parameters})
 
 
@@ -151,13 +191,16 @@ _EVERY_LAYER = ("probe_layers", 1)
 
 
 def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> Tensor:
-    """Give each sequence the smallest or the mean confidence of those that it exits together with.
+    """Give each sequence the smallest or the mean confidence of its group, which exits together.
 
     Args:
         confidence: [rows].
         by: ``min`` or ``mean``.
-        together: Rows that exit together; they are consecutive.
-        ended: BoolTensor [rows]: rows that have no say; where all of a group have ended, it is infinite.
+        together: Number of consecutive rows in a group; it divides the number of rows.
+        ended: BoolTensor [rows], true for the sequences that do not count; None where all count.
+
+    Returns:
+        [rows], equal within a group; infinite where all sequences of a group have ended.
 
     Example:
         >>> pooled(torch.tensor([0.2, 0.6, 0.9, 0.7]), "mean", 2, None)
@@ -176,15 +219,28 @@ def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> 
 
 
 def nobody(state: LayerState) -> Tensor:
-    """The answer that no sequence exits."""
+    """Answer that no sequence exits.
+
+    Args:
+        state: The sequences that ran the layer.
+
+    Returns:
+        BoolTensor [rows], all false, on the CPU, so that it forces no synchronisation with a GPU.
+    """
     return torch.zeros(len(state.output), dtype=torch.bool)
 
 
 def check_choice(name: str, parameter: str, value: object, known: Sequence[object]) -> None:
     """Check that a parameter is one of the values it can have.
 
+    Args:
+        name: The strategy's class, for the message.
+        parameter: The parameter's name, for the message.
+        value: The value that was given.
+        known: The values it can have.
+
     Raises:
-        UserError: In the words of the strategy's parameters.
+        UserError: ``value`` is not among ``known``.
     """
     if value not in known:
         raise UserError(f"{name}: {parameter}={value!r}; expected one of {', '.join(map(str, known))}.")
@@ -193,8 +249,12 @@ def check_choice(name: str, parameter: str, value: object, known: Sequence[objec
 def check_not_negative(name: str, **numbers: float | None) -> None:
     """Check parameters that are finite numbers of 0 or more, or None.
 
+    Args:
+        name: The strategy's class, for the message.
+        **numbers: The values that were given, by the names of the parameters.
+
     Raises:
-        UserError: In the words of the strategy's parameters.
+        UserError: A value is negative, infinite, NaN or not a number; the message names its parameter.
     """
     for parameter, number in numbers.items():
         wrong = isinstance(number, bool) or not isinstance(number, int | float)

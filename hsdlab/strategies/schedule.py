@@ -1,4 +1,4 @@
-"""ScheduledStrategy: the layers of a step are the same for all sequences and known before it; and how budgets fall."""
+"""ScheduledStrategy, whose layers are known before the step and the same for all sequences; and the layer budget."""
 
 import math
 from abc import abstractmethod
@@ -19,36 +19,66 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "exponential": lambda progress: (1 - math.exp(-4 * progress)) / (1 - math.exp(-4)),
     "step": lambda progress: math.floor(4 * progress) / 4,
 }
-"""How far the budget has fallen from its maximum to its minimum (0 … 1) at a given progress t/T (0 … 1).
+"""How far the layer budget has fallen from its maximum to its minimum (0 … 1) at a given progress t/T (0 … 1).
 
-``linear`` is the papers'; the others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
+``linear`` is the papers'. The others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
 exponential with time constant T/4, four equal steps.
 """
 
 Layers = int | Literal["auto"] | None
-"""A number of layers; "auto" for a share of the model's, None for all of them."""
+"""A number of layers; "auto" is a share of the model's layers, None is all of them."""
 
 
 class Trial(Protocol):
-    """Where `evaluate.py tune` asks for settings to try: an `optuna.Trial` is one, and its documentation holds."""
+    """Chooses the settings that `evaluate.py tune` tries. It is the part of an `optuna.Trial` that `propose` needs."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """Choose a whole number from `low` to `high`, both included; on a logarithmic scale if `log`."""
+        """Choose a whole number.
+
+        Args:
+            name: The parameter's name, the same in every trial.
+            low: The smallest choice.
+            high: The largest choice, included.
+            step: The distance of neighbouring choices; 1 with ``log``.
+            log: Whether to choose on a logarithmic scale, on which small numbers are as likely as large ones.
+
+        Returns:
+            The number.
+        """
         ...
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Choose a number from `low` to `high`."""
+        """Choose a number.
+
+        Args:
+            name: The parameter's name, the same in every trial.
+            low: The smallest choice.
+            high: The largest choice, included.
+            step: The distance of neighbouring choices; None allows every number between. Not together with ``log``.
+            log: Whether to choose on a logarithmic scale.
+
+        Returns:
+            The number.
+        """
         ...
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
-        """Choose one of some names; they have to be the same in every trial."""
+        """Choose one of some names.
+
+        Args:
+            name: The parameter's name, the same in every trial.
+            choices: The names to choose from, also the same in every trial.
+
+        Returns:
+            One of ``choices``.
+        """
         ...
 
 
 class ScheduledStrategy(SkipStrategy):
-    """A strategy whose layers depend on the step only. Write ``layers_at``; no device synchronisation is needed.
+    """A strategy whose layers depend on the step only. Write ``layers_at``. It forces no synchronisation with a GPU.
 
     Example:
         >>> class EveryOther(ScheduledStrategy):
@@ -61,61 +91,81 @@ class ScheduledStrategy(SkipStrategy):
 
     @abstractmethod
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> Sequence[int]:
-        """The layers that run in one decode step.
+        """Choose the layers of one decode step.
 
         Args:
-            step: t; the pass whose input is new token t.
+            step: t, from 0 to T-2; the input of the decode step is new token t.
             num_layers: L.
             max_steps: T, the most new tokens.
 
         Returns:
-            Layer indices, at least one.
+            Layer indices from 0 to L-1, at least one, in any order.
         """
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
-        """Propose a setting for `evaluate.py tune` to try. Write it, and the class can be tuned.
+        """Propose a setting for `evaluate.py tune` to try. A class that writes it can be tuned.
 
-        Example: ``return cls(number=trial.suggest_int("number", 2, num_layers))``. A range may depend on what was
-        chosen before, so that every proposal is a valid setting.
+        Example: ``return cls(number=trial.suggest_int("number", 2, num_layers))``. A range may depend on earlier
+        choices, so that every proposal is a valid setting.
 
         Args:
             trial: Chooses the values.
             num_layers: L.
             max_steps: T, the most new tokens.
 
+        Returns:
+            A strategy of this class that fits the model.
+
         Raises:
-            UserError: The class does not say what there is to choose.
+            UserError: The class does not write this method.
         """
         raise UserError(
-            f"{cls.__name__} does not say which settings there are to try: write its classmethod propose(trial, "
+            f"{cls.__name__} does not say which settings to try: write its classmethod propose(trial, "
             'num_layers, max_steps), such as: return cls(number=trial.suggest_int("number", 2, num_layers)).'
         )
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> list[Sequence[int]]:
-        """``layers_at`` for steps 0 … max_steps - 2."""
+        """Give ``layers_at`` for steps 0 … T-2."""
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
 
     def plan(self, state: StepState) -> Tensor:
-        """``layers_at`` as a mask, the same for all sequences."""
+        """Give ``layers_at`` as a mask, the same for all sequences."""
         plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
         plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
         return plan
 
 
 def propose_budget(trial: Trial, num_layers: int) -> tuple[int, int, str]:
-    """Choose ``min_exit``, ``max_exit`` and ``decay`` of a budget that fits a model."""
+    """Choose a layer budget that fits a model.
+
+    Args:
+        trial: Chooses the values.
+        num_layers: L.
+
+    Returns:
+        ``min_exit`` from 0 to ``max_exit``, ``max_exit`` from 1 to L, and ``decay``, a key of ``DECAYS``.
+    """
     max_exit = trial.suggest_int("max_exit", 1, num_layers)
     min_exit = trial.suggest_int("min_exit", 0, max_exit)
     return min_exit, max_exit, trial.suggest_categorical("decay", list(DECAYS))
 
 
 def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str = "linear") -> int:
-    """Number of layers scheduled in a step: falls from ``max_exit`` to ``min_exit``, at least 1.
+    """Compute the layer budget l(t) = max(1, round(max_exit - (max_exit - min_exit) · decay(t/T))).
 
-    l(t) = max(1, round(max_exit - (max_exit - min_exit) · decay(t/T))) (SkipDecode, arXiv 2307.02628, section 3; HSD,
-    arXiv 2403.14919, equation 4), with Python's ``round`` and T = ``max_steps``. Both papers' formulas are lost in
-    the text we have; this form was recovered from HSD's tables (docs/reconstruction.md).
+    (SkipDecode, arXiv 2307.02628, section 3; HSD, arXiv 2403.14919, equation 4), with Python's ``round``. Both papers'
+    formulas are lost in the text we have; this form was recovered from HSD's tables (docs/reconstruction.md).
+
+    Args:
+        step: t; from T on the budget stays at its minimum.
+        max_steps: T, the most new tokens.
+        min_exit: Layers at the end; 0 counts as 1.
+        max_exit: Layers in step 0.
+        decay: A key of ``DECAYS``; ``linear`` is the papers'.
+
+    Returns:
+        Number of top layers that run in step t, at least 1.
 
     Example:
         >>> [budget(t, 10, min_exit=2, max_exit=8) for t in range(10)]
@@ -128,8 +178,15 @@ def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str =
 def check_layers(name: str, parameter: str, value: object, least: int = 0, also: Sequence[object] = ()) -> None:
     """Check a parameter that is a number of layers, or one of a few other values.
 
+    Args:
+        name: The strategy's class, for the message.
+        parameter: The parameter's name, for the message.
+        value: The value that was given.
+        least: The smallest number of layers.
+        also: Other values that are allowed, such as "auto" and None; by default none.
+
     Raises:
-        UserError: In the words of the strategy's parameters.
+        UserError: ``value`` is neither of the two.
     """
     if (isinstance(value, bool) or not isinstance(value, int) or value < least) and value not in also:
         expected = ", or ".join([f"a number of layers, {least} or more", *map(repr, also)])
@@ -137,10 +194,16 @@ def check_layers(name: str, parameter: str, value: object, least: int = 0, also:
 
 
 def check_budget(name: str, min_exit: Layers, max_exit: Layers, decay: str) -> None:
-    """Check that a budget falls, in a way that there is, when a strategy is made.
+    """Check the arguments of a layer budget when a strategy is made, before the model is known.
+
+    Args:
+        name: The strategy's class, for the message.
+        min_exit: Compared with ``max_exit`` where both are numbers.
+        max_exit: As above; "auto" and None depend on the model (:func:`check_fits`).
+        decay: Has to be a key of ``DECAYS``.
 
     Raises:
-        UserError: In the words of the strategy's parameters.
+        UserError: The budget rises, or there is no such decay.
     """
     if isinstance(min_exit, int) and isinstance(max_exit, int) and min_exit > max_exit:
         raise UserError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}; the budget falls.")
@@ -149,10 +212,16 @@ def check_budget(name: str, min_exit: Layers, max_exit: Layers, decay: str) -> N
 
 
 def check_fits(name: str, min_exit: int, max_exit: int, num_layers: int) -> None:
-    """Check a budget against a model.
+    """Check a layer budget against a model.
+
+    Args:
+        name: The strategy's class, for the message.
+        min_exit: Layers at the end.
+        max_exit: Layers in step 0.
+        num_layers: L.
 
     Raises:
-        UserError: If it exceeds the model's layers.
+        UserError: The budget exceeds the model's layers, or rises on this model.
     """
     if max_exit > num_layers:
         raise UserError(f"{name}: max_exit={max_exit} is beyond this model's {num_layers} layers.")

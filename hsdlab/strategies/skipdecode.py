@@ -16,23 +16,26 @@ from hsdlab.strategies.schedule import (
 
 
 class SkipDecode(ScheduledStrategy):
-    """Skip the lower and middle layers: a warm-up at the bottom runs, and a falling number of layers at the top.
+    """Skip the lower and middle layers: run a warm-up at the bottom, and a decaying budget of layers at the top.
 
-    Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}, with l(t) falling from ``max_exit`` to ``min_exit`` over T =
-    ``max_new_tokens`` (:func:`budget`). All sequences of a batch run the same layers, and the sets only shrink, so no
-    key or value is ever missing.
+    Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from ``max_exit`` to ``min_exit``
+    over T = ``max_new_tokens`` (:func:`budget`). All sequences of a batch run the same layers. The sets only shrink, so
+    it needs no late KV computation.
 
-    Differs from the paper: the paper's text that we have lost its formula; the form is recovered from the averages in
-    HSD's tables (docs/reconstruction.md). The prompt runs at full depth.
+    Differs from the paper: the paper's formula is lost in the text that we have. The form was recovered from the
+    averages in HSD's tables (docs/reconstruction.md). The prompt runs at full depth.
 
     Args:
-        min_exit: Layers scheduled at the end; None for all of the model's. "auto" is 10/36 of them, rounded, and at
+        min_exit: Layer budget at the end; None is all of the model's layers. "auto" is 10/36 of them, rounded, and at
             most ``max_exit``.
-        max_exit: Layers scheduled at the start; None for all of the model's. "auto" is 20/36 of them, rounded, and
-            at least ``min_exit``. The defaults are the first setting of the HSD paper's tables (arXiv 2403.14919),
+        max_exit: Layer budget in step 0; None is all of the model's layers. "auto" is 20/36 of them, rounded, and at
+            least ``min_exit``. The defaults are the first setting of the HSD paper's tables (arXiv 2403.14919),
             (10, 20) on the 36 layers of GPT-2 Large, in proportion to the model's layers.
-        warmup: Layers that always run at the bottom, at most all of the model's.
-        decay: How the budget falls; ``linear`` is the paper's.
+        warmup: Layers that always run at the bottom, from 0 to L.
+        decay: How the budget falls: a key of ``DECAYS``; ``linear`` is the paper's.
+
+    Raises:
+        UserError: A number of layers is negative, ``min_exit`` is larger than ``max_exit``, or ``decay`` is unknown.
 
     Example:
         >>> SkipDecode(min_exit=2, max_exit=4).layers_at(step=0, num_layers=8, max_steps=10)
@@ -52,7 +55,13 @@ class SkipDecode(ScheduledStrategy):
         self.decay = decay
 
     def exits_on(self, num_layers: int) -> tuple[int, int]:
-        """``min_exit`` and ``max_exit`` on a model of L layers.
+        """Resolve ``min_exit`` and ``max_exit`` for a model.
+
+        Args:
+            num_layers: L.
+
+        Returns:
+            Both as numbers of layers; given numbers that L is too small for are not refused here.
 
         Example:
             >>> SkipDecode().exits_on(num_layers=36), SkipDecode().exits_on(num_layers=12)
@@ -65,7 +74,7 @@ class SkipDecode(ScheduledStrategy):
         return min_exit, max(min_exit, max_exit) if self.max_exit == "auto" else max_exit
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
-        """The warm-up layers and the top l(t) layers, sorted."""
+        """Give the warm-up layers and the top l(t) layers, sorted."""
         min_exit, max_exit = self.exits_on(num_layers)
         check_fits("SkipDecode", min_exit, max_exit, num_layers)
         if self.warmup > num_layers:
@@ -75,17 +84,17 @@ class SkipDecode(ScheduledStrategy):
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
-        """Any budget; a warm-up of up to a quarter of the layers."""
+        """Propose any budget, and a warm-up of up to a quarter of the layers."""
         min_exit, max_exit, decay = propose_budget(trial, num_layers)
         return cls(min_exit, max_exit, trial.suggest_int("warmup", 0, max(1, num_layers // 4)), decay)
 
     def never_skip(self) -> "SkipDecode":
-        """A budget of all layers."""
+        """Set the budget to all layers."""
         return SkipDecode(min_exit=None, max_exit=None, warmup=self.warmup, decay=self.decay)
 
 
 def _number(layers: Layers, of_36: int, num_layers: int) -> int:
-    """A number of layers, of a model of L layers; "auto" stands for the share that ``of_36`` layers are of 36."""
+    """Resolve a number of layers for a model of L layers; "auto" is the share that ``of_36`` layers are of 36."""
     if layers == "auto":
         return round(of_36 * num_layers / 36)
     return num_layers if layers is None else layers

@@ -1,4 +1,4 @@
-"""StaticDepth: the same layers in every decode step, the baselines that a schedule has to beat."""
+"""StaticDepth: the same layers in every decode step, to which a schedule has to be compared."""
 
 from typing import Literal, Self, cast, get_args
 
@@ -13,12 +13,16 @@ class StaticDepth(ScheduledStrategy):
 
     ``unified`` is Unified Layer Skipping (Liu et al. 2024, arXiv 2404.06954): the first layer, the last, and every
     ⌊L / (number - 1)⌋-th between them, from the bottom, until there are ``number``. ``bottom`` exits after the first
-    ``number`` layers, a static early exit; ``top`` runs the last ones. Every k-th layer is ``HSD(k - 1, 0, 0)``.
+    ``number`` layers, a static early exit. ``top`` runs the last ``number`` layers. For every k-th layer, use
+    ``HSD(k - 1, 0, 0)``.
 
     Args:
-        number: How many layers run; None for all of the model's. "auto" is half of them, rounded down, as HSD's default
-            ``max_exit``, but at least 2.
-        keep: Which ones: ``unified``, ``bottom`` or ``top``.
+        number: How many layers run, at least 1 and with ``unified`` at least 2; None is all of the model's layers.
+            "auto" is half of them, rounded down, as HSD's default ``max_exit``, but at least 2.
+        keep: Which layers run: ``unified``, ``bottom`` or ``top``.
+
+    Raises:
+        UserError: ``number`` is too small, or ``keep`` is unknown.
 
     Example:
         >>> StaticDepth(8).layers_at(step=0, num_layers=24, max_steps=10)
@@ -34,7 +38,7 @@ class StaticDepth(ScheduledStrategy):
         self.keep = keep
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
-        """The kept layers, sorted."""
+        """Give the kept layers, sorted."""
         number = self._number_on(num_layers)
         if number > num_layers:
             raise UserError(f"StaticDepth: number={number} is more than the model's {num_layers} layers.")
@@ -52,10 +56,10 @@ class StaticDepth(ScheduledStrategy):
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
-        """Any number of layers, kept in any way."""
+        """Propose any number of layers, kept in any way."""
         keep = cast(Keep, trial.suggest_categorical("keep", get_args(Keep)))
         return cls(trial.suggest_int("number", 2 if keep == "unified" else 1, num_layers), keep)
 
     def never_skip(self) -> "StaticDepth":
-        """All layers."""
+        """Set the number to all layers."""
         return StaticDepth(number=None, keep=self.keep)

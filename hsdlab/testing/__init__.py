@@ -3,9 +3,9 @@
     from hsdlab.testing import check_strategy
     print(check_strategy(MyStrategy(keep=6)))
 
-raises :class:`LawViolationError` with every law that the strategy breaks, and why; returns which laws were checked, and
-which do not apply to the strategy, and why. The laws are numbered as in CONTRIBUTING.md; the first (full depth equals
-plain ``generate``) concerns the engine and is in the project's tests.
+raises :class:`LawViolationError` with every law that the strategy breaks, and why. It returns which laws were checked,
+and which do not apply to the strategy, and why. The laws are numbered as in CONTRIBUTING.md. The first one (full depth
+equals plain ``generate``) concerns the engine and is in the project's tests.
 """
 
 from hsdlab.testing.applicable import NOT_FOR_ORACLES, not_applicable

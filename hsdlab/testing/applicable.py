@@ -1,4 +1,4 @@
-"""Which law says nothing about which strategy, and why."""
+"""Which law does not apply to which strategy, and why."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,24 @@ from hsdlab.testing.laws import (
 )
 
 NOT_FOR_ORACLES = (law_3_replay, law_4_trace)
-"""Laws from which a strategy that calls itself an oracle (``is_oracle``) is exempt: it claims what did not happen."""
+"""Laws from which an oracle (``is_oracle``) is exempt, since it reports as not run what it ran."""
 
 
 def not_applicable(law: Callable[..., None], strategy: SkipStrategy, mode: str | None = None) -> str | None:
-    """Why a law does not apply to a strategy in one way to decode; None where it applies.
+    """Find out whether a law applies to a strategy in one way to decode.
 
     Args:
         law: One of the laws 2 to 8.
-        strategy: The strategy.
-        mode: A key of ``MODES``; None asks for all of them, and for law 8, which decodes nothing.
+        strategy: Its ``never_skip()``, ``is_oracle``, ``rows_depend`` and ``config()`` are read; nothing is decoded.
+        mode: A key of ``MODES``. None leaves out the reasons that hold in one way to decode only.
+
+    Returns:
+        The reason why the law does not apply; None where it applies.
     """
     if law is law_2_never_skip and strategy.never_skip() is None:
         return "never_skip() is None: no setting of the class is full depth"
     if law in NOT_FOR_ORACLES and strategy.is_oracle:
-        return "an oracle looks at layers that it then claims not to have run (is_oracle)"
+        return "an oracle reads layers that it reports as not run (is_oracle)"
     if law is law_7_rows and strategy.rows_depend is not None:
         return f"rows_depend: {strategy.rows_depend}"
     if law is law_7_rows and mode == "sampling":

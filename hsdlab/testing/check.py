@@ -1,4 +1,4 @@
-"""check_strategy: one strategy through all laws."""
+"""check_strategy checks all laws on one strategy."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from hsdlab.testing.watching import MODES
 
 @dataclass(frozen=True)
 class LawReport:
-    """Which laws a strategy obeys, and which say nothing about it.
+    """Which laws a strategy obeys, and which do not apply to it.
 
     Attributes:
         checked: The names of the laws that were checked, in at least one way to decode.
@@ -40,19 +40,19 @@ def check_strategy(
     *,
     settings: Sequence[SkipStrategy] | None = None,
 ) -> LawReport:
-    """Put a strategy through the laws, greedily, with beams and sampling, on batches with left padding.
+    """Check the laws on a strategy, greedily, with beams and with sampling, on batches with left padding.
 
     Args:
-        strategy: The strategy. Its own classes must be importable for law 8 to be checked.
-        model: A small model in float64; a random Llama of 24 layers if not given.
-        settings: Settings of the strategy in order of more skipping, for law 9; ``[never_skip(), strategy]`` if not
-            given (left out where the two are the same setting or there is no ``never_skip``).
+        strategy: The strategy; copies of it decode. Law 8 is checked only if its class can be imported.
+        model: A small model in float64. None makes a random Llama of 24 layers.
+        settings: Settings of the strategy in order of more skipping, for law 9. None stands for
+            ``[never_skip(), strategy]``; law 9 is not checked where these are equal or ``never_skip()`` is None.
 
     Returns:
         The laws that were checked, and those that do not apply, with the reason.
 
     Raises:
-        LawViolationError: With all violations, one a line.
+        LawViolationError: The strategy breaks a law. The message has all violations, one a line.
     """
     model = tiny_model(num_layers=24) if model is None else model
     remembered = RememberedDecodes()
@@ -70,7 +70,7 @@ def check_strategy(
     for law in LAWS_OF_A_DECODE:
         against = {mode: not_applicable(law, strategy, mode) for mode in MODES}
         for mode, reason in against.items():
-            if reason is None:  # a copy: what an earlier law left in the strategy would hide that it has a memory
+            if reason is None:  # a copy, since state that an earlier law left in the strategy would hide a violation
                 check(law, model, copy.deepcopy(strategy), mode, remembered, where=f" ({mode})")
             else:
                 reasons[law.__name__ if all(against.values()) else f"{law.__name__} ({mode})"] = reason
@@ -89,6 +89,6 @@ def check_strategy(
 
 
 def _ordered(strategy: SkipStrategy) -> list[SkipStrategy]:
-    """The setting that never skips, then the strategy; nothing if they are the same or there is none."""
+    """Return the never-skip setting and the strategy; nothing if they are equal or there is no such setting."""
     never = strategy.never_skip()
     return [] if never is None or never.config() == strategy.config() else [never, strategy]

@@ -1,4 +1,4 @@
-"""What a law says when it is broken."""
+"""Comparisons whose failure is a violated law."""
 
 from typing import Any
 
@@ -13,13 +13,14 @@ def expect_close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e
     """Expect two tensors of one shape that nowhere differ by more than ``tolerance``.
 
     Args:
-        got: What the strategy gave.
-        expected: What it should be.
+        got: The tensor of the strategy, of any dtype; compared in float64.
+        expected: The tensor that it should be.
         what: Begins the message.
-        tolerance: The default is for float64, where two orders of the same arithmetic stay far below it.
+        tolerance: Largest absolute difference. The default is for float64, where two orders of the same arithmetic stay
+            far below it.
 
     Raises:
-        LawViolationError: If they differ.
+        LawViolationError: The shapes differ, or a difference is larger or NaN.
     """
     if got.shape != expected.shape:
         raise LawViolationError(f"{what}: got shape {tuple(got.shape)}, expected {tuple(expected.shape)}.")
@@ -29,10 +30,15 @@ def expect_close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e
 
 
 def expect_equal(got: Any, expected: Any, what: str) -> None:
-    """Expect two equal values; ``what`` begins the message.
+    """Expect two equal values.
+
+    Args:
+        got: The value of the strategy; compared by ``!=``, so a tensor has to become a list first.
+        expected: The value that it should be.
+        what: Begins the message, in the plural ("… differ").
 
     Raises:
-        LawViolationError: If they differ.
+        LawViolationError: The values differ. The message shows the first 300 characters of each.
     """
     if got != expected:
         raise LawViolationError(f"{what} differ: got {_short(got)}, expected {_short(expected)}.")

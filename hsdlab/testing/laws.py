@@ -1,8 +1,8 @@
 """The laws 2 to 9, each on one strategy.
 
 :func:`~hsdlab.testing.not_applicable` says where one does not apply. The laws of a decode take, as ``remembered``, a
-:class:`~hsdlab.testing.RememberedDecodes`, so that several of them look at one and the same decode. Laws 5 and 6 are
-about what a decode leaves behind, in the model and in the strategy: there the strategy in question decodes afresh.
+:class:`~hsdlab.testing.RememberedDecodes`, so that several of them read one and the same decode. Laws 5 and 6 are
+about what a decode leaves behind, in the model and in the strategy, so there the strategy decodes anew.
 """
 
 import copy
@@ -30,7 +30,17 @@ _FEW_TOKENS = 4  # enough to skip layers, to owe keys and values and to be inter
 def law_2_never_skip(
     model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode
 ) -> None:
-    """The setting that never skips equals FullDepth, in tokens and logits."""
+    """Check law 2: the never-skip setting equals FullDepth, in tokens and logits.
+
+    Args:
+        model: A small model in float64.
+        strategy: One whose ``never_skip()`` is not None.
+        mode: A key of ``MODES``, one way to decode.
+        remembered: Makes the decodes, or gives those that another law made.
+
+    Raises:
+        LawViolationError: ``never_skip()`` is of another class, or tokens or logits differ.
+    """
     setting = strategy.never_skip()
     if type(setting) is not type(strategy):
         raise LawViolationError(f"never_skip() gave a {type(setting).__name__}; expected a {type(strategy).__name__}.")
@@ -41,7 +51,17 @@ def law_2_never_skip(
 
 
 def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
-    """The logits of each step equal one masked teacher-forced pass over the trace."""
+    """Check law 3: the logits of each step equal those of ``replay`` over the trace.
+
+    Args:
+        model: A small model in float64.
+        strategy: Any but an oracle.
+        mode: A key of ``MODES``, one way to decode.
+        remembered: Makes the decode, or gives the one that another law made.
+
+    Raises:
+        LawViolationError: Logits, or the scores of beams, differ.
+    """
     seen = remembered(model, strategy, mode)
     output = seen.output
     _, prompt_mask = prompts(3)
@@ -59,7 +79,9 @@ def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, reme
     for step, row in alive.nonzero().tolist():
         candidates = seen.logits[step][row * beams : (row + 1) * beams]  # (beams, vocabulary)
         distance = (candidates - expected[row, step]).abs().amax(dim=1).min()
-        expect_close(distance, torch.zeros_like(distance), f"row {row}: the logits of pass {step} differ from replay's")
+        expect_close(
+            distance, torch.zeros_like(distance), f"sequence {row}: the logits of pass {step} differ from replay's"
+        )
     if output.sequences_scores is not None:
         chosen = expected.float().log_softmax(-1).gather(-1, output.sequences[:, PROMPT_TOKENS:, None]).squeeze(-1)
         scores = (chosen * alive.T).sum(1) / alive.sum(0)
@@ -67,13 +89,22 @@ def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, reme
 
 
 def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
-    """The trace equals an independent count by hooks on attention and feed-forward part.
+    """Check law 4: the trace equals an independent count by hooks on attention and feed-forward part.
 
     A layer ran for a token if attention came to its end and the feed-forward part was called. Attention that was called
-    and stopped before its end is a late computation of keys and values.
+    and stopped before its end is a late KV computation.
+
+    Args:
+        model: A small model in float64.
+        strategy: Any but an oracle.
+        mode: A key of ``MODES``, one way to decode.
+        remembered: Makes the decode, or gives the one that another law made.
+
+    Raises:
+        LawViolationError: The trace has other numbers of executed layers or of late KV computations.
     """
-    # The rows of a beam search are not the returned ones: its totals are counted. Elsewhere no row ends early, since
-    # the engine may compute what follows an end-of-sequence token, and the trace leaves that out.
+    # With beams, the rows of the search are not the returned sequences, so the totals are compared. Without, no
+    # sequence ends early: the engine may compute what follows an end-of-sequence token, and the trace omits it.
     seen = remembered(model, strategy, mode) if mode == "beam" else remembered(model, strategy, mode, eos_token_id=None)
     trace, passes = seen.output.trace, seen.passes
     for part, counted in (("feed-forward parts", passes.tokens_run), ("attention", passes.tokens_attended)):
@@ -87,7 +118,18 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
 
 
 def law_5_restored(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
-    """After leaving, normally or by an exception, the model is as before."""
+    """Check law 5: after decoding, also after an exception, the model is the same as before.
+
+    Args:
+        model: A small model in float64.
+        strategy: Any strategy; it decodes anew.
+        mode: A key of ``MODES``, one way to decode.
+        remembered: Not used; all laws of a decode take the same arguments.
+
+    Raises:
+        LawViolationError: Classes, attributes, hooks, configs or outputs of the model have changed, or ``applied_to``
+            swallowed the exception.
+    """
     few: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "eos_token_id": None}
     before = snapshot(model)
     decode(model, strategy, mode, **few)
@@ -101,7 +143,17 @@ def law_5_restored(model: PreTrainedModel, strategy: SkipStrategy, mode: str, re
 
 
 def law_6_no_state(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
-    """A used strategy object equals a fresh one."""
+    """Check law 6: a used strategy object decodes as a new one.
+
+    Args:
+        model: A small model in float64.
+        strategy: Any strategy; a copy of it decodes another batch first.
+        mode: A key of ``MODES``, one way to decode.
+        remembered: Makes the decode of the new object, or gives the one that another law made.
+
+    Raises:
+        LawViolationError: Layers or logits differ.
+    """
     used, third = copy.deepcopy(strategy), torch.tensor([2])
     decode(model, used, mode, eos_token_id=None)
     here, there = decode(model, used, mode, rows=third), remembered(model, strategy, mode, rows=third)
@@ -112,13 +164,23 @@ def law_6_no_state(model: PreTrainedModel, strategy: SkipStrategy, mode: str, re
 
 
 def law_7_rows(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
-    """A batch of three equals three single runs, unless the class says why not (``rows_depend``)."""
+    """Check law 7: a sequence decodes in a batch as it does alone.
+
+    Args:
+        model: A small model in float64.
+        strategy: One whose ``rows_depend`` is None.
+        mode: A key of ``MODES``, one way to decode; not "sampling".
+        remembered: Makes the decodes, or gives those that another law made.
+
+    Raises:
+        LawViolationError: Tokens, layers or the number of steps of a sequence differ.
+    """
     batch = remembered(model, strategy, mode).output
     for row in range(3):
         single = remembered(model, strategy, mode, rows=torch.tensor([row])).output
         steps = len(single.trace.live)
         new = single.sequences[0, -steps - 1 :]
-        where = f"row {row} of a batch differs from the row alone"
+        where = f"sequence {row} of a batch differs from the sequence alone"
         expect_equal(batch.sequences[row, PROMPT_TOKENS:][: len(new)].tolist(), new.tolist(), f"{where}: tokens")
         ran = batch.trace.executed[:steps, row].tolist()
         expect_equal(ran, single.trace.executed[:, 0].tolist(), f"{where}: layers")
@@ -130,7 +192,14 @@ LAWS_OF_A_DECODE = (law_2_never_skip, law_3_replay, law_4_trace, law_5_restored,
 
 
 def law_8_config(strategy: SkipStrategy) -> None:
-    """The strategy survives config, YAML and back, and pickling."""
+    """Check law 8: a strategy goes through YAML and pickling unchanged.
+
+    Args:
+        strategy: One whose class can be imported.
+
+    Raises:
+        LawViolationError: Class or parameters differ afterwards.
+    """
     from jsonargparse import ArgumentParser
 
     config = strategy.config()
@@ -143,11 +212,15 @@ def law_8_config(strategy: SkipStrategy) -> None:
 
 
 def law_9_knob(model: PreTrainedModel, settings: Sequence[SkipStrategy]) -> None:
-    """On a fixed text, each setting runs no more layers than the one before, and the last fewer than the first.
+    """Check law 9: on one and the same text, a setting that skips more never runs more layers.
 
     Args:
-        model: The model.
+        model: A small model in float64.
         settings: At least two settings, in order of more skipping.
+
+    Raises:
+        LawViolationError: A setting runs more layers for some token than the one before, or the last one does not run
+            fewer in all than the first.
     """
     depths = [_forced_depths(model, setting) for setting in settings]
     for before, after, first, second in zip(depths, depths[1:], settings, settings[1:], strict=False):
@@ -158,7 +231,7 @@ def law_9_knob(model: PreTrainedModel, settings: Sequence[SkipStrategy]) -> None
 
 
 class _Interrupt(LogitsProcessor):
-    """The user presses Ctrl-C in the third pass."""
+    """Acts as if the user pressed Ctrl-C in the third forward pass."""
 
     calls = 0
 
@@ -170,7 +243,7 @@ class _Interrupt(LogitsProcessor):
 
 
 class _Force(LogitsProcessor):
-    """Makes every row go on with one fixed text."""
+    """Makes every sequence continue with one fixed text."""
 
     def __init__(self, text: Tensor) -> None:
         self.text = text
@@ -182,6 +255,6 @@ class _Force(LogitsProcessor):
 
 
 def _forced_depths(model: PreTrainedModel, strategy: SkipStrategy) -> Tensor:
-    """Depth of each step and row [steps, rows] on a fixed text."""
+    """Return the executed layers of each step and sequence, [steps, rows], on a fixed text."""
     text = torch.arange(7, 7 + NEW_TOKENS)
     return decode(model, strategy, logits_processor=LogitsProcessorList([_Force(text)])).output.trace.depths

@@ -1,4 +1,4 @@
-"""Decodes that several laws look at, each made once."""
+"""Decodes that several laws read, each made once."""
 
 import copy
 import pickle
@@ -18,9 +18,9 @@ DecodeCall = Callable[..., Decode]
 class RememberedDecodes:
     """Called as :func:`~hsdlab.testing.decode`; gives the same decode again where all arguments are equal.
 
-    A strategy is known by its class and its attributes, and a copy of it decodes: what a decode left in it would give
-    it another key. Whatever cannot be pickled (a class inside a function, a ``logits_processor`` of one) is decoded
-    each time.
+    Strategies are equal if their classes and attributes are. A copy decodes, since a decode that changed the strategy
+    would change its key. Arguments that cannot be pickled (a class inside a function, a ``logits_processor`` of one)
+    are decoded each time.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class RememberedDecodes:
         rows: Tensor | None = None,
         **options: Any,
     ) -> Decode:
-        """Decode, or give the decode that was made before."""
+        """Decode, or return the decode that was made before; takes the arguments of :func:`decode`."""
         strategy = copy.deepcopy(strategy)
         arguments = (mode, None if rows is None else rows.tolist(), sorted(options.items()))
         try:

@@ -1,4 +1,4 @@
-"""What a model looks like, to see whether it is left as it was found."""
+"""The state of a model, to find out whether decoding changed it."""
 
 from typing import Any
 
@@ -9,7 +9,15 @@ from hsdlab.testing.tiny import prompts
 
 
 def snapshot(model: PreTrainedModel) -> dict[str, Any]:
-    """What must be as before: classes, attributes, hooks, configs and outputs."""
+    """Record what decoding must not change: classes, attributes, hooks, configs and outputs.
+
+    Args:
+        model: A small model; it runs one forward pass.
+
+    Returns:
+        A dictionary that equals an earlier one of the same model if nothing has changed. Objects count as equal only if
+        they are identical, so two models never give equal ones.
+    """
     found: dict[str, Any] = {
         "config": model.config.to_dict(),
         "generation_config": model.generation_config.to_dict(),

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TINY_FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2")
-"""The model families that the laws are proven for, by transformers' ``model_type``."""
+"""The model families on which the laws are tested, by transformers' ``model_type``."""
 
 VOCABULARY = 64
 PROMPT_TOKENS = 5
@@ -21,18 +21,23 @@ def tiny_model(
     seed: int = 0,
     **options: Any,
 ) -> PreTrainedModel:
-    """A small random model of one family, in which every layer matters.
+    """Make a small random model of one family, in which every layer matters.
 
-    Weights are drawn wider than transformers does and the embeddings are untied: as initialised, tiny models repeat
-    themselves and dropping a layer is hardly seen. The head is sharper still, so that confidences spread over 0 to 1.
-    float64 makes equality of two orders of arithmetic sharp.
+    The weights have a wider distribution than transformers' and the embeddings are untied. As transformers initialises
+    them, tiny models repeat one token, and dropping a layer hardly changes the logits. The weights of the head are four
+    times as large, so that confidences spread over 0 to 1.
 
     Args:
         family: One of ``TINY_FAMILIES``, or another ``model_type`` of transformers.
         num_layers: L.
-        dtype: Of the weights.
-        seed: Of the weights.
-        **options: More of the model's config.
+        dtype: Dtype of the weights. In float64, two orders of the same arithmetic differ by far less than any law
+            allows.
+        seed: Seed of the weights; torch's global random state is not changed.
+        **options: Further entries of the model's config, which win over those set here.
+
+    Returns:
+        A model in eval mode on the CPU: 32 channels, 4 heads, ``VOCABULARY`` tokens, a context of 64 tokens, no
+        end-of-sequence token.
     """
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -66,7 +71,16 @@ def tiny_model(
 
 
 def prompts(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random prompts and their mask, [rows, PROMPT_TOKENS]; rows after the first are left-padded, each differently."""
+    """Draw random prompts for a tiny model.
+
+    Args:
+        rows: Number of prompts. Prompt i has i mod 3 tokens of left padding, so the first has none.
+        seed: Seed of the tokens; torch's global random state is not changed.
+
+    Returns:
+        Token ids and their mask, LongTensor [rows, PROMPT_TOKENS] each. The ids are from 7 to ``VOCABULARY`` - 1, and 0
+        at padding.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(7, VOCABULARY, (rows, PROMPT_TOKENS), generator=generator)
     padding = torch.arange(rows)[:, None] % 3  # 0, 1, 2 tokens

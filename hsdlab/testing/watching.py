@@ -1,4 +1,4 @@
-"""Decode with a strategy and watch, through hooks, what the model does."""
+"""Decode with a strategy, and record through hooks what the model does."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,16 +28,16 @@ END_TOKENS = [3, 4, 5, 6]  # several, so that sequences of random text end at di
 
 @dataclass(frozen=True)
 class Passes:
-    """What hooks saw of each forward pass, the prompt pass first.
+    """What hooks recorded of each forward pass, the prefill first.
 
     ``with watched(model) as (logits, tokens_run)`` takes the first two.
 
     Attributes:
-        logits: Per pass, the head's output at the last position [rows, vocabulary].
-        tokens_run: Per pass and layer, the tokens for which the feed-forward part was called.
-        tokens_attended: Per pass and layer, the tokens for which attention ran to its end.
-        tokens_late: Per pass and layer, the tokens for which attention was called but stopped before its end: the
-            late computation of keys and values, which needs the projections only (:mod:`hsdlab.decoding.cache`).
+        logits: For each forward pass, the head's output at the last position, [rows, vocabulary].
+        tokens_run: For each forward pass and layer, the number of tokens for which the feed-forward part was called.
+        tokens_attended: The same, of tokens for which attention ran to its end.
+        tokens_late: The same, of tokens for which attention was called but stopped before its end: the late KV
+            computation, which needs the projections only (:mod:`hsdlab.decoding.cache`).
     """
 
     logits: list[Tensor] = field(default_factory=list)
@@ -51,11 +51,11 @@ class Passes:
 
 @dataclass(frozen=True)
 class Decode:
-    """One decode seen from outside.
+    """One decode, as reported and as observed.
 
     Attributes:
-        output: What hsdlab returned.
-        passes: What hooks saw.
+        output: The result of ``hsdlab``, with the trace.
+        passes: The independent record of the hooks.
     """
 
     output: DecodeOutput
@@ -63,13 +63,20 @@ class Decode:
 
     @property
     def logits(self) -> list[Tensor]:
-        """Per forward pass, the head's output at the last position [rows, vocabulary], prompt pass first."""
+        """For each forward pass, the head's output at the last position, [rows, vocabulary]; the prefill first."""
         return self.passes.logits
 
 
 @contextmanager
 def watched(model: PreTrainedModel) -> Iterator[Passes]:
-    """Record the logits of each forward pass, and for which tokens each layer's two parts ran."""
+    """Record the logits of each forward pass, and for how many tokens each layer's two parts ran.
+
+    Args:
+        model: A decoder-only transformers model; the hooks are removed on leaving.
+
+    Yields:
+        The record, which grows with each forward pass inside the block.
+    """
     parts = decoder_parts(model)
     passes = Passes()
 
@@ -97,7 +104,7 @@ def watched(model: PreTrainedModel) -> Iterator[Passes]:
 
 
 def _counters(passes: Passes, layer: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Hooks before and after attention. What stops in between is late: a hook after is not called then."""
+    """Make the hooks before and after attention. A late KV computation stops early and calls the first one only."""
     starts, ends = _adds(passes.tokens_late, layer), _adds(passes.tokens_attended, layer)
 
     def ended(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -108,7 +115,7 @@ def _counters(passes: Passes, layer: int) -> tuple[Callable[..., None], Callable
 
 
 def _adds(counts: list[list[int]], layer: int) -> Callable[..., None]:
-    """A hook that adds the tokens with which a module is called to the newest pass."""
+    """Make a hook that adds the number of tokens in a module's input to the count of the current forward pass."""
 
     def add(module: nn.Module, args: tuple, kwargs: dict, sign: int = 1) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # (rows, length, d), or (tokens, d) in OPT
@@ -124,17 +131,22 @@ def decode(
     rows: Tensor | None = None,
     **options: Any,
 ) -> Decode:
-    """Decode three left-padded random prompts, or some of them, and watch.
+    """Decode three left-padded random prompts, or some of them, and record what the model does.
 
     Args:
-        model: The model.
-        strategy: The strategy, applied through ``strategy.applied_to``.
-        mode: A key of ``MODES``.
-        rows: Indices of the prompts to decode; all three if not given.
-        **options: More of transformers' options, or other ``input_ids`` and ``attention_mask``.
+        model: A small model whose vocabulary has ``VOCABULARY`` tokens or more.
+        strategy: Applied through ``strategy.applied_to``.
+        mode: A key of ``MODES``, one way to decode. Sampling begins with the same seed each time.
+        rows: Indices of the prompts to decode, LongTensor [n]; None decodes all three. Columns that are padding in all
+            of them are left out.
+        **options: Further options of transformers' ``generate``, which win over ``NEW_TOKENS`` and ``END_TOKENS``;
+            ``input_ids`` and ``attention_mask`` give other prompts.
+
+    Returns:
+        The result, and the record of the hooks.
 
     Raises:
-        LawViolationError: If ``applied_to`` does not apply the strategy to ``model.generate``.
+        LawViolationError: ``applied_to`` does not apply the strategy to ``model.generate``.
     """
     ids, mask = prompts(3)
     if rows is not None:

@@ -216,9 +216,7 @@ def test_a_score_that_is_no_number_is_not_on_the_frontier():
 
 
 def test_a_class_that_proposes_nothing_says_what_to_write():
-    with pytest.raises(
-        ValueError, match="FullDepth does not say which settings there are to try: write its classmethod"
-    ):
+    with pytest.raises(ValueError, match="FullDepth does not say which settings to try: write its classmethod"):
         find([FullDepth])
 
 
