@@ -251,7 +251,8 @@ def _decode(
         kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
     finite = FiniteLogits()
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
-    cache = SkipCache(parts, decisions)
+    seen_from_outside = config.output_hidden_states or config.output_attentions
+    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside)
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
