@@ -276,12 +276,13 @@ class SkipCache(LayerRunner, DynamicCache):
 @contextmanager
 def _no_queries(projection: nn.Module | None) -> Iterator[None]:
     """Let a layer's query projection, if it is a module of its own, return zeros without computing anything."""
-    if projection is None or "forward" in vars(projection):
+    if projection is None:
         yield
         return
-    size = projection.out_features
+    size, own = projection.out_features, {name: value for name, value in vars(projection).items() if name == "forward"}
     vars(projection)["forward"] = lambda x: x.new_zeros(()).expand(*x.shape[:-1], size)
     try:
         yield
     finally:
         del vars(projection)["forward"]
+        vars(projection).update(own)
