@@ -1,6 +1,6 @@
 """Print the time of a decode step over that of plain ``model.generate``, for the table of docs/bench.md.
 
-    python -m benchmarks.step_time                      # every case in float32 and bfloat16; about an hour on 2 cores
+    python -m benchmarks.step_time                      # every case in float32 and bfloat16; 8 minutes on 2 cores
     python -m benchmarks.step_time float32 "batch 1"    # one dtype; the cases whose name contains the text
 
 A step is the median gap between the calls of a logits processor, which is the same on all sides. The sides of a case
@@ -24,7 +24,7 @@ from hsdlab.decoding import StepState
 from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.runs.timing import ratio_spread
 
-NEW_TOKENS, ROUNDS = 24, 15
+NEW_TOKENS, ROUNDS = 24, 5
 
 
 class Clock(LogitsProcessor):

@@ -50,7 +50,7 @@ class SkipCache(LayerRunner, DynamicCache):
         late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
         late_passes: Calls of each layer that computed them, LongTensor [layers].
         passes: Forward passes so far, the prefill included.
-        peak_bytes: The most bytes of keys and values held at the end of a forward pass.
+        peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
     """
 

@@ -40,7 +40,8 @@ class DecodeOutput:
             call has ``output_scores=True``.
         trace: Which layers ran, along the returned sequences.
         timing: Seconds of the prefill and of the decode steps.
-        cache_bytes: The most bytes that the KV cache held at the end of a forward pass.
+        cache_bytes: The most bytes that the KV cache held at the end of a forward pass, entries that were allocated and
+            not yet written included.
     """
 
     sequences: Tensor

@@ -83,7 +83,7 @@ def _gains(module: nn.Module, rows: int) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
         return False
     weight = module.weight
-    if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.layout != torch.strided:
+    if type(weight) is not nn.Parameter or weight.dim() != 2 or weight.device.type != "cpu":
         return False
     if _one_row(module, rows):  # Conv1D holds the transposed matrix already
         return type(module) is nn.Linear and weight.shape[0] > weight.shape[1]
