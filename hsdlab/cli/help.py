@@ -72,7 +72,7 @@ def short_help(
         data: Data sets by their names.
 
     Returns:
-        The text: examples and the command's own options.
+        Examples and the command's own options, in lines of at most 80 characters.
     """
     summary = (TRAIN if trains else EVALUATE)[command]
     program = typed(command, TRAIN_SCRIPT if trains else EVALUATE_SCRIPT)

@@ -125,6 +125,10 @@ class Decisions:
             return True
         return any(b - a for a, b in itertools.pairwise(self._schedule))
 
+    def rows_per_source(self, rows: int) -> int:
+        """Return how many consecutive rows of a batch of ``rows`` come from one prompt."""
+        return 1 if self._sources is None else rows // self._sources
+
     def needed_after(self, layer: int, step: int) -> bool:
         """Say whether the keys and values of a layer are still needed.
 
@@ -212,7 +216,7 @@ class Decisions:
             num_layers=self.num_layers,
             max_steps=self.max_steps,
             rows=indices,
-            rows_per_source=1 if self._sources is None else self.rows // self._sources,
+            rows_per_source=self.rows_per_source(self.rows),
             ended=None if self.ended is None else self.ended[indices],
             output=output,
             previous_output=None if self._layers_run == 1 else arrived,

@@ -203,7 +203,14 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Yield the names of all files and links below a folder, relative to it, without the list and the lock."""
+    """List what a folder holds, without the list and the lock.
+
+    Args:
+        folder: The folder; one that does not exist holds nothing.
+
+    Yields:
+        The names of all files and links below the folder, relative to it.
+    """
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         folders[:] = sorted(name for name in folders if not name.endswith(UNFINISHED))
