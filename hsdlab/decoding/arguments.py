@@ -46,13 +46,16 @@ class RowArguments:
         self._selected: tuple[tuple, dict[str, Any]] = ((), {})
 
     def select(self, rows: Tensor, count: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Return positional and keyword arguments for some rows.
+        """Select positional and keyword arguments for some rows.
 
         Args:
             rows: LongTensor [n] on the device; the same object for the same rows.
             count: Number of rows in the batch.
             args: The positional arguments of a layer's call.
             kwargs: Its keyword arguments.
+
+        Returns:
+            Both for n rows; the same objects as before while rows and arguments are the same objects.
         """
         given = [rows, *args, *kwargs.values()]
         same = len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
@@ -66,7 +69,17 @@ class RowArguments:
 
 
 def argument(call: LayerCall, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Return a layer's argument by name; None where the layer was not given it."""
+    """Find an argument of a layer's call by name.
+
+    Args:
+        call: The call; its signature gives the place of the name.
+        name: Of the parameter.
+        args: The positional arguments after the hidden state.
+        kwargs: The keyword arguments.
+
+    Returns:
+        The argument; None where the layer was not given it.
+    """
     if name in kwargs:
         return kwargs[name]
     place = call.places.get(name, len(args))
@@ -74,10 +87,19 @@ def argument(call: LayerCall, name: str, args: tuple, kwargs: dict[str, Any]) ->
 
 
 def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
+    """Bind a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
 
-    CACHE stands for the cache. The cache holds what is returned, and a circle of references would keep the keys and
-    values of a finished decode in memory until Python's garbage collector runs.
+    The cache holds what is returned, and a circle of references would keep the keys and values of a finished decode in
+    memory until Python's garbage collector runs. So ``CACHE`` stands for the cache.
+
+    Args:
+        call: The call.
+        hidden: The hidden state, [rows, 1, d].
+        args: The other positional arguments.
+        kwargs: The keyword arguments.
+
+    Returns:
+        Name to argument; ``attention_mask`` is None.
     """
     parameters = call.signature.parameters
     bound = call.signature.bind(hidden, *args, **kwargs).arguments

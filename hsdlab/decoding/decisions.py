@@ -4,6 +4,8 @@ A strategy answers in one of three ways, the three base classes of ``hsdlab.stra
 decoding and is the same for all sequences. A plan says before each step which layers each sequence may run. An early
 exit is decided after each executed layer, within the schedule or plan. An oracle answers after the step, when all
 layers have run. The engine sees only the result: for each layer, the rows of the batch that run it.
+
+Longer than other files: the checks of a user's answers, each with its message, stand beside what they check.
 """
 
 import itertools
@@ -126,7 +128,14 @@ class Decisions:
         return any(b - a for a, b in itertools.pairwise(self._schedule))
 
     def rows_per_source(self, rows: int) -> int:
-        """Return how many consecutive rows of a batch of ``rows`` come from one prompt."""
+        """Count the rows that come from one prompt; they are consecutive.
+
+        Args:
+            rows: Number of rows in the batch.
+
+        Returns:
+            Beams, or sampled sequences, per prompt; 1 where the number of prompts is not known.
+        """
         return 1 if self._sources is None else rows // self._sources
 
     def needed_after(self, layer: int, step: int) -> bool:

@@ -3,6 +3,8 @@
 The only file that touches attribute paths of transformers models. Seven families are listed, and the tests cover them.
 The parts of any other decoder-only model are found by its structure, and a numerical check has to confirm them
 (:mod:`hsdlab.decoding.semantics`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
+
+Longer than other files, so that no other one has to know the structure of a model.
 """
 
 from dataclasses import dataclass

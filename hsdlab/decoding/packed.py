@@ -59,6 +59,9 @@ def packed_weights(parts: DecoderParts, max_steps: int, rows: int) -> Iterator[N
         parts: The model's decoder layers and head.
         max_steps: T, the most new tokens of the decode.
         rows: Rows of a decode step.
+
+    Yields:
+        Nothing.
     """
     modules = _packable(parts, rows) if max_steps >= FEWEST_STEPS else []
     try:

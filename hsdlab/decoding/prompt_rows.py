@@ -27,13 +27,35 @@ class PromptRows:
         self._arguments = RowArguments()
 
     def first(self, hidden: Tensor) -> Tensor:
-        """Take the first row of each source: [rows, length, d] to [sources, length, d]."""
+        """Take the first row of each source.
+
+        Args:
+            hidden: [rows, length, d].
+
+        Returns:
+            [sources, length, d].
+        """
         return hidden if self.copies == 1 else hidden.index_select(0, self._first)
 
     def arguments(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Return a layer's arguments for the first row of each source."""
+        """Select a layer's arguments for the first row of each source.
+
+        Args:
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+
+        Returns:
+            Both for as many rows as there are sources.
+        """
         return (args, kwargs) if self.copies == 1 else self._arguments.select(self._first, self._batch, args, kwargs)
 
     def all(self, hidden: Tensor) -> Tensor:
-        """Repeat each source for all its rows: [sources, length, d] to [rows, length, d]."""
+        """Repeat each source for all its rows.
+
+        Args:
+            hidden: [sources, length, d].
+
+        Returns:
+            [rows, length, d].
+        """
         return hidden if self.copies == 1 else hidden.repeat_interleave(self.copies, dim=0)

@@ -63,18 +63,39 @@ class StepRows:
         self._added = torch.zeros(prompt.shape, device=mask.device).masked_fill_(~prompt, -torch.inf)
 
     def serves(self, mask: Tensor | None) -> bool:
-        """Tell whether attention with this mask can be computed part by part."""
+        """Say whether attention with this mask can be computed part by part.
+
+        Args:
+            mask: What the model passes to its attention.
+
+        Returns:
+            True for the mask with which the current layer was called, if it masks nothing but padding of the prompt.
+        """
         return self._plain and mask is self._called_mask
 
     def added_to_prompt(self, dtype: torch.dtype) -> Tensor | None:
-        """Return what is added to the scores of the prompt, [sources, 1, 1, prompt]; None for nothing."""
+        """Get what is added to the scores of the prompt.
+
+        Args:
+            dtype: Of the scores.
+
+        Returns:
+            [sources, 1, 1, prompt], 0 or minus infinity; None where every token of the prompt is attended to.
+        """
         if self._added is not None and self._added.dtype != dtype:
             self._added = self._added.to(dtype)
         return self._added
 
 
 def can_split(model: PreTrainedModel) -> bool:
-    """Tell whether a model attends by torch's function, on a device where its parts can be joined: a CPU."""
+    """Say whether a model attends by torch's function, on a device where its parts can be joined, which is a CPU.
+
+    Args:
+        model: Its attention implementation and device count.
+
+    Returns:
+        True for "sdpa" on a CPU.
+    """
     config = model.config.get_text_config(decoder=True)
     return config._attn_implementation == "sdpa" and model.device.type == "cpu"
 
@@ -103,7 +124,11 @@ class TwoParts(Tensor):
         return made
 
     def joined(self) -> Tensor:
-        """Return an ordinary tensor: both parts of the rows called, copied."""
+        """Join both parts of the rows called.
+
+        Returns:
+            An ordinary tensor, a copy, [rows called, heads, length, head dim].
+        """
         prompt = self._prompt.repeat_interleave(self._step.copies, dim=0)
         whole = torch.cat([prompt, self._new], dim=2)  # (rows, heads, length, head dim)
         return whole if self._step.called is None else whole.index_select(0, self._step.called)

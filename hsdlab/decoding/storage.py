@@ -44,7 +44,11 @@ class LayerStorage:
         return sum(part.nbytes for part in (*self._pair, *(self.prompt or ())))
 
     def reserve(self, new_tokens: int) -> None:
-        """Grow the block, if need be, so that it can hold so many new tokens."""
+        """Grow the block, if need be.
+
+        Args:
+            new_tokens: How many it has to hold.
+        """
         columns = self._pair[0].shape[2]
         if columns >= self._prompt_columns + new_tokens:
             return
@@ -56,13 +60,26 @@ class LayerStorage:
             self._pair[index] = grown
 
     def read(self, new_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return views of the block's keys and values up to so many new tokens, [rows, heads, length, head dim]."""
+        """Get views of the block.
+
+        Args:
+            new_tokens: How many of them to include.
+
+        Returns:
+            Keys and values, [rows, heads, length, head dim] each; where the prompt is apart, of the new tokens alone.
+        """
         keys, values = self._pair
         length = self._prompt_columns + new_tokens
         return keys[:, :, :length], values[:, :, :length]
 
     def append(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Write the keys and values of all rows for new tokens from ``start`` on, [rows, heads, tokens, head dim]."""
+        """Write the keys and values of all rows for the next new tokens.
+
+        Args:
+            start: The first of these new tokens.
+            keys: [rows, heads, tokens, head dim].
+            values: Likewise.
+        """
         stop = start + keys.shape[2]
         columns = slice(self._prompt_columns + start, self._prompt_columns + stop)
         for block, part in zip(self._pair, (keys, values), strict=True):
@@ -82,7 +99,12 @@ class LayerStorage:
             block[rows, :, columns] = part[:, :, 0]
 
     def reorder(self, rows: Tensor, new_tokens: int) -> None:
-        """Move the new tokens of ``rows``, LongTensor [rows], to the rows 0, 1 …; the prompt's part is theirs too."""
+        """Move new tokens between rows; the prompt's part is that of both rows.
+
+        Args:
+            rows: The rows that become the rows 0, 1 …, LongTensor [rows].
+            new_tokens: How many of each row to move.
+        """
         columns = slice(self._prompt_columns, self._prompt_columns + new_tokens)
         for block in self._pair:
             block[:, :, columns] = block[:, :, columns].index_select(0, rows)
