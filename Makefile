@@ -37,7 +37,7 @@ results: models  ## decode and time what docs/results.md needs and is not there 
 	$(BIN)/python -m benchmarks.run_results
 	$(BIN)/python -m benchmarks.results
 
-test: lint  ## linters, type checker and the tests that a change needs, offline (6 minutes on 2 cores)
+test: lint  ## linters, type checker and the tests that a change needs, offline (7 minutes on 2 cores)
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 test-all: lint  ## all tests: each law on every family in every way to decode, long kills, every notebook too

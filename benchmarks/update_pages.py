@@ -1,8 +1,9 @@
 """Put the demo's and the bench's own figures into docs/demo.md and docs/bench.md, so that none is typed by hand.
 
-    make demo
+    hsdlab demo                                                                               (docs/demo.md)
+    make demo-train
     python train.py fit --config configs/experiment/finetune_docstrings_plain.yaml
-    python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain      (docs/demo.md)
+    python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain (docs/demo.md)
     python evaluate.py bench ... --output runs/bench                                          (docs/bench.md)
     python benchmarks/update_pages.py
 
@@ -20,7 +21,9 @@ from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.provenance import RunInfo
 from hsdlab.reporting import bench, comparison
 from hsdlab.reporting.markdown import markdown_table
+from hsdlab.reporting.side_by_side import side_by_side_table
 from hsdlab.reporting.tables import estimate
+from hsdlab.runs.demo import how_to_read
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs/demo.md"
@@ -66,6 +69,15 @@ def demo(aware: Comparison, plain: Comparison) -> str:
     return "\n\n".join([table, picture, "\n".join(f"- {note}" for note in notes)])
 
 
+def first_look(found: Comparison) -> str:
+    """Return the part of the demo's page that shows what `hsdlab demo` prints.
+
+    Args:
+        found: Of both models.
+    """
+    return f"{side_by_side_table(found)}\n\n{how_to_read(found).strip()}\n\n{provenance(found.run)}"
+
+
 def _cells(row: ComparisonRow, other: ComparisonRow) -> list[str]:
     """Return a strategy's line of the demo's table."""
     quality = [
@@ -90,10 +102,16 @@ def _fill(page: Path, part: str, content: str) -> None:
 def main() -> None:
     """Update the two pages from the folders that are there."""
     parser = argparse.ArgumentParser(description="Put the demo's and the bench's own figures into docs.")
-    parser.add_argument("--demo", type=Path, default=ROOT / "runs/demo", help="folder of make demo")
+    parser.add_argument("--first-look", type=Path, default=ROOT / "runs/demo", help="folder of hsdlab demo")
+    parser.add_argument("--demo", type=Path, default=ROOT / "runs/demo_train", help="folder of make demo-train")
     parser.add_argument("--plain", type=Path, default=ROOT / "runs/demo_plain", help="that of the plain model")
     parser.add_argument("--bench", type=Path, default=ROOT / "runs/bench", help="folder of evaluate.py bench")
     folders = parser.parse_args()
+    if (folders.first_look / comparison.FILE).is_file():
+        _fill(DEMO, "first_look", first_look(Comparison.read(folders.first_look / comparison.FILE)))
+        print(f"first look: from {folders.first_look}")
+    else:
+        print(f"first look: left as it is, no {comparison.FILE} in {folders.first_look}")
     comparisons = [folder / comparison.FILE for folder in (folders.demo, folders.plain)]
     if all(file.is_file() for file in comparisons):
         _fill(DEMO, "demo", demo(*map(Comparison.read, comparisons)))

@@ -1,8 +1,8 @@
 """What every config resolves to, from the command in its header, without the defaults.
 
-    python -m tests.resolved_configs      write tests/resolved_configs.yaml anew
+    python -m tests.resolved_configs      write tests/resolved_configs.yaml
 
-A config is parsed, and no model is loaded. The summary shows where a change of a layer lands.
+A config is parsed, and no model is loaded. The summary shows which runs a change of a config reaches.
 """
 
 import dataclasses
@@ -20,9 +20,11 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from hsdlab.cli import EvaluateCLI
+from hsdlab.cli.names import TRAIN
 from hsdlab.cli.subcommands import dropping_arguments_of_other_classes
 from hsdlab.cli.train import TrainCLI
 from hsdlab.modules import LoRA
+from hsdlab.program import of_train
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {str(path.relative_to(ROOT / "configs")): path for path in sorted((ROOT / "configs").rglob("*.yaml"))}
@@ -34,24 +36,30 @@ HEADER = """\
 
 
 def command_of(path: Path) -> str:
-    """Return the command in a config's header, without `python`."""
-    (command,) = re.findall(r"^# python ((?:evaluate|train)\.py .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    """Return the command in a config's header."""
+    (command,) = re.findall(r"^# (hsdlab .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return str(command)
+
+
+def trains(command: str) -> bool:
+    """Tell whether a command of `hsdlab` is one of training."""
+    return shlex.split(command)[1] in map(of_train, TRAIN)
 
 
 def summary(command: str) -> dict[str, Any]:
     """Return the settings of a command that are not the defaults.
 
     Args:
-        command: Such as "evaluate.py test --config configs/experiment/quickstart.yaml", from the project's folder.
+        command: Such as "hsdlab test --config experiment/quickstart".
 
     Returns:
         The settings; a class's arguments without those that the class has by itself.
     """
-    script, *arguments = shlex.split(command)
-    cli = _cli(script)
+    _, name, *arguments = shlex.split(command)
+    cli = _cli("train.py" if trains(command) else "evaluate.py")
+    named = {of_train(each): each for each in TRAIN} if trains(command) else {}
     with dropping_arguments_of_other_classes():
-        config = cli.parser.parse_args(arguments)
+        config = cli.parser.parse_args([named.get(name, name), *arguments])
     parser = cli._parser(config.subcommand)
     settings = yaml.safe_load(parser.dump(config[config.subcommand], skip_default=True, format="yaml"))
     return _without_defaults({name: value for name, value in settings.items() if name != "config"})

@@ -115,7 +115,14 @@ def calm() -> StrategyResult:
         strategy=StrategyConfig("hsdlab.strategies.CALM", {"threshold": 0.9, "measure": "softmax"}),
         num_layers=4,
         scores={"rouge1": 0.7},
-        cost=Cost(num_layers=4, decode_passes=STEPS, decode_steps=STEPS, executed_layers=300, decode_s=1.25),
+        cost=Cost(
+            num_layers=4,
+            decode_passes=STEPS,
+            decode_steps=STEPS,
+            executed_layers=300,
+            intermediate_predictions=250,
+            decode_s=1.25,
+        ),
         examples=(example("a", 0.8, 4, 4), example("b", 0.6, 2, 4)),
     )
 

@@ -54,7 +54,9 @@ def _compare_with_plain_generate(model, mode, rows):
         plain = model.generate(input_ids=input_ids[rows], attention_mask=mask[rows], **options)
     assert torch.equal(here.output.sequences, plain)
     assert len(here.logits) == len(logits)
-    assert all(torch.equal(a, b) for a, b in zip(here.logits, logits, strict=True))
+    shared = "num_beams" in options  # the prompt is computed once for all beams, and attended to apart
+    tolerance = 0 if not shared else 1e-10 if model.dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=tolerance)
 
 
 def _assert_equals_replay(model, seen, tolerance):

@@ -9,6 +9,7 @@ from hsdlab.errors import UserError
 
 _DEEPEST = 60  # levels; no option needs ten
 _LARGEST = 200_000  # values
+_MERGE = "tag:yaml.org,2002:merge"
 _GROUPS = ("model", "trainer")
 """Options that are groups of others; the parser would pass over what is no mapping."""
 _PLAIN = {
@@ -18,7 +19,7 @@ _PLAIN = {
 
 
 def check_value(text: str, option: str) -> None:
-    """Refuse a value on the command line that its references to parts of itself would make endless.
+    """Refuse a value on the command line that sets a key twice, or that references to its own parts make endless.
 
     Args:
         text: What follows the option; if it is no YAML, it is a plain text.
@@ -27,8 +28,15 @@ def check_value(text: str, option: str) -> None:
     Raises:
         UserError: Naming the option.
     """
-    if "&" in text or text.count("[") + text.count("{") > _DEEPEST:
-        _check_size(_composed(text, option, plain_text=True), option)
+    if not any(sign in text for sign in "&[{"):  # a plain text or number
+        return
+    node = _composed(text, option, plain_text=True)
+    _check_size(node, option)
+    for each in [] if node is None else _nodes(node):
+        if isinstance(each, yaml.MappingNode) and all(isinstance(key, yaml.ScalarNode) for key, _ in each.value):
+            names = [key.value for key, _ in each.value if key.tag != _MERGE]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"{option}: the key {twice!r} is there twice; keep one of the two.")
 
 
 def check_config(file: Path, where: str) -> None:
@@ -132,7 +140,7 @@ def _check_keys(mapping: yaml.MappingNode, where: str) -> None:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(f"{where}, line {line}: a key is a list or mapping; expected the name of an option.")
-        if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+        if key.value in lines and key.tag != _MERGE:
             raise UserError(
                 f"{where}, line {line}: {key.value!r} stands in line {lines[key.value]} already; keep one of the two."
             )

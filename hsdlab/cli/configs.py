@@ -74,11 +74,14 @@ def with_included_configs(args: Sequence[str]) -> list[str]:
 
 
 def place_of(key: str, files: Sequence[Path]) -> str:
-    """Return the last config that sets a key, and the line; "" where none does.
+    """Find where a key gets its value.
 
     Args:
-        key: Dotted, such as "model.num_beams"; what a class is made with may stand below ``init_args``.
+        key: Dotted, such as "model.num_beams"; the arguments of a class may stand below ``init_args``.
         files: Configs, in the order in which they apply.
+
+    Returns:
+        The last config that sets the key, and the line, such as "mine.yaml, line 3"; "" where none does.
     """
     for file in reversed(files):
         try:
@@ -143,7 +146,14 @@ def with_strategy_as_list(text: str) -> str:
 
 
 def top_level(text: str) -> yaml.MappingNode | None:
-    """Return the top of a YAML text as a node, or None where it is no mapping or no YAML (the parser says so)."""
+    """Parse a YAML text into its nodes, which know their lines.
+
+    Args:
+        text: The config.
+
+    Returns:
+        The mapping at its top; None where the text is no mapping or no YAML, which the parser reports later.
+    """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:

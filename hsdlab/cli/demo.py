@@ -50,10 +50,13 @@ def _command(args: list[str] | None) -> None:
 
 
 def next_steps(folder: Path) -> str:
-    """Write examples of data and of a strategy into a folder; return three commands that use them, as text.
+    """Write examples of data and of a strategy into a folder, for the user to change; files that exist stay.
 
     Args:
-        folder: Of the demo.
+        folder: The output folder of the demo.
+
+    Returns:
+        Three commands that use the files, with a line on each.
     """
     data, module = folder / "your_data", folder / "my_strategy.py"
     data.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ Long, because LightningCLI is one class: what each subcommand checks, and in whi
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -38,6 +37,8 @@ from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
 from hsdlab.records.strategy import StrategyConfig
 from hsdlab.reporting import calibration, tensorboard, tuning
+from hsdlab.reporting.comparison import print_comparison
+from hsdlab.reporting.tables import console
 from hsdlab.runs.bench import check_bench
 from hsdlab.runs.bench_cells import BenchOptions, bench_cells
 from hsdlab.runs.calibrate import check_calibration
@@ -52,13 +53,15 @@ from hsdlab.strategies import SkipStrategy
 RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
 ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
 """The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
+BY_DEFAULT = {"compare": ("FullDepth", "HSD", "SkipDecode", "CALM"), "bench": ("HSD", "SkipDecode", "CALM")}
+"""The strategies of a subcommand that is given none, with their own defaults; `bench` measures full depth anyway."""
 UNDER_ONE_STRATEGY = ("validate", "test", "predict")
 """The subcommands that decode under the one strategy of `--skip`."""
 
 
 DESCRIPTION = (
     "Decode text with fewer layers per token and compare the strategies. Besides the subcommands below, "
-    "`report RUN …` draws the tables and pictures of finished runs anew, without a model."
+    "`report RUN …` draws the tables and pictures of finished runs again, without a model."
 )
 
 
@@ -108,12 +111,16 @@ class EvaluateCLI(SubcommandCLI):
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table of all figures; `_write_result` prints tables
+        if subcommand in BY_DEFAULT:
+            parser.set_defaults({"strategies": [{"class_path": f"hsdlab.{name}"} for name in BY_DEFAULT[subcommand]]})
         parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
         parser.add_argument("--output", type=str, default=f"runs/{subcommand}", help="Folder for all that is written.")
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Start anew and replace the results in the output folder; else an unfinished run there goes on.",
+            help="Start over and replace the results in the output folder. Without it an unfinished run is resumed.",
         )
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("output", "model.predictions", compute_fn=_predictions_file)
@@ -194,14 +201,14 @@ class EvaluateCLI(SubcommandCLI):
         total = len(examples) * len(files)
         console = Console()
         if self.subcommand == "tune":  # what is still to be decoded shows in the search
-            text = f"Going on with the run in {self.output}: {done} predictions are done."
+            text = f"Resuming the run in {self.output}: {done} predictions are done."
         elif done < total:
             most = "at most " if self.subcommand == "calibrate" else ""  # it may end before its last setting
-            text = f"Going on with the run in {self.output}: {done} of {most}{total} predictions are done."
+            text = f"Resuming the run in {self.output}: {done} of {most}{total} predictions are done."
         else:
             text = (
                 f"The run in {self.output} is finished, all {total} predictions are done: its figures again. "
-                "To decode anew give --overwrite."
+                "To decode again give --overwrite."
             )
         console.print(text, highlight=False, soft_wrap=True)
         self.folder.warn_of_changes(self.run_info, console)
@@ -220,18 +227,34 @@ class EvaluateCLI(SubcommandCLI):
         self.open_output()
 
     def first_prompt(self) -> list[int]:
-        """Return the ids of a prompt; refuse options, lengths and templates with which no prompt can be decoded."""
+        """Encode the prompts that the subcommand reads.
+
+        Returns:
+            Token ids of the first one, not padded; for `bench` and `inspect`, of the first in a batch.
+
+        Raises:
+            UserError: An option, a length or a template with which no prompt can be decoded.
+        """
         check_options_fit(self.model)
         return self._a_prompt(self.config_init[self.subcommand])
 
     def rehearse(self, prompt: list[int], strategies: Sequence[SkipStrategy]) -> None:
-        """Decode a little with all that the run will need, so that what would fail later fails now."""
+        """Decode a little with all that the run will need, so that what would fail later fails now.
+
+        Args:
+            prompt: Token ids.
+            strategies: Those of the run; empty for the subcommands that take none.
+        """
         self.model.to(self.trainer.strategy.root_device)
         scores = self.subcommand not in ("bench", "inspect")
         rehearse(self.model, prompt, strategies, self._form(), scores)
 
     def own_code(self) -> dict[str, str]:
-        """Return the hashes of the user's own classes, and of the files that the strategies' options name."""
+        """Hash the code of the user that the run depends on.
+
+        Returns:
+            Each of the user's own classes, and each file that an option of a strategy names, to its hash.
+        """
         made, config = self.config_init[self.subcommand], self.folder.config
         strategies = self._strategies(made)
         named = {name: config.get(name) for name in ("strategies", "skip", "first")}
@@ -277,15 +300,23 @@ class EvaluateCLI(SubcommandCLI):
         if self.folder is None or not self.folder.has_results():
             return WITHOUT_RESULT
         if self.subcommand in RESUMABLE:
-            return "The same command goes on with what has finished."
-        return "The same command with --overwrite begins anew."
+            return "The same command resumes it: what has finished is kept."
+        return "The same command with --overwrite starts over."
 
     def compare(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.compare` with the provenance of this run."""
+        """Run `DecodingTrainer.compare` with the provenance of this run.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.compare` but `run`.
+        """
         self.trainer.compare(**kwargs, run=self.run_info)
 
     def calibrate(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.calibrate` with the provenance of this run; write the config of what it chose."""
+        """Run `DecodingTrainer.calibrate` with the provenance of this run; write the chosen setting to calibrated.yaml.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.calibrate` but `run`.
+        """
         found = self.trainer.calibrate(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
@@ -295,7 +326,11 @@ class EvaluateCLI(SubcommandCLI):
         Console().print(text + command, highlight=False, soft_wrap=True)
 
     def tune(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.tune` with the provenance of this run; write the config of what it chose."""
+        """Run `DecodingTrainer.tune` with the provenance of this run; write the chosen setting to strategy.yaml.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.tune` but `run`.
+        """
         found = self.trainer.tune(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
@@ -315,11 +350,19 @@ class EvaluateCLI(SubcommandCLI):
         return command
 
     def bench(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.bench` with the provenance of this run."""
+        """Run `DecodingTrainer.bench` with the provenance of this run.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.bench` but `run`.
+        """
         self.trainer.bench(**kwargs, run=self.run_info)
 
     def inspect(self, **kwargs: Any) -> None:
-        """Run `DecodingTrainer.inspect` with the provenance of this run."""
+        """Run `DecodingTrainer.inspect` with the provenance of this run.
+
+        Args:
+            **kwargs: The arguments of `DecodingTrainer.inspect` but `run`.
+        """
         self.trainer.inspect(**kwargs, run=self.run_info)
 
     def after_test(self) -> None:
@@ -333,10 +376,10 @@ class EvaluateCLI(SubcommandCLI):
     after_validate = after_test
 
     def _write_result(self, figures: dict[str, float]) -> None:
-        """Write result.json, and the run of TensorBoard that `compare` would write for the strategy."""
+        """Print the strategy's tables; write result.json, and the run of TensorBoard that `compare` would write."""
         strategy = self.config_init[self.subcommand].skip
         result = strategy_result(self.model, strategy, figures, prediction_file(self.output))
-        write_result(replace(result, run=self.run_info), self.output)
+        print_comparison(write_result(replace(result, run=self.run_info), self.output), console())
         rank_zero_info(f"In TensorBoard: {tensorboard.command(self.output / tensorboard.FOLDER)}")
 
     def after_predict(self) -> None:
@@ -350,8 +393,6 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
-    # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
     run_or_exit(_command, args)
 
 

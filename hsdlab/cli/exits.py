@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from hsdlab.cli.noise import without_noise
 from hsdlab.cli.stops import Stopped, stopping_at_once
 from hsdlab.cli.warnings_once import warnings_once
 from hsdlab.errors import RunError, UserError
@@ -44,23 +45,23 @@ class Finished(SystemExit):
 
 
 def run_or_exit(command: Callable[[list[str] | None], object], args: Sequence[str] | None = None) -> None:
-    """Run a command; end with one sentence where the error is the user's to mend, or where it was stopped.
+    """Run a command; end with one sentence where the user can correct the error, or where the command was stopped.
 
     Args:
         command: Takes the arguments; None for those of the process.
         args: The command line; by default that of the process. ``--debug`` in it shows the traceback of every error.
 
     Raises:
-        SystemExit: With the sentence, for an error that is the user's to mend: 2 where an option's value is refused,
-            1 for all that is wrong with files, data, models or the run itself. 143 after SIGTERM and 130 after Ctrl-C,
-            with the sentence that says how to go on.
+        Refused: With exit code 2, where an option's value is refused.
+        SystemExit: With the sentence and exit code 1, for all that is wrong with files, data, models or the run itself.
+            With 143 after SIGTERM and 130 after Ctrl-C, and the sentence that says how to resume.
         Exception: Any other error; with ``--debug`` every error.
     """
     given = list(sys.argv[1:] if args is None else args)
     words = [word for word in given if word != DEBUG]
     debug = words != given
     try:
-        with stopping_at_once(), warnings_once():
+        with stopping_at_once(), warnings_once(), without_noise():
             if args is None:  # LightningCLI warns of arguments beside those of the process
                 sys.argv[1:] = words
                 command(None)

@@ -26,7 +26,10 @@ def main(args: Sequence[str]) -> None:
 
 
 def listed() -> str:
-    """Return the lists of models and adapters.
+    """List the embedded models, with their place in the cache or their download in MB, and the installed adapters.
+
+    Returns:
+        A line for each, with a line break at the end.
 
     Raises:
         UserError: Two distributions bring an adapter of one name.
@@ -41,7 +44,7 @@ def listed() -> str:
     lines += ["", "Installed adapters:" if adapters else "No adapter is installed."]
     longest = max((len(name) for name in adapters), default=0) + len(PREFIX) + 2
     for adapter in adapters.values():
-        where = "its folder is missing: install the distribution anew" if adapter.folder is None else adapter.folder
+        where = "its folder is missing: install the distribution again" if adapter.folder is None else adapter.folder
         lines.append(f"  {f'{PREFIX}{adapter.name}':{longest}}{adapter.distribution} {adapter.version}, {where}")
     if not has_companion(adapters):
         lines.append(HOW_TO_GET_THEM)

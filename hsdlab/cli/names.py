@@ -17,7 +17,7 @@ EVALUATE = {
     "inspect": "measure how early each layer predicts the final token; no training needed",
     "calibrate": "choose a threshold with a guarantee on the loss of quality",
     "tune": "search the settings that decode fastest at a given quality",
-    "report": "draw the tables and pictures of finished runs anew, without a model",
+    "report": "draw the tables and pictures of finished runs again, without a model",
 }
 """The commands of `evaluate.py`, in the order of the help."""
 
@@ -31,6 +31,8 @@ TRAIN = {
 
 CONFIG = ("-c", "--config")
 """The option that may stand before a command with a value of its own."""
+MORE = "For the options and their meaning add --help"
+"""What follows the sentence that refuses an option."""
 
 
 def command_position(words: Sequence[str]) -> int | None:
@@ -55,12 +57,15 @@ def command_position(words: Sequence[str]) -> int | None:
 
 
 def unknown_command(word: str, known: Iterable[str], program: str) -> str:
-    """Return the sentence for a command that there is not, with the nearest one that there is.
+    """Compose the sentence for an unknown command.
 
     Args:
         word: What was given.
-        known: The commands that there are, as they are typed.
+        known: The commands that exist, as they are typed.
         program: Whose commands they are, such as "hsdlab" or "python evaluate.py".
+
+    Returns:
+        The sentence, with the nearest command if one is near, and all commands.
     """
     names = list(known)
     near = difflib.get_close_matches(hyphenated(word), names, n=1, cutoff=0.5)

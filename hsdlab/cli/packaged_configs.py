@@ -22,14 +22,22 @@ _LIKE_A_NAME = re.compile(r"[\w~][\w./\\~ -]*|\.{1,2}/[\w./\\~ -]+|/[\w./\\~ -]+
 
 
 def configs_folder() -> Path:
-    """Return the folder of the packaged configs: in the package, or in a checkout beside it."""
+    """Find the folder of the packaged configs.
+
+    Returns:
+        configs/ in the package, or in a checkout beside it.
+    """
     package = Path(hsdlab.__file__).parent
     inside = package / CONFIGS
     return inside if inside.is_dir() else package.parent / CONFIGS
 
 
 def packaged_names() -> list[str]:
-    """List the names of the packaged configs, without ``.yaml``."""
+    """List the packaged configs.
+
+    Returns:
+        Paths below the folder without ``.yaml``, such as "experiment/quickstart", sorted.
+    """
     folder = configs_folder()
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{SUFFIX}"))
 
@@ -49,12 +57,26 @@ def packaged_config(name: str) -> Path | None:
 
 
 def looks_like_a_name(value: str) -> bool:
-    """Tell whether what follows ``--config`` can only be meant as a file or a name: settings hold other signs."""
+    """Tell whether what follows ``--config`` can only be meant as a file or a name.
+
+    Args:
+        value: What follows. Settings given as a string hold other signs, such as a colon or a brace.
+
+    Returns:
+        False for settings, and for "null".
+    """
     return _LIKE_A_NAME.fullmatch(value) is not None and value != "null"
 
 
 def no_such_config(name: str) -> str:
-    """Return the sentence for a config that is neither a file nor packaged, with the nearest names."""
+    """Compose the sentence for a config that is neither a file nor packaged.
+
+    Args:
+        name: What was given.
+
+    Returns:
+        The sentence, with up to three packaged names that are near.
+    """
     known = packaged_names()
     short = _short(name)
     by_last = {each.rpartition("/")[2]: each for each in known}
@@ -119,13 +141,16 @@ def main(args: Sequence[str]) -> None:
 
 
 def listed(words: Sequence[str] = ()) -> str:
-    """Return the list of the packaged configs: the name and the first sentence of each.
+    """List the packaged configs with the first sentence of each.
 
     Args:
-        words: Only names that contain all of these.
+        words: Only names that contain all of these; empty for all names.
+
+    Returns:
+        A line for each, with a line break at the end.
 
     Raises:
-        UserError: No name does.
+        UserError: No name contains all words.
     """
     found = [name for name in packaged_names() if all(word in name for word in words)]
     if not found:
@@ -150,7 +175,7 @@ def _found(name: str) -> Path:
 
 def _purpose(path: Path) -> str:
     """Return the first sentence of a config's comment."""
-    first = path.read_text(encoding="utf-8").split("\n# python", 1)[0]
+    first = path.read_text(encoding="utf-8").split("\n# hsdlab ", 1)[0]
     text = " ".join(line.removeprefix("#").strip() for line in first.splitlines() if line.startswith("#"))
     return re.split(r"(?<=[.:;])\s", text, maxsplit=1)[0].rstrip(".:;")
 

@@ -13,8 +13,11 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
+from hsdlab.cli.class_arguments import arguments, given_classes
 from hsdlab.cli.config_checks import check_value
 from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
+from hsdlab.cli.help import ALL, own_options_first, short_help
+from hsdlab.cli.names import MORE
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.strategy_words import with_strategies_written_out
@@ -47,6 +50,10 @@ class EvaluateParser(LightningArgumentParser):
     """The command line that is parsed, for messages: the parsers of a subcommand and of a class do not see it."""
     whole: ClassVar["EvaluateParser | None"] = None
     """The parser of the command line."""
+    explains_all: ClassVar[bool] = False
+    """Whether the help is to explain every option."""
+    trains: bool = False
+    """Whether the commands are those of train.py."""
 
     def add_lightning_class_args(
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
@@ -64,12 +71,14 @@ class EvaluateParser(LightningArgumentParser):
         outermost = not hasattr(self, "subcommand")  # the rest of the words goes to the parser of the subcommand
         if outermost:
             EvaluateParser.words, EvaluateParser.whole = args, self
+            EvaluateParser.explains_all = ALL in args
+            args = ["--help" if arg == ALL else arg for arg in args]
         try:
             for arg in args:
                 check_value(arg.partition("=")[2] if arg.startswith("-") else arg, arg.partition("=")[0][:40])
             args = with_new_options(with_included_configs(args))
             args = [_at_home(arg) for arg in args]
-            args = with_strategies_written_out(args, {each.__name__: each for each in _subclasses(SkipStrategy)})
+            args = with_strategies_written_out(args, _strategies())
         except UserError as error:
             self.error(str(error), error)
         if outermost:
@@ -97,20 +106,38 @@ class EvaluateParser(LightningArgumentParser):
             self.error(str(error), error)
         return super().parse_string(content, path, *more, **options)
 
+    def format_help(self) -> str:
+        """Return the help: of a command its own options in short, unless all are asked for."""
+        command = getattr(self, "subcommand", None)
+        if command is None:
+            return super().format_help()
+        trains = EvaluateParser.whole is not None and EvaluateParser.whole.trains
+        if EvaluateParser.explains_all:
+            own_options_first(self, command, trains)
+            return super().format_help()
+        data = {each.__name__: each for each in _subclasses(GenerationDataModule) if _is_ours(each)}
+        return short_help(self, command, trains, self._classes("skip"), dict(sorted(data.items())))
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one sentence what is wrong, and end with exit code 2."""
-        files = [Path(word.partition("=")[2]) for word in EvaluateParser.words if word.startswith("--config=")]
+        sentence = message if isinstance(ex, UserError) else self._sentence(message)
+        sys.stderr.write(f"error: {sentence}\n{MORE}\n")
+        sys.exit(2)
+
+    def _sentence(self, message: str) -> str:
+        """Return a message of jsonargparse as a sentence; the values and configs have been checked by now."""
+        words = [word.partition("=") for word in EvaluateParser.words]
+        files = [Path(value) for option, _, value in words if option == "--config" and os.path.isfile(value)]
         whole = EvaluateParser.whole or self
         refusal = Refusal(
             EvaluateParser.words,
             whole._command(),
             whole._options(),
             whole._classes,
-            lambda key: place_of(key, [file for file in files if file.is_file()]),
+            lambda key: place_of(key, files),
+            list(given_classes(EvaluateParser.words, files, _strategies())),
         )
-        sentence = message if isinstance(ex, UserError) else refusal.sentence(message)
-        sys.stderr.write(f"error: {sentence}\nFor the options and their meaning add --help\n")
-        sys.exit(2)
+        return refusal.sentence(message)
 
     def _subparsers_by_name(self) -> dict[str, "EvaluateParser"]:
         found = getattr(self, "_subcommands_action", None)
@@ -127,7 +154,7 @@ class EvaluateParser(LightningArgumentParser):
         for option in ("data", "skip"):
             if option in names:
                 classes = {name for base in (_BASES[option],) for name in _subclasses(base)}
-                names |= {f"{option}.{name}" for each in classes for name in _arguments(each)}
+                names |= {f"{option}.{name}" for each in classes for name in arguments(each)}
         return {name for name in names if not name.endswith((".help", "+")) and len(name) > 1}
 
     def _classes(self, last: str) -> list[str]:
@@ -135,11 +162,7 @@ class EvaluateParser(LightningArgumentParser):
         if last == "subcommand":
             return list(self._subparsers_by_name())
         base = SkipStrategy if last in _OF_STRATEGIES else _BASES.get(last)
-        return (
-            []
-            if base is None
-            else sorted({each.__name__ for each in _subclasses(base) if each.__module__.startswith("hsdlab.")})
-        )
+        return [] if base is None else sorted({each.__name__ for each in _subclasses(base) if _is_ours(each)})
 
 
 def _imported_when(error: BaseException) -> str | None:
@@ -151,7 +174,14 @@ def _imported_when(error: BaseException) -> str | None:
 
 
 def place(error: BaseException) -> str:
-    """Return the file and the line of an error; of a module that is no Python, where it is not."""
+    """Find where an error was raised.
+
+    Args:
+        error: With its traceback.
+
+    Returns:
+        File and line, such as "mine.py, line 3"; of a module that is no valid Python, those of the syntax error.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -178,11 +208,10 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(subclass)
 
 
-def _arguments(cls: type) -> Iterator[str]:
-    """Yield the names of what a class is made with, those of its bases too that ``**kwargs`` pass on."""
-    for base in cls.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-            yield from (each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
-            if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
-                return
+def _strategies() -> dict[str, type]:
+    """Return the strategies by their short names."""
+    return {each.__name__: each for each in _subclasses(SkipStrategy)}
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("hsdlab.")

@@ -9,8 +9,12 @@ from hsdlab.errors import UserError
 def check_precision(trainer: Trainer, precision: str | int | None) -> None:
     """Refuse a precision that the device does not have, where Lightning would take or simulate another one.
 
+    Args:
+        trainer: Knows the device.
+        precision: As --trainer.precision takes it, such as "bf16-mixed"; None for full precision.
+
     Raises:
-        UserError: Naming the precisions to take.
+        UserError: The message names the precisions that the device has.
     """
     device = trainer.strategy.root_device.type
     if device == "cpu" and str(precision) in ("16", "16-mixed"):

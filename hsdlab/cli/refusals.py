@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from hsdlab.cli.class_arguments import GivenClass
 from hsdlab.reasons import without_advice
 
 _LONGEST = 1000
@@ -54,6 +55,7 @@ class Refusal:
         options: All options that the subcommand has, without hyphens: "model.num_beams".
         classes: Gives the names of the classes that an option takes, by the option's last name.
         place: Says in which config a key stands, such as "mine.yaml, line 3", or "" where it stands in none.
+        given: The strategies that are given with arguments.
     """
 
     def __init__(
@@ -63,15 +65,24 @@ class Refusal:
         options: Iterable[str],
         classes: Callable[[str], Sequence[str]],
         place: Callable[[str], str],
+        given: Sequence[GivenClass] = (),
     ) -> None:
         self.words = words
         self.command = command
         self.options = sorted(set(options))
         self.classes = classes
         self.place = place
+        self.given = given
 
     def sentence(self, message: str) -> str:
-        """Return the sentence for a message of jsonargparse or argparse."""
+        """Turn a message of jsonargparse or argparse into a sentence.
+
+        Args:
+            message: As the parser words it, on one line or many.
+
+        Returns:
+            The sentence of the first rule that fits; without one the message itself, shortened.
+        """
         for pattern, method in _RULES:
             found = re.search(pattern, message, re.DOTALL)
             if found:
@@ -81,17 +92,38 @@ class Refusal:
     # ---- options that there are not
 
     def unrecognized(self, words: str) -> str:
-        """Name the first word that is no option, and one that is near."""
+        """Name the first word that is no option, and one that is near.
+
+        Args:
+            words: Those that the parser did not take, separated by spaces.
+
+        Returns:
+            The sentence.
+        """
         word = words.split()[0]
         if not word.startswith("-"):
             return f"got {word!r}, which belongs to no option: give options as --name=value"
         return self._no_option(word.partition("=")[0].lstrip("-"), dashes="--")
 
     def not_accepted(self, key: str) -> str:
-        """Name a key of a config, or an option of a class, that is not known."""
+        """Name a key of a config, or an option of a class, that is not known.
+
+        Args:
+            key: Dotted; may hold ``init_args``.
+
+        Returns:
+            The sentence.
+        """
         key = key.replace("init_args.", "")
         if self._on_line(key):
             return self._no_option(self._option(key), dashes="--")
+        without = next((each for each in self.given if key in each.given and key not in each.takes), None)
+        if without is not None:
+            near = difflib.get_close_matches(key, without.takes, n=1, cutoff=0.5)
+            return (
+                f"{without.where}: {without.name} has no parameter {key}; it takes "
+                f"{', '.join(without.takes) or 'none'}{f'. Did you mean {near[0]}?' if near else ''}"
+            )
         if "." not in key:  # an argument of a class
             key = next((whole for group in _GROUPS if self.place(whole := f"{group}.{key}")), key)
         nested = f"{self.command}."
@@ -125,8 +157,19 @@ class Refusal:
     # ---- values
 
     def value(self, key: str, rest: str) -> str:
-        """Say what an option expects, and what it got."""
+        """Say what an option expects, and what it got.
+
+        Args:
+            key: The option.
+            rest: The message after the option; it holds what is expected and what was got.
+
+        Returns:
+            The sentence.
+        """
         option = self._named(key)
+        having = next((each for each in self.given if key in each.given and key in each.takes), None)
+        if having is not None and not self._on_line(key):
+            option = f"{having.where}: {key} of {having.name}({', '.join(having.takes)})"
         got = re.search(r"(?:Given value|Got value): (.*?)(?:\n|$)", rest)
         value = got[1].strip() if got else ""
         bounded = re.search(r"Not of type (\w+): (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)", rest)
@@ -143,7 +186,14 @@ class Refusal:
         return f"{option}: got {_quoted(value)}; expected {' or '.join(expected)}{hint}"
 
     def required(self, names: str) -> str:
-        """Name the options that are missing."""
+        """Name the options that are missing.
+
+        Args:
+            names: Separated by commas.
+
+        Returns:
+            The sentence, which says how to give data, a model or strategies where one of these is all that is missing.
+        """
         found = [name.strip().removeprefix(f"{self.command}.") for name in names.split(",")]
         if found == ["folder"]:
             return (
@@ -167,7 +217,15 @@ class Refusal:
     # ---- classes
 
     def unknown_class(self, key: str, name: str) -> str:
-        """Say which classes there are."""
+        """Say which classes there are.
+
+        Args:
+            key: The option that takes a class.
+            name: What was given; may be empty.
+
+        Returns:
+            The sentence.
+        """
         last = key.rpartition(".")[2]
         known = self.classes(last)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
@@ -179,11 +237,29 @@ class Refusal:
         return f"{self._named(key)}: {got}{hint or '; ' + self._classes(key)}"
 
     def no_subclass(self, key: str, name: str, base: str) -> str:
-        """Say that a class is of another kind."""
+        """Say that a class is of another kind.
+
+        Args:
+            key: The option.
+            name: The class path that was given.
+            base: Name of the class that it has to derive from.
+
+        Returns:
+            The sentence.
+        """
         return f"{self._named(key)}: {name} is no {base}; {self._classes(key)}"
 
     def no_import(self, key: str, name: str, why: str) -> str:
-        """Say why a class cannot be imported."""
+        """Say why a class cannot be imported.
+
+        Args:
+            key: The option.
+            name: The class path that was given.
+            why: The parser's reason.
+
+        Returns:
+            The sentence.
+        """
         option = self._named(key)
         if "not allowed, denied by" in why:  # its class may be Python's where its module is the user's
             return (
@@ -197,18 +273,41 @@ class Refusal:
         )
 
     def no_class(self, key: str, value: str) -> str:
-        """Say how a class is given."""
+        """Say how a class is given.
+
+        Args:
+            key: The option.
+            value: What was given in its place.
+
+        Returns:
+            The sentence.
+        """
         return (
             f"{self._named(key)}: got {_quoted(value)}; expected a class: its name, such as "
             f"{(self.classes(key.rpartition('.')[2]) or ['HSD'])[0]}, or {{class_path: NAME, init_args: {{…}}}}"
         )
 
     def abstract(self, key: str, name: str) -> str:
-        """Say that a base class cannot be taken."""
+        """Say that a base class cannot be taken.
+
+        Args:
+            key: The option.
+            name: The base class.
+
+        Returns:
+            The sentence.
+        """
         return f"{self._named(key)}: {name} is a base to derive classes from; {self._classes(key)}"
 
     def command_(self, name: str) -> str:
-        """Say which commands there are."""
+        """Say which commands there are.
+
+        Args:
+            name: What was given.
+
+        Returns:
+            The sentence, with the program that has the command, or else the nearest command.
+        """
         commands = self.classes("subcommand")
         near = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
         if name in _OTHER_PROGRAM and name not in commands:
@@ -217,7 +316,11 @@ class Refusal:
         return f"there is no command {name!r}{hint} The commands are {', '.join(commands)}"
 
     def no_command(self) -> str:
-        """Say that the command is missing."""
+        """Say that the command is missing.
+
+        Returns:
+            The sentence, with the commands.
+        """
         return f"no command: expected one of {', '.join(self.classes('subcommand'))}, before all options"
 
     def _classes(self, key: str) -> str:
@@ -231,43 +334,119 @@ class Refusal:
 
     # ---- names
 
+    def no_help(self, what: str) -> str:
+        """Say which helps there are.
+
+        Args:
+            what: The word after --help=.
+
+        Returns:
+            The sentence.
+        """
+        return f"--help={what}: give --help for the command's own options, or --help=all for every option"
+
     def no_value(self, option: str) -> str:
-        """Say that an option stands alone."""
+        """Say that an option stands alone.
+
+        Args:
+            option: As it was given, or all its forms separated by slashes.
+
+        Returns:
+            The sentence.
+        """
         option = option.split("/")[-1]
         return f"{option} stands without a value: give {option}=VALUE"
 
     def no_yaml(self, key: str) -> str:
-        """Say that a value is no YAML."""
+        """Say that a value is no YAML.
+
+        Args:
+            key: The option.
+
+        Returns:
+            The sentence.
+        """
         example = "{model: {num_beams: 1}}"
         return f"--{key}: this is neither a file nor YAML; expected a path, or settings such as '{example}'"
 
     def no_name(self, key: str) -> str:
-        """Say that a key is no name."""
+        """Say that a key is no name.
+
+        Args:
+            key: As it stands in the config.
+
+        Returns:
+            The sentence.
+        """
         key = key.rstrip(".")
         return f"a config has the key {key}, which is no name; expected the names of options"
 
     def no_config(self, why: str) -> str:
-        """Say that a config is no YAML that can be read."""
+        """Say that a config is no YAML that can be read.
+
+        Args:
+            why: The reason of the YAML parser.
+
+        Returns:
+            The sentence.
+        """
         return f"a config cannot be read: {why}"
 
     def unfit(self, option: str) -> str:
-        """Say that an option has a value that nothing can be made of."""
+        """Say that an option has a value that nothing can be made of.
+
+        Args:
+            option: The option.
+
+        Returns:
+            The sentence.
+        """
         return f"{self._named(option)}: expected a text, such as a path; leave it out for the default"
 
     def linked(self, option: str, follows: str) -> str:
-        """Say that an option follows another one."""
+        """Say that an option follows another one.
+
+        Args:
+            option: The one to give.
+            follows: The one that gets its value.
+
+        Returns:
+            The sentence.
+        """
         return f"--{follows}: leave it out; --{option} says where all is written"
 
     def no_path(self, key: str, name: str) -> str:
-        """Say that a class path is none."""
+        """Say that a class path is none.
+
+        Args:
+            key: The option.
+            name: What was given.
+
+        Returns:
+            The sentence.
+        """
         return f"{self._named(key)}: {name} is no class path; {self._classes(key)}"
 
     def no_file(self, path: str) -> str:
-        """Say that a config is missing."""
+        """Say that a config is missing.
+
+        Args:
+            path: As it was given.
+
+        Returns:
+            The sentence.
+        """
         return f"--config: there is no file {path}; give the path of a YAML file"
 
     def no_config_file(self, path: str) -> str:
-        """Say that a config is a folder."""
+        """Say that a config is a folder.
+
+        Args:
+            path: As it was given.
+
+        Returns:
+            The sentence.
+        """
         return f"--config: {path} is a folder; give the path of a YAML file"
 
     def _option(self, key: str) -> str:
@@ -305,6 +484,7 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^(?:Subcommand|Group) '[^']*' does not accept option '([^']*)'", Refusal.not_accepted),
     (r"^Option '([^']*)' is not accepted", Refusal.not_accepted),
     (r"^the following arguments are required: (.*)", Refusal.required),
+    (r"^argument -h/--help: ignored explicit argument '(.*)'", Refusal.no_help),
     (r"^argument (\S+): expected (?:one|at least one) argument", Refusal.no_value),
     (r'^Parser key "config": File does not exist: \'(.*?)\'', Refusal.no_file),
     (r'^Parser key "config": Path is not a file: \'(.*?)\'', Refusal.no_config_file),

@@ -4,13 +4,15 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from hsdlab.cli.names import MORE
 from hsdlab.program import typed
 from hsdlab.runs.report import report
 
 REPORT = "report"
 DESCRIPTION = """\
-Draw the tables, pictures and TensorBoard events of a finished run anew, from what it wrote: no model and no data is
-loaded. Several runs over the same examples, of a plain and a skip-aware model, say, make one comparison.
+Draw the tables, pictures and TensorBoard events of a finished run again, from
+its folder alone: no model and no data is loaded. Several runs over the same
+examples, of a plain and a skip-aware model, say, make one comparison.
 
   {program} runs/compare
   {program} plain=runs/plain skip-aware=runs/skip_aware --output runs/both
@@ -22,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
-        self.exit(2, f"error: {message}\nFor the options and their meaning add --help\n")
+        self.exit(2, f"error: {message}\n{MORE}\n")
 
 
 def report_command(args: list[str]) -> None:

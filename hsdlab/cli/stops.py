@@ -21,15 +21,18 @@ GRACE_S = 15.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-WITHOUT_RESULT = "There is nothing to go on with: the same command begins anew."
+WITHOUT_RESULT = "There is nothing to resume: the same command starts over."
 
 
 class Stopped(SystemExit):
-    """The command was stopped by a signal.
+    """The command was stopped by a signal: exit code 128 plus its number.
+
+    Args:
+        number: Of the signal, such as `signal.SIGTERM`.
 
     Attributes:
         signal: Which one.
-        goes_on: What to do to go on.
+        goes_on: A sentence on how to resume the command, or that there is nothing to resume.
     """
 
     def __init__(self, number: int) -> None:
@@ -45,7 +48,11 @@ class Stopped(SystemExit):
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Have SIGTERM and Ctrl-C raise `Stopped`, in the main thread of this process; elsewhere nothing changes."""
+    """Have SIGTERM and Ctrl-C raise `Stopped` within a block, in the main thread of this process only.
+
+    Yields:
+        Nothing. The handlers from before are restored at the end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

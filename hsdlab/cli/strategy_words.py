@@ -17,11 +17,14 @@ ONE = ("--skip",)
 
 
 def with_strategies_written_out(args: Sequence[str], classes: Mapping[str, type]) -> list[str]:
-    """Return the command line with strategies that are written as calls as class paths with arguments.
+    """Replace strategies that are written as calls by class paths with arguments.
 
     Args:
         args: The command line.
         classes: Strategies by their short names, whose arguments may be given by position.
+
+    Returns:
+        The command line; values that are written in another way, such as YAML, stay.
 
     Raises:
         UserError: A call with arguments that the class does not take, or that are no plain values.

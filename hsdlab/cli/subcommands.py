@@ -84,7 +84,11 @@ class SubcommandCLI(LightningCLI):
                 self.folder.release()
 
     def has_results(self) -> bool:
-        """Tell whether a run that failed has come to anything that is worth keeping."""
+        """Tell whether the output folder holds anything that is worth keeping, after the run failed.
+
+        Returns:
+            False also where there is no output folder yet.
+        """
         return self.folder is not None and self.folder.has_results()
 
     def check_trainer(self, made: Namespace) -> None:
@@ -108,7 +112,11 @@ class SubcommandCLI(LightningCLI):
         """Take no settings out of a checkpoint: those of the command line hold."""
 
     def how_to_go_on(self) -> str:
-        """Say what there is to go on with after the command was stopped."""
+        """Say how to resume the command after it was stopped.
+
+        Returns:
+            A sentence.
+        """
         raise NotImplementedError
 
     def instantiate_classes(self) -> None:
@@ -117,7 +125,14 @@ class SubcommandCLI(LightningCLI):
             super().instantiate_classes()
 
     def made_so_far(self) -> Namespace:
-        """Return the subcommand's options with data and strategies made; the model and the Trainer are not."""
+        """Create the data module and the strategies of the subcommand, not the model or the Trainer.
+
+        Returns:
+            The subcommand's options, with these objects in place of their class paths.
+
+        Raises:
+            UserError: A class cannot be created.
+        """
         with own_classes_are_made():
             return self.parser.instantiate(self.config, instantiate_groups=False)[self.subcommand]
 
@@ -163,6 +178,7 @@ class SubcommandCLI(LightningCLI):
                 raise RunError(fault_of_writing(self.folder.path, error)) from error
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        parser.trains = self.trains
         known = self.subcommands()
         named = {name: skipped for name, skipped in known.items() if name in self._words} or known
         self.__dict__["subcommands"] = lambda: named
@@ -177,10 +193,13 @@ class SubcommandCLI(LightningCLI):
 
 @contextmanager
 def own_classes_are_made() -> Iterator[None]:
-    """Within this, an error in the code of a user's own class is said in one sentence.
+    """Turn an error in the code of a user's own class within a block into one sentence.
+
+    Yields:
+        Nothing.
 
     Raises:
-        UserError: In place of any error but the user's to mend and those that come from hsdlab itself.
+        UserError: In place of any error except those that the user can correct, and those that hsdlab itself raises.
     """
     try:
         yield
@@ -226,6 +245,9 @@ def dropping_arguments_of_other_classes() -> Iterator[None]:
 
     It has no option for it: by itself it keeps those that the new class has too, so that HSD would silently
     take SkipDecode's min_exit.
+
+    Yields:
+        Nothing.
     """
 
     def drop(parser_or_action: Any, previous: Namespace | None, value: Namespace) -> None:
@@ -241,6 +263,14 @@ def dropping_arguments_of_other_classes() -> Iterator[None]:
 
 
 def resolved_config(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    """Return the configuration with all defaults filled in, without the folder: it runs again as it is."""
+    """Fill in all defaults of a configuration.
+
+    Args:
+        parser: That of the subcommand.
+        config: The options of the subcommand.
+
+    Returns:
+        The options as plain data, without the output folder, `overwrite` and `config`; they run again as they are.
+    """
     resolved = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
     return {name: value for name, value in resolved.items() if name not in ("output", "overwrite", "config")}

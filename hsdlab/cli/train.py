@@ -103,12 +103,12 @@ class TrainCLI(SubcommandCLI):
             "--checkpoint_every",
             type=PositiveInt,
             default=100,
-            help="Write last.ckpt every so many steps; a run that was cut short goes on from it with --ckpt_path=last.",
+            help="Write last.ckpt every so many steps. --ckpt_path=last resumes from it.",
         )
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Start anew; what runs wrote into the output folder is removed, and nothing else.",
+            help="Start over. Of the output folder, only what runs wrote is removed.",
         )
         parser.link_arguments("output", "trainer.default_root_dir")
         return parser
@@ -143,12 +143,12 @@ class TrainCLI(SubcommandCLI):
         if config.overwrite and _goes_on(config):
             raise UserError(
                 f"--overwrite removes what the run in {self.output} has written, and --ckpt_path={config.ckpt_path} "
-                "goes on with it: give one of them."
+                "resumes it: give one of them."
             )
         is_first = rank_zero_only.rank == 0
         self.folder = RunFolder(self.output, self.subcommand, resolved, config.overwrite, "train.py", is_first)
         if is_first:
-            hint = ", or go on with the run in it: --ckpt_path=last"
+            hint = ", or resume the run in it: --ckpt_path=last"
             self.folder.check(can_resume=_goes_on(config), goes_on=_goes_on(config), otherwise=hint)
 
     def after_instantiate_classes(self) -> None:
@@ -189,16 +189,16 @@ class TrainCLI(SubcommandCLI):
             self.folder.warn_of_changes(self.run_info, Console())
             if self.folder.is_finished():
                 raise Finished(
-                    f"The run in {self.output} is finished. To train anew give --overwrite or another folder."
+                    f"The run in {self.output} is finished. To train again give --overwrite or another folder."
                 )
             anew = self.checkpoint is None
             if anew and (start := self.folder.before.config.get("ckpt_path")):
                 raise FileExistsError(
-                    f"There is no checkpoint in {self.output} to go on with. Begin anew as the run in it began: "
+                    f"There is no checkpoint in {self.output} to resume from. Start over as the run in it did: "
                     f"--overwrite --ckpt_path={start}"
                 )
             if anew:
-                rank_zero_info(f"There is no checkpoint in {self.output} yet: the training begins anew.")
+                rank_zero_info(f"There is no checkpoint in {self.output} yet: the training starts over.")
         self.run_info = self.folder.open(self.run_info, ("lightning_logs",), anew)
 
     def _strategies(self) -> list[object]:
@@ -216,10 +216,10 @@ class TrainCLI(SubcommandCLI):
         if self.folder is None or not self.folder.has_results():
             return WITHOUT_RESULT
         if (self.output / LAST_CHECKPOINT).exists():
-            return f"Go on with the checkpoint in {self.output}: the same command with --ckpt_path=last."
+            return f"Resume from the checkpoint in {self.output}: the same command with --ckpt_path=last."
         return (
-            "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last begins anew "
-            f"in {self.output}."
+            "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last starts "
+            f"over in {self.output}."
         )
 
     def after_fit(self) -> None:

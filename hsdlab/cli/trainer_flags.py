@@ -173,7 +173,9 @@ def _everywhere() -> list[Rule]:
 
 def _training(subcommand: str) -> list[Rule]:
     nothing = "nothing would be trained, and an untrained model exported; expected 1 or more"
-    times = "a validation by the clock is another one in each run, so that none could go on as if it had not stopped"
+    times = (
+        "a validation by the clock is another one in each run, so that none could be resumed as if it had not stopped"
+    )
     rules: list[Rule] = [
         ("max_steps", lambda value: value == 0 or value < -1, f"{nothing}, or -1 for as many as --trainer.max_epochs."),
         ("max_epochs", lambda value: value is not None and (value == 0 or value < -1), f"{nothing}."),
@@ -181,13 +183,13 @@ def _training(subcommand: str) -> list[Rule]:
         (
             "overfit_batches",
             bool,
-            "hsdlab's training batches have an order of their own, with which a resumed run goes on. To see whether a "
+            "hsdlab's training batches have an order of their own, in which a resumed run continues. To see whether a "
             "few examples can be learnt, give --data.limit=8 and more --trainer.max_epochs.",
         ),
         (
             "enable_checkpointing",
             lambda value: value is False,
-            "without checkpoints neither are the best weights known nor can a killed run go on; leave it out.",
+            "without checkpoints the best weights are not known, and a killed run cannot be resumed; leave it out.",
         ),
         (
             "val_check_interval",

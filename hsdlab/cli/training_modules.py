@@ -33,6 +33,9 @@ def load_finetune_module(
             drawn per batch: full depth among them if it is to stay good. By default every batch is at full depth.
         **kwargs: See `FinetuneModule`.
 
+    Returns:
+        The module, with the model in `dtype` on the CPU.
+
     Raises:
         UserError, OSError, RuntimeError: See `load_model` and `FinetuneModule`.
     """
@@ -54,6 +57,9 @@ def load_exit_classifier_module(
         revision: Branch, tag or commit of a model on the hub.
         **kwargs: See `ExitClassifierModule`.
 
+    Returns:
+        The module, with the model in `dtype` on the CPU.
+
     Raises:
         UserError, OSError, RuntimeError: See `load_model` and `ExitClassifierModule`.
     """
@@ -73,7 +79,7 @@ class TrainingTrainer(Trainer):
         Args:
             model: Holds the model and the classifier.
             datamodule: The data.
-            ckpt_path: Checkpoint to go on from; "last" for the newest of the run in the output folder.
+            ckpt_path: Checkpoint to resume from; "last" for the newest of the run in the output folder.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 

@@ -32,9 +32,12 @@ class _Once(logging.Filter):
 
 @contextmanager
 def warnings_once() -> Iterator[None]:
-    """Within this, a warning is shown when it is first given; at the end the others are counted.
+    """Show each warning within a block once; at the end print how often those that were repeated were given.
 
     A warning keeps its way: where Python or a test collects warnings, the first of each arrives there.
+
+    Yields:
+        Nothing.
     """
     said: Counter[str] = Counter()
 
@@ -57,8 +60,6 @@ def warnings_once() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning, warnings.formatwarning = once, _one_line
         warnings.simplefilter("always", UserWarning, append=True)  # which Python would drop before they are counted
-        # Lightning 2.6 calls what torch 2.13 deprecates; nothing that the user could mend.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
         for handler in handlers:
             handler.addFilter(counts)
         try:

@@ -43,25 +43,25 @@ class GenerationDataModule(LightningDataModule, ABC):
     The tokenizer and the longest prompt come from the LightningModule of the Trainer that runs it (its
     `tokenizer`, `max_new_tokens` and `model.config.max_position_embeddings`), or by hand from `connect`.
     Batches for decoding keep the order of the examples. Several processes take them in turn, each batch as a single
-    process has it; one for which there is none gets a batch without a row. For training, each reference of an
-    example makes a pair with its prompt; their order depends on `seed` and the epoch. References are cut to
-    `max_new_tokens`, what decoding could write.
+    process has it. A process for which there is none gets an empty batch. For training, each reference of an example
+    forms a pair with its prompt. The order of the pairs depends on `seed` and the epoch. References are cut to
+    `max_new_tokens`, the longest text that decoding could write.
 
     Args:
-        prompt: Template of the prompt; `{source}` stands for the source text. What follows it is never cut.
+        prompt: Template of the prompt. `{source}` stands for the source text; what follows it is never cut.
         chat: Wrap the prompt as a user's message in the tokenizer's chat template.
         batch_size: Prompts per batch and process.
-        limit: Examples per split at most, drawn by `seed` (a larger limit adds to a smaller one's). All by
-            default.
-        seed: Seed of the draw, and of the order of training.
+        limit: Examples per split at most, drawn by `seed`. A larger limit keeps those of a smaller one. By default
+            all.
+        seed: Seed of that draw, and of the order of training.
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
             model's context minus `max_new_tokens`.
-        group_by_length: Train on batches of pairs of similar length: less padding to compute, an order less random.
-        targets: Files of `evaluate.py predict` whose texts take the place of the references in the pairs for the
-            loss: sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They have to hold every
-            example that is trained on or whose loss is validated. By default the references are.
+        group_by_length: Train on batches of pairs of similar length: less padding, an order less random.
+        targets: Files of `hsdlab predict`, whose texts are the training targets in place of the references:
+            sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They must hold a text for every
+            example of the splits whose loss is computed. By default the references are the training targets.
         predict_split: The split that `predict` decodes: train, validation or test.
-        num_workers: Worker processes that load batches.
+        num_workers: Worker processes that load batches; 0 loads them in the main process.
 
     Raises:
         UserError: A template without exactly one `{source}`, or a number out of its range.
@@ -108,7 +108,14 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load_examples(self, split: str) -> list[Example]:
-        """Return all examples of `split` ("train", "validation" or "test"), in a fixed order."""
+        """Read all examples of a split.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The examples in a fixed order, on which `limit`, resuming and several processes rely.
+        """
 
     def connect(
         self,
@@ -155,6 +162,10 @@ class GenerationDataModule(LightningDataModule, ABC):
     def connect_to(self, module: Any) -> None:
         """Take the tokenizer and the longest texts from a LightningModule, as in a Trainer's run.
 
+        Args:
+            module: Has `tokenizer`, `max_new_tokens` and `model.config`. Its `validates_loss`, if there is one, says
+                whether validation batches get pairs for the loss.
+
         Raises:
             UserError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
         """
@@ -180,12 +191,18 @@ class GenerationDataModule(LightningDataModule, ABC):
         )
 
     def examples(self, split: str, at_most: int | None = None) -> list[Example]:
-        """Return the examples of `split` in use, in file order: all, or the `limit` drawn by `seed`.
+        """Select the examples of a split that are in use: all, or the `limit` drawn by `seed`.
 
-        `at_most` is a smaller limit for this call: it takes some of those that `limit` draws.
+        Args:
+            split: "train", "validation" or "test".
+            at_most: A smaller limit for this call, which takes some of those that `limit` draws. None for no further
+                limit.
+
+        Returns:
+            The examples in file order, at least one.
 
         Raises:
-            UserError: There is no such split, it holds no example, or one that is not what it has to be.
+            UserError: There is no such split, it holds no example, or an example is malformed.
         """
         _check_split(split)
         examples = self.load_examples(split)
@@ -204,7 +221,7 @@ class GenerationDataModule(LightningDataModule, ABC):
             for_training: Read the files of `targets` too.
 
         Raises:
-            UserError: Something in the data is not what it has to be.
+            UserError: Something in the data is malformed.
             OSError: It is missing.
         """
         self.prepare_data()
@@ -214,10 +231,17 @@ class GenerationDataModule(LightningDataModule, ABC):
                 read_targets(self.targets, examples)
 
     def first_prompt(self, split: str) -> list[int]:
-        """Encode all prompts of a split, so that what a template or tokenizer refuses is known; return the first.
+        """Encode all prompts of a split, so that what a template or tokenizer refuses is known before decoding.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            Token ids of the first prompt, not padded.
 
         Raises:
-            UserError: A prompt cannot be made.
+            UserError: A prompt cannot be encoded.
+            RunError: The data module has no tokenizer.
         """
         tokenizer = self.connected_tokenizer()
         pad_token_id_of(tokenizer)
@@ -225,7 +249,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         return list(self._prompts_of(split).rows[0].input_ids)
 
     def train_dataloader(self) -> TrainingLoader:
-        """Return batches of training pairs (see `collate_pairs`), shuffled anew in each epoch."""
+        """Return batches of training pairs (see `collate_pairs`), in another random order in each epoch."""
         tokenizer = self.connected_tokenizer()
         self._training = TrainingLoader(
             self._pairs_of("train"),
@@ -247,14 +271,19 @@ class GenerationDataModule(LightningDataModule, ABC):
         return {} if self._training is None else self._training.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the place in a checkpoint.
+        """Continue from the place in a checkpoint.
 
-        Lightning restores loaders by itself, but not once `trainer.estimated_stepping_batches` was asked for.
+        Lightning restores loaders by itself, but not once `trainer.estimated_stepping_batches` was read.
         """
         self._place = state_dict or None
 
     def training_identity(self) -> dict[str, str | int]:
-        """Return what a resumed run has to have in common with the run before, by name."""
+        """Describe what a resumed training has to have in common with the run before.
+
+        Returns:
+            Names and values of the parts. They are a hash of all training pairs, the batch size, the seed and the
+            grouping by length.
+        """
         digest = hashlib.sha256()
         for pair in self._pairs_of("train").rows:
             digest.update(array("q", [len(pair.prompt_ids), *pair.prompt_ids, *pair.target_ids]).tobytes())
@@ -304,7 +333,14 @@ class GenerationDataModule(LightningDataModule, ABC):
         )
 
     def connected_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer, or say that there is none (RuntimeError)."""
+        """Get the tokenizer.
+
+        Returns:
+            The tokenizer of the LightningModule, or that given to `connect`.
+
+        Raises:
+            RunError: The data module is not connected to one.
+        """
         if self.tokenizer is None:
             raise RunError(
                 f"{type(self).__name__} has no tokenizer: run it in a Trainer whose LightningModule has one, "
@@ -317,13 +353,15 @@ class GenerationDataModule(LightningDataModule, ABC):
         if split in self._prompts:
             return self._prompts[split]
         tokenizer = self.connected_tokenizer()
-        prompts, cut = [], 0
+        prompts, cut, longest = [], 0, 0
         for example in self.examples(split):
             input_ids, was_cut = self.template.encode(example.source, tokenizer, self.prompt_limit_tokens)
             prompts.append(Prompt(example, array("i", input_ids)))  # a large split fits in memory
-            cut += was_cut
+            if was_cut:
+                cut, longest = cut + 1, max(longest, len(self.template.encode(example.source, tokenizer)[0]))
         self.cut[split] = cut
-        _report_cut(cut, len(prompts), f"{split} prompts", self.prompt_limit_tokens)
+        option = "Raise --data.max_prompt_tokens" if self.max_prompt_tokens else "Lower --model.max_new_tokens"
+        _report_cut(cut, len(prompts), f"{split} prompts", self.prompt_limit_tokens, longest, option)
         self._prompts[split] = Rows(prompts)
         return self._prompts[split]
 
@@ -336,22 +374,28 @@ class GenerationDataModule(LightningDataModule, ABC):
             return self._pairs[split]
         tokenizer = self.connected_tokenizer()
         predicted = read_targets(self.targets, self.examples(split)) if self.targets else {}
-        pairs, cut = [], 0
+        pairs, cut, longest = [], 0, 0
         for prompt in self._prompts_of(split).rows:
             texts = predicted.get(prompt.example.id, prompt.example.references)
             for reference in texts[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
                 pairs.append(Pair(prompt.input_ids, array("i", target_ids), prompt.example.id))
-                cut += was_cut
+                if was_cut:
+                    cut, longest = cut + 1, max(longest, len(self.template.encode_target(reference, tokenizer)[0]))
         self.cut_references[split] = cut
-        _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens)
+        option = "Raise --model.max_new_tokens"
+        _report_cut(cut, len(pairs), f"{split} references", self.target_limit_tokens, longest, option)
         self._pairs[split] = Rows(pairs)
         return self._pairs[split]
 
 
-def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None) -> None:
+def _report_cut(cut: int, total: int, what: str, limit_tokens: int | None, longest: int, option: str) -> None:
     if cut:
-        rank_zero_warn(f"{cut} of {total} {what} were cut to {limit_tokens} tokens", category=UserWarning)
+        rank_zero_warn(
+            f"{cut} of {total} {what} were cut to {limit_tokens} tokens. The longest has {longest}. {option} to keep "
+            "more of them.",
+            category=UserWarning,
+        )
 
 
 def _check_split(split: str) -> None:

@@ -31,7 +31,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """An example with its prompt as token ids, not padded."""
+    """An example with its prompt as token ids, not padded.
+
+    Attributes:
+        example: The example.
+        input_ids: The prompt's token ids, those of the template and special tokens included.
+    """
 
     example: Example
     input_ids: Sequence[int]
@@ -53,7 +58,11 @@ class Pair:
 
 
 class Rows(Dataset[Row]):
-    """The rows of one split, in the order of the file."""
+    """The prompts or pairs of one split, in the order of the file.
+
+    Args:
+        rows: The prompts or pairs.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -101,8 +110,8 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, A
         pad_token_id: Fills `input_ids` where `attention_mask` is 0.
 
     Returns:
-        "input_ids" and "attention_mask": LongTensor [rows, length], "ids" and "sources": a string a row,
-        "references": a list of strings a row.
+        The batch. "input_ids" and "attention_mask" are LongTensor [rows, length], "ids" and "sources" hold a string
+        a row, and "references" a list of strings a row.
     """
     length = max((len(prompt.input_ids) for prompt in prompts), default=0)
     input_ids = torch.full((len(prompts), length), pad_token_id)  # (rows, length)
@@ -128,8 +137,8 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Any]:
         pad_token_id: Fills `input_ids` where `attention_mask` is 0.
 
     Returns:
-        "input_ids" and "attention_mask": LongTensor [rows, length]; "target_mask": BoolTensor [rows, length],
-        true at the tokens of the reference; "ids": that of each row's example.
+        The batch. "input_ids" and "attention_mask" are LongTensor [rows, length], "target_mask" is BoolTensor
+        [rows, length], true at the tokens of the reference, and "ids" are those of each row's example.
     """
     length = max((len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs), default=0)
     input_ids = torch.full((len(pairs), length), pad_token_id)  # (rows, length)
@@ -149,18 +158,44 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Any]:
 
 
 def collate_with_pairs(rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int) -> dict[str, Any]:
-    """Make a batch for decoding, with the pairs of the same rows under "pairs"."""
+    """Make a batch for decoding with the pairs of the same examples, for the loss.
+
+    Args:
+        rows: A prompt and a pair of each example.
+        pad_token_id: Fills `input_ids` where `attention_mask` is 0.
+
+    Returns:
+        What `collate_prompts` returns, and under "pairs" what `collate_pairs` returns.
+    """
     prompts, pairs = [prompt for prompt, _ in rows], [pair for _, pair in rows]
     return {**collate_prompts(prompts, pad_token_id), "pairs": collate_pairs(pairs, pad_token_id)}
 
 
 def collate_nothing(rows: Sequence[Row], collate: Callable[[Sequence[Row]], Any]) -> Any:
-    """Make a batch without a row, whatever the rows are."""
+    """Make a batch without a row, for a process that has no example.
+
+    Args:
+        rows: Prompts or pairs; none of them is used.
+        collate: Makes a batch.
+
+    Returns:
+        What `collate` makes of no rows: tensors of shape [0, 0] and empty lists.
+    """
     return collate(rows[:0])
 
 
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: the tokenizer's own, else its end of sequence."""
+    """Choose the token id to pad with.
+
+    Args:
+        tokenizer: Its settings are left as they are.
+
+    Returns:
+        The id of the tokenizer's padding token, or else of its end-of-sequence token.
+
+    Raises:
+        UserError: The tokenizer has neither.
+    """
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     if tokenizer.eos_token_id is not None:

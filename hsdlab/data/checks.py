@@ -38,8 +38,13 @@ def check_examples(examples: Sequence[Example], where: str) -> None:
 def check_text(value: object, name: str, where: str) -> None:
     """Refuse what is no text, blank, or cannot be encoded in UTF-8.
 
+    Args:
+        value: What the data holds.
+        name: What the field is called, for the message.
+        where: How the message begins: the file and the line, or the split and the example.
+
     Raises:
-        UserError: Naming file and field.
+        UserError: The value is no text; the message begins with `where` and names the field.
     """
     if not isinstance(value, str):
         raise UserError(f"{where}: {name} has to be a string, got {type(value).__name__}")

@@ -40,7 +40,14 @@ _COMMON_STEMS = {
 
 
 def summary_and_source(docstring: str) -> tuple[str, str] | None:
-    """Return the one-line summary of a docstring and the prose that follows it, or None if it is no example.
+    """Split a docstring into its one-line summary and the prose that follows it.
+
+    Args:
+        docstring: As `inspect.cleandoc` gives it.
+
+    Returns:
+        Summary and prose, without light markup. None if the docstring makes no example, since it is too short, too
+        long, mostly lists or code, or its prose repeats the summary or has nothing to do with it.
 
     >>> summary_and_source('''Find the ``best`` path in a graph.
     ...
@@ -108,7 +115,14 @@ def _plain_share(text: str) -> float:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation."""
+    """Split a text into words.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The words in lower case, without punctuation.
+    """
     return re.findall(r"\w+", text.lower())
 
 

@@ -38,7 +38,7 @@ class Docstrings(GenerationDataModule):
     source is the prose that follows it. Parameter lists, code, tables and what is mostly markup are left out.
     Nothing is imported: the source files are parsed. The examples depend on the installed versions only. A
     module is in one split as a whole, and no eight words in a row of a source occur in another source. The
-    examples are made once, in about 15 s, and kept under `$HSDLAB_CACHE` (by default ~/.cache/hsdlab).
+    first use writes the examples, in about 15 s, to `$HSDLAB_CACHE` (by default ~/.cache/hsdlab).
 
     For the pinned versions (Python 3.11.7): 2,406 train, 232 validation and 315 test examples; a source has
     41 words in the mean, a reference 11.
@@ -52,7 +52,7 @@ class Docstrings(GenerationDataModule):
         super().__init__(prompt=prompt, **kwargs)
 
     def prepare_data(self) -> None:
-        """Make the examples unless they are in the cache; Lightning calls it in one process a machine."""
+        """Write the examples unless they are in the cache; Lightning calls it in one process a machine."""
         cached_folder()
 
     def load_examples(self, split: str) -> list[Example]:
@@ -61,7 +61,11 @@ class Docstrings(GenerationDataModule):
 
 
 def cached_folder() -> Path:
-    """Return the folder with the three JSON Lines files of the installed versions, made on first use."""
+    """Find the examples of the installed versions in the cache; create them on first use.
+
+    Returns:
+        The folder with train.jsonl, validation.jsonl and test.jsonl.
+    """
     versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
     key = _digest("; ".join([f"format {FORMAT}", f"python {platform.python_version()}", *versions]))[:16]
     cache = cache_folder()
@@ -83,7 +87,11 @@ def cached_folder() -> Path:
 
 
 def write_examples(folder: Path) -> None:
-    """Write train.jsonl, validation.jsonl and test.jsonl from the installed packages."""
+    """Write train.jsonl, validation.jsonl and test.jsonl from the installed packages.
+
+    Args:
+        folder: An existing folder.
+    """
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
     files = list(source_files())
     documented = (
@@ -121,7 +129,14 @@ _TRIPLE_QUOTED = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
-    """Yield (dotted module name, file) of the standard library and the packages, in a fixed order."""
+    """Find the source files of the standard library and the packages.
+
+    Yields:
+        The dotted name of each module, and its file, in a fixed order.
+
+    Raises:
+        ModuleNotFoundError: One of the packages is not installed.
+    """
     roots = [("", Path(sysconfig.get_path("stdlib")))]
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -137,7 +152,14 @@ def source_files() -> Iterator[tuple[str, Path]]:
 
 
 def docstrings_of(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (qualified name, docstring) of the classes, functions and methods of a file."""
+    """Parse the docstrings of a source file.
+
+    Args:
+        path: A Python file. A file that this Python cannot parse has none.
+
+    Yields:
+        The qualified name of each class, function or method, and its docstring.
+    """
     code = path.read_text(encoding="utf-8", errors="ignore")
     # Parsing is slow: before it, leave out the files (most) without any text that could be an example.
     if not any(summary_and_source(inspect.cleandoc(text)) for _, text in _TRIPLE_QUOTED.findall(code)):
@@ -160,7 +182,15 @@ def _docstrings_in(parent: ast.Module | ast.ClassDef, prefix: str) -> Iterator[t
 
 
 def distinct_examples(documented: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, Example]]:
-    """Yield (module, example) of each (module, name, docstring) that makes one and repeats no earlier one."""
+    """Make examples of docstrings, without those that repeat an earlier one.
+
+    Args:
+        documented: Module, qualified name and docstring, in a fixed order.
+
+    Yields:
+        The module of each example, and the example. No two share an id, a reference or eight words in a row of the
+        source.
+    """
     ids: set[str] = set()
     references: set[str] = set()
     runs: set[tuple[str, ...]] = set()
@@ -182,7 +212,13 @@ def distinct_examples(documented: Iterable[tuple[str, str, str]]) -> Iterator[tu
 
 
 def split_of(module: str) -> str:
-    """Return the split of a module by the hash of its name: about 80, 10 and 10 % of all modules.
+    """Choose the split of a module by the hash of its name: about 80, 10 and 10 % of all modules.
+
+    Args:
+        module: Its dotted name.
+
+    Returns:
+        "train", "validation" or "test".
 
     >>> split_of("asyncio.events")
     'train'

@@ -25,12 +25,15 @@ FOREIGN = {
 
 
 def split_files(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
-    """Return the files of a split in a folder: one, or its parts as the hub names them (test-00000-of-00002.parquet).
+    """Find the files of a split in a folder.
 
     Args:
         folder: The folder.
         split: How the names begin.
-        suffixes: How they may end, ".jsonl" say; .gz may follow.
+        suffixes: How they may end, ".jsonl" for example; .gz may follow.
+
+    Returns:
+        One file, or the parts of one as the hub names them (test-00000-of-00002.parquet), in order.
 
     Raises:
         FileNotFoundError: The folder or the file is missing.
@@ -78,16 +81,29 @@ def _listing(folder: Path, kind: str, names: Sequence[str]) -> str:
 
 
 def shown(name: str) -> str:
-    """Return a name of the user's for a message: printable, not too long."""
+    """Prepare a name of the user's for a message.
+
+    Args:
+        name: Of a file, column or key.
+
+    Returns:
+        The name, printable and of at most 80 characters.
+    """
     name = name if len(name) <= 80 else name[:77] + "..."
     return name if name.isprintable() else ascii(name)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a file of text in UTF-8 holds, unpacked and without a byte order mark.
+    """Read a text file, unpacked and without a byte order mark.
+
+    Args:
+        path: The file; gzip is recognised by its content.
+
+    Returns:
+        The bytes of the text. They are not UTF-16 or UTF-32, and not yet checked to be UTF-8.
 
     Raises:
-        UserError: It cannot be read or unpacked, is no text, or in UTF-16 or UTF-32.
+        UserError: The file cannot be read or unpacked, is no text, or in UTF-16 or UTF-32.
     """
     try:
         data = path.read_bytes()
@@ -109,7 +125,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8.
+    """Read a text file in UTF-8.
+
+    Args:
+        path: The file; gzip is recognised by its content.
+
+    Returns:
+        The text, without a byte order mark.
 
     Raises:
         UserError: As `read_bytes`, or a line is not UTF-8; the message names it.
@@ -123,7 +145,13 @@ def read_text(path: Path) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the bytes of each line of a file; blank ones are passed over.
+    """Read the lines of a text file that are not blank.
+
+    Args:
+        path: The file; gzip is recognised by its content.
+
+    Yields:
+        The number of each line, from 1 on and with blank lines counted, and its bytes without the line break.
 
     Raises:
         UserError: As `read_bytes`.

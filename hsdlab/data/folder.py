@@ -26,13 +26,13 @@ class DataFolder(GenerationDataModule):
     Args:
         folder: The folder that holds the files. `data/<name>` is looked for in $HSDLAB_DATA first, if that is set.
         source_column: Column (or key) of what the model reads.
-        reference_columns: Column or columns of what people wrote for it, each cell a text or a list of texts; empty
-            ones are passed over where a row has another. By default `references`, or `reference`.
+        reference_columns: Column or columns of what people wrote for it, each cell a text or a list of texts. Empty
+            ones are ignored where a row has another. By default `references`, or `reference`.
         id_column: Column of a text or whole number, unique to each example. By default `id`; where there is no such
             column, the split and the number of the row.
         group_column: Column that is equal in all rows of one example, for files with a row for each reference: often
             that of the sources. By default each row is an example.
-        delimiter: What stands between the cells of .csv and .tsv files; by default a comma and a tab.
+        delimiter: One character between the cells of .csv and .tsv files; by default a comma and a tab.
         **kwargs: See `GenerationDataModule`.
 
     Raises:
@@ -72,7 +72,7 @@ class DataFolder(GenerationDataModule):
 
         Raises:
             FileNotFoundError: The folder or the file is missing.
-            UserError: A file or a row is not what it has to be; the message names the file, the row and the column.
+            UserError: A file or a row is malformed; the message names the file, the row and the column.
         """
         paths = files_of_split(self.folder, split, DATA)
         groups = self._groups(row for path in paths for row in read_rows(path, self.delimiter))

@@ -236,12 +236,15 @@ class HubDataset(GenerationDataModule):
 
 
 def to_examples(rows: Iterable[Mapping[str, Any]], hub_set: HubSet, prefix: str) -> list[Example]:
-    """Return the examples of rows with the hub's columns, in the order of their first rows.
+    """Make examples of rows with the hub's columns.
 
     Args:
         rows: The rows; those without a source or a reference are left out.
         hub_set: Names the columns.
-        prefix: Of the ids; the number of the first row follows.
+        prefix: How the ids begin; the number of the first row follows.
+
+    Returns:
+        One example a source, with all its references, in the order of their first rows.
     """
     sources: dict[Any, tuple[int, str]] = {}  # group -> its first row and source
     references: dict[Any, list[str]] = {}
@@ -260,9 +263,15 @@ def to_examples(rows: Iterable[Mapping[str, Any]], hub_set: HubSet, prefix: str)
 
 
 def split_of(source: str) -> str:
-    """Return the split of a source text in a set that the hub does not divide: one tenth is test, one validation.
+    """Choose the split of a source text in a set that the hub does not divide.
 
     It depends on nothing but the text and `SPLIT_SEED`, so that no text is in two splits.
+
+    Args:
+        source: The text.
+
+    Returns:
+        "test" and "validation" for one tenth of all texts each, else "train".
     """
     tenth = int(hashlib.sha256(f"{SPLIT_SEED} {source}".encode()).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(tenth, "train")

@@ -15,9 +15,14 @@ from hsdlab.errors import UserError
 
 
 def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of a text that goes on: with the special tokens that the tokenizer puts before it, none after it.
+    """Encode a text that will be continued: after the special tokens that the tokenizer puts before a text.
 
-    A text that spells out those tokens itself gets no second ones.
+    Args:
+        text: The text. If it spells out those special tokens itself, they are not added.
+        tokenizer: Its settings are left as they are.
+
+    Returns:
+        The token ids, without the special tokens that the tokenizer puts after a text.
 
     Raises:
         UserError: The tokenizer encodes a text differently when it adds its special tokens.
@@ -27,11 +32,17 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def following_ids(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of `text` where it stands directly after the text `before`.
+    """Encode a text where it stands directly after another text.
 
-    They are what the tokenizer adds to the ids of `before` when it encodes both in one piece. Where it would merge the
-    last token of `before` with the first of `text` (a space at the end of "Summary: " with "The"), they are the ids of
-    `text` at the beginning of a line or after a bracket, or else by itself.
+    Args:
+        before: What stands before.
+        text: What follows, without anything between.
+        tokenizer: Its settings are left as they are.
+
+    Returns:
+        The token ids that the tokenizer adds to those of `before` when it encodes both in one piece. Where it would
+        merge the last token of `before` with the first of `text` (a space at the end of "Summary: " with "The"), the
+        ids of `text` at the beginning of a line or after a bracket, or else by itself.
     """
     last_line = before[before.rstrip().rfind("\n") + 1 :]
     for anchor in (last_line, "\n", "("):
@@ -42,10 +53,18 @@ def following_ids(before: str, text: str, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def plain_ids(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of `text` after `before`, with the names of special tokens in it read as plain text.
+    """Encode a text after another, with the names of special tokens in it read as plain text.
 
     Each name is broken after its first character; the tokenizer sees no name, and the ids still spell the text. (Its
     own `split_special_tokens` is not enough: the pieces of a Unigram model hold the names, too.)
+
+    Args:
+        before: What stands before.
+        text: What follows, without anything between.
+        tokenizer: Its settings are left as they are.
+
+    Returns:
+        The token ids of `text`, none of them of a special token.
     """
     names = "|".join(map(re.escape, special_tokens(tokenizer)))
     breaks = [match.start() + 1 for match in re.finditer(names, text)] if names else []
@@ -57,18 +76,41 @@ def plain_ids(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def bare_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of a text without what the tokenizer adds to it."""
+    """Encode a text without the special tokens that the tokenizer adds around it.
+
+    Args:
+        text: The text. Names of special tokens in it are read as special tokens.
+        tokenizer: Its settings are left as they are.
+
+    Returns:
+        The token ids, of any length.
+    """
     # verbose=False: a text longer than the tokenizer expects is cut and reported by the data module
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def names_special_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer would read some of the text as special tokens."""
+    """Say whether the tokenizer would read some of a text as special tokens.
+
+    Args:
+        text: The text.
+        tokenizer: Its special tokens are looked for.
+
+    Returns:
+        True where the text contains the name of one.
+    """
     return any(name in text for name in special_tokens(tokenizer))
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return all special tokens as they are written in a text."""
+    """List the special tokens of a tokenizer.
+
+    Args:
+        tokenizer: Its added special tokens count too.
+
+    Returns:
+        Each as it is written in a text, "<|endoftext|>" for example, in no particular order.
+    """
     return _special_tokens(tokenizer, len(tokenizer))
 
 

@@ -16,7 +16,7 @@ class JSONLines(GenerationDataModule):
     r"""A folder with train.jsonl, validation.jsonl and test.jsonl: one example a line, UTF-8.
 
     A line is `{"id": "a-1", "source": "name[...], ...", "references": ["...", "..."]}`; other keys are
-    ignored, blank lines are passed over. Only the files of the splits in use have to be there. Every line is checked
+    ignored, blank lines are skipped. Only the files of the splits in use have to be there. Every line is checked
     before the first is used. For other names, kinds of files and several rows of one source see `DataFolder`.
 
     Args:
@@ -38,14 +38,20 @@ class JSONLines(GenerationDataModule):
 
         Raises:
             FileNotFoundError: The folder or the file is missing.
-            UserError: The file or a line of it is not what it has to be; the message names the file and the line.
+            UserError: The file or a line of it is malformed; the message names the file and the line.
         """
         (path,) = files_of_split(self.folder, split, [".jsonl"])
         return read_examples(path)
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Return the examples of one file, all of its lines checked.
+    """Read the examples of one file, all of its lines checked.
+
+    Args:
+        path: A JSON Lines file.
+
+    Returns:
+        The examples in the order of the lines, at least one.
 
     Raises:
         UserError: The file is empty or a line is not an example; the message names the file and the line.
@@ -57,7 +63,13 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def with_unique_ids(examples: Iterable[tuple[Row, Example]]) -> list[Example]:
-    """Return the examples made of rows.
+    """Collect the examples made of rows, and check that their ids are unique.
+
+    Args:
+        examples: Each example with the row that it was made of.
+
+    Returns:
+        The examples in order.
 
     Raises:
         UserError: Two have the same id; the message names both rows.

@@ -11,16 +11,23 @@ DEFAULT = Path("data")
 
 
 def data_root() -> Path:
-    """Return the folder of all prepared data sets: $HSDLAB_DATA, or else ./data."""
+    """Find the folder of all prepared data sets.
+
+    Returns:
+        $HSDLAB_DATA, or else ./data. It need not exist.
+    """
     return Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else DEFAULT
 
 
 def resolved_folder(folder: str) -> Path:
-    """Return where a folder of data is.
+    """Find a folder of data.
 
     Args:
         folder: As an option or a config gives it. `data/<name>` is looked for in $HSDLAB_DATA first, if that is set,
-            and then in the current folder. Any other path stays as it is.
+            and then in the current folder.
+
+    Returns:
+        The folder, which need not exist. Any other path than `data/<name>` stays as it is.
     """
     path = Path(folder)
     if path.parts[:1] != DEFAULT.parts or data_root() == DEFAULT:
@@ -30,7 +37,15 @@ def resolved_folder(folder: str) -> Path:
 
 
 def files_of_split(folder: str, split: str, suffixes: Sequence[str]) -> list[Path]:
-    """Return the files of a split, as `split_files` does, in a folder that an option or a config names.
+    """Find the files of a split, as `split_files` does, in a folder that an option or a config names.
+
+    Args:
+        folder: See `resolved_folder`.
+        split: How the names of the files begin.
+        suffixes: How they may end, ".jsonl" for example; .gz may follow.
+
+    Returns:
+        One file, or the parts of one in order.
 
     Raises:
         FileNotFoundError: The folder or the file is missing; for `data/<name>` the message says how to get it.

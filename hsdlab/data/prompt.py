@@ -41,20 +41,27 @@ class PromptTemplate:
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a chat template that leaves the prompt out.
 
+        Args:
+            tokenizer: Its chat template is tried, if `chat` is set.
+
         Raises:
-            UserError: So it is, or the template is missing or fails.
+            UserError: The chat template does not write the user's message, is missing or fails.
         """
         if STAND_IN not in self._written(STAND_IN, tokenizer):
             raise UserError(
                 "chat=True, but the tokenizer's chat template does not write the user's message: set chat=False or "
-                "mend the template"
+                "correct the template"
             )
 
     def fill(self, source: str) -> str:
-        """Return the prompt for `source`, without the chat template.
+        """Put a source text into the template, without the chat template.
 
-        Where the source is the end of the prompt, white space at its end is dropped: a space goes before the text that
-        follows.
+        Args:
+            source: The source text.
+
+        Returns:
+            The prompt. Where the source is the end of the prompt, white space at its end is dropped, since a space goes
+            before the text that follows.
         """
         return self.text.replace(PLACEHOLDER, source.rstrip() if self.text.endswith(PLACEHOLDER) else source)
 
@@ -64,8 +71,8 @@ class PromptTemplate:
         """Return the token ids of the prompt, with the source cut at its end until they fit.
 
         The whole prompt is encoded in one piece, after the special tokens that the tokenizer puts before a text (a chat
-        template writes its own). Those that it puts after a text are left out: the text goes on. The names of special
-        tokens in the source are read as plain text; in the template they are special tokens.
+        template writes its own). Those that it puts after a text are left out, because decoding continues the text. The
+        names of special tokens in the source are read as plain text; in the template they are special tokens.
 
         Args:
             source: The source text.
@@ -81,7 +88,7 @@ class PromptTemplate:
         """
         token_ids = self._encode_whole(source, tokenizer)
         if not token_ids:
-            raise UserError(f"The prompt for the source {source[:40]!r} has no token: nothing to go on from")
+            raise UserError(f"The prompt for the source {source[:40]!r} has no token: there is nothing to continue")
         if max_tokens is None or len(token_ids) <= max_tokens:
             return token_ids, False
         cuts = _places_to_cut(source, tokenizer)
@@ -170,7 +177,7 @@ def _in_chat_template(
     except Exception as error:  # the template is a program: it may raise anything
         raise UserError(
             f"chat=True, but the tokenizer's chat template fails on {' and '.join(role for role, _ in messages)} "
-            f"messages ({type(error).__name__}: {error}): set chat=False or mend the template"
+            f"messages ({type(error).__name__}: {error}): set chat=False or correct the template"
         ) from error
     return str(text)
 

@@ -39,10 +39,16 @@ class Row:
         return f"{self.path}, {self.place}"
 
     def get(self, name: str) -> Any:
-        """Return a field.
+        """Get a field.
+
+        Args:
+            name: The key or column.
+
+        Returns:
+            Its value, of whatever type the file holds.
 
         Raises:
-            UserError: There is no such field.
+            UserError: There is no such field; the message lists those that there are.
         """
         if name not in self.fields:
             names = ", ".join(map(shown, self.fields)) or "an empty object"
@@ -50,7 +56,13 @@ class Row:
         return self.fields[name]
 
     def text(self, name: str) -> str:
-        """Return a field that has to be a text.
+        """Get a field that has to be a text.
+
+        Args:
+            name: The key or column.
+
+        Returns:
+            The text, not blank.
 
         Raises:
             UserError: There is no such field, or it is no text that can be encoded.
@@ -61,7 +73,14 @@ class Row:
 
 
 def parse_json(text: bytes, where: str) -> Any:
-    """Return a value from JSON in UTF-8, which Python's own reader takes less strictly.
+    """Parse JSON in UTF-8, more strictly than Python's own reader.
+
+    Args:
+        text: The bytes of one value.
+        where: How the message of an error begins.
+
+    Returns:
+        The value.
 
     Raises:
         UserError: It is not JSON in UTF-8, holds NaN or infinity, or a key twice in one object.
@@ -96,10 +115,16 @@ def _no_number(name: str) -> NoReturn:
 
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file: one object a line; blank lines are passed over.
+    """Read a JSON Lines file: one object a line; blank lines are skipped.
+
+    Args:
+        path: The file; .gz is unpacked.
+
+    Yields:
+        The rows in order.
 
     Raises:
-        UserError: The file or a line is not what it has to be; the message names the file and the line.
+        UserError: The file or a line is malformed; the message names the file and the line.
     """
     for number, line in lines_of(path):
         where = f"{path}, line {number}"
@@ -110,7 +135,13 @@ def json_lines(path: Path) -> Iterator[Row]:
 
 
 def json_file(path: Path) -> Iterator[Row]:
-    """Yield the rows of a .json file: an array of objects, or one object a line as `datasets` writes it.
+    """Read a .json file: an array of objects, or one object a line as `datasets` writes it.
+
+    Args:
+        path: The file; .gz is unpacked.
+
+    Yields:
+        The rows in order.
 
     Raises:
         UserError: The file is neither; the message names the file and the element or line.
@@ -127,13 +158,20 @@ def json_file(path: Path) -> Iterator[Row]:
 
 
 def delimited(path: Path, delimiter: str) -> Iterator[Row]:
-    """Yield the rows of a CSV or TSV file: a header with the names of the columns, then one row each, all cells texts.
+    """Read a CSV or TSV file: a header with the names of the columns, then one row each, all cells texts.
 
     A cell that holds the delimiter, a line break or a quotation mark is in quotation marks, those in it doubled
     (RFC 4180).
 
+    Args:
+        path: The file; .gz is unpacked.
+        delimiter: One character between the cells.
+
+    Yields:
+        The rows in order, without the header.
+
     Raises:
-        UserError: The file is not so; the message names the file, the row and its line.
+        UserError: The file is malformed; the message names the file, the row and its line.
     """
     text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -180,10 +218,17 @@ def _check_header(header: list[str], path: Path, delimiter: str) -> None:
 
 
 def parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows of a Parquet file.
+    """Read a Parquet file in batches, so that a large one need not fit in memory.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The rows in order.
 
     Raises:
-        UserError: It is no Parquet file, or damaged.
+        UserError: It is no Parquet file, it is damaged, or a column is there twice.
+        RunError: pyarrow is not installed.
     """
     with of_extra("data", "A Parquet file"):
         import pyarrow  # slow to import
@@ -215,14 +260,17 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def read_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a data file, read as its name ends (before .gz).
+    """Read a data file by the ending of its name (before .gz).
 
     Args:
         path: The file.
-        delimiter: Between the cells of a CSV or TSV file; by default a comma or a tab.
+        delimiter: Between the cells of a CSV or TSV file. None for a comma in .csv and a tab in .tsv.
+
+    Returns:
+        The rows in order, read as they are iterated.
 
     Raises:
-        UserError: The file or a row is not what it has to be; the message names the file and the place.
+        UserError: The file or a row is malformed; the message names the file and the place.
     """
     suffix = Path(path.name.removesuffix(COMPRESSED)).suffix
     if suffix in DELIMITERS:

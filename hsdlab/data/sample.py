@@ -10,18 +10,21 @@ from hsdlab.data.batches import Pair, Prompt, collate_with_pairs, pad_token_id_o
 def sample_batches(
     datamodule: GenerationDataModule, split: str, examples: int, texts: Mapping[str, Sequence[int]] | None = None
 ) -> list[dict[str, Any]]:
-    """Return batches of prompts and pairs (see `collate_with_pairs`): each prompt with a text that follows it.
+    """Draw a few examples and make batches of them: each prompt with a text that follows it.
 
     Args:
         datamodule: Connected to a tokenizer.
-        split: One of train, validation and test.
+        split: "train", "validation" or "test".
         examples: How many at most, of those that the data module's `limit` leaves.
-        texts: Token ids of the text of each example, by its id, those without one left out; by default the first
+        texts: Example id to token ids of the text; examples that are not in it are left out. None for the first
             references.
+
+    Returns:
+        Batches of `datamodule.batch_size` examples in file order (see `collate_with_pairs`).
 
     Raises:
         UserError: There is no such split, or it holds no example.
-        RuntimeError: The data module has no tokenizer.
+        RunError: The data module has no tokenizer.
     """
     tokenizer = datamodule.connected_tokenizer()
     rows = []

@@ -14,7 +14,7 @@ def read_targets(files: Sequence[str], examples: Sequence[Example]) -> dict[str,
 
     Args:
         files: Of predictions, one JSON object a line with "id", "source" and "prediction"; lines for other examples
-            are passed over.
+            are ignored.
         examples: What the texts are for.
 
     Returns:

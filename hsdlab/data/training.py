@@ -1,4 +1,4 @@
-"""The order of training: shuffled batches that a resumed run goes on with where it was cut short."""
+"""The order of training: shuffled batches; a resumed run continues with the first batch that it has not seen."""
 
 import itertools
 import random
@@ -42,9 +42,9 @@ def _cut(rows: list[int], size: int) -> Iterator[list[int]]:
 
 
 class TrainingLoader(DataLoader[Pair]):
-    """Batches of shuffled pairs; Lightning saves the place in the epoch with a checkpoint and goes on from there.
+    """Batches of shuffled pairs; Lightning saves the place in the epoch with a checkpoint and resumes there.
 
-    A plain loader begins its epoch anew when a run is resumed in the middle of it: some pairs would be seen twice,
+    A plain loader starts its epoch over when a run is resumed in the middle of it: some pairs would be seen twice,
     others never. Several processes share the pairs; where their number does not divide, some are repeated.
 
     Args:
@@ -52,7 +52,7 @@ class TrainingLoader(DataLoader[Pair]):
         batch_size: Pairs per batch and process.
         pad_token_id: See `collate_pairs`.
         seed: Of the order.
-        group_by_length: Make batches of pairs of similar length: less padding to compute, an order less random.
+        group_by_length: Put pairs of similar length into a batch: less padding, an order less random.
         world_size: Number of processes.
         rank: Of this process.
         num_workers: Worker processes that load batches.
@@ -96,7 +96,7 @@ class TrainingLoader(DataLoader[Pair]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of the sampler's epoch, those before the loaded place left out."""
-        # Nothing runs before the first batch is asked for: until then Lightning may still set the epoch.
+        # Nothing runs before the first batch is requested: until then Lightning may still set the epoch.
         epoch = self.sampler.epoch
         resumed, self._resumed = self._resumed, None
         done = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
@@ -107,9 +107,17 @@ class TrainingLoader(DataLoader[Pair]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were given out."""
+        """Return the place in the order of training.
+
+        Returns:
+            "epoch", and "batches": how many of its batches were handed out in this process.
+        """
         return dict(self._place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration at a place that `state_dict` gave, if it is of the same epoch."""
+        """Begin the next iteration at a place, if it is in the same epoch.
+
+        Args:
+            state: What `state_dict` returned.
+        """
         self._resumed = dict(state)

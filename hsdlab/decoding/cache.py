@@ -6,6 +6,9 @@ whether or not the layer ran. Here they are computed only when a later token run
 owe them in one batch. The layer's own code does it, and is stopped where it passes its keys and values on: norm and
 projections run, attention and MLP do not. A strategy whose sets of layers only shrink never needs that. The keys and
 values of a layer that no later step runs are freed at once.
+
+The prefill runs once for each source: beams, or several sampled sequences, are rows only from the first decode step
+on (``once``).
 """
 
 from collections.abc import Iterator
@@ -16,12 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from hsdlab.decoding.arguments import CACHE, RowArguments, argument
 from hsdlab.decoding.decisions import Decisions, Rows
 from hsdlab.decoding.families import DecoderParts
-from hsdlab.decoding.history import CACHE, History, select_rows
+from hsdlab.decoding.history import History
+from hsdlab.decoding.prompt_rows import PromptRows
+from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
+from hsdlab.decoding.storage import LayerStorage
 from hsdlab.decoding.timing import now_s
-from hsdlab.errors import UserError
+from hsdlab.errors import RunError, UserError
 
 
 class _KeysAndValuesMade(Exception):
@@ -34,6 +41,8 @@ class SkipCache(LayerRunner, DynamicCache):
     Args:
         parts: The decoder layers, and their query projections.
         decisions: Say which rows run which layer.
+        once: Compute the prompt once for each source, and not for each of its rows. Only for layers whose arguments
+            have one entry for each row, or one for all.
 
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
@@ -41,18 +50,24 @@ class SkipCache(LayerRunner, DynamicCache):
         late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
         late_passes: Calls of each layer that computed them, LongTensor [layers].
         passes: Forward passes so far, the prefill included.
-        peak_bytes: The most bytes of keys and values held at the end of a forward pass.
+        peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
     """
 
-    def __init__(self, parts: DecoderParts, decisions: Decisions) -> None:
+    def __init__(self, parts: DecoderParts, decisions: Decisions, once: bool = False) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions
+        self._once = once
+        self._prompt_rows: PromptRows | None = None  # since the prefill began
+        self._storages: list[LayerStorage | None] = [None] * parts.num_layers
         self._seen = 0
         self._prompt_length = 0
-        self._rows: Rows = None  # the rows that the layer now running was called with
+        self._row_arguments = RowArguments()
+        self._split: StepRows | None = None  # where the prompt's keys and values are held apart
+        self._called: Tensor | None = None  # the rows that the current layer was called with, on the device
+        self._equal_rows: tuple[Tensor, Tensor] | None = None  # those of the last layer, on the CPU and on the device
         self._filling = False
         self._history = History(decisions)
         self._outputs: list[Tensor] = []  # of the layers of this step, for an oracle
@@ -76,20 +91,44 @@ class SkipCache(LayerRunner, DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of the rows that run; [rows, heads, length, head dim] as in transformers."""
+        """Add the keys and values of the rows that run; [rows, heads, length, head dim] as in transformers."""
         if self._filling:
             raise _KeysAndValuesMade(key_states, value_states)
-        if self._rows is None:
-            return self.layers[layer_idx].update(key_states, value_states)
-        storage, rows = self.layers[layer_idx], self._rows.to(key_states.device)
-        self._grow(layer_idx, self._seen + 1)
-        storage.keys[rows, :, -1] = key_states[:, :, 0]
-        storage.values[rows, :, -1] = value_states[:, :, 0]
-        return storage.keys.index_select(0, rows), storage.values.index_select(0, rows)
+        if self._seen == 0:
+            if self._decisions.needed_after(layer_idx, -1):
+                copies = 1 if self._prompt_rows is None else self._prompt_rows.copies
+                most = self._decisions.max_steps - 1
+                storage = LayerStorage(key_states, value_states, copies, most, apart=self._split is not None)
+                self._storages[layer_idx] = storage
+            return key_states, value_states
+        storage, token, called = self._storage(layer_idx), self._seen - self._prompt_length, self._called
+        storage.reserve(token + 1)
+        if called is None:
+            storage.append(token, key_states, value_states)
+        else:
+            storage.write(called, token, key_states, value_states)
+        keys, values = storage.read(token + 1)
+        if storage.prompt is not None and self._split is not None:
+            prompt_keys, prompt_values = storage.prompt
+            return TwoParts(prompt_keys, keys, self._split), TwoParts(prompt_values, values, self._split)
+        if called is None:
+            return keys, values
+        return keys.index_select(0, called), values.index_select(0, called)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Move the rows to those from which beam search continues, LongTensor [rows]."""
-        super().reorder_cache(beam_idx)
+        rows, copies = (
+            torch.arange(len(beam_idx), device=beam_idx.device),
+            self._decisions.rows_per_source(len(beam_idx)),
+        )
+        if torch.equal(beam_idx, rows):
+            return
+        if not torch.equal(beam_idx // copies, rows // copies):
+            raise RunError("A beam moved to the rows of another prompt; decode with transformers' own beam search.")
+        new_tokens = self._seen - self._prompt_length
+        for storage in self._storages:
+            if storage is not None and new_tokens > 0:
+                storage.reorder(beam_idx, new_tokens)
         self._history.reorder(beam_idx)
 
     # Running a layer -----------------------------------------------------------------------------------------
@@ -98,11 +137,11 @@ class SkipCache(LayerRunner, DynamicCache):
         """Run a layer for the rows that the decisions name; the others skip it."""
         index = self._index[call.layer]
         length = hidden.shape[1]
-        if index == 0:
-            self._begin_pass(call, hidden, args, kwargs)
         if self._seen == 0:
-            hidden = call(hidden, *args, **kwargs)
+            hidden = self._run_prompt(index, call, hidden, args, kwargs)
         else:
+            if index == 0:
+                self._begin_step(call, hidden, args, kwargs)
             hidden = self._run_decode_step(index, call, hidden, args, kwargs)
             if self._decisions.looks_back:
                 hidden = self._look_back(index, hidden)
@@ -110,9 +149,21 @@ class SkipCache(LayerRunner, DynamicCache):
             self._end_pass(length)
         return hidden
 
-    def _begin_pass(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
-        if self._seen == 0:
-            return
+    def _run_prompt(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a layer over the prompt, for the first row of each source."""
+        if self._prompt_rows is None:
+            copies = self._decisions.rows_per_source(len(hidden)) if self._once else 1
+            self._prompt_rows = PromptRows(len(hidden), copies, hidden.device)
+            if copies > 1 and can_split(self._parts.model):
+                self._split = StepRows(copies, hidden.shape[1])
+        prompt = self._prompt_rows
+        if index == 0:
+            hidden = prompt.first(hidden)
+        args, kwargs = prompt.arguments(args, kwargs)
+        hidden = call(hidden, *args, **kwargs)
+        return prompt.all(hidden) if index == self._parts.num_layers - 1 else hidden
+
+    def _begin_step(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
         if hidden.shape[1] != 1:
             raise UserError(
                 f"A decode step came with {hidden.shape[1]} tokens; expected 1. Assisted decoding and chunked prompts "
@@ -129,21 +180,25 @@ class SkipCache(LayerRunner, DynamicCache):
             self._prompt_length = length
         else:
             self.executed.append(self._decisions.executed)
+        self._row_arguments.forget()
         self._seen += length
         self.passes += 1
         held = 0
-        for index, storage in enumerate(self.layers):
-            if not storage.is_initialized:
+        for index, storage in enumerate(self._storages):
+            if storage is None:
                 continue
-            held += storage.keys.nbytes + storage.values.nbytes
+            held += storage.nbytes
             if not self._decisions.needed_after(index, step):
-                storage.reset()
+                self._storages[index] = None
         self.peak_bytes = max(self.peak_bytes, held)
 
     def _run_decode_step(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         rows = self._decisions.rows_at(index)
         if rows is None:  # all rows
             self._fill(index, call, rows)
+            if self._split is not None:
+                mask = argument(call, "attention_mask", args, kwargs)
+                self._split.begin_layer(mask, mask, None)
             output = call(hidden, *args, **kwargs)
             self._ask(index, rows, output, hidden)
             return output
@@ -151,16 +206,31 @@ class SkipCache(LayerRunner, DynamicCache):
         if len(rows) == 0:
             return hidden
         self._fill(index, call, rows)
-        device_rows = rows.to(hidden.device)
-        args, kwargs = select_rows((args, kwargs), device_rows, hidden.shape[0])
-        arrived = hidden.index_select(0, device_rows)
-        self._rows = rows
+        called = self._on_device(rows, hidden.device)
+        some_args, some_kwargs = self._row_arguments.select(called, hidden.shape[0], args, kwargs)
+        arrived = hidden.index_select(0, called)
+        if self._split is not None:
+            mask = argument(call, "attention_mask", args, kwargs)
+            self._split.begin_layer(mask, argument(call, "attention_mask", some_args, some_kwargs), called)
+        self._called = called
         try:
-            output = call(arrived, *args, **kwargs)
+            output = call(arrived, *some_args, **some_kwargs)
         finally:
-            self._rows = None
+            self._called = None
         self._ask(index, rows, output, arrived)
-        return hidden.index_copy(0, device_rows, output)
+        return hidden.index_copy(0, called, output)
+
+    def _on_device(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Return rows on the device; the same tensor while they are the same."""
+        if self._equal_rows is None or not torch.equal(self._equal_rows[0], rows):
+            self._equal_rows = rows, rows.to(device)
+        return self._equal_rows[1]
+
+    def _storage(self, index: int) -> LayerStorage:
+        storage = self._storages[index]
+        if storage is None:
+            raise RuntimeError(f"Layer {index} runs, and its keys and values were freed.")
+        return storage
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._decisions.asks:
@@ -196,32 +266,23 @@ class SkipCache(LayerRunner, DynamicCache):
             keys, values = made.args  # [tokens, heads, 1, head dim] each
         finally:
             self._filling = False
-        self._grow(index, self._seen)
-        storage = self.layers[index]
-        columns = self._prompt_length + token_steps
-        storage.keys[token_rows, :, columns] = keys[:, :, 0]
-        storage.values[token_rows, :, columns] = values[:, :, 0]
+        storage = self._storage(index)
+        storage.reserve(self._seen - self._prompt_length)
+        storage.write(token_rows, token_steps, keys, values)
         self.late_tokens[index] += len(token_rows)
         self.late_passes[index] += 1
-
-    def _grow(self, index: int, length: int) -> None:
-        """Extend a layer's storage to ``length`` tokens with zeros, which are written before they are read."""
-        storage = self.layers[index]
-        lacking = length - storage.keys.shape[-2]
-        if lacking > 0:
-            storage.keys = nn.functional.pad(storage.keys, (0, 0, 0, lacking))
-            storage.values = nn.functional.pad(storage.values, (0, 0, 0, lacking))
 
 
 @contextmanager
 def _no_queries(projection: nn.Module | None) -> Iterator[None]:
     """Let a layer's query projection, if it is a module of its own, return zeros without computing anything."""
-    if projection is None or "forward" in vars(projection):
+    if projection is None:
         yield
         return
-    size = projection.out_features
+    size, own = projection.out_features, {name: value for name, value in vars(projection).items() if name == "forward"}
     vars(projection)["forward"] = lambda x: x.new_zeros(()).expand(*x.shape[:-1], size)
     try:
         yield
     finally:
         del vars(projection)["forward"]
+        vars(projection).update(own)

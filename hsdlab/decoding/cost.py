@@ -1,11 +1,11 @@
 """What a decode cost: floating-point operations and bytes read, layer by layer.
 
-Depth is not speed. An intermediate prediction applies the head, a late KV computation runs two projections, and
-attention grows with the text. All of it is counted here, each layer with its own weights. Times are measured elsewhere
+Depth is not speed. An intermediate prediction applies the head, a late KV computation runs projections, and attention
+grows with the text. All of it is counted here, each layer with its own weights. Times are measured elsewhere
 (:class:`Timing`, ``evaluate.py bench``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,32 +52,40 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
 def decode_flops(model: nn.Module, trace: Trace) -> float:
     """Count the floating-point operations of a trace.
 
-    Two per weight of each matrix that a token is multiplied with: its layers, the head, the rows of the head that
-    intermediate predictions used, exit classifiers, key and value projections of late KV computations. Four per
-    attended token and attention channel: scores, weighted sum. Norms, biases, activations, embeddings and the cosines
-    of hidden-state saturation are not counted.
+    Two per weight of each matrix that a token is multiplied with: a projection between the embedding and the layers
+    (OPT-350m), its layers, the head, the rows of the head that intermediate predictions used, exit classifiers,
+    projections of late KV computations. Of a layer with experts, those count to which a token is sent. A late KV
+    computation runs the key and value projections, and the query projection where it cannot be left out: where it is
+    one matrix with them (GPT-2, GPT-NeoX), and in families that hsdlab does not know by name. Four per attended token
+    and attention channel: scores, weighted sum. Norms, biases, activations, embeddings and the cosines of hidden-state
+    saturation are not counted.
 
     Args:
         model: The model that decoded, which gives the sizes of its matrices.
-        trace: Beams that were not returned count too. For an oracle, the layers count that it claims to have run.
+        trace: Beams that were not returned count too. Without beams, the layers of a sequence do not count after its
+            end, its late KV computations and intermediate predictions do. For an oracle, the layers count that it
+            claims to have run.
 
     Returns:
         Operations of all decode steps; the prefill is not counted.
     """
     parts = decoder_parts(model)
     counts = trace.layers
-    layers = 2 * (counts.tokens * _per_layer(parts, matrix_weights)).sum()
+    weights = [matrix_weights(layer) - _idle_weights(parts, layer) for layer in parts.layers]
+    layers = 2 * (counts.tokens * torch.tensor(weights)).sum()
     attention = 4 * _attention_channels(parts) * counts.attended.sum()
-    late = 2 * _key_value_weights(parts) * counts.late_tokens.sum()
-    head = 2 * sum(matrix_weights(module) for module in (*parts.after_layers, parts.head)) * trace.compute_steps
-    return float(layers + attention + late + head + 2 * trace.probes.weights)
+    late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
+    outside = 2 * sum(matrix_weights(module) for module in _outside(parts)) * trace.compute_steps
+    return float(layers + attention + late + outside + 2 * trace.probes.weights)
 
 
 def decode_bytes(model: nn.Module, trace: Trace) -> float:
     """Count the bytes of weights, keys and values that the decode steps of a trace read.
 
-    A decode step reads once the weights of each layer that runs for some sequence, and once the head. Each token that
-    runs a layer reads the keys and values that it attends to. Activations and embeddings are not counted.
+    A decode step reads once the weights of each layer that runs for some sequence, and once the head and what else is
+    outside of the layers. Of a layer with experts, it reads at most those of every token, which is exact for one
+    sequence. A late KV computation and an intermediate prediction read their matrices once more. Each token that runs a
+    layer reads the keys and values that it attends to. Activations and embeddings are not counted.
 
     Args:
         model: The model that decoded; its dtype is that of the KV cache.
@@ -88,10 +96,11 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     """
     parts = decoder_parts(model)
     counts, size = trace.layers, parts.model.dtype.itemsize
-    layers = (counts.passes * _per_layer(parts, _bytes)).sum()
+    tokens = counts.tokens / counts.passes.clamp(min=1)  # of a pass that runs the layer
+    layers = (counts.passes * torch.tensor(_layer_bytes(parts, tokens.tolist()))).sum()
     cache = key_value_size(parts.model) * size * counts.attended.sum()
-    late = _key_value_weights(parts) * size * counts.late_passes.sum()
-    return float(layers + cache + late + _head_bytes(parts) * trace.decode_passes + trace.probes.weights_read * size)
+    late = (counts.late_passes * _late_weights(parts)).sum() * size
+    return float(layers + cache + late + _outside_bytes(parts) * trace.decode_passes + trace.probes.weights_read * size)
 
 
 def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Sequence[int] | None = None) -> float:
@@ -110,7 +119,7 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Se
         The speed-up (×), 1 or more.
     """
     parts = decoder_parts(model)
-    layer_bytes, outside = _per_layer(parts, _bytes).tolist(), _head_bytes(parts)
+    layer_bytes, outside = _layer_bytes(parts, [1] * parts.num_layers), _outside_bytes(parts)
     taken = [1] * len(schedule) if taken is None else taken
     read = sum(
         texts * (sum(layer_bytes[i] for i in layers) + outside) for texts, layers in zip(taken, schedule, strict=True)
@@ -118,9 +127,25 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Se
     return (sum(layer_bytes) + outside) * sum(taken) / read
 
 
-def _per_layer(parts: DecoderParts, measure: Callable[[nn.Module], int]) -> Tensor:
-    """Return a number for each layer, LongTensor [layers]."""
-    return torch.tensor([measure(layer) for layer in parts.layers])
+def _layer_bytes(parts: DecoderParts, tokens: Sequence[float]) -> list[float]:
+    """Bytes of weights that each layer reads in a pass, at most; ``tokens`` run the layer in the pass."""
+    size = parts.model.dtype.itemsize
+    return [
+        _bytes(layer) - _idle_weights(parts, layer, count) * size
+        for layer, count in zip(parts.layers, tokens, strict=True)
+    ]
+
+
+def _idle_weights(parts: DecoderParts, layer: nn.Module, tokens: float = 1) -> float:
+    """Weights of the experts that run for none of some tokens of a pass, if each token is sent to others.
+
+    transformers stacks the matrices of a layer's experts in parameters [experts, outputs, inputs].
+    """
+    each = getattr(parts.model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
+    if not each:
+        return 0
+    stacked = [weight for weight in layer.parameters() if weight.dim() == 3]
+    return sum(weight.numel() * (1 - min(1, each * tokens / len(weight))) for weight in stacked)
 
 
 def _attention_channels(parts: DecoderParts) -> int:
@@ -130,14 +155,30 @@ def _attention_channels(parts: DecoderParts) -> int:
     return config.num_attention_heads * head_dim
 
 
-def _key_value_weights(parts: DecoderParts) -> int:
-    """Weights of the key and value projections of a layer."""
-    return parts.hidden_size * key_value_size(parts.model)
+def _late_weights(parts: DecoderParts) -> Tensor:
+    """Weights that a late KV computation multiplies a hidden state with, LongTensor [layers]."""
+    keys_and_values, queries = key_value_size(parts.model), _attention_channels(parts)
+    outputs = [keys_and_values + (queries if query is None else 0) for query in parts.queries]
+    return parts.hidden_size * torch.tensor(outputs)
 
 
-def _head_bytes(parts: DecoderParts) -> int:
-    """Bytes that a decode step reads after its last layer."""
-    return _bytes(parts.head) + sum(_bytes(module) for module in parts.after_layers)
+def _outside(parts: DecoderParts) -> list[nn.Module]:
+    """Return what every pass runs outside of the layers: from the embedding to the layers, and from them to the logits.
+
+    Embeddings are looked up, not multiplied.
+    """
+    known = {id(module) for module in (*parts.after_layers, parts.head)}
+    before = [
+        module
+        for module in parts.body.children()
+        if not isinstance(module, nn.ModuleList | nn.Embedding) and id(module) not in known
+    ]
+    return [*before, *parts.after_layers, parts.head]
+
+
+def _outside_bytes(parts: DecoderParts) -> int:
+    """Bytes of weights that a decode step reads outside of its layers."""
+    return sum(_bytes(module) for module in _outside(parts))
 
 
 def _bytes(module: nn.Module) -> int:

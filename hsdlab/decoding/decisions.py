@@ -4,6 +4,8 @@ A strategy answers in one of three ways, the three base classes of ``hsdlab.stra
 decoding and is the same for all sequences. A plan says before each step which layers each sequence may run. An early
 exit is decided after each executed layer, within the schedule or plan. An oracle answers after the step, when all
 layers have run. The engine sees only the result: for each layer, the rows of the batch that run it.
+
+Longer than other files: the checks of a user's answers, each with its message, stand beside what they check.
 """
 
 import itertools
@@ -125,6 +127,17 @@ class Decisions:
             return True
         return any(b - a for a, b in itertools.pairwise(self._schedule))
 
+    def rows_per_source(self, rows: int) -> int:
+        """Count the rows that come from one prompt; they are consecutive.
+
+        Args:
+            rows: Number of rows in the batch.
+
+        Returns:
+            Beams, or sampled sequences, per prompt; 1 where the number of prompts is not known.
+        """
+        return 1 if self._sources is None else rows // self._sources
+
     def needed_after(self, layer: int, step: int) -> bool:
         """Say whether the keys and values of a layer are still needed.
 
@@ -212,7 +225,7 @@ class Decisions:
             num_layers=self.num_layers,
             max_steps=self.max_steps,
             rows=indices,
-            rows_per_source=1 if self._sources is None else self.rows // self._sources,
+            rows_per_source=self.rows_per_source(self.rows),
             ended=None if self.ended is None else self.ended[indices],
             output=output,
             previous_output=None if self._layers_run == 1 else arrived,

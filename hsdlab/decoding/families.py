@@ -3,6 +3,8 @@
 The only file that touches attribute paths of transformers models. Seven families are listed, and the tests cover them.
 The parts of any other decoder-only model are found by its structure, and a numerical check has to confirm them
 (:mod:`hsdlab.decoding.semantics`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
+
+Longer than other files, so that no other one has to know the structure of a model.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -155,6 +156,8 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
         UnsupportedModelError: It is not a transformers model, or the adapter adds virtual tokens (prompt tuning,
             prefix tuning).
     """
+    from peft import PeftModel  # slow to import
+
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise UnsupportedModelError(
             f"The adapter around the model is {model.peft_type.value}: its virtual tokens would be lost in decoding "

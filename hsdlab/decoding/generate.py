@@ -21,6 +21,7 @@ from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
+from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
@@ -39,7 +40,8 @@ class DecodeOutput:
             call has ``output_scores=True``.
         trace: Which layers ran, along the returned sequences.
         timing: Seconds of the prefill and of the decode steps.
-        cache_bytes: The most bytes that the KV cache held at the end of a forward pass.
+        cache_bytes: The most bytes that the KV cache held at the end of a forward pass, entries that were allocated and
+            not yet written included.
     """
 
     sequences: Tensor
@@ -242,7 +244,7 @@ def _decode(
     decisions = Decisions(run.strategy, parts.num_layers, max_steps, sources=len(input_ids))
     ends = None
     custom = config.stop_strings is not None or kwargs.get("stopping_criteria")
-    rows = len(input_ids) * config.num_return_sequences
+    rows = len(input_ids) * max(config.num_beams, config.num_return_sequences)
     if config.num_beams == 1 and (custom or (decisions.asks and rows > 1)):
         criteria = list(kwargs.get("stopping_criteria") or [])
         if config.stop_strings is not None:
@@ -251,11 +253,12 @@ def _decode(
         kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
     finite = FiniteLogits()
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
-    cache = SkipCache(parts, decisions)
+    seen_from_outside = config.output_hidden_states or config.output_attentions
+    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside)
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
-        with every_pass_recorded(parts, cache):
+        with every_pass_recorded(parts, cache), packed_weights(parts, max_steps, rows):
             raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):

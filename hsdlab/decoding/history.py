@@ -1,16 +1,13 @@
 """The hidden states of skipped tokens, kept until the late KV computation or the end of the decode."""
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsdlab.decoding.arguments import position_arguments, select_rows
 from hsdlab.decoding.decisions import Decisions, Rows
-from hsdlab.decoding.skipping import LayerCall, LayerRunner
-
-CACHE = object()
-"""Stands for the cache among the arguments that are kept."""
+from hsdlab.decoding.skipping import LayerCall
 
 
 class History:
@@ -43,7 +40,7 @@ class History:
         if not self._decisions.may_fill:
             return
         self._arrived.append({})
-        self._positions.append(_position_arguments(call, hidden, args, kwargs))
+        self._positions.append(position_arguments(call, hidden, args, kwargs))
         if self._origin is not None:
             now = torch.arange(hidden.shape[0], device=hidden.device)[None]
             self._origin = torch.cat([self._origin, now])
@@ -120,32 +117,6 @@ class History:
         return torch.cat(hidden), _concatenated(positions), torch.cat(token_rows), torch.cat(token_steps)
 
 
-def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
-    """Select rows from every tensor that has one entry for each row.
-
-    Args:
-        value: A layer's arguments: tensors in nested tuples, lists and dicts.
-        rows: Indices, LongTensor [n] on the device of the tensors.
-        count: Number of rows in the batch; a tensor with another first dimension is left as it is.
-        expand: Also repeat n times the tensors that all rows share (first dimension 1). By default they stay as they
-            are, since a layer broadcasts them itself.
-
-    Returns:
-        The same nesting, with tensors [n, …].
-    """
-    if isinstance(value, Tensor) and value.dim() > 0:
-        if value.shape[0] == count and (count > 1 or expand):
-            return value.index_select(0, rows)
-        if expand and value.shape[0] == 1:
-            return value.expand(len(rows), *value.shape[1:])
-        return value
-    if isinstance(value, dict):
-        return {name: select_rows(item, rows, count, expand) for name, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(select_rows(item, rows, count, expand) for item in value)
-    return value
-
-
 def _concatenated(values: list[Any]) -> Any:
     """Concatenate the equally nested values of several steps along the first dimension of their tensors."""
     first = values[0]
@@ -156,19 +127,3 @@ def _concatenated(values: list[Any]) -> Any:
     if type(first) in (tuple, list):
         return type(first)(_concatenated(list(items)) for items in zip(*values, strict=True))
     return first
-
-
-def _position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Return a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
-
-    CACHE stands for the cache. The cache holds what is returned, and a circle of references would keep the keys and
-    values of a finished decode in memory until Python's garbage collector runs.
-    """
-    parameters = call.signature.parameters
-    bound = call.signature.bind(hidden, *args, **kwargs).arguments
-    for name, parameter in parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.update(bound.pop(name, {}))
-    bound.pop(next(iter(parameters)))
-    bound["attention_mask"] = None
-    return {name: CACHE if isinstance(value, LayerRunner) else value for name, value in bound.items()}

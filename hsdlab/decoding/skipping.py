@@ -38,6 +38,11 @@ class LayerCall:
         self.signature = signature
         self._forward = forward
 
+    @property
+    def places(self) -> dict[str, int]:
+        """The place of each parameter among the positional ones that follow the hidden state."""
+        return {name: place - 1 for place, name in enumerate(self.signature.parameters)}
+
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer; return the hidden state after it, [rows, length, d]."""
         output = self._forward(self.layer, hidden, *args, **kwargs)

@@ -2,14 +2,16 @@
 
 import math
 from functools import cache
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from sacrebleu.metrics.bleu import BLEU as SacreBLEU
 from torch import Tensor
 
 from hsdlab.errors import UserError
 from hsdlab.metrics.base import TextMetric, check_texts
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU as SacreBLEU
 
 MAX_NGRAM_ORDER = 4
 NUM_BLEU_STATISTICS = 2 + 2 * MAX_NGRAM_ORDER
@@ -46,7 +48,9 @@ def bleu_statistics(
 
 
 @cache
-def _sacrebleu(lowercase: bool, tokenize: BleuTokenizer) -> SacreBLEU:
+def _sacrebleu(lowercase: bool, tokenize: BleuTokenizer) -> "SacreBLEU":
+    from sacrebleu.metrics.bleu import BLEU as SacreBLEU
+
     if tokenize not in get_args(BleuTokenizer):
         raise UserError(f"BLEU: tokenize={tokenize!r}; expected one of {', '.join(get_args(BleuTokenizer))}.")
     return SacreBLEU(lowercase=lowercase, tokenize=tokenize, max_ngram_order=MAX_NGRAM_ORDER)
@@ -77,6 +81,8 @@ def bleu_from_statistics(summed: list[int]) -> dict[str, float]:
             f"`summed` must hold {NUM_BLEU_STATISTICS} integers, got {len(summed)}. "
             "Sum the lists that `bleu_statistics` returns, position by position."
         )
+    from sacrebleu.metrics.bleu import BLEU as SacreBLEU
+
     sys_len, ref_len, *counts = summed
     correct, total = counts[:MAX_NGRAM_ORDER], counts[MAX_NGRAM_ORDER:]
     return {

@@ -2,13 +2,15 @@
 
 import re
 from functools import cache
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from rouge_score.rouge_scorer import RougeScorer
 
 from hsdlab.errors import UserError
 from hsdlab.metrics.base import MeanScore, check_texts
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL")
 LSUM_KEY = "rougeLsum"
@@ -102,7 +104,9 @@ def rouge_scores(
 
 
 @cache
-def _rouge_scorer(use_stemmer: bool, tokenizer: TokenizerName | RougeTokenizer, lsum: bool) -> RougeScorer:
+def _rouge_scorer(use_stemmer: bool, tokenizer: TokenizerName | RougeTokenizer, lsum: bool) -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import: it brings all of nltk
+
     keys = [*ROUGE_KEYS, *([LSUM_KEY] if lsum else [])]
     return RougeScorer(keys, use_stemmer=use_stemmer, tokenizer=_tokenizer(use_stemmer, tokenizer))
 

@@ -1,4 +1,7 @@
-"""DecodeModule: decode a data set, score every example, write each prediction to a file."""
+"""DecodeModule: decode a data set, score every example, write each prediction to a file.
+
+Longer than 300 lines, because a LightningModule is one class: its options, its hooks and its steps stand together.
+"""
 
 import copy
 import random

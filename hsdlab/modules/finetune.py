@@ -76,7 +76,7 @@ class FinetuneModule(LightningModule):
         final_skip_weights: Weights at the end of training. The draws move from skip_weights to them linearly. By
             default they do not change.
         skip_draws: One draw for each "batch", the same in all processes, or for each "example".
-        distillation: For sequences that skip layers: share of the loss, 0 to 1, that is the divergence from the model's
+        distillation: Share of the loss of sequences that skip layers, 0 to 1, that is the divergence from the model's
             own logits at full depth. The rest is cross-entropy with the reference. It takes a second forward pass,
             without gradient.
         seed: Seed of the draws and of dropout.

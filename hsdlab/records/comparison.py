@@ -2,6 +2,8 @@
 
 A speed-up is always a measured time, decode step against the baseline's decode step, without the prefill. Skipped
 layers are reported beside it as the average layers, and never as a speed-up.
+
+Longer than 300 lines, because the attributes of the records are described beside the code that computes them.
 """
 
 from __future__ import annotations
@@ -88,6 +90,7 @@ class ComparisonRow:
         speed_up: The baseline's milliseconds per decode step divided by this one's; NaN for an oracle.
         cost: The counts behind the figures; None where an older version of hsdlab wrote the row.
         run: Name of the run that the row comes from, where several are compared; empty for one.
+        resolved: The name with what depends on the model filled in, such as `max_exit`; empty in older records.
         measured: When it was measured, where the rows were measured at different times.
         speed_up_interval: (low, high) of the speed-up over the batches, each of which both strategies decoded in turn;
             None for fewer than two batches, for an oracle, and where an older version of hsdlab wrote the row.
@@ -108,6 +111,7 @@ class ComparisonRow:
     cost: Cost | None = None
     run: str = ""
     measured: Measured | None = None
+    resolved: str = ""
     speed_up_interval: tuple[float, float] | None = None
 
     @property
@@ -117,14 +121,12 @@ class ComparisonRow:
 
     @property
     def label(self) -> str:
-        """The short name, "HSD(1, 0, 15)", after the run's name where several runs are compared."""
-        short = re.sub(r"^(\w+\.)+|\w+=|['\"]", "", self.name)
-        return f"{self.run}: {short}" if self.run else short
+        """The name in all tables and pictures, "HSD(1, 0, 15)", after the run's name where several runs are compared.
 
-    @property
-    def full_name(self) -> str:
-        """The name as the user wrote it, after the run's name where several runs are compared."""
-        return f"{self.run}: {self.name}" if self.run else self.name
+        It has no keywords. `max_exit` and the like are those of the model, also where the user left them open.
+        """
+        short = re.sub(r"^(\w+\.)+|\w+=|['\"]", "", self.resolved or self.name).removesuffix("()")
+        return f"{self.run}: {short}" if self.run else short
 
     @property
     def average_layers(self) -> float:
@@ -275,6 +277,7 @@ def _row(
         else _ratio(baseline.cost.figures()["decode_step_ms"], figures["decode_step_ms"]),
         cost=result.cost,
         run=run_name,
+        resolved=result.resolved,
         speed_up_interval=None if result.is_oracle else _speed_up_interval(result, baseline),
     )
 

@@ -14,7 +14,7 @@ def corpus_scores(records: Sequence[ExampleRecord]) -> dict[str, float]:
         records: Scored examples, at least one, all by the same metrics.
 
     Returns:
-        Figures from 0 to 1 by name: the mean over the examples of ROUGE and BERTScore, and corpus BLEU.
+        Figures from 0 to 1 by name. ROUGE and BERTScore are means over the examples, BLEU is that of the corpus.
     """
     scores = {name: math.fsum(record.scores[name] for record in records) / len(records) for name in records[0].scores}
     statistics = [record.bleu_statistics for record in records if record.bleu_statistics is not None]

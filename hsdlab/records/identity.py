@@ -126,7 +126,20 @@ def warnings(before: RunInfo, run: RunInfo) -> Iterator[str]:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = ()) -> Iterator[str]:
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name) and not f"{name}.".startswith(free):
-            yield f"{name}: {old.get(name, ABSENT)} then, {new.get(name, ABSENT)} now"
+            then, now = (_readable(each.get(name, ABSENT)) for each in (old, new))
+            yield f"{name}: {then} then, {now} now"
+
+
+def _readable(value: Any) -> str:
+    """Write a setting as a user would: objects with class and arguments as "HSD(max_exit=8)", without empty ones."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_readable, value))}]"
+    if not isinstance(value, Mapping):
+        return str(value)
+    if "class_path" not in value:
+        return ", ".join(f"{name}={_readable(each)}" for name, each in value.items())
+    arguments = {name: each for name, each in (value.get("init_args") or {}).items() if each is not None}
+    return f"{value['class_path'].rpartition('.')[2]}({_readable(arguments)})"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Manifest:
         self._read()  # other processes of the run add theirs to the list
         ours: list[str] = []
         foreign: list[str] = []
-        for name in _walk(self.folder):
+        for name in walk(self.folder):
             (ours if self.lists(name) else foreign).append(name)
         return ours, foreign
 
@@ -152,7 +152,7 @@ class Manifest:
 
         Beside files of others the list stays, since a run may then start there.
         """
-        if not any(True for _ in _walk(self.folder)):
+        if not any(True for _ in walk(self.folder)):
             with faults_of_writing(self.file):
                 self.file.unlink(missing_ok=True)
 
@@ -202,8 +202,15 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.endswith(UNFINISHED)]
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the names of all files and links below a folder, relative to it, without the list and the lock."""
+def walk(folder: Path) -> Iterator[str]:
+    """List what a folder holds, without the list and the lock.
+
+    Args:
+        folder: The folder; one that does not exist holds nothing.
+
+    Yields:
+        The names of all files and links below the folder, relative to it.
+    """
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         folders[:] = sorted(name for name in folders if not name.endswith(UNFINISHED))

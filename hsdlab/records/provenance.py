@@ -49,6 +49,7 @@ class Machine:
         memory_gib: Main memory, GiB; None where the system does not say.
         gpus: Names of the CUDA GPUs that torch sees.
         system: Operating system and its version.
+        omp_wait_policy: OMP_WAIT_POLICY, how OpenMP's threads wait for each other; None if it was not set.
     """
 
     cpu: str
@@ -57,6 +58,7 @@ class Machine:
     memory_gib: float | None
     gpus: tuple[str, ...]
     system: str
+    omp_wait_policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def describe_machine() -> Machine:
     """Describe the machine that this process runs on.
 
     Returns:
-        Processor, cores, threads of torch, memory, GPUs and operating system.
+        Processor, cores, threads of torch and how they wait, memory, GPUs and operating system.
     """
     return Machine(
         cpu=_cpu_model(),
@@ -194,6 +196,7 @@ def describe_machine() -> Machine:
         memory_gib=_memory_gib(),
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
         system=platform.platform(),
+        omp_wait_policy=os.environ.get("OMP_WAIT_POLICY"),
     )
 
 

@@ -5,11 +5,13 @@ Long, because these are the states of one folder; its list of files, its lock an
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from hsdlab.records import identity
 from hsdlab.records.files import faults_of_writing, listening, replace_file
 from hsdlab.records.identity import IdentityName
 from hsdlab.records.lock import FolderLock
-from hsdlab.records.manifest import MANIFEST_FILE, Manifest, unfinished_files
+from hsdlab.records.manifest import MANIFEST_FILE, Manifest, unfinished_files, walk
 from hsdlab.records.provenance import RunInfo
 
 RUN_FILE = "run.json"
@@ -32,6 +34,8 @@ CONFIG_FILE = "config.yaml"
 
 AT_THE_START = (RUN_FILE, CONFIG_FILE)
 """What a run writes before it has any result."""
+SHOWN = 3
+"""Of files that are not the run's, so many are named."""
 
 BEFORE_LISTS = (
     *("config.yaml", "run.json", "metrics.json", "result.json", "predictions.jsonl", "predictions.rank*.jsonl"),
@@ -76,6 +80,7 @@ class RunFolder:
 
     Raises:
         FileExistsError: The path is a file.
+        FileNotFoundError: It is, or lies behind, a symbolic link to nothing.
         RunError: Another process holds the folder.
     """
 
@@ -90,6 +95,12 @@ class RunFolder:
     ) -> None:
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"--output={path} is a file; expected a folder.")
+        for each in (path, *path.parents):
+            if each.is_symlink() and not each.exists():
+                raise FileNotFoundError(
+                    f"--output={path}: {each} is a symbolic link to {os.readlink(each)}, where there is nothing. Make "
+                    "that folder, or give another one."
+                )
         self.path = path
         self.subcommand = subcommand
         self.config = config
@@ -120,15 +131,13 @@ class RunFolder:
             FileExistsError: The folder holds something else: no run, or one of other settings, which the message names.
             RunError: Its run.json is damaged.
         """
+        if not self._is_of_runs():
+            self._refuse_others(list(islice(walk(self.path), SHOWN + 1)))  # all of a whole disk would take minutes
         ours, foreign = self._files()
         if self.overwrite:
             self._check_inputs(ours)
-        if foreign and not ours and not self._manifest.exists:
-            raise FileExistsError(
-                f"The output folder {self.path} is not empty, and no run of hsdlab wrote what is in it "
-                f"({_listed(foreign)}). Give another folder with --output, or empty it yourself: --overwrite removes "
-                "only what a run wrote."
-            )
+        if not ours and not self._manifest.exists:
+            self._refuse_others(foreign)
         has_results = any(name not in AT_THE_START for name in ours)
         if self.overwrite or not (has_results or (goes_on and ours)):  # of a start that was cut short nothing is kept
             self._check_read_back(foreign)
@@ -143,8 +152,9 @@ class RunFolder:
         if lines:
             raise FileExistsError(
                 "\n  ".join([f"The output folder {self.path} holds a run with other settings:", *lines])
-                + "\nGive another folder with --output, --overwrite to replace the results in it, or the settings of "
-                f"that run to resume it: --config {self.path / CONFIG_FILE} --output {self.path}"
+                + "\nEither give another folder with --output, or add one of these to the command:"
+                "\n  to replace the results in the folder: --overwrite"
+                f"\n  to resume that run with its settings: --config {self.path / CONFIG_FILE} --output {self.path}"
             )
         self.before = before
         return True
@@ -258,11 +268,24 @@ class RunFolder:
         Returns:
             False where there is at most run.json and config.yaml.
         """
-        return any(name not in AT_THE_START for name in self._files()[0])
+        return self._is_of_runs() and any(name not in AT_THE_START for name in self._files()[0])
+
+    def _is_of_runs(self) -> bool:
+        """Tell whether a run may have written into the folder."""
+        return self._manifest.exists or (self.path / RUN_FILE).is_file()
 
     def _files(self) -> tuple[list[str], list[str]]:
         """Return the names of what runs wrote into the folder, and of what they did not."""
         return _files(self._manifest, self.overwrite)
+
+    def _refuse_others(self, names: Sequence[str]) -> None:
+        """Refuse a folder that holds files of others alone."""
+        if names:
+            raise FileExistsError(
+                f"The output folder {self.path} is not empty, and no run of hsdlab wrote what is in it "
+                f"({', '.join(names[:SHOWN])}{' and more' if len(names) > SHOWN else ''}). Give another folder with "
+                "--output, or empty it yourself: --overwrite removes only what a run wrote."
+            )
 
     def _check_inputs(self, ours: Sequence[str]) -> None:
         """Refuse to remove what this run reads: a model, adapter or data file in its own output folder."""
@@ -427,7 +450,7 @@ def _is_run(file: Path, overwrite: bool) -> bool:
     return True
 
 
-def _listed(names: Sequence[str], most: int = 3) -> str:
+def _listed(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

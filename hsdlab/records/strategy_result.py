@@ -25,6 +25,7 @@ class StrategyResult(Document):
         cost: Of all examples.
         examples: One record per example. Those without `layers` are left out of plots of the depth.
         is_oracle: Whether the strategy looks at layers that it reports as skipped; its times are then left out.
+        resolved: The name with what depends on the model filled in, such as `max_exit`; empty in older records.
         run: Versions, commit, configuration and machine; None where the result is part of a larger record.
     """
 
@@ -37,6 +38,7 @@ class StrategyResult(Document):
     cost: Cost
     examples: tuple[ExampleRecord, ...] = ()
     is_oracle: bool = False
+    resolved: str = ""
     run: RunInfo | None = None
 
     @property

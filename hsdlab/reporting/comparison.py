@@ -21,12 +21,14 @@ from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.tables import (
     COST_HEADER,
     TERMINAL_COSTS,
+    arguments_note,
     baseline_note,
     cost_cells,
     estimate,
     interval,
     number,
     percent_of_baseline,
+    quality_notes,
     shown_name,
     terminal_table,
     time_notes,
@@ -64,14 +66,19 @@ def notes(comparison: Comparison) -> list[str]:
         Notes of a sentence or two each.
     """
     rows = comparison.rows
+    paired = "" if len(rows) == 1 else " Those of the % of baseline draw the same examples for both."
     lines = [
         baseline_note(comparison),
         f"Intervals: {comparison.bootstrap.level:.0%} percentile bootstrap over the examples "
-        f"({comparison.bootstrap.resamples} resamples). Those of the % of baseline draw the same examples for both.",
+        f"({comparison.bootstrap.resamples} resamples).{paired}",
         "Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. "
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
         *time_notes(rows, "the baseline"),
+        *quality_notes(comparison),
+        *arguments_note(rows),
     ]
+    if any(row.speed_up_interval is not None for row in rows):
+        lines.append("The interval of the speed-up draws the same batches for both strategies.")
     if any(row.is_oracle for row in rows):
         lines.append(
             "An oracle looks at layers that it then claims not to have run: an upper bound, not a method, without a "
@@ -135,20 +142,25 @@ def comparison_tables(comparison: Comparison) -> str:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print quality above cost. Value and % of the baseline share a cell, with the interval below them.
 
+    One strategy alone is compared with nothing: its tables have neither % of the baseline nor a speed-up.
+
     Args:
         comparison: Of one strategy or more.
         console: Of 120 columns or more.
     """
-    metrics = [name for name in TERMINAL_METRICS if name in comparison.metrics]
+    metrics, alone = [name for name in TERMINAL_METRICS if name in comparison.metrics], len(comparison.rows) == 1
+    columns = [name for name in TERMINAL_COSTS if not (alone and name == "Measured speed-up")]
     header = ["Average\ndepth", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
-    quality = terminal_table("Quality (value, % of the baseline, interval)", "Strategy", header)
-    cost = terminal_table("Cost", "Strategy", TERMINAL_COSTS)
+    quality = terminal_table(f"Quality (value, {'' if alone else '% of the baseline, '}interval)", "Strategy", header)
+    cost = terminal_table("Cost", "Strategy", columns)
     for row in comparison.rows:
         style = "bold" if row.is_baseline else ""
-        cells = [_two_lines(row.quality[name], 3, row.percent_of_baseline[name].value) for name in metrics]
+        percent = {name: math.nan if alone else row.percent_of_baseline[name].value for name in metrics}
+        cells = [_two_lines(row.quality[name], 3, percent[name]) for name in metrics]
         name = Text(shown_name(row))
         quality.add_row(name, number(row.average_layers, 2), *cells, _two_lines(row.output_tokens, 1), style=style)
-        cost.add_row(name, *cost_cells(row, TERMINAL_COSTS), style="yellow" if row.saves_layers_but_no_time else style)
+        costs = [cell.replace(" [", "\n[") for cell in cost_cells(row, columns)]  # the interval on a line of its own
+        cost.add_row(name, *costs, style="yellow" if row.saves_layers_but_no_time else style)
     console.print(quality)
     console.print(cost)
     for note in notes(comparison):

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from hsdlab.records.bootstrap import FloatArray
@@ -70,7 +71,7 @@ def depth_figure(rows: Sequence[ComparisonRow], results: Sequence[StrategyResult
     """Draw a heat map for each strategy: position in the text to the right, layer upwards.
 
     The colour is the share of examples for which the layer ran, among those that took the decode step; all
-    panels share it and their axes. Grey: no example was so long.
+    panels share it and their axes. Grey: no text was that long; the legend says so.
 
     Args:
         rows: Rows of a comparison, at least one.
@@ -97,6 +98,9 @@ def depth_figure(rows: Sequence[ComparisonRow], results: Sequence[StrategyResult
     figure.supylabel("Layer", color=INK, fontsize=10)
     bar = figure.colorbar(images[0], ax=grid, aspect=12 * lines, pad=0.02)
     bar.set_label("Share of examples for\nwhich the layer ran", color=INK)
+    if any(0 < len(each) < last_step for each in shares):
+        grey = Patch(facecolor=NO_ROW, edgecolor=FAINT, label="no text was that long")
+        figure.legend(handles=[grey], loc="outside lower right", frameon=False, labelcolor=INK, fontsize=9)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK)
     return figure

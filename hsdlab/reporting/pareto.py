@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 from hsdlab.errors import UserError
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.reporting.tables import MARKS_IN_WORDS, time_mark
 
 Style = dict[str, Any]
 """Keywords of a line without a line: colour and marker."""
@@ -27,19 +28,41 @@ Cost = Callable[[ComparisonRow], float]
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("X", "o", "s", "^", "D", "v", "P")
 INK, FAINT = "#333333", "#9a9a9a"
-NUMBER_OFFSETS = [  # where a number may stand around its point, in points, nearest first
+LABEL_OFFSETS = [  # where a label may stand around its point, in points, nearest first
     (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
     for distance in (11, 15, 20, 26)
     for angle in (40, 140, 320, 220, 0, 180, 20, 160, 340, 200)
 ]
 
 
+class Labelled(NamedTuple):
+    """A point of a panel, the ends of its error bar, and what is written beside it.
+
+    Attributes:
+        label: The strategy's number in the table, with the mark of its time where it has one.
+        x: In the unit of the panel's horizontal axis.
+        y: The score.
+        low: Lower end of the score's interval.
+        high: Upper end of it.
+        colour: As matplotlib takes it.
+    """
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: str
+
+
 def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     """Draw quality against average layers (left) and against milliseconds per decode step (right).
 
-    Error bars are the bootstrap intervals of the quality. The dashed staircase joins the strategies that no
-    other one beats in both directions. Strategies of one class share colour and marker; the numbers are those
-    of the legend and of the tables' order. A strategy without a figure on an axis is left out of that panel.
+    Error bars are bootstrap intervals, of the quality and, on the right, of the speed-up. The dashed staircase joins
+    the strategies that no other one beats in both directions, without those of quality 0. Strategies of one class share
+    colour and marker.
+    The numbers are those of the legend and of the tables' order. Times have the marks of the tables. A strategy
+    without a figure on an axis is left out of that panel.
 
     Args:
         comparison: Of one strategy or more.
@@ -63,15 +86,28 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     styles = class_styles([comparison.baseline.class_name, *(row.class_name for row in comparison.rows)])
     for axes, cost in panels:
         _draw_panel(axes, comparison.rows, styles, metric, cost)
+    _draw_times(right, _drawn(comparison.rows, metric, panels[1][1]), styles)
     left.set_xlabel(f"Average layers per decode step (of {comparison.baseline.num_layers})", color=INK)
     right.set_xlabel("Milliseconds per decode step, measured", color=INK)
     left.set_ylabel(f"{METRIC_LABELS[metric]}, with {comparison.bootstrap.level:.0%} interval", color=INK)
     handles = [Line2D([], [], label=f"{row.number}  {row.label}", **styles[row.class_name]) for row in comparison.rows]
     handles.append(Line2D([], [], color=FAINT, linestyle="--", label="Pareto frontier"))
+    handles += mark_handles(comparison.rows)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
     figure.canvas.draw()  # settles the layout in which the numbers are measured
     for axes, cost in panels:
-        _number_points(axes, comparison.rows, styles, metric, cost)
+        points = [
+            Labelled(
+                f"{row.number}{time_mark(row) if axes is right else ''}",
+                x,
+                y,
+                row.quality[metric].low,
+                row.quality[metric].high,
+                styles[row.class_name]["color"],
+            )
+            for row, x, y in _drawn(comparison.rows, metric, cost)
+        ]
+        label_points(axes, points)
     return figure
 
 
@@ -89,6 +125,23 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         if not best or quality > best[-1][1]:
             best.append((cost, quality))
     return best
+
+
+def mark_handles(rows: Sequence[ComparisonRow]) -> list[Line2D]:
+    """Make the legend's entries for the marks beside points of the time panel.
+
+    Args:
+        rows: The rows of the picture. A mark that none of them has gets no entry.
+
+    Returns:
+        Entries of text alone.
+    """
+    found = {time_mark(row) for row in rows}
+    return [
+        Line2D([], [], linestyle="none", marker=f"${mark}$", color=INK, label=text)
+        for mark, text in MARKS_IN_WORDS.items()
+        if mark in found
+    ]
 
 
 def class_styles(class_names: Sequence[str]) -> dict[str, Style]:
@@ -144,8 +197,16 @@ def _draw_panel(
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=FAINT)
         axes.set_xticks([])
         return
-    best = frontier([(x, y) for _, x, y in points])
-    axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1.2, linestyle="--", drawstyle="steps-post", zorder=1)
+    best = frontier([(x, y) for _, x, y in points if y > 0])
+    axes.plot(
+        [x for x, _ in best],
+        [y for _, y in best],
+        color=FAINT,
+        linewidth=1.2,
+        linestyle="--",
+        drawstyle="steps-post",
+        zorder=1,
+    )
     for row, x, y in points:
         style, interval = styles[row.class_name], row.quality[metric]
         if math.isfinite(interval.low):
@@ -161,46 +222,50 @@ def _draw_panel(
         axes.plot(x, y, **style, zorder=3)
 
 
-def _number_points(
-    axes: Axes,
-    rows: Sequence[ComparisonRow],
-    styles: Mapping[str, Style],
-    metric: str,
-    cost: Cost,
-) -> None:
-    """Write each row's number at the first free place around its point, else where it covers least."""
-    points = _drawn(rows, metric, cost)
+def _draw_times(axes: Axes, points: Sequence[tuple[ComparisonRow, float, float]], styles: Mapping[str, Style]) -> None:
+    """Draw the interval of the speed-up as an error bar of the time, the baseline's time being taken as it is."""
+    for row, step_ms, y in points:
+        if row.speed_up_interval is not None:
+            ends = [step_ms * row.speed_up / end for end in row.speed_up_interval]
+            axes.plot(
+                ends, [y, y], color=styles[row.class_name]["color"], marker="|", alpha=0.4, linewidth=1.4, zorder=2
+            )
+
+
+def label_points(axes: Axes, points: Sequence[Labelled]) -> None:
+    """Write each point's label at the first free place around it, else where it covers least.
+
+    Args:
+        axes: The panel, changed in place. The layout of its figure is settled: later changes would move the labels.
+        points: The points and their labels.
+    """
     point = axes.figure.dpi / 72  # pixels
     pixels = axes.transData.transform
-    markers = [Bbox([pixels((x, y)) - 5 * point, pixels((x, y)) + 5 * point]) for _, x, y in points]
-    bars = [
-        Bbox([pixels((x, row.quality[metric].low)) - point, pixels((x, row.quality[metric].high)) + point])
-        for row, x, _ in points
-        if math.isfinite(row.quality[metric].low)
-    ]
-    numbers: list[Bbox] = []
-    for row, x, y in points:
-        number = axes.annotate(
-            str(row.number),
-            (x, y),
+    markers = [Bbox([pixels((p.x, p.y)) - 5 * point, pixels((p.x, p.y)) + 5 * point]) for p in points]
+    bars = [Bbox([pixels((p.x, p.low)) - point, pixels((p.x, p.high)) + point]) for p in points if math.isfinite(p.low)]
+    written: list[Bbox] = []
+    for p in points:
+        label = axes.annotate(
+            p.label,
+            (p.x, p.y),
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=9.5,
             fontweight="bold",
             ha="center",
             va="center",
-            color=styles[row.class_name]["color"],
+            color=p.colour,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible across a line
             zorder=4,
         )
         tried = []
-        for offset in NUMBER_OFFSETS:
-            number.set_position(offset)
-            box = number.get_window_extent()
-            tried.append((_covered(box, markers + numbers) + 0.5 * _covered(box, bars), offset, box))
+        for offset in LABEL_OFFSETS:
+            label.set_position(offset)
+            box = label.get_window_extent()
+            tried.append((_covered(box, markers + written) + 0.5 * _covered(box, bars), offset, box))
         _, offset, box = min(tried, key=lambda place: place[0])
-        number.set_position(offset)
-        numbers.append(box)
+        label.set_position(offset)
+        written.append(box)
 
 
 def _covered(box: Bbox, taken: Sequence[Bbox]) -> float:

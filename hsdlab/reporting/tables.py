@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import Comparison, ComparisonRow
+from hsdlab.records.labels import METRIC_LABELS
 
 COST_HEADER = (
     "Average depth",
@@ -28,7 +30,11 @@ TERMINAL_COSTS = tuple(name for name in COST_HEADER if name != "% of layers")  #
 COSTS_OF_A_CHOICE = ("Average depth", "ms per decode step", "Measured speed-up")
 """The columns that a report of a choice shows."""
 MISSING = "–"
+FEW_EXAMPLES = 30
+"""With fewer, a note says that the intervals are wide."""
 SLOW, TOO_FAST = "†", "‡"
+MARKS_IN_WORDS = {SLOW: "slower than full depth", TOO_FAST: "faster than its layers allow"}
+"""The marks of times, as legends explain them."""
 WIDTH = 120  # characters that the tables need; more than rich assumes where the output is a file
 
 
@@ -63,6 +69,18 @@ def terminal_table(title: str, first: str, header: Sequence[str]) -> Table:
     return table
 
 
+def time_mark(row: ComparisonRow) -> str:
+    """Choose the mark of a time that needs an explanation, the same in tables and pictures.
+
+    Args:
+        row: The strategy.
+
+    Returns:
+        `SLOW`, `TOO_FAST` or nothing. `time_notes` explains them.
+    """
+    return SLOW if row.saves_layers_but_no_time else TOO_FAST if row.faster_than_its_layers else ""
+
+
 def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[str]:
     """Format the cells of a strategy under some columns of cost.
 
@@ -71,15 +89,13 @@ def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[
         header: Names from `COST_HEADER`.
 
     Returns:
-        One cell for each name. The speed-up has a mark where time and layers disagree (`time_notes`).
+        One cell for each name. The speed-up has its interval, and a mark where time and layers disagree (`time_notes`).
     """
-    speed_up = number(row.speed_up, 2)
-    mark = SLOW if row.saves_layers_but_no_time else TOO_FAST if row.faster_than_its_layers else ""
     cells = {
         "Average depth": number(row.average_layers, 2),
         "% of layers": number(row.percent_of_layers, 1),
         "Computed layers": number(row.figure("compute_layers"), 2),
-        "Measured speed-up": speed_up if speed_up == MISSING else f"{speed_up}× {mark}".strip(),
+        "Measured speed-up": _speed_up(row),
         "ms per decode step": significant(row.figure("decode_step_ms")),
         "Tokens/s": significant(row.figure("tokens_per_second")),
         "Prefill ms": significant(row.figure("prompt_ms")),
@@ -88,6 +104,13 @@ def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[
         "Cache peak MiB": significant(row.figure("cache_peak_mib")),
     }
     return [cells[name] for name in header]
+
+
+def _speed_up(row: ComparisonRow) -> str:
+    if not math.isfinite(row.speed_up):
+        return MISSING
+    ends = "" if row.speed_up_interval is None else " [{:.2f}, {:.2f}]".format(*row.speed_up_interval)
+    return f"{row.speed_up:.2f}×{ends} {time_mark(row)}".strip()
 
 
 def cost_in_words(row: ComparisonRow) -> str:
@@ -119,12 +142,58 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
         No, one or two notes.
     """
     notes = []
-    if any(row.saves_layers_but_no_time for row in rows):
-        notes.append(f"{SLOW} Layers were saved, but a decode step took longer than {baseline}'s.")
-    if any(row.faster_than_its_layers for row in rows):
+    slow = [row for row in rows if time_mark(row) == SLOW]
+    if slow:
+        text = f"{SLOW} Layers were saved, but a decode step took longer than {baseline}'s."
+        if reading := [row.label for row in slow if row.figure("intermediate_predictions_per_token") > 0]:
+            text += f" Confidence measures read the head after every layer that they check: {', '.join(reading)}."
+        if len(reading) < len(slow):
+            text += " If a schedule is slow, the machine may have done other work: `bench` measures it again."
+        notes.append(text)
+    if any(time_mark(row) == TOO_FAST for row in rows):
         notes.append(
             f"{TOO_FAST} More than the layers allow: the machine did other work while one of the two was measured. "
             "Do not trust it. `bench` times the strategies in alternation."
+        )
+    return notes
+
+
+def arguments_note(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Name the arguments that the labels give without keywords.
+
+    Args:
+        rows: Rows of the table.
+
+    Returns:
+        One note; none where no strategy has arguments. A strategy that holds others is left out.
+    """
+    found: dict[str, list[str]] = {}
+    for name, row in ((row.resolved or row.name, row) for row in rows):
+        keywords = re.findall(r"(\w+)=", name) if name.count("(") == 1 else []
+        found[row.class_name] = max(found.get(row.class_name, []), keywords, key=len)
+    named = ", ".join(f"{name}({', '.join(keywords)})" for name, keywords in found.items() if keywords)
+    return [f"Arguments: {named}."] if named else []
+
+
+def quality_notes(comparison: Comparison) -> list[str]:
+    """Warn of few examples, and of a model that skipping ruins.
+
+    Args:
+        comparison: Of one strategy or more.
+
+    Returns:
+        No, one or two notes.
+    """
+    notes, metric, examples = [], comparison.headline_metric, comparison.baseline.examples
+    if examples < FEW_EXAMPLES:
+        notes.append(f"Only {examples} examples: the intervals are wide.")
+    ruined = [row for row in comparison.rows if metric in row.quality and row.percent_of_baseline[metric].value < 50]
+    if ruined:
+        runs = ", ".join(dict.fromkeys(row.run for row in ruined if row.run))
+        where = f" ({runs})" if runs else ""
+        notes.append(
+            f"{METRIC_LABELS[metric]} falls below half of the baseline's{where}: as a rule, this model was not trained "
+            "to skip layers. See docs/training.md."
         )
     return notes
 
@@ -153,7 +222,7 @@ def shown_name(row: ComparisonRow, quote: str = "") -> str:
     Returns:
         The name with its run, if there are several, and "(oracle)" after an oracle's.
     """
-    return f"{quote}{row.full_name}{quote}{' (oracle)' if row.is_oracle else ''}"
+    return f"{quote}{row.label}{quote}{' (oracle)' if row.is_oracle else ''}"
 
 
 def estimate(figure: Estimate, digits: int, unit: float = 1) -> str:
@@ -222,10 +291,13 @@ def baseline_note(comparison: Comparison) -> str:
         comparison: Of one strategy or more.
 
     Returns:
-        The baseline, the number of examples and the number of layers, in two sentences.
+        The baseline, the number of examples and the number of layers. One strategy alone is compared with nothing.
     """
     baseline = comparison.baseline
-    named = f"{baseline.full_name} is the baseline (100 %)"
+    size = f"{baseline.examples} examples, {baseline.num_layers} layers."
+    if len(comparison.rows) == 1:
+        return size if comparison.has_full_depth else f"{size} `compare` also runs FullDepth, the baseline."
+    named = f"{baseline.label} is the baseline (100 %)"
     if not comparison.has_full_depth:
         named = f"FullDepth was not run: the first strategy, {named}"
-    return f"{named}. {baseline.examples} examples, {baseline.num_layers} layers."
+    return f"{named}. {size}"

@@ -16,13 +16,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.example import ExampleRecord
@@ -36,6 +34,9 @@ from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.tables import number
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
 COMPARISON_RUN = "comparison"
@@ -83,7 +84,7 @@ def run_name(row: ComparisonRow, numbered: bool = True) -> str:
     Returns:
         A name of letters, digits and ``_ . , = + ( ) -`` alone, which every file system takes.
     """
-    label = row.label.removesuffix("()").replace(", ", ",").replace(": ", "_")
+    label = row.label.replace(", ", ",").replace(": ", "_")
     plain = re.sub(r"[^\w.,=+()-]+", "-", label)[:LONGEST_NAME].strip("-.")
     return f"{row.number:02}_{plain}" if numbered else plain or row.class_name
 
@@ -113,6 +114,8 @@ def write_strategy(comparison: Comparison, row: ComparisonRow, result: StrategyR
         result: The result of the row, with its examples.
         folder: Folder of this TensorBoard run; its name is the run's.
     """
+    from torch.utils.tensorboard.summary import hparams  # slow to import
+
     with _new_run(folder) as writer:
         for tag, value in scalars(comparison, row).items():
             writer.add_scalar(tag, value, 0)
@@ -226,6 +229,8 @@ def sample_table(comparison: Comparison, texts: Sequence[tuple[ComparisonRow, Ex
 @contextmanager
 def _new_run(folder: Path) -> Iterator[SummaryWriter]:
     """Give a writer whose events replace those of before, whole or not at all."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
     with tempfile.TemporaryDirectory() as made:
         with faults_of_writing(Path(made)), SummaryWriter(made) as writer:
             yield writer

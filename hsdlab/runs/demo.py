@@ -18,7 +18,7 @@ from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.comparison import FILE, write_comparison
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.side_by_side import side_by_side_figure, side_by_side_table, side_by_side_terminal
-from hsdlab.reporting.tables import console, time_notes
+from hsdlab.reporting.tables import console, quality_notes, time_notes
 from hsdlab.runs.progress import ShowsProgress
 from hsdlab.runs.strategies import StrategyRuns, baseline_first
 from hsdlab.strategies import HSD, FullDepth, SkipDecode, SkipStrategy
@@ -81,7 +81,7 @@ def demo(
         if number in (FIRST, len(ordered)):
             found = _report(results, run, folder)
             terminal.print(side_by_side_terminal(found))
-            terminal.print(_how_to_read(found, data.batch_size), highlight=False, style="dim")
+            terminal.print(how_to_read(found, data.batch_size), highlight=False, style="dim")
             seconds = time.monotonic() - began
             terminal.print(
                 f"After {seconds:.0f} s: the picture is {folder / PICTURE}, the table {folder / TABLE}.",
@@ -107,14 +107,23 @@ def _report(results: Mapping[str, Sequence[StrategyResult]], run: RunInfo, folde
     found = compare_results([result for _, result in pairs], run, [name for name, _ in pairs])
     found.write(folder / FILE)
     replace_figure(folder / PICTURE, side_by_side_figure(found), dots_per_inch=150)
-    page = f"# Side by side\n\n{side_by_side_table(found)}\n\n{_how_to_read(found)}\n![The picture]({PICTURE})\n"
+    page = f"# Side by side\n\n{side_by_side_table(found)}\n\n{how_to_read(found)}\n![The picture]({PICTURE})\n"
     replace_file(folder / TABLE, page)
     return found
 
 
-def _how_to_read(found: Comparison, batch_size: int = BATCH_SIZE) -> str:
+def how_to_read(found: Comparison, batch_size: int = BATCH_SIZE) -> str:
+    """Say how to read the table.
+
+    Args:
+        found: The comparison of all models.
+        batch_size: Sequences per batch.
+
+    Returns:
+        A few lines. Marks that no row has are not explained.
+    """
     first = found.baseline
     text = HOW_TO_READ.format(
         baseline=f"the model {first.run}", layers=first.num_layers, examples=first.examples, batch=batch_size
     )
-    return "\n".join([text, *time_notes([row for row in found.rows if row.faster_than_its_layers], "the baseline")])
+    return "\n".join([text, *time_notes(found.rows, "the baseline"), *quality_notes(found)])

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hsdlab.costs import Cost
 from hsdlab.errors import RunError, UserError
-from hsdlab.program import typed
+from hsdlab.program import TRAIN_SCRIPT, typed
 from hsdlab.reasons import reason
 from hsdlab.records.bench import BenchResult
 from hsdlab.records.calibration import CalibrationResult
@@ -86,11 +86,12 @@ def _redraw(folder: Path) -> Document:
         if (folder / name).is_file():
             with held(folder):
                 record = draw(folder, terminal)
-            terminal.print(f"Drawn anew in {folder}.", highlight=False, soft_wrap=True)
+            terminal.print(f"Drawn again in {folder}.", highlight=False, soft_wrap=True)
             return record
     raise RunError(
-        f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `report` takes the output "
-        "folders of test, validate, compare, calibrate, tune, bench and inspect, and of train.py fit_exit_classifier."
+        f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `{typed('report')}` takes the output "
+        "folders of test, validate, compare, calibrate, tune, bench and inspect, and of "
+        f"`{typed('fit_exit_classifier', TRAIN_SCRIPT)}`."
     )
 
 

@@ -148,6 +148,7 @@ def result_of(
     figures = cost.figures()
     return StrategyResult(
         name=repr(strategy),
+        resolved=repr(strategy.resolved(decoder_parts(module.model).num_layers)),
         strategy=StrategyConfig.of(strategy.config()),
         num_layers=decoder_parts(module.model).num_layers,
         scores={name: value for name, value in scores.items() if name not in figures},

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
-from hsdlab.records.comparison import compare_results
+from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import METRICS_FILE, RESULT_FILE, prediction_file, write_json
 from hsdlab.records.strategy_result import StrategyResult
@@ -63,15 +63,19 @@ def test(
     return result
 
 
-def write_result(result: StrategyResult, folder: Path) -> None:
+def write_result(result: StrategyResult, folder: Path) -> Comparison:
     """Write result.json, and the run of TensorBoard that `compare` would write for the strategy.
 
     Args:
         result: With the records of its examples. Without a `run`, provenance is noted now.
         folder: A missing folder is created.
+
+    Returns:
+        A comparison of this one strategy, for a table.
     """
     result.without_examples().write(folder / RESULT_FILE)
     comparison = compare_results([result], result.run or run_info())
     (row,) = comparison.rows
     events = folder / tensorboard.FOLDER / tensorboard.run_name(row, numbered=False)
     tensorboard.write_strategy(comparison, row, result, events)
+    return comparison

@@ -86,6 +86,17 @@ class SkipStrategy(Callback, ABC):
         """
         return None
 
+    def resolved(self, num_layers: int) -> "SkipStrategy":
+        """Fill in the parameters that depend on the model, as tables and pictures show the setting.
+
+        Args:
+            num_layers: L.
+
+        Returns:
+            The same setting with numbers in place of "auto" and None; this object where there are none.
+        """
+        return self
+
     @contextmanager
     def applied_to(self, model: nn.Module, max_new_tokens: int | None = None) -> Iterator[AppliedRun]:
         """Decode every ``model.generate`` call inside the block under this strategy; restores the model on leaving.

@@ -1,6 +1,7 @@
 """Compose: a schedule bounds the layers, and a confidence measure exits earlier within them."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -66,6 +67,11 @@ class Compose(SkipStrategy):
             BoolTensor [rows], true where the sequence exits.
         """
         return self.confidence.should_exit(state)
+
+    def resolved(self, num_layers: int) -> "Compose":
+        """Fill in the parameters of the schedule."""
+        schedule = cast(ScheduledStrategy, self.schedule.resolved(num_layers))
+        return Compose(schedule, self.confidence)
 
     def never_skip(self) -> "Compose | None":
         """Compose the never-skip settings of both, if both have one."""

@@ -133,7 +133,7 @@ def depth_threshold(slope: float, layer: int) -> float:
         layer: i, the index of the layer in the model.
 
     Returns:
-        The threshold after the layer: 1 after layer 0, 0 from layer 1/λ on.
+        The threshold after the layer, which is 1 after layer 0 and 0 from layer 1/λ on.
 
     Example:
         >>> [depth_threshold(0.25, layer) for layer in range(6)]

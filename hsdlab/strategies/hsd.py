@@ -56,7 +56,7 @@ class HSD(ScheduledStrategy):
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> tuple[int, ...]:
         """Give every (num_skipped + 1)-th layer and the top l(t) layers, sorted."""
-        max_exit = num_layers // 2 if self.max_exit is None else self.max_exit
+        max_exit = self._max_exit_on(num_layers)
         check_fits("HSD", self.min_exit, max_exit, num_layers)
         scheduled = budget(step, max_steps, self.min_exit, max_exit, self.decay)
         kept = range(0, num_layers, self.num_skipped + 1)
@@ -67,6 +67,13 @@ class HSD(ScheduledStrategy):
         """Propose any budget, and ``num_skipped`` on a log scale, since about L / (num_skipped + 1) layers are kept."""
         num_skipped = trial.suggest_int("num_skipped", 1, max(1, num_layers - 1), log=True)
         return cls(num_skipped, *propose_budget(trial, num_layers))
+
+    def resolved(self, num_layers: int) -> "HSD":
+        """Fill in ``max_exit``."""
+        return HSD(self.num_skipped, self.min_exit, max(self.min_exit, self._max_exit_on(num_layers)), self.decay)
+
+    def _max_exit_on(self, num_layers: int) -> int:
+        return num_layers // 2 if self.max_exit is None else self.max_exit
 
     def never_skip(self) -> "HSD":
         """Set ``num_skipped`` to 0."""

@@ -60,6 +60,10 @@ class StaticDepth(ScheduledStrategy):
         keep = cast(Keep, trial.suggest_categorical("keep", get_args(Keep)))
         return cls(trial.suggest_int("number", 2 if keep == "unified" else 1, num_layers), keep)
 
+    def resolved(self, num_layers: int) -> "StaticDepth":
+        """Fill in ``number``."""
+        return StaticDepth(self._number_on(num_layers), self.keep)
+
     def never_skip(self) -> "StaticDepth":
         """Set the number to all layers."""
         return StaticDepth(number=None, keep=self.keep)

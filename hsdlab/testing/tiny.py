@@ -36,7 +36,7 @@ def tiny_model(
         **options: Further entries of the model's config, which win over those set here.
 
     Returns:
-        A model in eval mode on the CPU: 32 channels, 4 heads, ``VOCABULARY`` tokens, a context of 64 tokens, no
+        A model in eval mode on the CPU, with 32 channels, 4 heads, ``VOCABULARY`` tokens, a context of 64 tokens, no
         end-of-sequence token.
     """
     sizes: dict[str, Any] = {

@@ -120,6 +120,7 @@ OPTIONS = {
     "of another strategy": usage("test", "--skip.num_skipped=3", "the class that --skip names takes no such argument"),
     "no option": usage("test", "--foo=1", "`test` has no option --foo"),
     "no option's word": usage("test", "foo", "'foo'.*belongs to no option"),
+    "no such help": usage("test", "--help=trainer", "--help=trainer: give --help for .* or --help=all for every"),
     "no value": usage("test", "--output", "--output stands without a value"),
     "misspelt command": usage("tset", "", "no command 'tset'; did you mean 'test'", common=False),
     "command of train.py": usage("fit", "", "'fit' is a command of train.py", common=False),
@@ -128,7 +129,23 @@ OPTIONS = {
     "nothing for train": usage("train.py fit", "", "no data: give a folder", "--data.folder", common=False),
     "nothing for test": usage("test", "", "no data: give a folder", "DataFolder, Docstrings", common=False),
     "no model": usage("test", "--data=Docstrings", "no model: give one with --model.name", common=False),
-    "no strategies": usage("compare", "", "no strategies: give `compare` a list"),
+    "no parameter in a list": usage(
+        "compare",
+        "--strategies=[HSD, HSD(4, decai=1)]",
+        "--strategies: HSD has no parameter decai",
+        "Did you mean decay",
+    ),
+    "no parameter": usage("test", "--skip=HSD(bogus=1)", "--skip: HSD has no parameter bogus; it takes num_skipped, "),
+    "no parameter in a config": usage(
+        "compare",
+        "--config=list.yaml",
+        "list.yaml: strategies: CALM has no parameter treshold; .* Did you mean threshold",
+        files={"list.yaml": "strategies: [HSD, {class_path: CALM, init_args: {treshold: 1}}]"},
+    ),
+    "no strategies": usage("calibrate", "", "no strategies: give `calibrate` a list"),
+    "value in a call": usage(
+        "compare", "--strategies=[HSD(9, 9, 9, 9)]", r"--strategies: decay of HSD\(num_skipped, .*\): got '9'; expected"
+    ),
     "beams 0": usage("test", "--model.num_beams=0", "--model.num_beams: got '0'; expected a whole number from 1 on"),
     "beams beyond": usage("test", "--model.num_beams=100000", "num_beams=100000: expected at most 261"),
     "tokens 0": usage("test", "--model.max_new_tokens=0", "max_new_tokens: got '0'; expected a whole number from 1"),
@@ -156,6 +173,8 @@ OPTIONS = {
     "output below a file": fault(
         "test", "--output={model}/config.json/x", "a part of its path is no folder", "Give another"
     ),
+    "output is the whole disk": fault("test", "--output=/", "folder / is not empty, and no run of hsdlab wrote"),
+    "output in another code": usage("test", "--output=runs/\udce4", "--output='runs/.udce4': expected the path of"),
     "predictions": usage("test", "--model.predictions=x", "--model.predictions: leave it out; --output says"),
     "root": usage("test", "--trainer.default_root_dir=x", "--trainer.default_root_dir: leave it out; --output says"),
     "report without a run": usage("report", "", "required: RUN", common=False),
@@ -177,6 +196,8 @@ GENERATE = {
         "no such": ("{foo: 1}", "'foo', which is no option of transformers' generate"),
         "misspelt": ("{temprature: 1}", "did you mean 'temperature'"),
         "a list": ("[1]", "expected a mapping such as"),
+        "a key twice": ("{top_k: 1, top_k: 5}", "--model.generate_kwargs: the key 'top_k' is there twice; keep one"),
+        "a nested key twice": ("{a: [{b: 1, b: 1}]}", "the key 'b' is there twice"),
         "a text for a number": ("{temperature: abc}", "temperature is 'abc'; expected a number"),
         "nan": ("{do_sample: true, temperature: .nan}", "temperature is nan; expected a finite number"),
         "no switch": ("{do_sample: maybe}", "do_sample is 'maybe'; expected true or false"),

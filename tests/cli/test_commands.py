@@ -1,6 +1,7 @@
 """The commands by name: which module each reaches, and what is answered before anything heavy is imported."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -27,12 +28,17 @@ LIGHT = [
     (["configs", "list"], 0),
     (["configs", "show", "experiment/quickstrt"], 2),
     (["models"], 0),
+    (["compare", "--config=experiment/quickstrt"], 2),
+    (["fit", "--config", "nowhere.yaml"], 2),
 ]
 
 
 @pytest.fixture
-def reached(monkeypatch):
-    """Note which script's command line runs, and with what."""
+def reached(monkeypatch, tmp_path):
+    """Note which script's command line runs, and with what; two configs lie in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("test", "mine.yaml"):
+        (tmp_path / name).write_text("output: runs/mine\n")
     calls = []
     for script in ("evaluate", "train"):
         module = getattr(hsdlab.cli, script)
@@ -122,7 +128,7 @@ def test_the_version(capsys):
         (commands.main, ["fit-exit-classifier"], ("train", ["fit_exit_classifier"])),
         (commands.train, ["fit-exit-classifier"], ("train", ["fit_exit_classifier"])),
         (commands.train, ["validate"], ("train", ["validate"])),
-        (commands.evaluate, ["-c=x", "validate"], ("evaluate", ["-c=x", "validate"])),
+        (commands.evaluate, ["-c=mine.yaml", "validate"], ("evaluate", ["-c=mine.yaml", "validate"])),
     ],
 )
 def test_a_command_reaches_its_command_line(start, args, expected, reached):
@@ -184,3 +190,19 @@ def test_a_light_command_ends_with_a_sentence(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("error: there is no file no/such and no packaged config of that name.")
     with pytest.raises(ValueError, match="no packaged config"):
         commands.main(["configs", "show", "no/such", "--debug"])
+
+
+@pytest.mark.parametrize("program", ["main", "evaluate", "train"])
+@pytest.mark.parametrize(("given", "then"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(program, given, then):
+    code = f"""
+import contextlib, os, sys
+from hsdlab.cli import commands
+with contextlib.suppress(SystemExit):
+    commands.{program}(["models"])
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split()[-2:] == [then, "False"]

@@ -517,15 +517,6 @@ def test_an_error_of_the_program_keeps_its_traceback(tiny_options, monkeypatch, 
 # ---- help
 
 
-def test_help_explains_each_parameter(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
-    with pytest.raises(SystemExit):
-        main(["compare", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for words in ("--model.name", "Beams of the search", "--strategies", "What to compare", "--overwrite"):
-        assert words in text
-
-
 def test_the_script_prints_its_subcommands():
     done = subprocess.run(
         [sys.executable, str(ROOT / "evaluate.py"), "--help"], capture_output=True, text=True, check=True

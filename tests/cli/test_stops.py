@@ -16,10 +16,10 @@ from tests.tiny_runs import options, write_examples
 
 ROOT = Path(__file__).parents[2]
 GOES_ON = {
-    "test": "The same command goes on with what has finished.",
-    "fit": "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last begins anew in "
+    "test": "The same command resumes it: what has finished is kept.",
+    "fit": "There is no checkpoint yet (see --checkpoint_every): the same command with --ckpt_path=last starts over in "
     "{out}.",
-    "fit_with_checkpoint": "Go on with the checkpoint in {out}: the same command with --ckpt_path=last.",
+    "fit_with_checkpoint": "Resume from the checkpoint in {out}: the same command with --ckpt_path=last.",
 }
 CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGINT: (130, "Ctrl-C")}
 

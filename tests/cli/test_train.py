@@ -361,7 +361,7 @@ def test_a_finished_run_is_never_trained_anew_without_overwrite(monkeypatch, cli
     assert end.value.code == 0
     assert f"The run in {out} is finished." in capsys.readouterr().out
     assert "max_epochs: 1 then, 2 now" in refused(monkeypatch, *options, "--ckpt_path=last", "--trainer.max_epochs=2")
-    assert "or go on with the run in it: --ckpt_path=last" in refused(monkeypatch, *options)
+    assert "or resume the run in it: --ckpt_path=last" in refused(monkeypatch, *options)
     assert "give one of them" in refused(monkeypatch, *options, "--ckpt_path=last", "--overwrite")
     assert contents(out) == before
     mine = ["notes.txt", "checkpoints/notes.txt", "predictions_gold.jsonl", "model/notes.txt"]
@@ -445,8 +445,8 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
         training_modules, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
     )
     monkeypatch.chdir(ROOT)
-    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
-    made = cli(*shlex.split(command)[3:], cls=InstantiateOnly)
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# hsdlab fit ")]
+    made = cli(*shlex.split(command)[2:], cls=InstantiateOnly)
     results = path.parent.name == "results"
     assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
     assert made.trainer.precision == "bf16-mixed"
@@ -460,7 +460,7 @@ TRAINING = sorted((ROOT / "configs/training").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 @pytest.mark.parametrize("model", ["gpt2", "phi2", "opt_1.3b", "smollm2_135m"])
-def test_each_training_layer_fits_each_model(path, model, cli, monkeypatch):
+def test_each_training_config_fits_each_model(path, model, cli, monkeypatch):
     family, num_layers = ARCHITECTURES[
         yaml.safe_load((ROOT / f"configs/model/{model}.yaml").read_text())["model"]["name"]
     ]
@@ -470,10 +470,10 @@ def test_each_training_layer_fits_each_model(path, model, cli, monkeypatch):
         lambda name, **_: (tiny_model(family, num_layers=num_layers, eos_token_id=1), tiny_tokenizer()),
     )
     monkeypatch.chdir(ROOT)
-    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# python train.py")]
-    assert str(path.relative_to(ROOT)) in command
-    arguments = [argument for argument in shlex.split(command)[3:] if argument != "--config"]
-    configs = [f"--config={file}" for file in arguments[1:] if "configs/model" not in file]
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# hsdlab fit ")]
+    assert f"--config training/{path.stem}" in command
+    arguments = [argument for argument in shlex.split(command)[2:] if argument != "--config"]
+    configs = [f"--config={name}" for name in arguments[1:] if not name.startswith("model/")]
     made = cli("fit", f"--config=configs/model/{model}.yaml", *configs, cls=InstantiateOnly)
     stated = COMMITTED[f"training/{path.name}"]["model"]
     assert made.model.learning_rate == stated.get("learning_rate", 5e-5)

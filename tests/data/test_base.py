@@ -113,7 +113,11 @@ def test_cut_prompts_are_counted_and_reported_once(tokenizer):
     lengths = [len(tokenizer(example.source + "\n").input_ids) for example in EXAMPLES]
     expected = sum(length > 20 for length in lengths)
     assert 0 < expected < 11
-    with pytest.warns(UserWarning, match=rf"^{expected} of 11 test prompts were cut to 20 tokens$"):
+    message = (
+        rf"^{expected} of 11 test prompts were cut to 20 tokens\. The longest has {max(lengths)}\. "
+        r"Lower --model\.max_new_tokens to keep more of them\.$"
+    )
+    with pytest.warns(UserWarning, match=message):
         data.test_dataloader()
     assert data.cut == {"test": expected}
     with warnings.catch_warnings():
@@ -137,7 +141,7 @@ def test_a_trainer_reads_each_example_in_file_order(tokenizer, stage):
 
 def test_a_trainer_keeps_the_limit_that_was_set(tokenizer):
     data = Toy(max_prompt_tokens=15)
-    with pytest.warns(UserWarning, match="cut to 15 tokens"):
+    with pytest.warns(UserWarning, match=r"cut to 15 tokens\. .* Raise --data\.max_prompt_tokens"):
         run(Module(tokenizer), data, "test")
     assert data.prompt_limit_tokens == 15
 

@@ -58,6 +58,8 @@ def any_record(record: Any) -> st.SearchStrategy[Any]:
         return st.one_of(*map(any_record, arguments))
     if get_origin(record) is tuple and arguments[1:] == (...,):
         return st.lists(any_record(arguments[0]), max_size=2).map(tuple)
+    if get_origin(record) is tuple:
+        return st.tuples(*map(any_record, arguments))
     if get_origin(record) is Mapping and arguments[0] is str:
         return st.dictionaries(ODD_TEXT, any_record(arguments[1]), max_size=2)
     raise TypeError(f"{record}: no strategy for this type, and perhaps no JSON that holds it")

@@ -120,15 +120,16 @@ def test_the_speed_up_has_an_interval_over_batches_that_both_decoded(full_depth,
 def test_short_label(full_depth, hsd, calm):
     own = replace(calm, name="my_package.every.EveryOther(offset=1)")
     rows = rows_of(full_depth, hsd, calm, own)
-    assert [row.label for row in rows] == ["FullDepth()", "HSD(1, 0, 2)", "CALM(0.9, softmax)", "EveryOther(1)"]
-    assert [row.full_name for row in rows] == [each.name for each in (full_depth, hsd, calm, own)]
+    assert [row.label for row in rows] == ["FullDepth", "HSD(1, 0, 2)", "CALM(0.9, softmax)", "EveryOther(1)"]
+    (row,) = rows_of(replace(hsd, name="HSD(num_skipped=1, min_exit=0)", resolved=hsd.name))
+    assert row.label == "HSD(1, 0, 2)"
 
 
 def test_rows_of_several_runs_carry_their_names(full_depth, hsd):
     rows = compare_results([full_depth, hsd, full_depth], RUN, ["plain", "plain", "tuned"]).rows
     assert [row.run for row in rows] == ["plain", "plain", "tuned"]
     assert rows[1].label == "plain: HSD(1, 0, 2)"
-    assert rows[2].full_name == "tuned: FullDepth()"
+    assert rows[2].label == "tuned: FullDepth"
     assert [row.is_baseline for row in compare_results([full_depth, hsd], RUN).rows] == [True, False]
 
 
@@ -152,7 +153,7 @@ def test_without_full_depth_the_first_is_the_baseline_and_the_report_says_so(hsd
     assert found.rows[1].percent_of_baseline["rouge1"].value == pytest.approx(100 * 0.7 / 0.45)
     assert found.rows[1].speed_up == 8.0 / 12.5
     text = comparison_markdown(found)
-    assert f"FullDepth was not run: the first strategy, {hsd.name} is the baseline (100 %)." in text
+    assert "FullDepth was not run: the first strategy, HSD(1, 0, 2) is the baseline (100 %)." in text
 
 
 def test_missing_metric_and_cost_are_not_numbers(full_depth, calm):
@@ -194,7 +195,7 @@ def test_no_examples_and_no_decode_steps(full_depth, tmp_path):
     assert not row.saves_layers_but_no_time
     write(tmp_path, empty)
     text = unpadded((tmp_path / "comparison.md").read_text(encoding="utf-8"))
-    assert "| `FullDepth()` | – | – | – | – |" in text
+    assert "| `FullDepth` | – | – | – | – |" in text
 
 
 def test_empty_predictions_score_zero_with_an_interval_and_no_share(full_depth):

@@ -1,6 +1,7 @@
 """Whose files are in an output folder: what a run wrote goes with --overwrite, and nothing else, also after kills."""
 
 import os
+import re
 
 import pytest
 
@@ -56,6 +57,28 @@ def test_a_folder_that_no_run_wrote_is_refused(name, overwrite, tmp_path):
     if overwrite or name != "run.json":
         assert f"no run of hsdlab wrote what is in it ({name})" in str(error.value)
     assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["link", "link/x"])
+def test_a_link_to_nothing_is_refused(name, tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"link is a symbolic link to nowhere, where there is nothing\. Make"):
+        folder(tmp_path / name)
+    (tmp_path / "nowhere").mkdir()
+    assert not folder(tmp_path / name).check(can_resume=True)
+
+
+def test_files_of_others_are_not_counted(tmp_path, monkeypatch):
+    """A folder may be a whole disk; a run's own folder is read to its end."""
+    for number in range(9):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/x").touch()
+    walked, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda top: (walked.append(each[0]) or each for each in walk(top)))
+    with pytest.raises(FileExistsError, match=re.escape("(0/x, 1/x, 2/x and more)")):
+        folder(tmp_path).check(can_resume=True)
+    assert not folder(tmp_path).has_results()
+    assert len(walked) == 5
 
 
 def test_no_file_of_others_is_replaced_or_read_as_the_runs_own(tmp_path):

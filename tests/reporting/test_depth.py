@@ -66,6 +66,8 @@ def test_shorter_texts_leave_grey_at_the_right(recorded):
     pixels = np.asarray(figure.canvas.buffer_rgba())  # (height, width, 4), from the top
     x, y = (int(each) for each in axes.transData.transform((2, 1.5)))
     assert pixels[-y, x, :3].tolist() == [0xE4] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no text was that long"]
+    assert drawn(full, full).legends == []
 
 
 def test_seven_strategies_leave_no_empty_panel_and_every_column_has_its_scale(recorded):
@@ -83,7 +85,7 @@ def test_what_was_not_recorded_is_said(full_depth):
     assert [text.get_text() for text in axes.texts] == ["not recorded"]
     no_steps = replace(full_depth, cost=Cost(), examples=())
     (axes,) = panels(drawn(no_steps))
-    assert axes.get_title(loc="left") == "1  FullDepth()\nno decode step"
+    assert axes.get_title(loc="left") == "1  FullDepth\nno decode step"
 
 
 def test_names_are_not_read_as_formulas_and_long_ones_are_wrapped(recorded):

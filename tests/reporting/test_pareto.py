@@ -23,7 +23,7 @@ def cost(average_layers, step_ms):
 
 
 def numbers(axes):
-    return [text for text in axes.texts if text.get_text().isdigit()]
+    return [text for text in axes.texts if text.get_text().rstrip("†‡").isdigit()]
 
 
 def test_frontier_by_hand():
@@ -49,12 +49,23 @@ def test_points_intervals_and_frontier(full_depth, hsd, calm):
     assert layers.get_ylabel() == "ROUGE-1, with 95% interval"
 
 
+def test_a_strategy_of_quality_0_is_not_on_the_frontier(full_depth, hsd):
+    layers, _ = pareto_figure(compared(full_depth, replace(hsd, scores={"rouge1": 0.0})), "rouge1").axes
+    assert [line.get_xydata().tolist() for line in layers.lines if line.get_linestyle() == "--"] == [[[4.0, 0.7]]]
+
+
+def test_marks_of_times_stand_beside_the_numbers_and_in_the_legend(full_depth, hsd, calm):
+    figure = pareto_figure(compared(full_depth, hsd, calm), "rouge1")
+    assert [text.get_text() for axes in figure.axes for text in numbers(axes)] == ["1", "2", "3", "1", "2", "3†"]
+    assert figure.legends[0].get_texts()[-1].get_text() == "slower than full depth"
+
+
 def test_legend_names_the_numbers_and_a_class_keeps_its_colour(full_depth, hsd):
     results = [hsd, full_depth, replace(hsd)]
     figure = pareto_figure(compared(*results), "rouge1")
     legend = figure.legends[0]
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts == ["1  HSD(1, 0, 2)", "2  FullDepth()", "3  HSD(1, 0, 2)", "Pareto frontier"]
+    assert texts == ["1  HSD(1, 0, 2)", "2  FullDepth", "3  HSD(1, 0, 2)", "Pareto frontier"]
     colours = [handle.get_color() for handle in legend.legend_handles[:3]]
     assert colours == [COLOURS[1], COLOURS[0], COLOURS[1]]  # the baseline is black wherever it stands
     assert [text.get_text() for text in numbers(figure.axes[0])] == ["1", "2", "3"]
@@ -91,6 +102,18 @@ def test_what_was_not_measured_is_left_out(full_depth, hsd):
     _, time = pareto_figure(compared(no_steps), "rouge1").axes
     assert points(time) == []
     assert [text.get_text() for text in time.texts] == ["not measured"]
+
+
+def test_the_interval_of_the_speed_up_is_a_bar_of_the_time(full_depth, hsd):
+    comparison = compared(full_depth, hsd)
+    full, row = comparison.rows
+    assert row.speed_up_interval is None
+    row = replace(row, speed_up_interval=(row.speed_up / 2, row.speed_up * 4))
+    _, times = pareto_figure(replace(comparison, rows=(full, row)), "rouge1").axes
+    (bar,) = [line for line in times.lines if line.get_marker() == "|"]
+    step_ms = row.figure("decode_step_ms")
+    assert list(bar.get_xdata()) == pytest.approx([step_ms * 2, step_ms / 4])
+    assert list(bar.get_ydata()) == [row.quality["rouge1"].value] * 2
 
 
 def test_without_an_interval_there_is_a_point_and_no_bar(full_depth):

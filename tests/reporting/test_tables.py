@@ -15,23 +15,26 @@ from hsdlab.reporting.comparison import TERMINAL_METRICS, comparison_markdown, p
 from tests.markdown_tables import unpadded
 from tests.results import at_step_ms, compared, replace_examples
 
-HSD_NAME = "HSD(num_skipped=1, min_exit=0, max_exit=2)"
-CALM_NAME = "CALM(threshold=0.9, measure='softmax')"
+HSD_NAME = "HSD(1, 0, 2)"
+CALM_NAME = "CALM(0.9, softmax)"
 SNAPSHOT = f"""\
 # Comparison of decoding strategies
 
-- FullDepth() is the baseline (100 %). 2 examples, 4 layers.
+- FullDepth is the baseline (100 %). 2 examples, 4 layers.
 - Intervals: 95% percentile bootstrap over the examples (1000 resamples). Those of the % of baseline draw \
 the same examples for both.
 - Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. \
 Neither is a speed-up: that is measured, for decode steps only, prefill apart.
-- † Layers were saved, but a decode step took longer than the baseline's.
+- † Layers were saved, but a decode step took longer than the baseline's. Confidence measures read the head after \
+every layer that they check: CALM(0.9, softmax).
+- Only 2 examples: the intervals are wide.
+- Arguments: HSD(num_skipped, min_exit, max_exit), CALM(threshold, measure).
 
 ## Quality
 
 | Strategy | Average depth | ROUGE-1 | BLEU-1 | Output tokens |
 | --- | ---: | ---: | ---: | ---: |
-| `FullDepth()` | 4.00 | 0.700 [0.600, 0.800] | 0.750 [0.500, 1.000] | 4.0 [4.0, 4.0] |
+| `FullDepth` | 4.00 | 0.700 [0.600, 0.800] | 0.750 [0.500, 1.000] | 4.0 [4.0, 4.0] |
 | `{HSD_NAME}` | 2.50 | 0.450 [0.300, 0.600] | 0.375 [0.250, 0.500] | 4.0 [2.0, 6.0] |
 | `{CALM_NAME}` | 3.00 | 0.700 [0.600, 0.800] | – | 4.0 [4.0, 4.0] |
 
@@ -39,7 +42,7 @@ Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 
 | Strategy | Average depth | ROUGE-1 | BLEU-1 |
 | --- | ---: | ---: | ---: |
-| `FullDepth()` | 4.00 | 100.0 | 100.0 |
+| `FullDepth` | 4.00 | 100.0 | 100.0 |
 | `{HSD_NAME}` | 2.50 | 64.3 [50.0, 75.0] | 50.0 [50.0, 50.0] |
 | `{CALM_NAME}` | 3.00 | 100.0 [100.0, 100.0] | – |
 
@@ -48,7 +51,7 @@ Neither is a speed-up: that is measured, for decode steps only, prefill apart.
 | Strategy | Average depth | % of layers | Computed layers | Measured speed-up | ms per decode step | Tokens/s \
 | Prefill ms | GFLOPs per token | MB read per token | Cache peak MiB |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| `FullDepth()` | 4.00 | 100.0 | 4.00 | 1.00× | 10.0 | 100 | 20.0 | 2.50 | 3.00 | 1.50 |
+| `FullDepth` | 4.00 | 100.0 | 4.00 | 1.00× | 10.0 | 100 | 20.0 | 2.50 | 3.00 | 1.50 |
 | `{HSD_NAME}` | 2.50 | 62.5 | 2.60 | 1.25× | 8.00 | 125 | 20.5 | 1.75 | 2.00 | 1.25 |
 | `{CALM_NAME}` | 3.00 | 75.0 | – | 0.80× † | 12.5 | 80.0 | – | 0 | 0 | 0 |
 
@@ -113,6 +116,19 @@ def test_no_footnote_without_a_slow_row(full_depth, hsd):
     assert tables.SLOW not in comparison_markdown(compared(full_depth, hsd))
 
 
+def test_a_note_names_few_examples_and_a_quality_below_half(full_depth, hsd):
+    def notes(rouge1, examples=1):
+        results = [replace(each, examples=each.examples * examples) for each in (full_depth, hsd)]
+        return tables.quality_notes(compared(results[0], replace(results[1], scores={"rouge1": rouge1})))
+
+    few, ruined = notes(0.34)
+    assert few == "Only 2 examples: the intervals are wide."
+    assert ruined.startswith(
+        "ROUGE-1 falls below half of the baseline's: as a rule, this model was not trained to skip"
+    )
+    assert notes(0.36, examples=15) == []
+
+
 def test_labels_cover_the_metrics_names():
     names = [
         *rouge_scores("a", ["a"], lsum=True),
@@ -145,7 +161,7 @@ def test_terminal_of_120_columns_holds_every_figure_whole(full_depth, hsd, calm)
         assert label in quality
     assert quality.count("0.457 100%") == 15
     assert quality.count("0.457, 0.457") == 12  # BLEU-4 comes from the statistics
-    assert [line.split()[-9:] for line in cost.splitlines() if "HSD" in line] == [
+    assert [line.split()[-9:] for line in cost.splitlines() if line.startswith(" HSD(")] == [
         ["2.50", "2.60", "1.25×", "8.00", "12346", "20.5", "1.75", "2.00", "1.25"]
     ]
     assert "0.80× †" in cost
@@ -154,8 +170,8 @@ def test_terminal_of_120_columns_holds_every_figure_whole(full_depth, hsd, calm)
 
 def test_terminal_shows_value_share_and_interval(full_depth, hsd):
     lines = printed(compared(full_depth, hsd)).splitlines()
-    first = next(index for index, line in enumerate(lines) if "HSD" in line)
-    assert lines[first].split()[1:] == ["2.50", "0.450", "64%", "4.0"]
+    first = next(index for index, line in enumerate(lines) if line.startswith(" HSD("))
+    assert lines[first].split()[3:] == ["2.50", "0.450", "64%", "4.0"]
     assert lines[first + 1].split()[-4:] == ["0.300,", "0.600", "2.0,", "6.0"]
 
 

@@ -98,7 +98,7 @@ def test_what_is_not_a_number_and_what_has_no_baseline_is_left_out(calm):
             **{"quality/rouge1": 0.7, "cost/average_layers": 3.0, "cost/decode_step_ms": 12.5},
             **{"cost/percent_of_layers": 75.0, "cost/output_tokens": 4.0, "cost/share_skipped": 0.25},
             **{"cost/tokens_per_second": 80.0, "cost/flops_per_token": 0.0, "cost/bytes_per_token": 0.0},
-            **{"cost/late_key_values_per_token": 0.0, "cost/intermediate_predictions_per_token": 0.0},
+            **{"cost/late_key_values_per_token": 0.0, "cost/intermediate_predictions_per_token": 2.5},
             "cost/cache_peak_mib": 0.0,
         }
     )
@@ -146,7 +146,7 @@ def test_texts_stand_side_by_side_as_they_are(full, together):
     assert html.count("<table>") == 1
     assert cells[:2] == ["source", "What is a&#124;a&#63;"]
     assert cells[5:7] == ["reference", "a b c e"]
-    assert cells[10:15] == ["1 FullDepth&#40;&#41;", "a b c d", "2.0", "4", "0.800"]
+    assert cells[10:15] == ["1 FullDepth", "a b c d", "2.0", "4", "0.800"]
     assert cells[15:] == ["2 HSD&#40;1&#44; 0&#44; 2&#41;", "a b c d", "2.0", "6", "0.600"]  # of a, though b is first
     own = markdown_to_safe_html(text(full, "samples/1"))
     assert own.count("<tr>") == 4
@@ -169,8 +169,8 @@ def test_markdown_html_and_line_breaks_in_a_text(full_depth):
 def test_the_tables_are_readable_in_the_text_tab(together):
     html = markdown_to_safe_html(text(together, "tables"))
     assert html.count("<table>") == 3
-    assert "<code>HSD(num_skipped=1, min_exit=0, max_exit=2)</code>" in html
-    assert "FullDepth() is the baseline" in html
+    assert "<code>HSD(1, 0, 2)</code>" in html
+    assert "FullDepth is the baseline" in html
 
 
 def test_the_layout_has_charts_of_tags_that_exist(full, together):

@@ -81,6 +81,15 @@ class ParseOnlyTraining(TrainCLI):
     _run_subcommand = ParseOnly._run_subcommand
 
 
+def test_what_the_user_has_changed_in_the_folder_stays(tmp_path):
+    next_steps(tmp_path)
+    files = {tmp_path / "my_strategy.py": "mine = True", tmp_path / "your_data/test.jsonl": "{}"}
+    for file, content in files.items():
+        file.write_text(content)
+    next_steps(tmp_path)
+    assert {file: file.read_text() for file in files} == files
+
+
 def test_the_three_commands_can_be_run_as_they_are_printed(tmp_path, monkeypatch):
     text = next_steps(tmp_path / "my demo").replace("\\\n", "")
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]

@@ -102,7 +102,7 @@ def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     assert report([folder]) == compared(*results)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
-    assert f"Drawn anew in {folder}." in capsys.readouterr().out
+    assert f"Drawn again in {folder}." in capsys.readouterr().out
     events = folder / "tensorboard"
     names = ["01_FullDepth", "02_HSD(1,0,2)"]
     assert sorted(path.name for path in events.iterdir()) == sorted([*names, "comparison"])
@@ -127,16 +127,16 @@ def test_several_runs_make_one_comparison(results, tmp_path):
     tuned = result_folder(tmp_path / "tuned", hsd)
     output = tmp_path / "both"
     found = report({"plain": plain, "skip-aware": tuned}, output)
-    assert [row.full_name for row in found.rows] == [
-        *(f"plain: {full.name}", f"plain: {hsd.name}"),
-        f"skip-aware: {hsd.name}",
+    assert [(row.run, row.name) for row in found.rows] == [
+        *(("plain", full.name), ("plain", hsd.name)),
+        ("skip-aware", hsd.name),
     ]
     assert found.baseline is found.rows[0]
     assert found.rows[2].speed_up == 1.25
     assert found.run.config == {"runs": {"plain": str(plain), "skip-aware": str(tuned)}}
     assert Comparison.read(output / "comparison.json") == found
     text = (output / "comparison.md").read_text(encoding="utf-8")
-    assert f"`skip-aware: {hsd.name}`" in text
+    assert "`skip-aware: HSD(1, 0, 2)`" in text
     assert "The rows come from several runs." in text
     assert found.rows == compare_results([full, hsd, hsd], RUN, ["plain", "plain", "skip-aware"]).rows
     assert [row.run for row in report([plain, tuned], output).rows] == ["plain", "plain", "tuned"]
@@ -220,5 +220,5 @@ def test_the_command_line(results, tmp_path, capsys):
         main(["report", "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert "Draw the tables, pictures and TensorBoard events of a finished run anew" in text
+    assert "Draw the tables, pictures and TensorBoard events of a finished run again" in text
     assert "NAME=FOLDER" in text

@@ -182,7 +182,11 @@ def test_a_finished_run_gives_its_figures_again_without_decoding(evaluate, decod
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
     printed = capsys.readouterr().out
     assert f"finished, all {EXAMPLES} predictions are done" in printed
-    assert "test/rougeL" in printed
+    assert "test/rougeL" not in printed  # Lightning's table of all figures
+    assert "ROUGE-L" in printed
+    assert "ms per" in printed
+    assert "Measured" not in printed  # one strategy alone has no speed-up
+    assert f"{EXAMPLES} examples, 3 layers. `compare` also runs FullDepth, the baseline." in printed
 
     evaluate("test", "--skip=HSD", "--skip.max_exit=2", "--overwrite")
     assert decoded == [0, 1, 2]
@@ -206,7 +210,9 @@ def test_a_finished_comparison_is_printed_again_and_takes_new_strategies(evaluat
     assert len(more["rows"]) == len(more["run"]["config"]["strategies"]) + 1 == 3
 
     message = refused("compare", f"--strategies=[{SKIPDECODE}]")
-    assert re.search(r"\n  strategies: .*HSD.*SkipDecode.* then, .*SkipDecode.* now\n", message)
+    skipdecode = r"SkipDecode\(min_exit=1, max_exit=2, warmup=1, decay=linear\)"
+    hsd = r"HSD\(num_skipped=1, min_exit=0, max_exit=2, decay=linear\)"
+    assert re.search(rf"\n  strategies: \[{hsd}, {skipdecode}\] then, \[{skipdecode}\] now\n", message)
 
 
 def test_another_configuration_is_refused_with_each_difference(evaluate, refused, tmp_path):

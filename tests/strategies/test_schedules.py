@@ -50,6 +50,23 @@ def test_defaults_fit_every_depth(name, num_layers):
     assert strategy.never_skip().layers_at(0, num_layers, 10) == tuple(range(num_layers))
 
 
+def test_resolved_settings_have_numbers_and_the_same_layers():
+    calm = hsdlab.CALM()
+    for open_setting, name in [
+        (HSD(), "HSD(num_skipped=1, min_exit=0, max_exit=15)"),
+        (SkipDecode(), "SkipDecode(min_exit=8, max_exit=17, warmup=1)"),
+        (hsdlab.StaticDepth(), "StaticDepth(number=15)"),
+        (
+            hsdlab.Compose(HSD(), calm),
+            f"Compose(schedule=HSD(num_skipped=1, min_exit=0, max_exit=15), confidence={calm!r})",
+        ),
+    ]:
+        resolved = open_setting.resolved(30)
+        assert repr(resolved) == name
+        assert resolved.scheduled_layers(30, 10) == open_setting.scheduled_layers(30, 10)
+    assert calm.resolved(30) is calm
+
+
 def test_auto_is_no_part_of_a_name_and_survives_yaml():
     assert repr(SkipDecode()) == "SkipDecode(warmup=1)"
     config = yaml.safe_load(yaml.safe_dump(SkipDecode(min_exit=2).config()))

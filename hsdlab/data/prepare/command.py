@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill, indent
 
 from hsdlab.data.places import VARIABLE
 from hsdlab.data.prepare.official import OFFICIAL_SETS, OTHER_NAMES
@@ -11,9 +12,10 @@ from hsdlab.data.prepare.write import Prepared, prepare
 from hsdlab.errors import UserError
 
 DESCRIPTION = """\
-Write the data sets of the papers as JSON Lines, the form that the configs read. Each official file is fetched by its
-address and checked by its SHA-256. A download that was stopped goes on where it was. With --from the files are taken
-from a folder.
+Write the data sets of the papers as JSON Lines, the form that the configs read.
+Each official file is fetched by its address and checked by its SHA-256. A
+download that was stopped is resumed. With --from the files are taken from a
+folder.
 
   hsdlab data prepare e2e_nlg
   hsdlab data prepare e2e_nlg --from downloads --output data/e2e_nlg
@@ -43,7 +45,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    sets = "\n".join(f"  {name:<16} {each.title}\n{'':<19}{each.licence}" for name, each in OFFICIAL_SETS.items())
+    sets = "\n".join(
+        f"  {name}\n{indent(fill(each.title, 76), '    ')}\n{indent(fill(each.licence, 76), '    ')}"
+        for name, each in OFFICIAL_SETS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="hsdlab data prepare",
         description=f"{DESCRIPTION}data sets:\n{sets}",

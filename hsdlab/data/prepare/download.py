@@ -58,15 +58,18 @@ class Resuming:
 
 
 def fetched(file: OfficialFile, cache: Path) -> Path:
-    """Return the file in the cache, fetched if it is not there.
+    """Get a file from the cache, downloaded if it is not there.
 
     Args:
-        file: Which one. Where its SHA-256 is not known, that of the first download is noted beside it and is what later
-            ones have to have.
-        cache: The folder; made if missing.
+        file: Which one. Where its SHA-256 is not known, that of the first download is noted beside it, and later ones
+            have to have it.
+        cache: The folder; a missing one is created.
+
+    Returns:
+        The file in the cache, its SHA-256 checked.
 
     Raises:
-        RunError: It cannot be fetched, or is another file.
+        RunError: The file cannot be downloaded, or its SHA-256 is another one.
     """
     cache.mkdir(parents=True, exist_ok=True)
     path, noted = cache / file.name, cache / (file.name + NOTED)
@@ -80,7 +83,7 @@ def fetched(file: OfficialFile, cache: Path) -> Path:
         pooch.retrieve(file.address, known_hash=None, fname=file.name, path=cache, downloader=Resuming(part))
     except (requests.RequestException, OSError) as error:
         bytes_kept = part.stat().st_size if part.exists() else 0
-        kept = f" {bytes_kept / 1e6:.1f} MB are kept, the same command goes on." if bytes_kept else ""
+        kept = f" {bytes_kept / 1e6:.1f} MB are kept, the same command resumes." if bytes_kept else ""
         raise RunError(
             f"{file.address} cannot be fetched ({_cause(error)}).{kept} Or fetch it elsewhere and give its folder with "
             "--from."
@@ -93,10 +96,17 @@ def fetched(file: OfficialFile, cache: Path) -> Path:
 
 
 def taken(files: Sequence[OfficialFile], folder: Path) -> dict[str, Path]:
-    """Return those of the files that a folder holds, by their names.
+    """Find the official files in a folder.
+
+    Args:
+        files: Those that are looked for.
+        folder: The folder given with --from.
+
+    Returns:
+        Name to path, of those that the folder holds; at least one.
 
     Raises:
-        RunError: The folder is missing, holds none of them, or one of them is another file.
+        RunError: The folder is missing, holds none of them, or the SHA-256 of one is another.
     """
     if not folder.is_dir():
         raise RunError(f"--from={folder} is no folder: expected one with {', '.join(file.name for file in files)}")
@@ -115,6 +125,12 @@ def taken(files: Sequence[OfficialFile], folder: Path) -> dict[str, Path]:
 def check(path: Path, expected: str, what_to_do: str, remove: bool = False) -> None:
     """Refuse a file that is not the official one.
 
+    Args:
+        path: The file.
+        expected: Its SHA-256, 64 hex digits.
+        what_to_do: The end of the message.
+        remove: Whether to delete a file that is refused.
+
     Raises:
         RunError: With both hashes.
     """
@@ -126,7 +142,14 @@ def check(path: Path, expected: str, what_to_do: str, remove: bool = False) -> N
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hex digits."""
+    """Compute the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hex digits in lower case.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

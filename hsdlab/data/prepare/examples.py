@@ -13,7 +13,13 @@ UNDECODABLE = "�"
 
 
 class Pair(NamedTuple):
-    """A source with its references in a split; as yet without an id."""
+    """A source with its references in a split; as yet without an id.
+
+    Attributes:
+        split: The split.
+        source: What a model reads.
+        references: What people wrote for it, at least one.
+    """
 
     split: Split
     source: str
@@ -21,15 +27,25 @@ class Pair(NamedTuple):
 
 
 def collapsed(text: str) -> str:
-    """Return a text with each run of white space as one space, and none at its ends."""
+    """Collapse white space.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with each run of white space as one space, and none at its ends.
+    """
     return " ".join(text.split())
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> Groups:
-    """Take the references of one source together.
+    """Collect the references of each source.
 
     Args:
         pairs: (source, reference); white space in them is collapsed, and those without text are left out.
+
+    Returns:
+        Source to its references, in the order of the first pair of each.
     """
     groups: Groups = {}
     for source, reference in ((collapsed(source), collapsed(reference)) for source, reference in pairs):
@@ -39,7 +55,16 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> Groups:
 
 
 def as_pairs(split: Split, groups: Groups) -> Iterator[Pair]:
-    """Yield the sources of a split with their references; an undecodable reference is left out."""
+    """Make the pairs of a split.
+
+    Args:
+        split: The split.
+        groups: Source to its references.
+
+    Yields:
+        Each source with its references. A reference that could not be decoded is left out, and so is a source without
+        any.
+    """
     for source, references in groups.items():
         kept = tuple(reference for reference in references if UNDECODABLE not in reference)
         if kept and UNDECODABLE not in source:
@@ -47,26 +72,45 @@ def as_pairs(split: Split, groups: Groups) -> Iterator[Pair]:
 
 
 def drawn(groups: Groups, number: int) -> Groups:
-    """Return some of the sources in their order: the first of all when shuffled with the seed 1234."""
+    """Draw sources: the first ones of all when shuffled with the seed 1234.
+
+    Args:
+        groups: Source to its references.
+        number: How many.
+
+    Returns:
+        The drawn sources in their original order.
+    """
     order = list(groups)
     random.Random(DRAW_SEED).shuffle(order)
     return _those(groups, set(order[:number]))
 
 
 def held_back(groups: Groups, number: int) -> Groups:
-    """Return some of the sources in their order: the last of all when shuffled with the seed 1234."""
+    """Draw sources from the other end than `drawn`: the last ones of all when shuffled with the seed 1234.
+
+    Args:
+        groups: Source to its references.
+        number: How many.
+
+    Returns:
+        The drawn sources in their original order.
+    """
     order = list(groups)
     random.Random(DRAW_SEED).shuffle(order)
     return _those(groups, set(order[len(order) - number :]))
 
 
 def each_once(groups: Groups, key: Callable[[str], object], taken: Collection[object] = ()) -> Groups:
-    """Return the sources whose key neither an earlier one has nor another split.
+    """Remove sources that are alike.
 
     Args:
-        groups: The sources.
+        groups: Source to its references.
         key: What two sources that are alike have in common.
         taken: Keys of the other splits.
+
+    Returns:
+        The sources, in order, whose key no earlier one and no other split has.
     """
     seen = set(taken)
     kept: Groups = {}

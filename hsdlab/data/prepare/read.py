@@ -1,7 +1,7 @@
 """What the official files of each data set hold: one reader a format.
 
-A reader takes the paths of a set's files by their names and yields pairs. A file that is not among them is one of a
-split that is not asked for. Large archives are read from their beginning to their end, never unpacked as a whole.
+A reader takes the paths of a set's files by their names and yields pairs. A file that is not among them belongs to a
+split that is not wanted. Large archives are read from their beginning to their end, never unpacked as a whole.
 """
 
 import csv
@@ -40,14 +40,28 @@ COMMON_GEN_FILES: dict[Split, str] = {"train": "train", "validation": "valid", "
 
 
 def e2e_full(files: Files) -> Iterator[Pair]:
-    """The whole sets: columns mr and ref, a row a reference."""
+    """Read the whole E2E sets: columns mr and ref, a row a reference.
+
+    Args:
+        files: Name of each official file to its path. A split whose file is missing is left out.
+
+    Yields:
+        The pairs, split by split.
+    """
     for name, split in E2E_FILES.items():
         if name in files:
             yield from as_pairs(split, _e2e_groups(files[name]))
 
 
 def e2e(files: Files) -> Iterator[Pair]:
-    """The whole train and test sets, and 347 sources of the development set."""
+    """Read E2E's whole train and test sets, and 347 sources of the development set.
+
+    Args:
+        files: Name of each official file to its path. A split whose file is missing is left out.
+
+    Yields:
+        The pairs, split by split.
+    """
     for name, split in E2E_FILES.items():
         if name in files:
             groups = _e2e_groups(files[name])
@@ -60,14 +74,28 @@ def _e2e_groups(path: Path) -> Groups:
 
 
 def common_gen_full(files: Files) -> Iterator[Pair]:
-    """The whole sets: a file of concept sets and a file of sentences, line by line."""
+    """Read the whole CommonGen sets: a file of concept sets and a file of sentences, line by line.
+
+    Args:
+        files: Name of each official file to its path. A split whose file is missing is left out.
+
+    Yields:
+        The pairs, split by split.
+    """
     for split in COMMON_GEN_FILES:
         if groups := _common_gen_groups(files, split):
             yield from as_pairs(split, groups)
 
 
 def common_gen(files: Files) -> Iterator[Pair]:
-    """10,000 training sets and 789 validation sets, none of them in another split, and the whole test set."""
+    """Read CommonGen's whole test set, and 10,000 training and 789 validation sets that stand in one split only.
+
+    Args:
+        files: Name of each official file to its path. A split whose file is missing is left out.
+
+    Yields:
+        The pairs, split by split.
+    """
     test = _common_gen_groups(files, "test")
     taken = {_concepts(source) for source in test}
     validation = each_once(_common_gen_groups(files, "validation"), _concepts, taken)
@@ -103,7 +131,14 @@ XSUM_LINKS = {
 
 
 def xsum(files: Files) -> Iterator[Pair]:
-    """The splits that the list of BBC identifiers names: a member of the archive is an article."""
+    """Read XSum in the splits that the list of BBC identifiers names; a member of the archive is an article.
+
+    Args:
+        files: Name of each official file to its path; all are needed.
+
+    Yields:
+        The pairs in the order of the archive.
+    """
     splits = json.loads(files[XSUM_SPLITS].read_text(encoding="utf-8"))
     split_of_id: dict[str, Split] = {number: split for split in COMMON_GEN_FILES for number in splits[split]}
     for name, text in _members(files[XSUM_ARCHIVE], ".summary"):
@@ -124,7 +159,16 @@ SENTENCE_ENDS = (".", "!", "?", "'", "`", '"', "’", "”", ")")
 
 
 def cnn_dailymail(files: Files) -> Iterator[Pair]:
-    """Version 3.0.0: a story is named by the SHA-1 of its page's address, and a list of addresses is a split."""
+    """Read CNN/DailyMail 3.0.0.
+
+    A story is named by the SHA-1 of its page's address, and a list of addresses is a split.
+
+    Args:
+        files: Name of each official file to its path; all are needed.
+
+    Yields:
+        The pairs in the order of the archive.
+    """
     split_of_story: dict[str, Split] = {}
     for name, split in CNN_LISTS.items():
         for address in files[name].read_text(encoding="utf-8").splitlines():
@@ -153,7 +197,14 @@ TLDR_FILES: dict[str, Split] = {"train.jsonl": "train", "valid.jsonl": "validati
 
 
 def reddit_tldr(files: Files) -> Iterator[Pair]:
-    """The filtered TL;DR posts of "Learning to summarize from human feedback": a post is one JSON object a line."""
+    """Read the filtered TL;DR posts of "Learning to summarize from human feedback": a post is one JSON object a line.
+
+    Args:
+        files: Name of each official file to its path. A split whose file is missing is left out.
+
+    Yields:
+        The pairs, split by split.
+    """
     for name, split in TLDR_FILES.items():
         if name not in files:
             continue
@@ -168,7 +219,14 @@ HEALTHCAREMAGIC_FILE = "train-00000-of-00001-5e7cb295b9cff0bf.parquet"
 
 
 def healthcaremagic(files: Files) -> Iterator[Pair]:
-    """One table of questions and answers, divided 8 : 1 : 1 by the text of the question, as `HubDataset` does."""
+    """Read HealthCareMagic, one table, divided 8 : 1 : 1 by the text of the question, as `HubDataset` does.
+
+    Args:
+        files: Name of each official file to its path; the table is needed.
+
+    Yields:
+        The pairs in the order of the table.
+    """
     from pyarrow import parquet  # slow to import
 
     for batch in parquet.ParquetFile(files[HEALTHCAREMAGIC_FILE]).iter_batches(columns=["input", "output"]):

@@ -75,7 +75,7 @@ def test_the_environment_names_the_folder(e2e, tmp_path, monkeypatch):
 def test_a_download_that_broke_off_goes_on(e2e, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CHUNK_BYTES", 10)
     e2e.break_after = 25
-    with pytest.raises(RunError, match=r"trainset.csv cannot be fetched \(.*the same command goes on"):
+    with pytest.raises(RunError, match=r"trainset.csv cannot be fetched \(.*the same command resumes"):
         prepare("e2e_nlg")
     assert list(tmp_path.rglob("*.jsonl")) == []
     e2e.break_after = None

@@ -1,0 +1,151 @@
+"""Print the time of a decode step over that of plain ``model.generate``, for the table of docs/bench.md.
+
+    python -m benchmarks.step_time                      # every case in float32 and bfloat16; 8 minutes on 2 cores
+    python -m benchmarks.step_time float32 "batch 1"    # one dtype; the cases whose name contains the text
+
+A step is the median gap between the calls of a logits processor, which is the same on all sides. The sides of a case
+take turns in short rounds. A ratio is taken within its round, since a shared machine drifts.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from hsdlab import HSD, FullDepth, SkipDecode, SkipStrategy, StaticDepth, load_model
+from hsdlab.decoding import StepState
+from hsdlab.decoding.cost import ideal_speedup
+from hsdlab.runs.timing import ratio_spread
+
+NEW_TOKENS, ROUNDS = 24, 5
+
+
+class Clock(LogitsProcessor):
+    """Reads the clock in each step and changes nothing."""
+
+    def __init__(self) -> None:
+        self.readings_s: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Note the time; the scores [rows, vocabulary] stay as they are."""
+        self.readings_s.append(time.perf_counter())
+        return scores
+
+    def step_s(self) -> float:
+        """Return the median gap; the first is left out, which ends the prompt pass."""
+        return median(b - a for a, b in zip(self.readings_s[1:], self.readings_s[2:], strict=False))
+
+
+class PlannedRows(SkipStrategy):
+    """The same layers for all rows in every step, but planned row by row: what per-row decisions cost."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+
+    def plan(self, state: StepState) -> Tensor:
+        """Run the uppermost layers, and in even rows the lowest instead of the one above it."""
+        chosen = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
+        chosen[:, state.num_layers - self.layers + 1 :] = True
+        chosen[::2, 0] = True
+        chosen[1::2, 1] = True
+        return chosen
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        name: What the line is called.
+        rows: Prompts in the batch.
+        prompt_tokens: Length of each.
+        strategy: Ours.
+        against: What it is measured against: a strategy, or None for plain ``model.generate``.
+        options: More options of ``generate``.
+        ideal: Also print the speed-up over the ideal one.
+    """
+
+    name: str
+    rows: int
+    prompt_tokens: int
+    strategy: SkipStrategy
+    against: SkipStrategy | None
+    options: dict[str, Any]
+    ideal: bool = False
+
+
+CASES = (
+    Case("FullDepth, batch 1", 1, 100, FullDepth(), None, {}),
+    Case("FullDepth, batch 8", 8, 100, FullDepth(), None, {}),
+    Case("FullDepth, beam 4", 1, 100, FullDepth(), None, {"num_beams": 4}),
+    Case("FullDepth, beam 4, long prompt", 1, 1000, FullDepth(), None, {"num_beams": 4}),
+    Case("HSD(1, 0, 15), batch 1", 1, 100, HSD(1, 0, 15), None, {}, ideal=True),
+    Case("SkipDecode(10, 20), batch 1", 1, 100, SkipDecode(10, 20), None, {}, ideal=True),
+    Case("Rows over schedule, batch 8", 8, 100, PlannedRows(16), StaticDepth(16), {}),
+)
+
+
+def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, options: dict[str, Any]) -> float:
+    """Decode once; return the seconds of a step."""
+    clock = Clock()
+    with torch.inference_mode(), nullcontext() if strategy is None else strategy.applied_to(model):
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([clock]),
+            **options,
+        )
+    return clock.step_s()
+
+
+def measure(model: PreTrainedModel, case: Case, rounds: int) -> None:
+    """Print a line: both medians, their ratio with quartiles and, on request, what share of the ideal is reached."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 20000, (case.rows, case.prompt_tokens), generator=generator)
+    sides: Sequence[Callable[[], float]] = [
+        lambda: side(model, ids, case.strategy, case.options),
+        lambda: side(model, ids, case.against, case.options),
+    ]
+    seconds: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):  # the first warms up
+        for index in (0, 1) if turn % 2 else (1, 0):
+            seconds[index].append(sides[index]())
+    ours, theirs = seconds[0][1:], seconds[1][1:]
+    ratio = ratio_spread(ours, theirs)
+    line = (
+        f"| {case.name} | {1e3 * median(theirs):.1f} | {1e3 * median(ours):.1f} | "
+        f"{ratio.median:.2f} [{ratio.low:.2f}…{ratio.high:.2f}] |"
+    )
+    if case.ideal:
+        schedule = case.strategy.scheduled_layers(model.config.num_hidden_layers, NEW_TOKENS)
+        reached = ratio_spread(theirs, [ideal_speedup(model, schedule or ()) * each for each in ours])
+        line += f" {reached.median:.2f} [{reached.low:.2f}…{reached.high:.2f}] |"
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Print a table for each dtype."""
+    asked = sys.argv[1:]
+    dtypes = [name for name in asked if name in ("float32", "bfloat16")] or ["float32", "bfloat16"]
+    names = [name for name in asked if name not in dtypes]
+    for dtype in dtypes:
+        model, _ = load_model("embedded:smollm2-135m", device="cpu", dtype=dtype)
+        print(f"{dtype}, {torch.get_num_threads()} threads, {ROUNDS} rounds of {NEW_TOKENS} tokens")
+        print("| Case | Other side, ms | Ours, ms | Ratio | Speed-up over ideal |\n| --- | ---: | ---: | ---: | ---: |")
+        for case in CASES:
+            if not names or any(name in case.name for name in names):
+                measure(model, case, ROUNDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The arguments with which a model calls its decoder layers, by name and for some rows of the batch."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from hsdlab.decoding.skipping import LayerCall, LayerRunner
+
+CACHE = object()
+"""Stands for the cache among the arguments that are kept."""
+
+
+def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
+    """Select rows from every tensor that has one entry for each row.
+
+    Args:
+        value: A layer's arguments: tensors in nested tuples, lists and dicts.
+        rows: Indices, LongTensor [n] on the device of the tensors.
+        count: Number of rows in the batch; a tensor with another first dimension is left as it is, and so is one of a
+            single dimension (positions that all rows share).
+        expand: Also repeat n times the tensors that all rows share (first dimension 1). By default they stay as they
+            are, since a layer broadcasts them itself.
+
+    Returns:
+        The same nesting, with tensors [n, …].
+    """
+    if isinstance(value, Tensor) and value.dim() > 0:
+        if value.shape[0] == count and (expand or (count > 1 and value.dim() > 1)):
+            return value.index_select(0, rows)
+        if expand and value.shape[0] == 1:
+            return value.expand(len(rows), *value.shape[1:])
+        return value
+    if isinstance(value, dict):
+        return {name: select_rows(item, rows, count, expand) for name, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(select_rows(item, rows, count, expand) for item in value)
+    return value
+
+
+class RowArguments:
+    """Arguments of layers for some rows, selected once for all layers that are called with the same ones."""
+
+    def __init__(self) -> None:
+        self._given: list[Any] = []
+        self._selected: tuple[tuple, dict[str, Any]] = ((), {})
+
+    def select(self, rows: Tensor, count: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Select positional and keyword arguments for some rows.
+
+        Args:
+            rows: LongTensor [n] on the device; the same object for the same rows.
+            count: Number of rows in the batch.
+            args: The positional arguments of a layer's call.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Both for n rows; the same objects as before while rows and arguments are the same objects.
+        """
+        given = [rows, *args, *kwargs.values()]
+        same = len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
+        if not same:
+            self._given, self._selected = given, select_rows((args, kwargs), rows, count)
+        return self._selected
+
+    def forget(self) -> None:
+        """Hold nothing of an earlier pass."""
+        self._given, self._selected = [], ((), {})
+
+
+def argument(call: LayerCall, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Find an argument of a layer's call by name.
+
+    Args:
+        call: The call; its signature gives the place of the name.
+        name: Of the parameter.
+        args: The positional arguments after the hidden state.
+        kwargs: The keyword arguments.
+
+    Returns:
+        The argument; None where the layer was not given it.
+    """
+    if name in kwargs:
+        return kwargs[name]
+    place = call.places.get(name, len(args))
+    return args[place] if place < len(args) else None
+
+
+def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Bind a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
+
+    The cache holds what is returned, and a circle of references would keep the keys and values of a finished decode in
+    memory until Python's garbage collector runs. So ``CACHE`` stands for the cache.
+
+    Args:
+        call: The call.
+        hidden: The hidden state, [rows, 1, d].
+        args: The other positional arguments.
+        kwargs: The keyword arguments.
+
+    Returns:
+        Name to argument; ``attention_mask`` is None.
+    """
+    parameters = call.signature.parameters
+    bound = call.signature.bind(hidden, *args, **kwargs).arguments
+    for name, parameter in parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(bound.pop(name, {}))
+    bound.pop(next(iter(parameters)))
+    bound["attention_mask"] = None
+    return {name: CACHE if isinstance(value, LayerRunner) else value for name, value in bound.items()}
