@@ -268,7 +268,7 @@ def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
     for file in ("docs/demo.md", "docs/bench.md", "benchmarks/update_pages.py", "benchmarks/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
     made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
-    for name, depths in (("demo", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
+    for name, depths in (("demo_train", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
         results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
         write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
     options = BenchOptions(new_tokens=3, repeats=1)

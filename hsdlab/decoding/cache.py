@@ -181,6 +181,8 @@ class SkipCache(LayerRunner, DynamicCache):
         else:
             self.executed.append(self._decisions.executed)
         self._row_arguments.forget()
+        if self._prompt_rows is not None:
+            self._prompt_rows.forget()
         self._seen += length
         self.passes += 1
         held = 0

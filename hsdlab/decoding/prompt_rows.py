@@ -49,6 +49,10 @@ class PromptRows:
         """
         return (args, kwargs) if self.copies == 1 else self._arguments.select(self._first, self._batch, args, kwargs)
 
+    def forget(self) -> None:
+        """Hold nothing of the prefill's arguments, among which is the cache that holds this object."""
+        self._arguments.forget()
+
     def all(self, hidden: Tensor) -> Tensor:
         """Repeat each source for all its rows.
 

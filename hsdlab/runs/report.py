@@ -210,6 +210,7 @@ def _result(folder: Path, row: ComparisonRow) -> StrategyResult:
         cost=sum(batch_costs(examples), Cost()),
         examples=examples,
         is_oracle=row.is_oracle,
+        resolved=row.resolved,
     )
 
 

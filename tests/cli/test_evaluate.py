@@ -210,7 +210,7 @@ def test_compare_marks_an_oracle_and_gives_it_no_time(evaluate, tmp_path):
     assert not compose["is_oracle"]
     assert compose["speed_up"] > 0
     assert compose["strategy"]["init_args"]["schedule"]["init_args"]["max_exit"] == 2
-    assert "OracleExit(keys_and_values='law')` (oracle) " in (tmp_path / "out/comparison.md").read_text()
+    assert "OracleExit(law)` (oracle) " in (tmp_path / "out/comparison.md").read_text()
 
 
 # ---- whole runs
@@ -325,7 +325,7 @@ def test_compare_keeps_what_finished_when_a_strategy_breaks(error, raised, evalu
     assert [path.name[:6] for path in files] == ["01_Ful", "02_HSD"]
     printed = capsys.readouterr().out
     assert "Cut short after 2 decodes of a batch. 2 of 4 strategies have begun; the table is over the 1 b" in printed
-    assert "FullDepth() is the baseline (100 %). 2 examples, 3 layers." in printed
+    assert "FullDepth is the baseline (100 %). 2 examples, 3 layers." in printed
 
 
 def test_compare_in_the_folder_of_another_leaves_none_of_its_runs(evaluate, tmp_path):

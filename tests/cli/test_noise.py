@@ -35,11 +35,13 @@ def test_a_tiny_run_prints_none_of_it(command, tmp_path):
     assert str(tmp_path / "out") in done.stdout + done.stderr  # it still says where the results are
 
 
-def test_other_messages_of_the_same_libraries_stay(capsys):
+def test_other_messages_of_the_same_libraries_stay(capsys, monkeypatch):
     logger, heard = logging.getLogger("lightning.pytorch"), []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
     logger.addHandler(handler)
+    monkeypatch.setattr(logger, "level", logging.INFO)  # a run before may have changed it
+    logger.manager._clear_cache()
     try:
         with without_noise(), warnings.catch_warnings(record=True) as given:
             for text in ("GPU available: False, used: False", "GPU available: True (cuda), used: True"):

@@ -172,7 +172,9 @@ def test_a_tokenizer_that_changes_a_text_with_its_special_tokens_is_refused():
 def test_a_chat_template_that_fails_is_one_sentence(failing):
     tokenizer = tokenizer_of("byte-level")
     tokenizer.chat_template = failing
-    with pytest.raises(ValueError, match=r"chat template fails on user messages \(\w+: .*\): set chat=False or mend"):
+    with pytest.raises(
+        ValueError, match=r"chat template fails on user messages \(\w+: .*\): set chat=False or correct"
+    ):
         PromptTemplate("{source}", chat=True).encode("river", tokenizer)
 
 

@@ -1,5 +1,8 @@
 """``generate`` and ``applied_to``: what they return, what they refuse, and that they take transformers' own options."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import transformers
@@ -7,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 
 from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, generate
 from hsdlab.decoding import UnsupportedModelError, active_run
+from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.testing import prompts, tiny_model
 from tests.strategies_for_tests import Changing
@@ -318,3 +322,26 @@ def test_the_heads_rows_for_some_tokens_are_those_of_the_whole_head(family_model
         if parts.head.bias is not None:  # as made, it is 0
             parts.head.bias.copy_(torch.randn(64, dtype=torch.float64, generator=generator))
         torch.testing.assert_close(parts.token_logits(hidden, tokens), parts.logits(hidden).gather(1, tokens))
+
+
+@pytest.mark.parametrize("strategy", [FullDepth(), HSD(1, 0, 2), CALM()], ids=repr)
+def test_keys_and_values_are_freed_with_the_decode(strategy, monkeypatch):
+    """Without Python's garbage collector: a cache in a circle of references would wait for it."""
+    made = []
+    begin = SkipCache.__init__
+
+    def noted(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(SkipCache, "__init__", noted)
+    input_ids, mask = prompts(3)
+    gc.disable()
+    try:
+        generate(
+            tiny_model(), input_ids=input_ids, attention_mask=mask, strategy=strategy, max_new_tokens=4, num_beams=2
+        )
+        alive = [cache() for cache in made]
+    finally:
+        gc.enable()
+    assert alive == [None]

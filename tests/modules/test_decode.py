@@ -168,7 +168,7 @@ def test_predictions_for_other_examples_are_refused(data, tmp_path):
     trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
     decoder.resume = True
     other = JSONLines(folder=data.folder, batch_size=3)
-    with pytest.raises(ValueError, match="example 'test-2' has other texts, another place"):
+    with pytest.raises(ValueError, match="example 'test-2' has other texts, has moved"):
         trainer(STRATEGY).test(decoder, datamodule=other, verbose=False)
 
 

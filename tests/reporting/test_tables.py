@@ -84,7 +84,8 @@ The darker a cell, the more examples ran that layer in that decode step. Grey: n
     "torch_threads": 1,
     "memory_gib": 8.0,
     "gpus": [],
-    "system": "Linux"
+    "system": "Linux",
+    "omp_wait_policy": null
   }},
   "subcommand": "",
   "examples": null,
