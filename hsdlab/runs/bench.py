@@ -211,17 +211,20 @@ def _measured(
                 sides[name] = early_exit
             else:
                 not_measured.append(NotMeasured(name, why_not))
-        watched = [PeakMemory(side, device) for side in sides.values()]
+        peaks = {name: PeakMemory(side, device) for name, side in sides.items()}
         total = (WARMUP_ROUNDS + options.repeats) * len(sides) * len(batches)
         # No refresh in the background: its thread would compete with what is measured.
         with Steps("Decoding", total, "batches", background=False) as steps:
 
             def rounds(number: int) -> list[list[list[Timing]]]:
-                return interleave(watched, cases=len(batches), rounds=number, after_run=steps.advance)
+                return interleave(list(peaks.values()), cases=len(batches), rounds=number, after_run=steps.advance)
 
             rounds(WARMUP_ROUNDS)
             other_tokens = _other_tokens(plain, full_depth)
             timings = dict(zip(sides, rounds(options.repeats), strict=True))
+    for name in [name for name in sides if any(not sum(t.decode_passes for t in row) for row in timings[name])]:
+        del sides[name]  # of early exit alone: every other way to decode takes T - 1 steps
+        not_measured.append(NotMeasured(name, "its first verification made all tokens: give more new_tokens"))
     rows = len(batches[0].input_ids)
     return BenchCell(
         batch_size=rows,
@@ -229,8 +232,8 @@ def _measured(
         dtype=str(plain_model(model).dtype).removeprefix("torch."),
         prompt_tokens=tuple(length for batch in batches for length in batch.lengths),
         sides=tuple(
-            _figures(name, {} if side is plain else side.costs(), timings, rows, peak.peak_mib)
-            for (name, side), peak in zip(sides.items(), watched, strict=True)
+            _figures(name, {} if side is plain else side.costs(), timings, rows, peaks[name].peak_mib)
+            for name, side in sides.items()
         ),
         not_measured=tuple(not_measured),
         head_per_layers=1 / (ideal_speedup(model, [[]]) - 1),

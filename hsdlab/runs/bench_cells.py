@@ -102,11 +102,25 @@ class Batch:
         return self.attention_mask.sum(dim=1).tolist()
 
     def prompt(self, row: int) -> list[int]:
-        """Return a prompt as token ids, without padding."""
+        """Take a prompt out of the batch.
+
+        Args:
+            row: Of the prompt.
+
+        Returns:
+            Its token ids, without padding.
+        """
         return self.input_ids[row][self.attention_mask[row] == 1].tolist()
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on another device."""
+        """Copy the batch to another device.
+
+        Args:
+            device: Where the model is.
+
+        Returns:
+            The batch there.
+        """
         return Batch(self.input_ids.to(device), self.attention_mask.to(device))
 
 
@@ -138,7 +152,7 @@ def bench_cells(module: DecodeModule, datamodule: GenerationDataModule, options:
         options: Which cells there are.
 
     Returns:
-        The cells: dtypes vary slowest, then lengths of prompts, batch sizes, and beams.
+        The cells, of which dtypes vary slowest, then lengths of prompts, batch sizes, and beams.
 
     Raises:
         UserError: A cell does not fit the model's context or vocabulary, the exit layer does not fit the model, or the

@@ -66,7 +66,11 @@ class LayersRemovedSide:
         return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.input_ids.shape[1] - 1)
 
     def costs(self) -> dict[str, float | None]:
-        """Return the layers per decode step, and the ideal speed-up of the schedule."""
+        """Compute what the schedule alone determines.
+
+        Returns:
+            "average_layers" per decode step, and "ideal_speed_up".
+        """
         return {
             "average_layers": sum(map(len, self._schedule)) / len(self._schedule),
             "ideal_speed_up": ideal_speedup(self._parts.model, self._schedule),
@@ -188,7 +192,11 @@ class EarlyExitSide:
         return Timing(first.at_s - start, end - first.at_s, sequences.shape[1] - first.tokens)
 
     def why_not(self) -> str | None:
-        """Say why it cannot be measured here, after a decode of the first batch; None if it can."""
+        """Find out whether it can be measured here, by a decode of the first batch.
+
+        Returns:
+            The reason why not; None if it can.
+        """
         if self._batches[0].input_ids.shape[0] > 1:
             return "transformers drafts for one sequence at a time"
         if self._options["num_beams"] > 1:
@@ -205,7 +213,7 @@ class EarlyExitSide:
         try:
             timing = self(0)
         except Exception as error:  # of transformers or the model, which says in many ways that it cannot
-            return f"transformers cannot decode this model so ({reason(error)})"
+            return f"transformers cannot draft with this model ({reason(error)})"
         finally:
             for hook in hooks:
                 hook.remove()
@@ -216,7 +224,11 @@ class EarlyExitSide:
         return None
 
     def costs(self) -> dict[str, float | None]:
-        """Return no figures: the trace of the layers is not kept."""
+        """Compute nothing, since no trace of the layers is kept.
+
+        Returns:
+            No figures.
+        """
         return {}
 
 

@@ -31,12 +31,20 @@ def environment(load_average_before: tuple[float, ...] | None) -> BenchEnvironme
 
 
 def load_average() -> tuple[float, ...] | None:
-    """Return the mean number of running processes over 1, 5 and 15 minutes; None where the system does not tell."""
+    """Read how busy the machine is.
+
+    Returns:
+        The mean number of running processes over 1, 5 and 15 minutes; None where the system does not tell.
+    """
     return os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
 def peak_process_mib() -> float | None:
-    """Return the most main memory that this process has taken so far, MiB; None where the system does not tell."""
+    """Read how much main memory this process has needed.
+
+    Returns:
+        The most that it has taken so far, MiB; None where the system does not tell.
+    """
     try:
         import resource
     except ImportError:  # Windows

@@ -115,7 +115,11 @@ class StrategySide:
         return self.outputs[case].timing
 
     def schedule(self) -> Sequence[Sequence[int]] | None:
-        """Return the layers of each decode step; None where the strategy decides while it decodes."""
+        """Look up the layers of each decode step.
+
+        Returns:
+            Layer indices of each step; None where the strategy decides while it decodes.
+        """
         if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
             return None
         num_layers = decoder_parts(self._model).num_layers
