@@ -145,8 +145,8 @@ def _cell_notes(cell: BenchCell) -> list[str]:
     """Return what is to be said under a cell's table."""
     notes = [f"Not measured: {each.name}, since {each.reason}." for each in cell.not_measured]
     if cell.other_tokens:
-        of_all = f"{cell.other_tokens} of {len(cell.prompt_tokens) // cell.batch_size} batches"
-        notes.append(f"By rounding, FullDepth made other tokens than plain generate on {of_all}.")
+        of_all = f"{cell.other_tokens} of {len(cell.prompt_tokens) // cell.batch_size}"
+        notes.append(f"By rounding, FullDepth made other tokens than plain generate on {of_all} batches.")
     if cell.peak_process_mib is not None:
         notes.append(f"The process had taken at most {cell.peak_process_mib:.0f} MiB of main memory by then.")
     return notes

@@ -32,7 +32,8 @@ def cell_title(cell: BenchCell, dtype: bool = True) -> str:
     shortest, longest = min(cell.prompt_tokens), max(cell.prompt_tokens)
     length = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
     batches = len(cell.prompt_tokens) // cell.batch_size
-    prompts = "prompts" if cell.batch_size == 1 else "batches of prompts"
+    many = "" if batches == 1 else "es" if cell.batch_size > 1 else "s"
+    prompts = f"prompt{many}" if cell.batch_size == 1 else f"batch{many} of prompts"
     how = "greedy" if cell.num_beams == 1 else f"{cell.num_beams} beams"
     words = [
         f"batch {cell.batch_size}",
