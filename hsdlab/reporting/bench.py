@@ -41,8 +41,8 @@ NOTE = (
     "blank where the layers are chosen during the step. A negative % slower is faster."
 )
 REMOVED_NOTE = (
-    "Layers removed: plain generate with only the schedule's layers in the model, the limit of skipping. Its text "
-    "means nothing."
+    "Layers removed: plain generate with only the schedule's layers in the model, the limit of skipping with "
+    "transformers' own steps. hsdlab's steps may be faster. Its text means nothing."
 )
 EARLY_EXIT_NOTE = (
     "assistant_early_exit: transformers' self-speculation, whose text is full depth's. Its prefill is the first draft "

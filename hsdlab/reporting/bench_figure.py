@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -61,7 +62,8 @@ def bench_figure(result: BenchResult) -> Figure:
     rows = math.ceil(len(result.cells) / columns)
     names = list(dict.fromkeys(side.name for cell in result.cells for side in cell.sides))
     styles = _styles(names)
-    legend_height = 0.25 * math.ceil(len(names) / 2) + 0.3
+    legend_columns = min(columns, 2)
+    legend_height = 0.25 * math.ceil((len(names) + 1) / legend_columns) + 0.2
     width = max(6.4, 3.2 * columns)
     figure = Figure(figsize=(width, (4.2 if columns == 1 else 3.2) * rows + legend_height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -75,10 +77,17 @@ def bench_figure(result: BenchResult) -> Figure:
         axes.set_title(f"{conditions}\n{prompts}", fontsize=9, color=INK)
     for axes in list(panels)[len(result.cells) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    handles = [Line2D([], [], label=_short(name), **style) for name, style in styles.items()]
     handles.append(Line2D([], [], color=FAINT, label="ideal: weights read"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, labelcolor=INK, fontsize=8.5)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, labelcolor=INK, fontsize=8.5
+    )
     return figure
+
+
+def _short(name: str) -> str:
+    """Return a name without the keywords of a strategy's arguments."""
+    return re.sub(r"(?<=[(\s])\w+=(?=[^=])", "", name)
 
 
 def _styles(names: Sequence[str]) -> dict[str, Style]:
