@@ -152,8 +152,8 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
         notes.append(text)
     if any(time_mark(row) == TOO_FAST for row in rows):
         notes.append(
-            f"{TOO_FAST} More than the layers allow: the machine may have done other work while one of the two was measured. "
-            "Do not trust it. `bench` times the strategies in alternation."
+            f"{TOO_FAST} More than the layers allow: the machine may have done other work while one of the two was "
+            "measured. Do not trust it. `bench` times the strategies in alternation."
         )
     return notes
 
