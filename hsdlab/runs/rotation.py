@@ -4,8 +4,6 @@ A machine's speed drifts within a run by more than two strategies differ. Strate
 the other meet the same machine, and none of them is always the first: their times are compared within a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
