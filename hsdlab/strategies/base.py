@@ -5,6 +5,7 @@ the LightningModule with skipped layers, in validation, test and predict. Teache
 Outside Lightning, ``with strategy.applied_to(model):`` does the same.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,6 +97,13 @@ class SkipStrategy(Callback, ABC):
             The same setting with numbers in place of "auto" and None; this object where there are none.
         """
         return self
+
+    def _with(self, **parameters: Any) -> Self:
+        """Copy the setting with other parameters; a subclass stays itself, with all that it has besides."""
+        other = copy.copy(self)
+        for name, value in parameters.items():
+            setattr(other, name, value)
+        return other
 
     @contextmanager
     def applied_to(self, model: nn.Module, max_new_tokens: int | None = None) -> Iterator[AppliedRun]:

@@ -1,7 +1,7 @@
 """Compose: a schedule bounds the layers, and a confidence measure exits earlier within them."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Self
 
 from torch import Tensor
 
@@ -68,10 +68,9 @@ class Compose(SkipStrategy):
         """
         return self.confidence.should_exit(state)
 
-    def resolved(self, num_layers: int) -> "Compose":
+    def resolved(self, num_layers: int) -> Self:
         """Fill in the parameters of the schedule."""
-        schedule = cast(ScheduledStrategy, self.schedule.resolved(num_layers))
-        return Compose(schedule, self.confidence)
+        return self._with(schedule=self.schedule.resolved(num_layers))
 
     def never_skip(self) -> "Compose | None":
         """Compose the never-skip settings of both, if both have one."""

@@ -68,9 +68,9 @@ class HSD(ScheduledStrategy):
         num_skipped = trial.suggest_int("num_skipped", 1, max(1, num_layers - 1), log=True)
         return cls(num_skipped, *propose_budget(trial, num_layers))
 
-    def resolved(self, num_layers: int) -> "HSD":
+    def resolved(self, num_layers: int) -> Self:
         """Fill in ``max_exit``."""
-        return HSD(self.num_skipped, self.min_exit, max(self.min_exit, self._max_exit_on(num_layers)), self.decay)
+        return self._with(max_exit=max(self.min_exit, self._max_exit_on(num_layers)))
 
     def _max_exit_on(self, num_layers: int) -> int:
         return num_layers // 2 if self.max_exit is None else self.max_exit

@@ -88,9 +88,10 @@ class SkipDecode(ScheduledStrategy):
         min_exit, max_exit, decay = propose_budget(trial, num_layers)
         return cls(min_exit, max_exit, trial.suggest_int("warmup", 0, max(1, num_layers // 4)), decay)
 
-    def resolved(self, num_layers: int) -> "SkipDecode":
+    def resolved(self, num_layers: int) -> Self:
         """Fill in ``min_exit`` and ``max_exit``."""
-        return SkipDecode(*self.exits_on(num_layers), self.warmup, self.decay)
+        min_exit, max_exit = self.exits_on(num_layers)
+        return self._with(min_exit=min_exit, max_exit=max_exit)
 
     def never_skip(self) -> "SkipDecode":
         """Set the budget to all layers."""

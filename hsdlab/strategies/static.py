@@ -60,9 +60,9 @@ class StaticDepth(ScheduledStrategy):
         keep = cast(Keep, trial.suggest_categorical("keep", get_args(Keep)))
         return cls(trial.suggest_int("number", 2 if keep == "unified" else 1, num_layers), keep)
 
-    def resolved(self, num_layers: int) -> "StaticDepth":
+    def resolved(self, num_layers: int) -> Self:
         """Fill in ``number``."""
-        return StaticDepth(self._number_on(num_layers), self.keep)
+        return self._with(number=self._number_on(num_layers))
 
     def never_skip(self) -> "StaticDepth":
         """Set the number to all layers."""

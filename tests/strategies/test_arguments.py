@@ -103,3 +103,18 @@ def test_arguments_that_base_classes_take_are_parameters_too(strategy, arguments
 def test_a_name_shows_arguments_that_base_classes_take():
     assert repr(PassesOn(num_skipped=2, max_exit=4)) == "PassesOn(num_skipped=2, min_exit=0, max_exit=4)"
     assert repr(CALM()) == "CALM(threshold=0.9)"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shown"),
+    [
+        (HSD(), "HSD(num_skipped=1, min_exit=0, max_exit=3)"),
+        (PassesOn("mine"), "PassesOn(note='mine', num_skipped=1, min_exit=0, max_exit=3)"),
+        (Fixed(), "Fixed(max_exit=4)"),
+    ],
+    ids=repr,
+)
+def test_the_resolved_setting_is_of_the_same_class(strategy, shown):
+    before = repr(strategy)
+    assert repr(strategy.resolved(6)) == shown
+    assert repr(strategy) == before
