@@ -117,10 +117,8 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Move the rows to those from which beam search continues, LongTensor [rows]."""
-        rows, copies = (
-            torch.arange(len(beam_idx), device=beam_idx.device),
-            self._decisions.rows_per_source(len(beam_idx)),
-        )
+        rows = torch.arange(len(beam_idx), device=beam_idx.device)
+        copies = self._decisions.rows_per_source(len(beam_idx))
         if torch.equal(beam_idx, rows):
             return
         if not torch.equal(beam_idx // copies, rows // copies):

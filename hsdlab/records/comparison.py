@@ -92,8 +92,9 @@ class ComparisonRow:
         run: Name of the run that the row comes from, where several are compared; empty for one.
         resolved: The name with what depends on the model filled in, such as `max_exit`; empty in older records.
         measured: When it was measured, where the rows were measured at different times.
-        speed_up_interval: (low, high) of the speed-up over the batches, each of which both strategies decoded in turn;
-            None for fewer than two batches, for an oracle, and where an older version of hsdlab wrote the row.
+        speed_up_interval: (low, high) of the speed-up over the batches, each of which both strategies decoded in turn.
+            None where they did not, for fewer than two batches, for an oracle, and where an older version of hsdlab
+            wrote the row.
     """
 
     number: int
@@ -206,7 +207,7 @@ class Comparison(Document):
 
 
 def compare_results(
-    results: Sequence[StrategyResult], run: RunInfo, run_names: Sequence[str] | None = None
+    results: Sequence[StrategyResult], run: RunInfo, run_names: Sequence[str] | None = None, *, in_turn: bool = False
 ) -> Comparison:
     """Compare results on the same examples.
 
@@ -214,6 +215,9 @@ def compare_results(
         results: One per strategy, at least one. The baseline is the first FullDepth, or else the first result.
         run: Provenance of the comparison.
         run_names: Where the results come from several runs, the name of the run of each; None for one run.
+        in_turn: Whether each batch was decoded under all strategies before the next one. Only then do the batches tell
+            about the spread of the speed-up: strategies that were decoded one after the other differ by the machine's
+            drift too.
 
     Returns:
         One row per result in the same order, with bootstrap intervals over the examples. A metric that a result lacks
@@ -229,7 +233,7 @@ def compare_results(
     metrics = [name for name in METRIC_LABELS if any(name in each.scores for each in results)]
     names = run_names or [""] * len(results)
     rows = [
-        _row(number, result, baseline, metrics, name)
+        _row(number, result, baseline, metrics, name, in_turn)
         for number, (result, name) in enumerate(zip(results, names, strict=True), start=1)
     ]
     return Comparison(run, tuple(rows))
@@ -248,7 +252,7 @@ def _check_same_examples(results: Sequence[StrategyResult], baseline: StrategyRe
 
 
 def _row(
-    number: int, result: StrategyResult, baseline: StrategyResult, metrics: Sequence[str], run_name: str
+    number: int, result: StrategyResult, baseline: StrategyResult, metrics: Sequence[str], run_name: str, in_turn: bool
 ) -> ComparisonRow:
     quality, percent = {}, {}
     for metric in metrics:
@@ -278,7 +282,7 @@ def _row(
         cost=result.cost,
         run=run_name,
         resolved=result.resolved,
-        speed_up_interval=None if result.is_oracle else _speed_up_interval(result, baseline),
+        speed_up_interval=_speed_up_interval(result, baseline) if in_turn and not result.is_oracle else None,
     )
 
 

@@ -109,8 +109,8 @@ def cost_cells(row: ComparisonRow, header: Sequence[str] = COST_HEADER) -> list[
 def _speed_up(row: ComparisonRow) -> str:
     if not math.isfinite(row.speed_up):
         return MISSING
-    ends = "" if row.speed_up_interval is None else " [{:.2f}, {:.2f}]".format(*row.speed_up_interval)
-    return f"{row.speed_up:.2f}×{ends} {time_mark(row)}".strip()
+    ends = "" if row.speed_up_interval is None else "[{:.2f}, {:.2f}]".format(*row.speed_up_interval)
+    return " ".join(filter(None, (f"{row.speed_up:.2f}×", time_mark(row), ends)))
 
 
 def cost_in_words(row: ComparisonRow) -> str:

@@ -82,7 +82,7 @@ def compare(
     if not records[0]:
         raise RunError(f"{files[0]} holds no prediction: nothing was decoded. Look at --trainer.limit_test_batches.")
     results = _results(module, ordered, records)
-    comparison = compare_results(results, run)
+    comparison = compare_results(results, run, in_turn=True)
     if trainer.is_global_zero:
         events = folder / tensorboard.FOLDER
         tensorboard.remove_events(events)
@@ -124,7 +124,7 @@ def _print_finished(
     if common:
         records = [[record for number in common for record in each[number]] for _, each in begun]
         results = _results(module, [strategy for strategy, _ in begun], records)
-        print_comparison(compare_results(results, run), terminal)
+        print_comparison(compare_results(results, run, in_turn=True), terminal)
     decoded = sum(map(len, batches))
     terminal.print(
         f"Cut short after {decoded} decodes of a batch. {len(begun)} of {len(strategies)} strategies have begun; the "

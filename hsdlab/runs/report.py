@@ -97,7 +97,9 @@ def _redraw(folder: Path) -> Document:
 
 def _draw_comparison(folder: Path, terminal: Console) -> Comparison:
     results = _results(folder)
-    found = compare_results(results, Comparison.read(folder / comparison.FILE).run)
+    before = Comparison.read(folder / comparison.FILE)
+    in_turn = any(row.speed_up_interval is not None for row in before.rows)
+    found = compare_results(results, before.run, in_turn=in_turn)
     comparison.write_comparison(found, results, folder)
     _write_events(found, results, folder)
     comparison.print_comparison(found, terminal)

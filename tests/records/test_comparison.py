@@ -110,11 +110,13 @@ def in_batches(result, *decode_s):
 
 def test_the_speed_up_has_an_interval_over_batches_that_both_decoded(full_depth, hsd):
     """A draw is both batches, or one of them twice: the ends are the two ratios."""
-    full, row = rows_of(in_batches(full_depth, 1.0, 3.0), in_batches(hsd, 0.5, 2.25))
+    results = [in_batches(full_depth, 1.0, 3.0), in_batches(hsd, 0.5, 2.25)]
+    full, row = compare_results(results, RUN, in_turn=True).rows
     assert row.speed_up_interval == pytest.approx((3 / 2.25, 1.0 / 0.5))
     assert full.speed_up_interval is None  # the baseline
-    _, alone = rows_of(in_batches(full_depth, 1.0, 3.0), hsd)
+    _, alone = compare_results([results[0], hsd], RUN, in_turn=True).rows
     assert alone.speed_up_interval is None  # no batches
+    assert all(each.speed_up_interval is None for each in rows_of(*results))  # one after the other: the machine drifts
 
 
 def test_short_label(full_depth, hsd, calm):
