@@ -38,6 +38,34 @@ def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> A
     return value
 
 
+def select_tokens(value: Any, rows: Tensor, slots: Tensor, count: int, length: int) -> Any:
+    """Select tokens of a pass from every tensor that has an entry for each of them.
+
+    Args:
+        value: A layer's arguments: tensors in nested tuples, lists and dicts.
+        rows: Indices, LongTensor [n] on the device.
+        slots: The tokens of each of these rows, LongTensor [n, k] on the device.
+        count: Rows of the pass.
+        length: Tokens of each row.
+
+    Returns:
+        The same nesting, with tensors [n, k, …], masks [n, …, k, keys]; a tensor that has no entry for each token is
+        left as it is.
+    """
+    if isinstance(value, Tensor):
+        if value.dim() < 2 or value.shape[0] not in (count, 1):
+            return value
+        of_row = rows[:, None] if value.shape[0] == count else rows.new_zeros(len(rows), 1)
+        if value.dim() == 4 and value.shape[2] == length:  # a mask [rows or 1, heads or 1, tokens, keys]
+            return value[of_row, :, slots].transpose(1, 2)
+        return value[of_row, slots] if value.shape[1] == length else value
+    if isinstance(value, dict):
+        return {name: select_tokens(item, rows, slots, count, length) for name, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(select_tokens(item, rows, slots, count, length) for item in value)
+    return value
+
+
 class RowArguments:
     """Arguments of layers for some rows, selected once for all layers that are called with the same ones."""
 
@@ -86,6 +114,27 @@ def argument(call: LayerCall, name: str, args: tuple, kwargs: dict[str, Any]) ->
     return args[place] if place < len(args) else None
 
 
+def bound_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Bind a layer's arguments by name, without the hidden state.
+
+    Args:
+        call: The call; its signature names the arguments.
+        hidden: The hidden state, [rows, tokens, d].
+        args: The other positional arguments.
+        kwargs: The keyword arguments.
+
+    Returns:
+        Name to argument, ready for ``call(hidden, **arguments)``.
+    """
+    parameters = call.signature.parameters
+    bound = call.signature.bind(hidden, *args, **kwargs).arguments
+    for name, parameter in parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(bound.pop(name, {}))
+    bound.pop(next(iter(parameters)))
+    return bound
+
+
 def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Bind a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
 
@@ -94,18 +143,13 @@ def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dic
 
     Args:
         call: The call.
-        hidden: The hidden state, [rows, 1, d].
+        hidden: The hidden state, [rows, tokens, d].
         args: The other positional arguments.
         kwargs: The keyword arguments.
 
     Returns:
         Name to argument; ``attention_mask`` is None.
     """
-    parameters = call.signature.parameters
-    bound = call.signature.bind(hidden, *args, **kwargs).arguments
-    for name, parameter in parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.update(bound.pop(name, {}))
-    bound.pop(next(iter(parameters)))
+    bound = bound_arguments(call, hidden, args, kwargs)
     bound["attention_mask"] = None
     return {name: CACHE if isinstance(value, LayerRunner) else value for name, value in bound.items()}

@@ -3,36 +3,35 @@
 The decoding semantics (Schuster et al. 2022, CALM, arXiv 2207.07061, sections 3.2 and 3.3.1, called state propagation
 there): the keys and values of a token at a layer come from the hidden state with which the token arrived at that layer,
 whether or not the layer ran. Here they are computed only when a later token runs the layer, for all tokens that still
-owe them in one batch. The layer's own code does it, and is stopped where it passes its keys and values on: norm and
-projections run, attention and MLP do not. A strategy whose sets of layers only shrink never needs that. The keys and
-values of a layer that no later step runs are freed at once.
+owe them in one batch (:mod:`hsdlab.decoding.late`). A strategy whose sets of layers only shrink never needs that. The
+keys and values of a layer that no later step runs are freed at once.
 
 The prefill runs once for each source: beams, or several sampled sequences, are rows only from the first decode step
 on (``once``).
+
+A forward pass may also carry several tokens of each row, each with its own set of executed layers: the prefill under a
+prompt schedule, and every pass that ``next_pass`` announces. Rows then differ in length, and ``forget`` takes the last
+tokens of a row back.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from hsdlab.decoding.arguments import CACHE, RowArguments, argument
+from hsdlab.decoding.arguments import RowArguments, argument
 from hsdlab.decoding.decisions import Decisions, Rows
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
+from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
-from hsdlab.decoding.storage import LayerStorage
+from hsdlab.decoding.storage import KeyValueStore, LayerStorage
 from hsdlab.decoding.timing import now_s
+from hsdlab.decoding.token_pass import RunningTokens, TokenPass
 from hsdlab.errors import RunError, UserError
-
-
-class _KeysAndValuesMade(Exception):
-    """Stops the forward of a layer as soon as its keys and values are computed."""
 
 
 class SkipCache(LayerRunner, DynamicCache):
@@ -47,8 +46,14 @@ class SkipCache(LayerRunner, DynamicCache):
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
             of that step.
+        prompt_executed: The layers that ran in the prefill, BoolTensor [sources, prompt, layers] on the CPU; None where
+            all layers ran for all tokens.
+        prompt_mask: [rows, prompt], 1 for tokens and 0 for padding, to be set before a prefill under a prompt schedule;
+            None means no padding.
         late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
         late_passes: Calls of each layer that computed them, LongTensor [layers].
+        prompt_late_tokens: The tokens of ``late_tokens`` that were computed in the prefill, LongTensor [layers].
+        prompt_late_passes: The calls of ``late_passes`` in the prefill, LongTensor [layers].
         passes: Forward passes so far, the prefill included.
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
@@ -61,19 +66,25 @@ class SkipCache(LayerRunner, DynamicCache):
         self._decisions = decisions
         self._once = once
         self._prompt_rows: PromptRows | None = None  # since the prefill began
-        self._storages: list[LayerStorage | None] = [None] * parts.num_layers
-        self._seen = 0
         self._prompt_length = 0
+        self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
+        self._late = LateKeyValues(parts, self._store, decisions.max_steps)
+        self._starts: int | Tensor = 0  # new tokens before the current pass, LongTensor [rows] where rows differ
+        self._end = 0  # columns of new tokens in the current pass
         self._row_arguments = RowArguments()
         self._split: StepRows | None = None  # where the prompt's keys and values are held apart
         self._called: Tensor | None = None  # the rows that the current layer was called with, on the device
         self._equal_rows: tuple[Tensor, Tensor] | None = None  # those of the last layer, on the CPU and on the device
+        self._announced: TokenPass | None = None
+        self._tokens: TokenPass | None = None  # in a pass in which tokens differ
+        self._running: RunningTokens | None = None  # those with which the current layer was called; None for all
         self._filling = False
-        self._history = History(decisions)
         self._outputs: list[Tensor] = []  # of the layers of this step, for an oracle
         self.executed: list[Tensor] = []
-        self.late_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
-        self.late_passes = torch.zeros(parts.num_layers, dtype=torch.long)
+        self.prompt_executed: Tensor | None = None
+        self.prompt_mask: Tensor | None = None
+        self.late_tokens, self.late_passes = self._late.tokens, self._late.passes
+        self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
         self.passes = 0
         self.peak_bytes = 0
         self.readings_s: list[float] = []
@@ -81,28 +92,26 @@ class SkipCache(LayerRunner, DynamicCache):
     # What transformers calls on a cache ----------------------------------------------------------------------
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens so far, also where the layer has no keys and values of some of them."""
-        return self._seen
+        """Return the tokens of the longest row so far, also where the layer has no keys and values of some of them."""
+        return self._prompt_length + self._longest
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Return the sizes for the keys of all tokens, which every layer has when it runs."""
-        return self._seen + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of the rows that run; [rows, heads, length, head dim] as in transformers."""
+        """Add the keys and values of the tokens that run; [rows, heads, length, head dim] as in transformers."""
         if self._filling:
-            raise _KeysAndValuesMade(key_states, value_states)
-        if self._seen == 0:
-            if self._decisions.needed_after(layer_idx, -1):
-                copies = 1 if self._prompt_rows is None else self._prompt_rows.copies
-                most = self._decisions.max_steps - 1
-                storage = LayerStorage(key_states, value_states, copies, most, apart=self._split is not None)
-                self._storages[layer_idx] = storage
-            return key_states, value_states
-        storage, token, called = self._storage(layer_idx), self._seen - self._prompt_length, self._called
-        storage.reserve(token + 1)
+            raise KeysAndValuesMade(key_states, value_states)
+        if self.passes == 0:
+            return self._update_prompt(layer_idx, key_states, value_states)
+        storage = self._store[layer_idx]
+        storage.reserve(self._end)
+        if self._tokens is not None:
+            return self._update_tokens(storage, key_states, value_states)
+        token, called = self._longest, self._called
         if called is None:
             storage.append(token, key_states, value_states)
         else:
@@ -123,89 +132,156 @@ class SkipCache(LayerRunner, DynamicCache):
             return
         if not torch.equal(beam_idx // copies, rows // copies):
             raise RunError("A beam moved to the rows of another prompt; decode with transformers' own beam search.")
-        new_tokens = self._seen - self._prompt_length
-        for storage in self._storages:
-            if storage is not None and new_tokens > 0:
-                storage.reorder(beam_idx, new_tokens)
-        self._history.reorder(beam_idx)
+        self._store.reorder(beam_idx, self._longest)
+        self._late.reorder(beam_idx, self._longest)
+
+    # Passes over several tokens ------------------------------------------------------------------------------
+
+    def next_pass(self, executed: Tensor, valid: Tensor) -> None:
+        """Announce a forward pass after the prefill in which each token of each row has its own executed layers.
+
+        The caller gives the model position ids, and a mask of four dimensions in which the columns of the new tokens
+        follow those of the prompt: new token k of a row is in column k, whatever the length of the other rows.
+
+        Args:
+            executed: BoolTensor [rows or 1, tokens, layers] on the CPU.
+            valid: BoolTensor [rows, tokens] on the CPU, true for the tokens of a row, which come before its padding.
+
+        Raises:
+            RuntimeError: The prompt is held once for several rows.
+        """
+        if self._split is not None or self.passes == 0:
+            raise RuntimeError("Passes over several tokens need a row for each source, after the prefill.")
+        self._announced = TokenPass(executed, valid, self._parts.model.device)
+
+    @property
+    def lengths(self) -> Tensor:
+        """New tokens of each row so far, LongTensor [rows or 1] on the CPU."""
+        return torch.tensor([self._starts]) if isinstance(self._starts, int) else self._starts
+
+    def forget(self, kept: Tensor) -> None:
+        """Take the last new tokens of each row back, as if they had never been.
+
+        Args:
+            kept: The new tokens of each row that stay, LongTensor [rows] on the CPU.
+        """
+        self._late.new.forget(kept)
+        self._set_lengths(kept)
+
+    def _set_lengths(self, lengths: Tensor) -> None:
+        first = int(lengths[0])
+        self._starts = first if bool((lengths == first).all()) else lengths
+
+    @property
+    def _longest(self) -> int:
+        """New tokens of the longest row before the current pass."""
+        return self._starts if isinstance(self._starts, int) else int(self._starts.max())
 
     # Running a layer -----------------------------------------------------------------------------------------
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Run a layer for the rows that the decisions name; the others skip it."""
-        index = self._index[call.layer]
-        length = hidden.shape[1]
-        if self._seen == 0:
+        """Run a layer for the tokens that the decisions name; the others skip it."""
+        index, length = self._index[call.layer], hidden.shape[1]
+        if index == 0:
+            self._begin_pass(hidden)
+        if self.passes == 0:
             hidden = self._run_prompt(index, call, hidden, args, kwargs)
+        elif self._tokens is not None:
+            hidden = self._run_tokens(index, call, hidden, args, kwargs)
         else:
-            if index == 0:
-                self._begin_step(call, hidden, args, kwargs)
             hidden = self._run_decode_step(index, call, hidden, args, kwargs)
             if self._decisions.looks_back:
-                hidden = self._look_back(index, hidden)
+                hidden = self._look_back(index, call, hidden, args, kwargs)
         if index == self._parts.num_layers - 1:
             self._end_pass(length)
         return hidden
 
-    def _run_prompt(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Run a layer over the prompt, for the first row of each source."""
-        if self._prompt_rows is None:
-            copies = self._decisions.rows_per_source(len(hidden)) if self._once else 1
-            self._prompt_rows = PromptRows(len(hidden), copies, hidden.device)
-            if copies > 1 and can_split(self._parts.model):
-                self._split = StepRows(copies, hidden.shape[1])
-        prompt = self._prompt_rows
-        if index == 0:
-            hidden = prompt.first(hidden)
-        args, kwargs = prompt.arguments(args, kwargs)
-        hidden = call(hidden, *args, **kwargs)
-        return prompt.all(hidden) if index == self._parts.num_layers - 1 else hidden
-
-    def _begin_step(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
-        if hidden.shape[1] != 1:
+    def _begin_pass(self, hidden: Tensor) -> None:
+        rows, length = hidden.shape[:2]
+        if self.passes == 0:
+            self._begin_prompt(rows, length, hidden.device)
+            return
+        self._end = self._longest + length
+        self._tokens, self._announced = self._announced, None
+        if self._tokens is not None:
+            return
+        if length != 1:
             raise UserError(
-                f"A decode step came with {hidden.shape[1]} tokens; expected 1. Assisted decoding and chunked prompts "
+                f"A decode step came with {length} tokens; expected 1. Assisted decoding and chunked prompts "
                 "cannot be combined with skipped layers."
             )
         if not self.executed:
             self.readings_s.append(now_s(hidden.device))
-        self._decisions.begin_step(len(self.executed), hidden.shape[0])
-        self._history.begin_step(call, hidden, args, kwargs)
+        self._decisions.begin_step(len(self.executed), rows)
 
-    def _end_pass(self, length: int) -> None:
-        step = len(self.executed) - 1 if self._seen == 0 else len(self.executed)
-        if self._seen == 0:
-            self._prompt_length = length
+    def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
+        copies = self._decisions.rows_per_source(rows) if self._once else 1
+        self._prompt_rows = PromptRows(rows, copies, device)
+        if copies > 1 and can_split(self._parts.model):
+            self._split = StepRows(copies, length)
+        self._store.begin(rows // copies, copies, length, apart=self._split is not None)
+        if not self._decisions.may_skip_prompt:
+            return
+        mask = torch.ones(rows, length) if self.prompt_mask is None else self.prompt_mask
+        valid = mask[::copies].cpu().bool()  # (sources, prompt)
+        executed = self._decisions.prompt_layers(valid)
+        if executed is not None:
+            self._tokens = TokenPass(executed, valid, device)
+            self.prompt_executed = executed | ~valid[:, :, None]
+            self._late.prompt = History(self._parts.num_layers, length)
+
+    def _run_prompt(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a layer over the prompt, for the first row of each source."""
+        prompt = self._prompt_rows
+        if prompt is None:
+            raise RuntimeError(f"Layer {index} was called before layer 0.")
+        if index == 0:
+            hidden = prompt.first(hidden)
+        args, kwargs = prompt.arguments(args, kwargs)
+        if self._tokens is None:
+            hidden = call(hidden, *args, **kwargs)
         else:
-            self.executed.append(self._decisions.executed)
-        self._row_arguments.forget()
-        if self._prompt_rows is not None:
-            self._prompt_rows.forget()
-        self._seen += length
-        self.passes += 1
-        held = 0
-        for index, storage in enumerate(self._storages):
-            if storage is None:
-                continue
-            held += storage.nbytes
-            if not self._decisions.needed_after(index, step):
-                self._storages[index] = None
-        self.peak_bytes = max(self.peak_bytes, held)
+            hidden = self._run_tokens(index, call, hidden, args, kwargs)
+        return prompt.all(hidden) if index == self._parts.num_layers - 1 else hidden
+
+    def _run_tokens(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a layer for some tokens of each row; the others owe keys and values from then on."""
+        tokens = self._tokens
+        if tokens is None:
+            raise RuntimeError("No pass over several tokens has begun.")
+        running, of_prompt = tokens.at(index), self.passes == 0
+        history = self._late.prompt if of_prompt and self._late.prompt is not None else self._late.new
+        starts: int | Tensor = 0 if of_prompt else self._starts
+        if not running.everywhere and (not running.nowhere or self._decisions.needed_after(index, -1)):
+            history.passed_by(index, call, hidden, args, kwargs, starts, running.skipped)
+        if running.nowhere:
+            return hidden
+        self._compute_late(index, call, len(hidden), starts + running.after_last, running.rows)
+        if running.everywhere:
+            return call(hidden, *args, **kwargs)
+        arguments = tokens.arguments(running, call, hidden, args, kwargs)
+        self._running = running
+        try:
+            output = call(running.take(hidden), **arguments)
+        finally:
+            self._running = None
+        return running.put(hidden, output)
 
     def _run_decode_step(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         rows = self._decisions.rows_at(index)
         if rows is None:  # all rows
-            self._fill(index, call, rows)
+            self._compute_late(index, call, len(hidden), self._longest, rows)
             if self._split is not None:
                 mask = argument(call, "attention_mask", args, kwargs)
                 self._split.begin_layer(mask, mask, None)
             output = call(hidden, *args, **kwargs)
             self._ask(index, rows, output, hidden)
             return output
-        self._history.passed_by(index, rows, hidden)
+        if self._decisions.may_fill and self._decisions.needed_after(index, len(self.executed)):
+            self._passed_by(index, call, hidden, args, kwargs, rows)
         if len(rows) == 0:
             return hidden
-        self._fill(index, call, rows)
+        self._compute_late(index, call, len(hidden), self._longest, rows)
         called = self._on_device(rows, hidden.device)
         some_args, some_kwargs = self._row_arguments.select(called, hidden.shape[0], args, kwargs)
         arrived = hidden.index_select(0, called)
@@ -220,23 +296,36 @@ class SkipCache(LayerRunner, DynamicCache):
         self._ask(index, rows, output, arrived)
         return hidden.index_copy(0, called, output)
 
+    def _end_pass(self, length: int) -> None:
+        if self.passes == 0:
+            self._prompt_length = length
+            self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
+        elif self._tokens is not None:
+            self._set_lengths(self.lengths + self._tokens.valid.sum(dim=1))
+        else:
+            self.executed.append(self._decisions.executed)
+            self._starts = self._longest + 1
+        self._tokens = None
+        self._row_arguments.forget()
+        if self._prompt_rows is not None:
+            self._prompt_rows.forget()
+        self._late.end_pass()
+        self.passes += 1
+        step = len(self.executed) - 1
+        held = self._store.free(lambda layer: self._decisions.needed_after(layer, step))
+        self.peak_bytes = max(self.peak_bytes, held)
+
     def _on_device(self, rows: Tensor, device: torch.device) -> Tensor:
         """Return rows on the device; the same tensor while they are the same."""
         if self._equal_rows is None or not torch.equal(self._equal_rows[0], rows):
             self._equal_rows = rows, rows.to(device)
         return self._equal_rows[1]
 
-    def _storage(self, index: int) -> LayerStorage:
-        storage = self._storages[index]
-        if storage is None:
-            raise RuntimeError(f"Layer {index} runs, and its keys and values were freed.")
-        return storage
-
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._decisions.asks:
             self._decisions.after(index, rows, output[:, -1], arrived[:, -1], self._parts)
 
-    def _look_back(self, index: int, output: Tensor) -> Tensor:
+    def _look_back(self, index: int, call: LayerCall, output: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """After the last layer, return the hidden state of each row at the exit layer that an oracle names."""
         self._outputs.append(output)
         if index < self._parts.num_layers - 1:
@@ -247,42 +336,58 @@ class SkipCache(LayerRunner, DynamicCache):
         hidden = outputs[exits.to(output.device), torch.arange(len(exits), device=output.device)]  # (rows, 1, d)
         if not self._decisions.keeps_full_entries:
             for layer in range(1, self._parts.num_layers):
-                self._history.passed_by(layer, (exits >= layer).nonzero().squeeze(1), hidden)
+                self._passed_by(layer, call, hidden, args, kwargs, (exits >= layer).nonzero().squeeze(1))
         return hidden
 
-    # Late keys and values ------------------------------------------------------------------------------------
+    # Keys and values -----------------------------------------------------------------------------------------
 
-    def _fill(self, index: int, call: LayerCall, rows: Rows) -> None:
-        """Compute the keys and values that ``rows`` still owe at this layer, in one batch."""
-        waiting = self._history.take_waiting(index, rows)
-        if waiting is None:
-            return
-        hidden, positions, token_rows, token_steps = waiting  # [tokens, 1, d], …, [tokens], [tokens]
+    def _update_prompt(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        running = self._running
+        if running is None:  # all tokens
+            if self._decisions.needed_after(index, -1):
+                self._store.hold_prompt(index, keys, values)
+            return keys, values
+        rows, slots = running.on_device
+        keys, values = self._store.write_prompt(index, rows, slots, keys, values).read_prompt()
+        return keys.index_select(0, rows), values.index_select(0, rows)
+
+    def _update_tokens(self, storage: LayerStorage, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        running, starts = self._running, self._starts
+        if running is None and isinstance(starts, int):
+            storage.append(starts, keys, values)
+            return storage.read(self._end)
+        if running is None:
+            rows = torch.arange(len(keys), device=keys.device)
+            slots = torch.arange(keys.shape[2], device=keys.device)[None]
+        else:
+            rows, slots = running.on_device
+        first = starts if isinstance(starts, int) else starts.to(keys.device)[rows, None]
+        storage.write(rows, first + slots, keys, values)
+        keys, values = storage.read(self._end)
+        return (keys, values) if running is None else (keys.index_select(0, rows), values.index_select(0, rows))
+
+    def _passed_by(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Tensor) -> None:
+        """Note that all rows but ``rows`` skip a layer in a decode step."""
+        skipped = None
+        if not self._decisions.same_for_all_rows:
+            skipped = torch.ones(len(hidden), 1, dtype=torch.bool).index_fill(0, rows, value=False)
+        self._late.new.passed_by(index, call, hidden, args, kwargs, self._longest, skipped)
+
+    def _compute_late(self, index: int, call: LayerCall, count: int, before: int | Tensor, rows: Rows) -> None:
+        """Compute the keys and values that ``rows`` owe at a layer, of tokens ``before`` those that run it."""
+        late, prompt = self._late, self._late.prompt
         self._filling = True
         try:
-            with _no_queries(self._parts.queries[index]):
-                call(hidden, **{name: self if value is CACHE else value for name, value in positions.items()})
-        except _KeysAndValuesMade as made:
-            keys, values = made.args  # [tokens, heads, 1, head dim] each
+            if self.passes == 0 and prompt is not None:
+                late.compute(self, index, call, prompt.take(index, count, before, rows), of_prompt=True)
+                return
+            if prompt is not None and self._prompt_rows is not None:
+                copies = self._prompt_rows.copies
+                sources = None if rows is None else (rows // copies).unique()
+                owed = prompt.take(index, count // copies, self._prompt_length, sources)
+                late.compute(self, index, call, owed, of_prompt=True)
+            if (owed := late.new.take(index, count, before, rows)) is not None:
+                self._store[index].reserve(self._end)
+                late.compute(self, index, call, owed)
         finally:
             self._filling = False
-        storage = self._storage(index)
-        storage.reserve(self._seen - self._prompt_length)
-        storage.write(token_rows, token_steps, keys, values)
-        self.late_tokens[index] += len(token_rows)
-        self.late_passes[index] += 1
-
-
-@contextmanager
-def _no_queries(projection: nn.Module | None) -> Iterator[None]:
-    """Let a layer's query projection, if it is a module of its own, return zeros without computing anything."""
-    if projection is None:
-        yield
-        return
-    size, own = projection.out_features, {name: value for name, value in vars(projection).items() if name == "forward"}
-    vars(projection)["forward"] = lambda x: x.new_zeros(()).expand(*x.shape[:-1], size)
-    try:
-        yield
-    finally:
-        del vars(projection)["forward"]
-        vars(projection).update(own)

@@ -150,6 +150,54 @@ class Decisions:
         """
         return self._last_use[layer] > step
 
+    @property
+    def may_skip_prompt(self) -> bool:
+        """Whether the strategy can have a prompt schedule (it has ``scheduled_prompt``)."""
+        return hasattr(self.strategy, "scheduled_prompt")
+
+    def prompt_layers(self, valid: Tensor) -> Tensor | None:
+        """Find the layers that each token of the prompts runs.
+
+        Args:
+            valid: BoolTensor [sources, prompt] on the CPU, false at padding.
+
+        Returns:
+            BoolTensor [sources, prompt, layers] on the CPU, true at padding; None where all tokens run all layers.
+
+        Raises:
+            UserError: The strategy's prompt schedule is not a list of non-empty sets of layers, one for each token.
+        """
+        scheduled = getattr(self.strategy, "scheduled_prompt", None)
+        if scheduled is None:
+            return None
+        executed = torch.ones(*valid.shape, self.num_layers, dtype=torch.bool)
+        lengths = valid.sum(dim=1).tolist()
+        of_length = {length: scheduled(length, self.num_layers) for length in set(lengths)}
+        if all(layers is None for layers in of_length.values()):
+            return None
+        masks = {length: self._prompt_mask(layers, length) for length, layers in of_length.items()}
+        for row, length in enumerate(lengths):
+            executed[row, valid[row]] = masks[length]
+        return executed
+
+    def _prompt_mask(self, scheduled: Sequence[Sequence[int]] | None, length: int) -> Tensor:
+        """Return the layers of each token of a prompt, BoolTensor [length, layers]."""
+        if scheduled is None:
+            return torch.ones(length, self.num_layers, dtype=torch.bool)
+        if not isinstance(scheduled, Sequence) or len(scheduled) != length:
+            raise UserError(
+                f"{self.name}.scheduled_prompt returned {described(scheduled)} for a prompt of {length} tokens; "
+                "expected a list with the layers of each token, or None where all run all layers."
+            )
+        known: dict[Any, list[int]] = {}  # most tokens have the layers of others
+        mask = torch.zeros(length, self.num_layers, dtype=torch.bool)
+        for position, layers in enumerate(scheduled):
+            key = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else layers
+            if key not in known:
+                known[key] = sorted(self._checked_layers(layers, f"token {position} of the prompt"))
+            mask[position, known[key]] = True
+        return mask
+
     def begin_step(self, step: int, rows: int) -> None:
         """Settle what is known before the step.
 
@@ -284,22 +332,22 @@ class Decisions:
                 f"{self.name}.scheduled_layers gave {len(schedule)} steps; expected {self.max_steps - 1} "
                 f"(max_new_tokens={self.max_steps} has one decode step fewer)."
             )
-        return [self._checked_layers(layers, step) for step, layers in enumerate(schedule)]
+        return [self._checked_layers(layers, f"step {step}") for step, layers in enumerate(schedule)]
 
-    def _checked_layers(self, layers: object, step: int) -> frozenset[int]:
-        """Return the layers of a step as a set, since their order has no meaning."""
+    def _checked_layers(self, layers: object, where: str) -> frozenset[int]:
+        """Return the layers of a step or token as a set, since their order has no meaning."""
         if not isinstance(layers, Iterable) or isinstance(layers, str):
             raise UserError(
-                f"{self.name} gave {described(layers)} as the layers of step {step}; expected their indices, such as "
+                f"{self.name} gave {described(layers)} as the layers of {where}; expected their indices, such as "
                 "(0, 2, 4)."
             )
         indices = [_index(layer) for layer in layers]
         if not indices:
-            raise UserError(f"{self.name} runs no layer in step {step}; expected at least one.")
+            raise UserError(f"{self.name} runs no layer in {where}; expected at least one.")
         wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < self.num_layers]
         if wrong:
             raise UserError(
-                f"{self.name} runs layers {wrong} in step {step}; this model has layers 0 to {self.num_layers - 1}."
+                f"{self.name} runs layers {wrong} in {where}; this model has layers 0 to {self.num_layers - 1}."
             )
         return frozenset(indices)
 

@@ -258,7 +258,11 @@ def _decode(
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
-        with every_pass_recorded(parts, cache), packed_weights(parts, max_steps, rows):
+        with (
+            every_pass_recorded(parts, cache),
+            packed_weights(parts, max_steps, rows),
+            _prompt_mask_noted(parts, cache),
+        ):
             raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
@@ -283,6 +287,8 @@ def _decode(
         searched_rows=len(input_ids) * config.num_beams,
         late=(cache.late_tokens, cache.late_passes),
         probes=decisions.probed,
+        prompt=cache.prompt_executed,
+        prompt_late=(cache.prompt_late_tokens, cache.prompt_late_passes),
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,
@@ -295,3 +301,18 @@ def _decode(
     if run.on_decode is not None:
         run.on_decode(run.output)
     return raw
+
+
+@contextmanager
+def _prompt_mask_noted(parts: DecoderParts, cache: SkipCache) -> Iterator[None]:
+    """Tell the cache which tokens of the prompt are padding, as transformers has found them."""
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        handle.remove()
+        cache.prompt_mask = kwargs.get("attention_mask")
+
+    handle = parts.body.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,129 +1,238 @@
 """The hidden states of skipped tokens, kept until the late KV computation or the end of the decode."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hsdlab.decoding.arguments import position_arguments, select_rows
-from hsdlab.decoding.decisions import Decisions, Rows
+from hsdlab.decoding.arguments import position_arguments
 from hsdlab.decoding.skipping import LayerCall
+from hsdlab.decoding.token_pool import ArgumentPools, TokenPool
+
+
+@dataclass(frozen=True)
+class Owed:
+    """Tokens whose keys and values a layer computes late.
+
+    Attributes:
+        hidden: The hidden states that arrived at the layer, [entries, 1, d].
+        arguments: The layer's other arguments for them, by name.
+        rows: The row of each, LongTensor [entries] on the device.
+        tokens: The index of each in its row, LongTensor [entries] on the device.
+    """
+
+    hidden: Tensor
+    arguments: dict[str, Any]
+    rows: Tensor
+    tokens: Tensor
+
+
+@dataclass
+class _LayerType:
+    """Layers that are called with the same arguments besides the hidden state (rotary embeddings differ by type).
+
+    Attributes:
+        pools: The arguments of each token.
+        places: Of each token in the pools, LongTensor [rows or 1, length].
+        given: The arguments of the current pass, if they are in the pools already.
+    """
+
+    places: Tensor
+    pools: ArgumentPools = field(default_factory=ArgumentPools)
+    given: list[Any] | None = None
 
 
 class History:
     """Which tokens still owe keys and values at which layers, and the hidden states to compute them from.
 
-    Beams change places after each step. The tensors kept here stay where they are: ``_origin`` maps the current rows to
-    the rows of each earlier step.
+    What is kept of a forward pass stays where it is. Where beams change places, ``_origin`` maps the current rows to
+    the rows of each earlier pass.
 
     Args:
-        decisions: Say which layers later steps may run. Where no layer needs a late KV computation, nothing is kept.
+        num_layers: L.
+        length: The most tokens of a row.
     """
 
-    def __init__(self, decisions: Decisions) -> None:
-        self._decisions = decisions
-        self._arrived: list[dict[int, Tensor]] = []  # per step: layer -> hidden state [rows, 1, d]
-        self._positions: list[dict[str, Any]] = []  # per step: the layers' arguments that depend on the position
-        self._lacks = torch.zeros(0)  # [layers, steps, rows or 1], on the CPU; empty until a layer is skipped
-        self._lacking_layers: set[int] = set()
-        self._origin: Tensor | None = None  # [steps, rows], on the device; None while no beam has moved
+    def __init__(self, num_layers: int, length: int) -> None:
+        self._length = length
+        self._owes: list[Tensor | None] = [None] * num_layers  # BoolTensor [rows or 1, length]; None owes nothing
+        self._places: dict[int, Tensor] = {}  # of hidden states, by layer: LongTensor [rows or 1, length]
+        self._hidden = TokenPool()
+        self._types: list[_LayerType] = []
+        self._type_of: dict[int, _LayerType] = {}
+        self._last: tuple[Tensor, int] | None = None  # the hidden state that was kept last, and its place
+        self._origin: Tensor | None = None  # [length, rows], on the device; None while no beam has moved
 
-    def begin_step(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> None:
-        """Keep the arguments with which the layers of this step are called.
+    def passed_by(
+        self,
+        layer: int,
+        call: LayerCall,
+        hidden: Tensor,
+        args: tuple,
+        kwargs: dict[str, Any],
+        starts: int | Tensor,
+        skipped: Tensor | None = None,
+    ) -> None:
+        """Note who skips a layer in the current forward pass.
 
         Args:
-            call: The call of layer 0; its signature names the arguments.
-            hidden: The input of layer 0, [rows, 1, d].
+            layer: Index of the layer.
+            call: Its call.
+            hidden: The hidden states that arrive at it, [rows, tokens, d].
             args: The other positional arguments of the call.
             kwargs: Its keyword arguments.
+            starts: The index of the first token of the pass in its row; LongTensor [rows] on the CPU where rows differ.
+            skipped: BoolTensor [rows, tokens] on the CPU, true for the tokens that skip the layer; None for all.
         """
-        if not self._decisions.may_fill:
-            return
-        self._arrived.append({})
-        self._positions.append(position_arguments(call, hidden, args, kwargs))
-        if self._origin is not None:
-            now = torch.arange(hidden.shape[0], device=hidden.device)[None]
-            self._origin = torch.cat([self._origin, now])
+        rows, tokens = hidden.shape[:2]
+        if self._last is None or self._last[0] is not hidden:
+            self._last = hidden, self._hidden.append(hidden)
+        width = 1 if isinstance(starts, int) else rows
+        columns = _Columns(starts, rows, tokens)
+        places = self._places.get(layer)
+        self._places[layer] = _written(places, self._length, width, columns, columns.places(self._last[1], rows))
+        self._keep_arguments(layer, call, hidden, args, kwargs, columns)
+        if skipped is not None or not isinstance(starts, int):
+            width = rows
+        values = torch.ones(1, tokens, dtype=torch.bool) if skipped is None else skipped
+        self._owes[layer] = _written(self._owes[layer], self._length, width, columns, values)
 
-    def reorder(self, beam_idx: Tensor) -> None:
+    def _keep_arguments(
+        self, layer: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any], columns: "_Columns"
+    ) -> None:
+        """Keep a layer's arguments of this pass, once for all layers that are called with the same ones."""
+        given = [*args, *kwargs.values()]
+        kind = self._type_of.get(layer)
+        if kind is None:
+            kind = next((each for each in self._types if _same(each.given, given)), None)
+            if kind is None:
+                kind = _LayerType(torch.zeros(1, self._length, dtype=torch.long))
+                self._types.append(kind)
+            self._type_of[layer] = kind
+        if kind.given is None:
+            kind.given = given
+            rows, tokens = hidden.shape[:2]
+            place = kind.pools.append(position_arguments(call, hidden, args, kwargs), rows, tokens)
+            width = max(len(kind.places), columns.width)
+            kind.places = _written(kind.places, self._length, width, columns, columns.places(place, rows))
+        elif not _same(kind.given, given):
+            raise RuntimeError(f"Layer {layer} no longer has the arguments of those that it shared them with.")
+
+    def take(self, layer: int, count: int, before: int | Tensor, rows: Tensor | None = None) -> Owed | None:
+        """Take tokens that still owe keys and values at a layer; afterwards they owe none there.
+
+        Args:
+            layer: Index of the layer that is about to run.
+            count: Rows of the batch.
+            before: Tokens with a smaller index are taken; LongTensor [count] on the CPU where rows differ.
+            rows: The rows whose tokens are taken, LongTensor on the CPU; None for all.
+
+        Returns:
+            The tokens; None if there are none.
+        """
+        owes = self._owes[layer]
+        if owes is None:
+            return None
+        if rows is not None or not isinstance(before, int):
+            owes = self._owes[layer] = owes.expand(count, -1).clone() if len(owes) != count else owes
+        limit = before if isinstance(before, int) else before[:, None]
+        asked = owes & (torch.arange(self._length) < limit)  # (rows or 1, length)
+        if rows is not None:
+            others = torch.ones(count, dtype=torch.bool).index_fill(0, rows, value=False)
+            asked[others] = False
+        if len(asked) == count:
+            of_rows, of_tokens = asked.nonzero(as_tuple=True)
+        else:
+            tokens = asked[0].nonzero().squeeze(1)
+            of_rows, of_tokens = torch.arange(count).repeat(len(tokens)), tokens.repeat_interleave(count)
+        if len(of_rows) == 0:
+            return None
+        owes &= ~asked
+        if not owes.any():
+            self._owes[layer] = None
+        return self._owed(layer, of_rows, of_tokens)
+
+    def _owed(self, layer: int, rows: Tensor, tokens: Tensor) -> Owed:
+        hidden, kind = self._places[layer], self._type_of[layer]
+        on_cpu = torch.stack([rows, tokens, _read(hidden, rows, tokens), _read(kind.places, rows, tokens)])
+        rows, tokens, place, argument_place = on_cpu.to(self._hidden.device, non_blocking=True).unbind()
+        row_then = rows if self._origin is None else self._origin[tokens, rows]
+        return Owed(
+            hidden=self._hidden.gather(place + row_then),
+            arguments=kind.pools.gather(argument_place + row_then),
+            rows=rows,
+            tokens=tokens,
+        )
+
+    def end_pass(self) -> None:
+        """Hold nothing of a forward pass but what was copied from it."""
+        self._last = None
+        for kind in self._types:
+            kind.given = None
+
+    def reorder(self, beam_idx: Tensor, tokens: int) -> None:
         """Follow the beams to the rows from which beam search continues.
 
         Args:
             beam_idx: The old row of each new row, LongTensor [rows] on the device.
+            tokens: The number of tokens so far, the same in each row.
         """
-        if not self._arrived:
+        if not self._places:
             return
         if self._origin is None:
-            self._origin = torch.arange(len(beam_idx), device=beam_idx.device).repeat(len(self._arrived), 1)
-        self._origin = self._origin[:, beam_idx]
-        if self._lacking_layers and not self._decisions.same_for_all_rows:
-            self._lacks = self._lacks[:, :, beam_idx.cpu()]
+            self._origin = torch.arange(len(beam_idx), device=beam_idx.device).repeat(self._length, 1)
+        self._origin[:tokens] = self._origin[:tokens, beam_idx]
+        for layer, owes in enumerate(self._owes):
+            if owes is not None and len(owes) > 1:
+                self._owes[layer] = owes[beam_idx.cpu()]
 
-    def passed_by(self, layer: int, rows: Rows, hidden: Tensor) -> None:
-        """Note who skips a layer in the current step.
-
-        Args:
-            layer: Index of the layer.
-            rows: The rows that run the layer; all others skip it.
-            hidden: The hidden states that arrived at the layer, [rows of the batch, 1, d]; kept, not copied.
-        """
-        step = len(self._arrived) - 1
-        if not self._decisions.may_fill or not self._decisions.needed_after(layer, step):
-            return
-        if self._lacks.numel() == 0:
-            width = 1 if self._decisions.same_for_all_rows else hidden.shape[0]
-            shape = (self._decisions.num_layers, self._decisions.max_steps, width)
-            self._lacks = torch.zeros(shape, dtype=torch.bool)
-        self._arrived[step][layer] = hidden
-        self._lacks[layer, step] = True
-        self._lacks[layer, step, rows] = False
-        self._lacking_layers.add(layer)
-
-    def take_waiting(self, layer: int, rows: Rows) -> tuple[Tensor, dict[str, Any], Tensor, Tensor] | None:
-        """Take the tokens of earlier steps that still owe keys and values at a layer; afterwards they owe none there.
+    def forget(self, kept: Tensor) -> None:
+        """Forget the last tokens of each row, as if they had never been.
 
         Args:
-            layer: Index of the layer that is about to run.
-            rows: The rows that will run it; None for all. Tokens of other rows stay.
-
-        Returns:
-            Their hidden states [tokens, 1, d], the layer's other arguments for them, their rows [tokens] and their
-            steps [tokens]; None if there are none.
+            kept: The number of tokens of each row that stay, LongTensor [rows] on the CPU.
         """
-        if layer not in self._lacking_layers:
-            return None
-        now = len(self._arrived) - 1
-        lacks = self._lacks[layer, :now]  # (steps, rows or 1)
-        if rows is not None:
-            asked = torch.zeros_like(lacks)
-            asked[:, rows] = True
-            lacks = lacks & asked
-        hidden, positions, token_rows, token_steps = [], [], [], []
-        for step in lacks.any(dim=1).nonzero().squeeze(1).tolist():
-            state = self._arrived[step][layer]
-            count = state.shape[0]
-            here = torch.arange(count) if self._decisions.same_for_all_rows else lacks[step].nonzero().squeeze(1)
-            here = here.to(state.device)
-            then = here if self._origin is None else self._origin[step, here]
-            hidden.append(state.index_select(0, then))
-            positions.append(select_rows(self._positions[step], then, count, expand=True))
-            token_rows.append(here)
-            token_steps.append(torch.full_like(here, step))
-        if not hidden:
-            return None
-        self._lacks[layer, :now] &= ~lacks
-        if not self._lacks[layer].any():
-            self._lacking_layers.discard(layer)
-        return torch.cat(hidden), _concatenated(positions), torch.cat(token_rows), torch.cat(token_steps)
+        stay = torch.arange(self._length) < kept[:, None]  # (rows, length)
+        for layer, owes in enumerate(self._owes):
+            if owes is not None:
+                owes = owes & stay
+                self._owes[layer] = owes if owes.any() else None
+        if all(owes is None for owes in self._owes):
+            self._hidden.clear()
+            for kind in self._types:
+                kind.pools.clear()
 
 
-def _concatenated(values: list[Any]) -> Any:
-    """Concatenate the equally nested values of several steps along the first dimension of their tensors."""
-    first = values[0]
-    if isinstance(first, Tensor) and first.dim() > 0:
-        return torch.cat(values)
-    if isinstance(first, dict):
-        return {name: _concatenated([value[name] for value in values]) for name in first}
-    if type(first) in (tuple, list):
-        return type(first)(_concatenated(list(items)) for items in zip(*values, strict=True))
-    return first
+class _Columns:
+    """The tokens of a forward pass, among all tokens of their rows."""
+
+    def __init__(self, starts: int | Tensor, rows: int, tokens: int) -> None:
+        self.width = 1 if isinstance(starts, int) else rows
+        self._slots = torch.arange(tokens)
+        if isinstance(starts, int):
+            self.where: Any = (slice(None), slice(starts, starts + tokens))
+        else:
+            self.where = (torch.arange(rows)[:, None], starts[:, None] + self._slots)
+
+    def places(self, first: int, rows: int) -> Tensor:
+        """Return the places of row 0 of each token in a pool, [1, tokens]; that of row r is r more."""
+        return (first + rows * self._slots)[None]
+
+
+def _written(table: Tensor | None, length: int, width: int, columns: _Columns, values: Tensor) -> Tensor:
+    """Write values [rows or 1, tokens] into a table [rows or 1, length], which is made or widened if need be."""
+    if table is None:
+        table = values.new_zeros(width, length)
+    elif len(table) < width:
+        table = table.repeat(width, 1)
+    table[columns.where] = values
+    return table
+
+
+def _read(table: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    return table[0, tokens] if len(table) == 1 else table[rows, tokens]
+
+
+def _same(a: list[Any] | None, b: list[Any]) -> bool:
+    return a is not None and len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

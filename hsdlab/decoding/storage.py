@@ -1,4 +1,6 @@
-"""Memory for the keys and values of one layer: preallocated blocks that are written in place and read as views."""
+"""Memory for keys and values: preallocated blocks of each layer, written in place and read as views."""
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -25,6 +27,7 @@ class LayerStorage:
 
     def __init__(self, keys: Tensor, values: Tensor, copies: int, most: int, apart: bool) -> None:
         self.prompt = (keys, values) if apart else None
+        self._copies = copies
         self._prompt_columns = 0 if apart else keys.shape[2]
         self._most = most
         self._pair = [self._block(part, copies, apart) for part in (keys, values)]
@@ -86,17 +89,40 @@ class LayerStorage:
             block[:, :, columns] = part
 
     def write(self, rows: Tensor, tokens: Tensor | int, keys: Tensor, values: Tensor) -> None:
-        """Write single entries.
+        """Write the keys and values of some new tokens.
 
         Args:
-            rows: The row of each entry, LongTensor [entries] on the device.
-            tokens: The new token of each, LongTensor [entries], or one for all.
-            keys: [entries, heads, 1, head dim].
+            rows: LongTensor [entries] on the device.
+            tokens: The new tokens of each row, LongTensor [entries, tokens], or one for all.
+            keys: [entries, heads, tokens, head dim].
             values: Likewise.
         """
         columns = self._prompt_columns + tokens
         for block, part in zip(self._pair, (keys, values), strict=True):
-            block[rows, :, columns] = part[:, :, 0]
+            block[rows[:, None], :, columns] = part.transpose(1, 2)
+
+    def write_prompt(self, sources: Tensor, tokens: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write the keys and values of some tokens of the prompt, for all rows of their source.
+
+        Args:
+            sources: LongTensor [entries] on the device.
+            tokens: The tokens of each, LongTensor [entries, tokens], from 0 at the first column.
+            keys: [entries, heads, tokens, head dim].
+            values: Likewise.
+        """
+        for block, part in zip(self._prompt_blocks(), (keys, values), strict=True):
+            block[sources[:, None], :, :, tokens] = part.transpose(1, 2)[:, :, None]
+
+    def read_prompt(self) -> tuple[Tensor, Tensor]:
+        """Get views of the prompt's keys and values, [sources, heads, prompt, head dim] each."""
+        keys, values = (block[:, 0] for block in self._prompt_blocks())
+        return keys, values
+
+    def _prompt_blocks(self) -> list[Tensor]:
+        """Return views of the prompt's keys and values, [sources, copies, heads, prompt, head dim] each."""
+        if self.prompt is not None:
+            return [part[:, None] for part in self.prompt]
+        return [part.unflatten(0, (-1, self._copies))[:, :, :, : self._prompt_columns] for part in self._pair]
 
     def reorder(self, rows: Tensor, new_tokens: int) -> None:
         """Move new tokens between rows; the prompt's part is that of both rows.
@@ -108,3 +134,90 @@ class LayerStorage:
         columns = slice(self._prompt_columns, self._prompt_columns + new_tokens)
         for block in self._pair:
             block[:, :, columns] = block[:, :, columns].index_select(0, rows)
+
+
+class KeyValueStore:
+    """The keys and values of all layers that a later decode step may run.
+
+    Args:
+        num_layers: L.
+        most: The most new tokens that will be written.
+    """
+
+    def __init__(self, num_layers: int, most: int) -> None:
+        self._layers: list[LayerStorage | None] = [None] * num_layers
+        self._most = most
+        self._sources, self._copies, self._length, self._apart = 0, 1, 0, False
+
+    def begin(self, sources: int, copies: int, length: int, apart: bool) -> None:
+        """Note the sizes of the prefill.
+
+        Args:
+            sources: Prompts.
+            copies: Consecutive rows of the batch that share a source.
+            length: Of the (padded) prompts, tokens.
+            apart: Whether the prompt's part stays apart (:class:`LayerStorage`).
+        """
+        self._sources, self._copies, self._length, self._apart = sources, copies, length, apart
+
+    def __getitem__(self, layer: int) -> LayerStorage:
+        storage = self._layers[layer]
+        if storage is None:
+            raise RuntimeError(f"Layer {layer} runs, and its keys and values were freed.")
+        return storage
+
+    def hold_prompt(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Begin with the keys and values of whole prompts.
+
+        Args:
+            layer: Index of the layer.
+            keys: [sources, heads, prompt, head dim].
+            values: Likewise.
+        """
+        self._layers[layer] = LayerStorage(keys, values, self._copies, self._most, self._apart)
+
+    def write_prompt(self, layer: int, sources: Tensor, tokens: Tensor, keys: Tensor, values: Tensor) -> LayerStorage:
+        """Write the keys and values of some tokens of the prompts; a layer that holds none begins with zeros.
+
+        Args:
+            layer: Index of the layer.
+            sources: See :meth:`LayerStorage.write_prompt`, as for the other arguments.
+            tokens: See there.
+            keys: See there.
+            values: See there.
+
+        Returns:
+            The layer's storage.
+        """
+        if self._layers[layer] is None:
+            sizes = self._sources, keys.shape[1], self._length
+            self.hold_prompt(layer, *(part.new_zeros(*sizes, part.shape[3]) for part in (keys, values)))
+        storage = self[layer]
+        storage.write_prompt(sources, tokens, keys, values)
+        return storage
+
+    def reorder(self, rows: Tensor, new_tokens: int) -> None:
+        """Move the new tokens of all layers (:meth:`LayerStorage.reorder`).
+
+        Args:
+            rows: LongTensor [rows].
+            new_tokens: How many of each row.
+        """
+        for storage in self._layers:
+            if storage is not None and new_tokens > 0:
+                storage.reorder(rows, new_tokens)
+
+    def free(self, needed: Callable[[int], bool]) -> int:
+        """Free what no later decode step needs.
+
+        Args:
+            needed: Says of a layer whether it is still needed.
+
+        Returns:
+            Bytes that were held until now.
+        """
+        held = sum(storage.nbytes for storage in self._layers if storage is not None)
+        self._layers = [
+            storage if storage is not None and needed(layer) else None for layer, storage in enumerate(self._layers)
+        ]
+        return held

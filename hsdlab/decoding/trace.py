@@ -16,8 +16,10 @@ class LayerCounts:
         tokens: New tokens for which the layer ran.
         attended: Keys that these tokens attended to, summed over the tokens; padding of the prompt counts.
         passes: Decode steps in which the layer ran for some sequence.
-        late_tokens: Tokens whose keys and values were computed late.
+        late_tokens: Tokens whose keys and values were computed late, in decode steps.
         late_passes: Calls of the layer that computed them, each for all such tokens at once.
+        prompt_late_tokens: The same as ``late_tokens``, in the prefill under a prompt schedule.
+        prompt_late_passes: The same as ``late_passes``, in the prefill.
     """
 
     tokens: Tensor
@@ -25,6 +27,8 @@ class LayerCounts:
     passes: Tensor
     late_tokens: Tensor
     late_passes: Tensor
+    prompt_late_tokens: Tensor
+    prompt_late_passes: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Trace:
         compute_steps: Decode steps of all live beams.
         decode_passes: Decode steps; one forward pass of the whole batch counts as one.
         probes: The cost of deciding about exits.
+        prompt: BoolTensor [rows, prompt, layers], true where the layer ran for the token of the prompt, and at padding;
+            None where all layers ran for all tokens.
     """
 
     executed: Tensor
@@ -53,6 +59,7 @@ class Trace:
     compute_steps: int
     decode_passes: int
     probes: ProbeCost = field(default_factory=ProbeCost)
+    prompt: Tensor | None = None
 
     @property
     def compute_depth_sum(self) -> int:
@@ -98,12 +105,15 @@ class Trace:
 
         Returns:
             BoolTensor [rows, length, layers]. ``length`` covers the prompt and the real new tokens of the longest
-            sequence. The mask is true for the prompt, for the last token, and where a sequence did not take the step.
+            sequence. The mask is true for the last token and where a sequence did not take the step; for the prompt
+            too, unless the strategy has a prompt schedule.
         """
         steps, rows, layers = self.executed.shape
         mask = torch.ones(rows, prompt_length + steps + 1, layers, dtype=torch.bool)
         taken = torch.where(self.live[..., None], self.executed, True)  # (steps, rows, layers)
         mask[:, prompt_length : prompt_length + steps] = taken.transpose(0, 1)
+        if self.prompt is not None:
+            mask[:, :prompt_length] = self.prompt
         return mask
 
 
@@ -116,6 +126,8 @@ def trace_along(
     searched_rows: int = 0,
     late: tuple[Tensor, Tensor] | None = None,
     probes: ProbeCost | None = None,
+    prompt: Tensor | None = None,
+    prompt_late: tuple[Tensor, Tensor] | None = None,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
 
@@ -130,6 +142,8 @@ def trace_along(
         searched_rows: With beams, the number of rows in the search: sources × beams; not used without.
         late: ``late_tokens`` and ``late_passes`` of :class:`LayerCounts`; None for zeros.
         probes: The cost of deciding about exits; None for no cost.
+        prompt: The layers that ran in the prefill, BoolTensor [sources, prompt, layers]; None for all.
+        prompt_late: ``prompt_late_tokens`` and ``prompt_late_passes`` of :class:`LayerCounts`; None for zeros.
 
     Returns:
         The trace, on the CPU.
@@ -151,6 +165,7 @@ def trace_along(
     keys = prompt_length + 1 + torch.arange(len(ran_for))  # (steps), keys that the step's token attends to
     none = torch.zeros(num_layers, dtype=torch.long)
     late_tokens, late_passes = late or (none, none)
+    prompt_late_tokens, prompt_late_passes = prompt_late or (none, none)
     return Trace(
         executed=executed,
         live=live,
@@ -159,10 +174,13 @@ def trace_along(
             tokens=ran_for.sum(dim=0),
             attended=(ran_for * keys[:, None]).sum(dim=0),
             passes=(ran_for > 0).sum(dim=0),
-            late_tokens=late_tokens,
-            late_passes=late_passes,
+            late_tokens=late_tokens - prompt_late_tokens,
+            late_passes=late_passes - prompt_late_passes,
+            prompt_late_tokens=prompt_late_tokens,
+            prompt_late_passes=prompt_late_passes,
         ),
         compute_steps=compute_steps,
         decode_passes=len(log),
         probes=probes or ProbeCost(),
+        prompt=None if prompt is None else prompt.repeat_interleave(rows // len(prompt), dim=0),
     )

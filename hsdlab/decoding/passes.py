@@ -1,0 +1,103 @@
+"""Drives a model through forward passes of several tokens of each row, outside of transformers' ``generate``.
+
+Each token has its own set of executed layers and its own position, rows differ in length, and the last tokens of a row
+can be taken back: what the verification of drafts needs.
+"""
+
+import torch
+from torch import Tensor
+
+from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.families import DecoderParts, position_ids
+from hsdlab.decoding.skipping import skippable
+
+
+class Passes:
+    """Forward passes over one batch, the prefill first.
+
+    Args:
+        parts: The model's layers.
+        cache: A new KV cache, with a row for each prompt.
+        prompt_mask: [rows, prompt], 1 for tokens and 0 for padding on the left.
+    """
+
+    def __init__(self, parts: DecoderParts, cache: SkipCache, prompt_mask: Tensor) -> None:
+        self._parts = parts
+        self._cache = cache
+        self._prompt_mask = prompt_mask.bool()
+        self._prompt_tokens = prompt_mask.sum(dim=1)
+        cache.prompt_mask = prompt_mask
+
+    @property
+    def lengths(self) -> Tensor:
+        """New tokens of each row so far, LongTensor [rows] on the CPU."""
+        return self._cache.lengths.expand(len(self._prompt_mask))
+
+    def prefill(self, input_ids: Tensor) -> Tensor:
+        """Run the prompts.
+
+        Args:
+            input_ids: LongTensor [rows, prompt].
+
+        Returns:
+            Logits after the last token of each prompt, [rows, vocabulary].
+        """
+        mask = self._prompt_mask.long()
+        return self._run(input_ids, mask, position_ids(mask), keep=1)[:, -1]
+
+    def run(self, tokens: Tensor, executed: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Run the next tokens of each row.
+
+        Args:
+            tokens: LongTensor [rows, tokens].
+            executed: The layers that run for each, BoolTensor [rows or 1, tokens, layers] on the CPU.
+            valid: BoolTensor [rows, tokens] on the CPU, false at the padding after a row's tokens; None for no padding.
+
+        Returns:
+            Logits [rows, tokens, vocabulary]; those at padding mean nothing.
+        """
+        rows, count = tokens.shape
+        valid = torch.ones(rows, count, dtype=torch.bool) if valid is None else valid
+        starts = self.lengths.to(tokens.device)[:, None]  # (rows, 1)
+        slots = torch.arange(count, device=tokens.device)
+        self._cache.next_pass(executed, valid)
+        return self._run(
+            tokens,
+            self._mask(starts + slots, columns=int(self.lengths.max()) + count),
+            self._prompt_tokens[:, None] + starts + slots,
+            keep=count,
+        )
+
+    def forget(self, kept: Tensor) -> None:
+        """Take the last tokens of each row back, as if they had never been.
+
+        Args:
+            kept: The new tokens of each row that stay, LongTensor [rows] on the CPU.
+        """
+        self._cache.forget(kept)
+
+    def _run(self, input_ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
+        with skippable(self._parts):
+            output = self._parts.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+        return output.logits
+
+    def _mask(self, tokens: Tensor, columns: int) -> Tensor:
+        """Let each of the tokens [rows, tokens] attend to the prompt, to the new tokens before it and to itself.
+
+        Returns [rows, 1, tokens, prompt + columns], as the model's attention takes it.
+        """
+        rows, count = tokens.shape
+        new = torch.arange(columns, device=tokens.device) <= tokens[:, :, None]  # (rows, tokens, columns)
+        prompt = self._prompt_mask[:, None].expand(rows, count, -1)
+        allowed = torch.cat([prompt, new], dim=2)[:, None]
+        if self._parts.model.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
+            return allowed
+        dtype = self._parts.model.dtype
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
