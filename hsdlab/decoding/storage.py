@@ -114,7 +114,11 @@ class LayerStorage:
             block[sources[:, None], :, :, tokens] = part.transpose(1, 2)[:, :, None]
 
     def read_prompt(self) -> tuple[Tensor, Tensor]:
-        """Get views of the prompt's keys and values, [sources, heads, prompt, head dim] each."""
+        """Get views of the prompt's part.
+
+        Returns:
+            Keys and values, [sources, heads, prompt, head dim] each.
+        """
         keys, values = (block[:, 0] for block in self._prompt_blocks())
         return keys, values
 
