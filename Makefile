@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo demo-train results docs test test-all lint clean
+.PHONY: help install models demo demo-train results performance docs test test-all lint clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo-train: models  ## fine-tune the embedded model so that it can skip, then co
 results: models  ## decode and time what docs/results.md needs and is not there yet (hours), and write it
 	$(BIN)/python -m benchmarks.run_results
 	$(BIN)/python -m benchmarks.results
+
+performance: models  ## measure the figures of docs/performance.md (about an hour) and write them
+	$(BIN)/python -m benchmarks.performance
 
 test: lint  ## linters, type checker and the tests that a change needs, offline (7 minutes on 2 cores)
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"

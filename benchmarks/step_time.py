@@ -1,4 +1,4 @@
-"""Print the time of a decode step over that of plain ``model.generate``, for the table of docs/bench.md.
+"""Print the time of a decode step over that of plain ``model.generate``, for docs/performance.md.
 
     python -m benchmarks.step_time                      # every case in float32 and bfloat16; 8 minutes on 2 cores
     python -m benchmarks.step_time float32 "batch 1"    # one dtype; the cases whose name contains the text

@@ -1,11 +1,10 @@
-"""Put the demo's and the bench's own figures into docs/demo.md and docs/bench.md, so that none is typed by hand.
+"""Put the demo's own figures into docs/demo.md, so that none is typed by hand.
 
     hsdlab demo                                                                               (docs/demo.md)
     make demo-train
     python train.py fit --config configs/experiment/finetune_docstrings_plain.yaml
     python evaluate.py compare --config configs/experiment/demo.yaml ... --output runs/demo_plain (docs/demo.md)
-    python evaluate.py bench ... --output runs/bench                                          (docs/bench.md)
-    python benchmarks/update_pages.py
+    python -m benchmarks.update_pages
 
 A part whose results are not there is left as it is.
 """
@@ -14,12 +13,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-from markers import filled
-
-from hsdlab.records.bench import BenchResult
+from benchmarks.markers import filled
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.provenance import RunInfo
-from hsdlab.reporting import bench, comparison
+from hsdlab.reporting import comparison
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.side_by_side import side_by_side_table
 from hsdlab.reporting.tables import estimate
@@ -27,7 +24,6 @@ from hsdlab.runs.demo import how_to_read
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs/demo.md"
-BENCH = ROOT / "docs/bench.md"
 PICTURE = ROOT / "docs/demo_pareto.png"
 HEADER = (
     *("Strategy", "Average depth", "ROUGE-L, trained to skip", "% of full depth", "ROUGE-L, trained plainly"),
@@ -89,23 +85,16 @@ def _cells(row: ComparisonRow, other: ComparisonRow) -> list[str]:
     return [f"`{row.name}`", f"{row.average_layers:.1f}", *quality, *time]
 
 
-def bench_part(result: BenchResult) -> str:
-    """Return the part of the page on speed that a bench fills."""
-    _, _, report = bench.bench_markdown(result).partition("\n")  # without its title
-    return report.strip() if result.run is None else f"{report.strip()}\n\n{provenance(result.run)}"
-
-
 def _fill(page: Path, part: str, content: str) -> None:
     page.write_text(filled(page.read_text(encoding="utf-8"), part, content), encoding="utf-8")
 
 
 def main() -> None:
-    """Update the two pages from the folders that are there."""
-    parser = argparse.ArgumentParser(description="Put the demo's and the bench's own figures into docs.")
+    """Update the page from the folders that are there."""
+    parser = argparse.ArgumentParser(description="Put the demo's own figures into docs.")
     parser.add_argument("--first-look", type=Path, default=ROOT / "runs/demo", help="folder of hsdlab demo")
     parser.add_argument("--demo", type=Path, default=ROOT / "runs/demo_train", help="folder of make demo-train")
     parser.add_argument("--plain", type=Path, default=ROOT / "runs/demo_plain", help="that of the plain model")
-    parser.add_argument("--bench", type=Path, default=ROOT / "runs/bench", help="folder of evaluate.py bench")
     folders = parser.parse_args()
     if (folders.first_look / comparison.FILE).is_file():
         _fill(DEMO, "first_look", first_look(Comparison.read(folders.first_look / comparison.FILE)))
@@ -119,12 +108,6 @@ def main() -> None:
         print(f"demo:  from {folders.demo} and {folders.plain}")
     else:
         print(f"demo:  left as it is, no {comparison.FILE} in {folders.demo} or {folders.plain}")
-    if (folders.bench / bench.FILE).is_file():
-        _fill(BENCH, "bench", bench_part(BenchResult.read(folders.bench / bench.FILE)))
-        shutil.copyfile(folders.bench / bench.PICTURE, BENCH.with_name(bench.PICTURE))
-        print(f"bench: from {folders.bench}")
-    else:
-        print(f"bench: left as it is, no {bench.FILE} in {folders.bench}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pytest
 
 import hsdlab
 import hsdlab.strategies
-from benchmarks import reconstruction
+from benchmarks import performance, reconstruction
 from benchmarks.markers import filled
 from hsdlab import HSD, FullDepth, SkipStrategy
 from hsdlab.cli import main, names
@@ -262,28 +262,20 @@ def result(strategy, layers):
 
 
 def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
-    """On a copy of the pages, with the reports of a comparison and of a bench on a tiny model."""
+    """On a copy of the page, with the reports of two comparisons."""
     for folder in ("docs", "benchmarks"):
         (tmp_path / folder).mkdir()
-    for file in ("docs/demo.md", "docs/bench.md", "benchmarks/update_pages.py", "benchmarks/markers.py"):
+    for file in ("docs/demo.md", "benchmarks/update_pages.py", "benchmarks/markers.py"):
         shutil.copyfile(ROOT / file, tmp_path / file)
     made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
     for name, depths in (("demo_train", (4.0, 2.5)), ("demo_plain", (3.0, 1.2))):
         results = [result(strategy, layers) for strategy, layers in zip((FullDepth(), HSD()), depths, strict=True)]
         write_comparison(compare_results(results, made), results, tmp_path / "runs" / name)
-    options = BenchOptions(new_tokens=3, repeats=1)
-    run_bench(
-        tiny_model(), [Cell([Batch(*prompts(1))])], [HSD()], options=options, folder=tmp_path / "runs/bench", run=made
-    )
-    subprocess.run([sys.executable, "benchmarks/update_pages.py"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.update_pages"], cwd=tmp_path, check=True)
 
-    parts = []
-    for part in ("demo", "bench"):
-        old, new = ((folder / f"docs/{part}.md").read_text(encoding="utf-8") for folder in (ROOT, tmp_path))
-        before, filled_in, after = re.split(rf"<!-- {part}:(?:begin|end) -->", new)
-        assert [before, after] == re.split(rf"<!-- {part}:(?:begin|end) -->", old)[::2]
-        parts.append(filled_in)
-    demo, bench = parts
+    old, new = ((folder / "docs/demo.md").read_text(encoding="utf-8") for folder in (ROOT, tmp_path))
+    before, demo, after = re.split(r"<!-- demo:(?:begin|end) -->", new)
+    assert [before, after] == re.split(r"<!-- demo:(?:begin|end) -->", old)[::2]
     assert unpadded(demo).splitlines()[1:5] == [
         "| Strategy | Average depth | ROUGE-L, trained to skip | % of full depth | ROUGE-L, trained plainly | "
         "% of full depth | ms per decode step | Measured speed-up |",
@@ -294,5 +286,23 @@ def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
     assert "![Quality against layers and against time](demo_pareto.png)" in demo
     assert "on 2031-01-02, commit 0123456789 with uncommitted changes, A CPU, 2 cores, torch 9.9." in demo
     assert (tmp_path / "docs/demo_pareto.png").read_bytes().startswith(b"\x89PNG")
-    assert "| `plain generate` |" in unpadded(bench)
-    assert "# Decoding speed" not in bench
+
+
+def test_the_matrix_of_the_page_on_performance_has_a_line_for_each_way_to_decode(tmp_path):
+    options = BenchOptions(new_tokens=3, repeats=1, removed_layers=True)
+    made = replace(RUN, git=GitState("0123456789" * 4, dirty=True))
+    model, cells = tiny_model(), [Cell([Batch(*prompts(1))]), Cell([Batch(*prompts(2))])]
+    found = run_bench(model, cells, [HSD(1, 0, 3)], options=options, folder=tmp_path, run=made)
+    part = unpadded(performance.matrix_part(found)).splitlines()
+    assert [line.split(" | ")[:6] for line in part if line.startswith("| ")][2:] == [
+        [f"| {batch}", "1", "5", "float64", f"`{name}`", depth]
+        for batch in (1, 2)
+        for name, depth in (("plain", "–"), ("FullDepth", "6.0"), ("HSD(num_skipped=1, min_exit=0, max_exit=3)", "4.5"))
+    ]
+    assert part[-1].startswith("Measured on 2031-01-02, commit 0123456789 with uncommitted changes, A CPU")
+
+
+def test_every_part_of_the_page_on_performance_has_its_place():
+    page = performance.PAGE.read_text(encoding="utf-8")
+    for part in performance.PARTS:
+        assert "nothing" in filled(page, part, "nothing")

@@ -1,7 +1,7 @@
 """A model's weight matrices in the layout that its CPU multiplies fastest, for the time of a decode.
 
 A decode step multiplies a few rows with every matrix, and the layout of the matrix decides how fast. Two are used, as
-measured on 2 cores of an AMD EPYC (docs/bench.md):
+measured on 2 cores of an AMD EPYC (docs/performance.md):
 
 - Several rows, and bfloat16: that of oneDNN, which torch comes with.
 - One row of float32: the transposed matrix, where it has more outputs than inputs; the others stay as they are.
