@@ -19,7 +19,7 @@ class SkipDecode(ScheduledStrategy):
 
     Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from ``max_exit`` to ``min_exit``
     over T = ``max_new_tokens`` (:func:`budget`). All sequences of a batch run the same layers. The sets only shrink, so
-    it needs no late KV computation.
+    it needs no late KV computation, unless the prompt skips layers.
 
     Differs from the paper: the paper's formula is lost in the text that we have. The form was recovered from the
     averages in HSD's tables (docs/reconstruction.md). The prompt runs at full depth, as in the paper, unless
