@@ -19,13 +19,9 @@ LAYERS = 6
 
 def slow_score(model, batch, strategy):
     """The score by the slow reference: step t runs with `layers_at(t)`, the prompt with `prompt_layers`."""
-    executed = torch.ones(*batch["input_ids"].shape, LAYERS, dtype=torch.bool)
+    executed = slow.prompt_executed(strategy, batch["attention_mask"].bool() & ~batch["target_mask"], LAYERS)
     at = []
     for row, targets in enumerate(batch["target_mask"]):
-        prompt = (batch["attention_mask"][row].bool() & ~targets).nonzero().flatten().tolist()
-        for position, place in enumerate(prompt):
-            executed[row, place] = False
-            executed[row, place, list(strategy.prompt_layers(position, len(prompt), LAYERS))] = True
         for step, place in enumerate(targets.nonzero().flatten().tolist()[:-1]):
             executed[row, place] = False
             executed[row, place, list(strategy.layers_at(step, LAYERS, MAX_STEPS))] = True
