@@ -15,7 +15,7 @@ def masked_logits(model, input_ids, attention_mask, executed):
 
 
 def prompt_executed(strategy, prompts, layers):
-    """BoolTensor [rows, length, layers]: what runs for each token of the prompts, [rows, length]; all for the others."""
+    """What runs for each token of the prompts, [rows, length]; for the other tokens, all: [rows, length, layers]."""
     executed = torch.ones(*prompts.shape, layers, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         places = prompt.nonzero().flatten().tolist()
