@@ -5,7 +5,6 @@ it. The last of T tokens runs all layers, since no decode step has it as its inp
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -20,17 +19,22 @@ from hsdlab.decoding.replay import replay
 _LONG = 1000  # tokens; a prompt of this length stands for all prompts
 
 
-@dataclass(frozen=True, eq=False)
 class LayerSchedule:
     """Which layers a strategy runs for each token of a given text. All tensors are on the CPU.
 
+    Args:
+        decisions: Of the strategy, which decides neither during decoding nor for each row.
+
     Attributes:
-        strategy: The strategy, which decides about the prompt.
         steps: BoolTensor [T, layers]: the layers of steps 0 … T-2, and all layers for token T-1.
     """
 
-    strategy: Strategy
-    steps: Tensor
+    def __init__(self, decisions: Decisions) -> None:
+        self._decisions = decisions
+        self.steps = torch.ones(decisions.max_steps, decisions.num_layers, dtype=torch.bool)
+        for step in range(decisions.max_steps - 1):
+            decisions.begin_step(step, rows=1)
+            self.steps[step] = decisions.executed[0]
 
     def prompt(self, length: int) -> Tensor | None:
         """Give the layers of a prompt.
@@ -41,14 +45,8 @@ class LayerSchedule:
         Returns:
             BoolTensor [length, layers]; None if all layers run for all tokens.
         """
-        prompt_layers = getattr(self.strategy, "prompt_layers", None)
-        if prompt_layers is None:
-            return None
-        num_layers = self.steps.shape[1]
-        executed = torch.zeros(length, num_layers, dtype=torch.bool)
-        for position in range(length):
-            executed[position, list(prompt_layers(position, length, num_layers))] = True
-        return None if executed.all() else executed
+        executed = self._decisions.prompt_layers(torch.ones(1, length, dtype=torch.bool))
+        return None if executed is None or bool(executed.all()) else executed[0]
 
     @cached_property
     def skips_prompt(self) -> bool:
@@ -82,13 +80,7 @@ def layer_schedule(strategy: Strategy, num_layers: int, max_steps: int) -> Layer
         UserError: The schedule does not fit the model.
     """
     decisions = Decisions(strategy, num_layers, max_steps)
-    if not decisions.same_for_all_rows:
-        return None
-    steps = torch.ones(max_steps, num_layers, dtype=torch.bool)
-    for step in range(max_steps - 1):
-        decisions.begin_step(step, rows=1)
-        steps[step] = decisions.executed[0]
-    return LayerSchedule(strategy, steps)
+    return LayerSchedule(decisions) if decisions.same_for_all_rows else None
 
 
 def forced_mask(schedules: Sequence[LayerSchedule], new_tokens: Tensor, attention_mask: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hsdlab.data import GenerationDataModule
 from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.cost import ideal_speedup
+from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import LayerSchedule, decode_steps
 from hsdlab.errors import UserError
@@ -222,7 +223,7 @@ class _Tuning:
             seed=torch.initial_seed() % 2**32,
             first=self.options.first,
         )
-        whole = LayerSchedule(FullDepth(), torch.ones(max_steps, num_layers, dtype=torch.bool))
+        whole = LayerSchedule(Decisions(FullDepth(), num_layers, max_steps))
         return settings, score(FullDepth(), whole), sum(len(batch["input_ids"]) for batch in batches)
 
     def _report(self) -> None:

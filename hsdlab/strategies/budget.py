@@ -1,10 +1,11 @@
 """The layer budget of a schedule: how many layers at the top run for a new token, and for a token of the prompt."""
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 
 from hsdlab.errors import UserError
-from hsdlab.strategies.schedule import Layers, Trial, check_layers
+from hsdlab.strategies.schedule import Layers, ScheduledStrategy, Trial, check_layers
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
@@ -18,6 +19,44 @@ DECAYS: dict[str, Callable[[float], float]] = {
 ``linear`` is the papers'. The others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
 exponential with time constant T/4, four equal steps.
 """
+
+
+class BudgetStrategy(ScheduledStrategy):
+    """A schedule by a layer budget, which the prompt may have too: what HSD and SkipDecode share.
+
+    Attributes:
+        decay: How the budgets fall: a key of ``DECAYS``.
+        prompt_min_exit: Layers at the start of the prompt; None is all of the model's layers.
+        prompt_max_exit: Layers at the end of the prompt; None is all of the model's layers.
+    """
+
+    decay: str
+    prompt_min_exit: int | None
+    prompt_max_exit: int | None
+
+    @abstractmethod
+    def layers_of(self, scheduled: int, num_layers: int) -> tuple[int, ...]:
+        """Give the layers that run with a budget.
+
+        Args:
+            scheduled: The budget: how many layers run at the top, from 1 to L.
+            num_layers: L.
+
+        Returns:
+            Layer indices, sorted: the top layers, and those that always run.
+        """
+
+    def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> tuple[int, ...]:
+        """Give the layers that always run and the top layers of the prompt's budget, sorted."""
+        ends = self.prompt_min_exit, self.prompt_max_exit
+        scheduled = prompt_budget(type(self).__name__, position, prompt_length, num_layers, *ends, self.decay)
+        return self.layers_of(scheduled, num_layers)
+
+    def scheduled_prompt(self, prompt_length: int, num_layers: int) -> list[Sequence[int]] | None:
+        """Give ``prompt_layers`` for all tokens of a prompt. None where the prompt has no budget: all layers run."""
+        if self.prompt_min_exit is None and type(self).prompt_layers is BudgetStrategy.prompt_layers:
+            return None
+        return super().scheduled_prompt(prompt_length, num_layers)
 
 
 def propose_budget(trial: Trial, num_layers: int) -> tuple[int, int, str]:

@@ -53,18 +53,17 @@ class Compose(SkipStrategy):
         """Give the schedule's layers, of which an early exit may skip some."""
         return self.schedule.scheduled_layers(num_layers, max_steps)
 
-    def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> Sequence[int]:
+    def scheduled_prompt(self, prompt_length: int, num_layers: int) -> Sequence[Sequence[int]] | None:
         """Give the schedule's layers of the prompt, in which no token exits early.
 
         Args:
-            position: From 0, the first token of the sequence, to ``prompt_length - 1``; padding does not count.
             prompt_length: The tokens of the sequence's own prompt, without padding.
             num_layers: L.
 
         Returns:
-            Layer indices, as those of :meth:`ScheduledStrategy.prompt_layers`.
+            The layers of each token; None where all tokens run all layers.
         """
-        return self.schedule.prompt_layers(position, prompt_length, num_layers)
+        return self.schedule.scheduled_prompt(prompt_length, num_layers)
 
     def plan(self, state: StepState) -> Tensor:
         """Give the schedule's plan."""

@@ -3,17 +3,17 @@
 from typing import Self
 
 from hsdlab.strategies.budget import (
+    BudgetStrategy,
     budget,
     check_budget,
     check_fits,
     check_prompt_budget,
-    prompt_budget,
     propose_budget,
 )
-from hsdlab.strategies.schedule import ScheduledStrategy, Trial, check_layers
+from hsdlab.strategies.schedule import Trial, check_layers
 
 
-class HSD(ScheduledStrategy):
+class HSD(BudgetStrategy):
     """Run every (num_skipped + 1)-th layer, and a decaying budget of layers at the top.
 
     Executed in step t: {i : i mod (num_skipped + 1) = 0} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from
@@ -34,7 +34,8 @@ class HSD(ScheduledStrategy):
             rounded down (the paper's first setting, 18 of 36).
         decay: How the budget falls: a key of ``DECAYS``; ``linear`` is the paper's.
         prompt_min_exit: Layer budget at the start of the prompt, from which it rises to ``prompt_max_exit``
-            (:func:`prompt_budget`). None, the default, is all of the model's layers: the prompt runs at full depth.
+            (:func:`~hsdlab.strategies.budget.prompt_budget`). None, the default, is all of the model's layers: the
+            prompt runs at full depth.
         prompt_max_exit: Layer budget at the end of the prompt; None is all of the model's layers.
 
     Raises:
@@ -75,15 +76,10 @@ class HSD(ScheduledStrategy):
         """Give every (num_skipped + 1)-th layer and the top l(t) layers, sorted."""
         max_exit = self._max_exit_on(num_layers)
         check_fits("HSD", self.min_exit, max_exit, num_layers)
-        return self._layers(budget(step, max_steps, self.min_exit, max_exit, self.decay), num_layers)
+        return self.layers_of(budget(step, max_steps, self.min_exit, max_exit, self.decay), num_layers)
 
-    def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> tuple[int, ...]:
-        """Give every (num_skipped + 1)-th layer and the top layers of the prompt's budget, sorted."""
-        ends = self.prompt_min_exit, self.prompt_max_exit
-        scheduled = prompt_budget("HSD", position, prompt_length, num_layers, *ends, self.decay)
-        return self._layers(scheduled, num_layers)
-
-    def _layers(self, scheduled: int, num_layers: int) -> tuple[int, ...]:
+    def layers_of(self, scheduled: int, num_layers: int) -> tuple[int, ...]:
+        """Give every (num_skipped + 1)-th layer and the top layers, sorted."""
         kept = range(0, num_layers, self.num_skipped + 1)
         return tuple(sorted({*kept, *range(num_layers - scheduled, num_layers)}))
 

@@ -141,6 +141,20 @@ class ScheduledStrategy(SkipStrategy):
         """Give ``layers_at`` for steps 0 … T-2."""
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
 
+    def scheduled_prompt(self, prompt_length: int, num_layers: int) -> list[Sequence[int]] | None:
+        """Give ``prompt_layers`` for all tokens of a prompt.
+
+        Args:
+            prompt_length: The tokens of the sequence's own prompt, without padding.
+            num_layers: L.
+
+        Returns:
+            The layers of each token. None where the class does not write ``prompt_layers``: all tokens run all layers.
+        """
+        if type(self).prompt_layers is ScheduledStrategy.prompt_layers:
+            return None
+        return [self.prompt_layers(position, prompt_length, num_layers) for position in range(prompt_length)]
+
     def plan(self, state: StepState) -> Tensor:
         """Give ``layers_at`` as a mask, the same for all sequences."""
         plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)

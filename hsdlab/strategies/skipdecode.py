@@ -4,17 +4,17 @@ from typing import Self
 
 from hsdlab.errors import UserError
 from hsdlab.strategies.budget import (
+    BudgetStrategy,
     budget,
     check_budget,
     check_fits,
     check_prompt_budget,
-    prompt_budget,
     propose_budget,
 )
-from hsdlab.strategies.schedule import Layers, ScheduledStrategy, Trial, check_layers
+from hsdlab.strategies.schedule import Layers, Trial, check_layers
 
 
-class SkipDecode(ScheduledStrategy):
+class SkipDecode(BudgetStrategy):
     """Skip the lower and middle layers: run a warm-up at the bottom, and a decaying budget of layers at the top.
 
     Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from ``max_exit`` to ``min_exit``
@@ -35,7 +35,8 @@ class SkipDecode(ScheduledStrategy):
         warmup: Layers that always run at the bottom, from 0 to L.
         decay: How the budget falls: a key of ``DECAYS``; ``linear`` is the paper's.
         prompt_min_exit: Layer budget at the start of the prompt, from which it rises to ``prompt_max_exit``
-            (:func:`prompt_budget`). None, the default, is all of the model's layers: the prompt runs at full depth.
+            (:func:`~hsdlab.strategies.budget.prompt_budget`). None, the default, is all of the model's layers: the
+            prompt runs at full depth.
         prompt_max_exit: Layer budget at the end of the prompt; None is all of the model's layers.
 
     Raises:
@@ -91,15 +92,10 @@ class SkipDecode(ScheduledStrategy):
         """Give the warm-up layers and the top l(t) layers, sorted."""
         min_exit, max_exit = self.exits_on(num_layers)
         check_fits("SkipDecode", min_exit, max_exit, num_layers)
-        return self._layers(budget(step, max_steps, min_exit, max_exit, self.decay), num_layers)
+        return self.layers_of(budget(step, max_steps, min_exit, max_exit, self.decay), num_layers)
 
-    def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> tuple[int, ...]:
-        """Give the warm-up layers and the top layers of the prompt's budget, sorted."""
-        ends = self.prompt_min_exit, self.prompt_max_exit
-        scheduled = prompt_budget("SkipDecode", position, prompt_length, num_layers, *ends, self.decay)
-        return self._layers(scheduled, num_layers)
-
-    def _layers(self, scheduled: int, num_layers: int) -> tuple[int, ...]:
+    def layers_of(self, scheduled: int, num_layers: int) -> tuple[int, ...]:
+        """Give the warm-up layers and the top layers, sorted."""
         if self.warmup > num_layers:
             raise UserError(f"SkipDecode: warmup={self.warmup} is beyond this model's {num_layers} layers.")
         return tuple(sorted({*range(self.warmup), *range(num_layers - scheduled, num_layers)}))

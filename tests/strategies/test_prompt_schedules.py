@@ -17,8 +17,23 @@ ALL_OF_36 = tuple(range(36))
     "strategy", [FullDepth(), HSD(2, 0, 8), SkipDecode(10, 20), StaticDepth(3), Compose(HSD(2, 0, 8), CALM())], ids=repr
 )
 def test_by_default_every_token_of_the_prompt_runs_all_layers(strategy):
-    for position in (0, 7, 99):
-        assert tuple(strategy.prompt_layers(position, 100, 36)) == ALL_OF_36
+    assert strategy.scheduled_prompt(100, 36) is None  # which costs no time
+    if not isinstance(strategy, Compose):
+        assert tuple(strategy.prompt_layers(7, 100, 36)) == ALL_OF_36
+
+
+def test_a_prompt_is_scheduled_token_by_token():
+    strategy = HSD(1, 0, 3, prompt_min_exit=0, prompt_max_exit=4)
+    assert strategy.scheduled_prompt(3, 6) == [(0, 2, 4, 5), (0, 2, 3, 4, 5), (0, 2, 3, 4, 5)]
+
+
+class OwnPrompt(HSD):
+    def prompt_layers(self, position, prompt_length, num_layers):
+        return [position]
+
+
+def test_a_subclass_may_choose_other_layers_for_the_prompt():
+    assert OwnPrompt().scheduled_prompt(3, 6) == [[0], [1], [2]]
 
 
 def test_hsd_keeps_every_layer_of_the_hierarchy_and_a_budget_at_the_top():
@@ -65,8 +80,7 @@ def test_the_sets_grow_along_the_prompt_and_mirror_those_of_new_tokens(num_layer
 
 def test_a_composed_strategy_runs_the_prompt_of_its_schedule():
     schedule = SkipDecode(2, 5, prompt_min_exit=1, prompt_max_exit=3)
-    composed = Compose(schedule, CALM(0.5))
-    assert [composed.prompt_layers(p, 9, 6) for p in range(9)] == [schedule.prompt_layers(p, 9, 6) for p in range(9)]
+    assert Compose(schedule, CALM(0.5)).scheduled_prompt(9, 6) == schedule.scheduled_prompt(9, 6)
 
 
 @pytest.mark.parametrize("cls", [HSD, SkipDecode])
