@@ -28,8 +28,8 @@ from hsdlab import (
     StaticDepth,
     generate,
 )
+from hsdlab.strategies.budget import DECAYS, budget
 from hsdlab.strategies.confidence import depth_threshold, time_threshold
-from hsdlab.strategies.schedule import DECAYS, budget
 from hsdlab.testing import prompts, tiny_model
 
 FOLDER = Path(__file__).parent / "_generated"

@@ -7,14 +7,22 @@ import pytest
 
 from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, SkipDecode, SkipStrategy, StaticDepth
 from hsdlab import testing as laws
-from tests.strategies_for_tests import Changing, RandomPlan
+from tests.strategies_for_tests import Changing, ChangingPrompt, RandomPlan
 
 # Random weights for the width of the tiny models.
 CLASSIFIER = str(Path(__file__).parent / "exit_classifier_32.safetensors")
 SETTINGS = {
     FullDepth: [FullDepth()],
-    SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
-    HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
+    SkipDecode: [
+        SkipDecode(min_exit=1, max_exit=4),
+        SkipDecode(0, 6, warmup=2, decay="step"),
+        SkipDecode(1, 4, warmup=0, prompt_min_exit=0, prompt_max_exit=3),
+    ],
+    HSD: [
+        HSD(),
+        HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine"),
+        HSD(2, 0, 4, prompt_min_exit=1, prompt_max_exit=5),
+    ],
     StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
     CALM: [
         CALM(threshold=0.5),
@@ -30,11 +38,12 @@ SETTINGS = {
     Compose: [
         Compose(HSD(2, 0, 4), CALM(0.5)),
         Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
+        Compose(HSD(1, 0, 5, prompt_min_exit=0, prompt_max_exit=3), CALM(0.5)),
     ],
     OracleExit: [OracleExit(), OracleExit("full")],
 }
 # Not part of the package; they need what the published strategies do not: late keys and values of any pattern.
-HARD = [RandomPlan(share=0.5), Changing()]
+HARD = [RandomPlan(share=0.5), Changing(), ChangingPrompt()]
 ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD
 
 PRODUCT = list(itertools.product(laws.LAWS_OF_A_DECODE, ALL, laws.MODES))

@@ -33,6 +33,13 @@ class Changing(ScheduledStrategy):
         return [i for i in range(num_layers) if (i + step) % 3]
 
 
+class ChangingPrompt(Changing):
+    """Other layers for every token of the prompt too; where a prompt token skips a layer, new tokens run it."""
+
+    def prompt_layers(self, position, prompt_length, num_layers):
+        return [i for i in range(num_layers) if (i + position) % 3 != 1]
+
+
 class Leaks(HSD):
     """Leaves a hook behind."""
 

@@ -1,10 +1,11 @@
 """Teacher forcing: which layers run for each token of a given text, and which logits the model then gives.
 
-Token t of the text is the input of decode step t. The prompt runs all layers. So does the last of T tokens, since no
-decode step has it as its input.
+Token t of the text is the input of decode step t. The prompt runs all layers, unless the strategy has a schedule for
+it. The last of T tokens runs all layers, since no decode step has it as its input.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,57 @@ from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.families import decoder_parts, position_ids
 from hsdlab.decoding.replay import replay
 
+_LONG = 1000  # tokens; a prompt of this length stands for all prompts
 
-def schedule_mask(strategy: Strategy, num_layers: int, max_steps: int) -> Tensor | None:
-    """Turn a layer schedule into a mask.
+
+class LayerSchedule:
+    """Which layers a strategy runs for each token of a given text. All tensors are on the CPU.
+
+    Args:
+        decisions: Of the strategy, which decides neither during decoding nor for each row.
+
+    Attributes:
+        steps: BoolTensor [T, layers]: the layers of steps 0 … T-2, and all layers for token T-1.
+    """
+
+    def __init__(self, decisions: Decisions) -> None:
+        self._decisions = decisions
+        self.steps = torch.ones(decisions.max_steps, decisions.num_layers, dtype=torch.bool)
+        for step in range(decisions.max_steps - 1):
+            decisions.begin_step(step, rows=1)
+            self.steps[step] = decisions.executed[0]
+
+    def prompt(self, length: int) -> Tensor | None:
+        """Give the layers of a prompt.
+
+        Args:
+            length: Tokens of the prompt, without padding.
+
+        Returns:
+            BoolTensor [length, layers]; None if all layers run for all tokens.
+        """
+        executed = self._decisions.prompt_layers(torch.ones(1, length, dtype=torch.bool))
+        return None if executed is None or bool(executed.all()) else executed[0]
+
+    @cached_property
+    def skips_prompt(self) -> bool:
+        """Whether a token of a long prompt skips a layer."""
+        return self.prompt(_LONG) is not None
+
+    @property
+    def skips(self) -> bool:
+        """Whether any token skips a layer."""
+        return self.skips_prompt or not bool(self.steps.all())
+
+    @property
+    def content(self) -> bytes:
+        """What tells schedules apart that have as many steps and layers."""
+        prompt = self.prompt(_LONG)
+        return self.steps.numpy().tobytes() + (b"" if prompt is None else prompt.numpy().tobytes())
+
+
+def layer_schedule(strategy: Strategy, num_layers: int, max_steps: int) -> LayerSchedule | None:
+    """Find the layers that a strategy runs, before anything is decoded.
 
     Args:
         strategy: Any strategy, also one without a schedule.
@@ -25,35 +74,38 @@ def schedule_mask(strategy: Strategy, num_layers: int, max_steps: int) -> Tensor
         max_steps: T, the most new tokens.
 
     Returns:
-        BoolTensor [T, layers] on the CPU: steps 0 … T-2, and all layers for token T-1. None if the strategy decides
-        during decoding.
+        The schedule. None if the strategy decides during decoding.
 
     Raises:
         UserError: The schedule does not fit the model.
     """
     decisions = Decisions(strategy, num_layers, max_steps)
-    if not decisions.same_for_all_rows:
-        return None
-    schedule = torch.ones(max_steps, num_layers, dtype=torch.bool)
-    for step in range(max_steps - 1):
-        decisions.begin_step(step, rows=1)
-        schedule[step] = decisions.executed[0]
-    return schedule
+    return LayerSchedule(decisions) if decisions.same_for_all_rows else None
 
 
-def forced_mask(schedules: Tensor, new_tokens: Tensor) -> Tensor:
+def forced_mask(schedules: Sequence[LayerSchedule], new_tokens: Tensor, attention_mask: Tensor) -> Tensor:
     """Say which layers run for each token of a teacher-forced batch.
 
     Args:
-        schedules: BoolTensor [rows or 1, T, layers] of :func:`schedule_mask`, one for each sequence or one for all.
+        schedules: One for each sequence, or one for all.
         new_tokens: BoolTensor [rows, length], true at the tokens of the text after the prompt; at most T in a row.
+        attention_mask: [rows, length], 1 for tokens and 0 for padding. The tokens that are not new are the prompt.
 
     Returns:
         BoolTensor [rows, length, layers], ready for :func:`replay`.
     """
+    steps = torch.stack([schedule.steps for schedule in schedules]).to(new_tokens.device)  # (rows or 1, T, layers)
     step = (new_tokens.long().cumsum(dim=1) - 1).clamp(min=0)  # (rows, length)
     row = torch.arange(len(schedules), device=step.device)[:, None]  # (rows or 1, 1)
-    return schedules[row, step] | ~new_tokens[..., None]  # (rows, length, layers)
+    executed = steps[row, step] | ~new_tokens[..., None]  # (rows, length, layers)
+    for index, in_prompt in enumerate(attention_mask.bool() & ~new_tokens):
+        schedule = schedules[index if len(schedules) > 1 else 0]
+        if schedule.skips_prompt:
+            places = in_prompt.nonzero().squeeze(1)
+            prompt = schedule.prompt(len(places))
+            if prompt is not None:
+                executed[index, places] = prompt.to(executed.device)
+    return executed
 
 
 def decode_steps(new_tokens: Tensor) -> Tensor:
@@ -90,23 +142,24 @@ class ForcedTexts:
             batch[name].to(parts.model.device) for name in ("input_ids", "attention_mask", "target_mask")
         )
         decode = decode_steps(targets)
-        start = int(decode.any(dim=0).long().argmax())
+        self._start = int(decode.any(dim=0).long().argmax())
         self._parts = parts
         self._past = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
+        prompt_mask = mask[:, : self._start]
         parts.model(
-            input_ids=input_ids[:, :start],
-            attention_mask=mask[:, :start],
-            position_ids=position_ids(mask[:, :start]),
+            input_ids=input_ids[:, : self._start],
+            attention_mask=prompt_mask,
+            position_ids=position_ids(prompt_mask),
             past_key_values=self._past,
             use_cache=True,
             logits_to_keep=1,
         )
-        self._input_ids, self._mask = input_ids[:, start:-1], mask[:, :-1]
-        self.decode = decode[:, start:]
-        self._next = input_ids[:, start + 1 :][self.decode]  # (steps)
+        self._input_ids, self._mask, self._new_tokens = input_ids[:, :-1], mask[:, :-1], targets[:, :-1]
+        self.decode = decode[:, self._start :]
+        self._next = input_ids[:, self._start + 1 :][self.decode]  # (steps)
 
     def logits(self, executed: Tensor) -> Tensor:
-        """Compute the logits of the decode steps.
+        """Compute the logits of the decode steps, after a prompt at full depth.
 
         Args:
             executed: BoolTensor [rows, replayed, layers]; all true where ``decode`` is false.
@@ -114,12 +167,31 @@ class ForcedTexts:
         Returns:
             [steps, vocabulary], float32 or wider. The decode steps of all rows follow one another, row by row.
         """
+        return self._of_steps(self._input_ids[:, self._start :], executed, self._past)
+
+    def scheduled_logits(self, schedule: LayerSchedule) -> Tensor:
+        """Compute the logits of the decode steps under a schedule, of the prompt too.
+
+        Args:
+            schedule: Layers of the prompt and of the decode steps. If it skips layers in the prompt, the prompt is
+                computed anew.
+
+        Returns:
+            [steps, vocabulary], as those of :meth:`logits`.
+        """
+        executed = forced_mask([schedule], self._new_tokens, self._mask)  # (rows, length - 1, layers)
+        if schedule.skips_prompt:
+            return self._of_steps(self._input_ids, executed, None)
+        return self.logits(executed[:, self._start :])
+
+    def _of_steps(self, input_ids: Tensor, executed: Tensor, past: DynamicCache | None) -> Tensor:
         logits = replay(
             self._parts.model,
-            input_ids=self._input_ids,
+            input_ids=input_ids,
             attention_mask=self._mask,
             executed=executed,
-            past=self._past,
+            past=past,
+            logits_to_keep=self.decode.shape[1],
         )[self.decode]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -65,6 +65,7 @@ def replay(
     attention_mask: Tensor | None = None,
     executed: Tensor,
     past: DynamicCache | None = None,
+    logits_to_keep: int = 0,
 ) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
@@ -82,9 +83,10 @@ def replay(
         past: The KV cache of the text before ``input_ids``, computed by the model itself, so at full depth. Many
             replays over one prompt then need one prefill. It is not changed. ``attention_mask`` is then
             [rows, past + length]. None means that ``input_ids`` is the whole text.
+        logits_to_keep: Compute the logits of so many last positions only, as in transformers; 0 means all.
 
     Returns:
-        Logits [rows, length, vocabulary]; those at position p are for the token at p + 1.
+        Logits [rows, length or logits_to_keep, vocabulary]; those at position p are for the token at p + 1.
 
     Raises:
         UserError: A shape does not fit, an id has no embedding, or the model would drop the mask (activation
@@ -120,5 +122,6 @@ def replay(
             position_ids=position_ids(attention_mask)[:, past_length:],
             past_key_values=_ReplayCache(parts, executed, past),
             use_cache=True,
+            logits_to_keep=logits_to_keep,
         )
     return output.logits

@@ -142,7 +142,8 @@ def trace_along(
         searched_rows: With beams, the number of rows in the search: sources × beams; not used without.
         late: ``late_tokens`` and ``late_passes`` of :class:`LayerCounts`; None for zeros.
         probes: The cost of deciding about exits; None for no cost.
-        prompt: The layers that ran in the prefill, BoolTensor [sources, prompt, layers]; None for all.
+        prompt: The layers that ran in the prefill, BoolTensor [sources, prompt, layers], or with an entry for each row
+            of the batch; None for all.
         prompt_late: ``prompt_late_tokens`` and ``prompt_late_passes`` of :class:`LayerCounts`; None for zeros.
 
     Returns:
@@ -182,5 +183,5 @@ def trace_along(
         compute_steps=compute_steps,
         decode_passes=len(log),
         probes=probes or ProbeCost(),
-        prompt=None if prompt is None else prompt.repeat_interleave(rows // len(prompt), dim=0),
+        prompt=None if prompt is None else prompt[torch.arange(rows) * len(prompt) // rows],
     )

@@ -290,7 +290,8 @@ class FinetuneModule(LightningModule):
         if drawn is None or self.mixture is None:
             positions = position_ids(batch["attention_mask"])
             return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
-        return replay(self.model, **text, executed=self.mixture.executed(drawn, batch["target_mask"]))
+        executed = self.mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
+        return replay(self.model, **text, executed=executed)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_index: int) -> None:
         """Log the learning rate of the step, and the throughput since the batch before."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from hsdlab.decoding.families import decoder_parts
-from hsdlab.decoding.forced import schedule_mask
+from hsdlab.decoding.forced import layer_schedule
 from hsdlab.errors import UserError
 
 
@@ -25,8 +25,8 @@ def refuse_idle_strategies(callbacks: Iterable[Any], model: nn.Module, max_new_t
     for strategy in callbacks:
         if not hasattr(strategy, "scheduled_layers"):
             continue
-        schedule = schedule_mask(strategy, num_layers, max_new_tokens)
-        if schedule is None or not schedule.all():
+        schedule = layer_schedule(strategy, num_layers, max_new_tokens)
+        if schedule is None or schedule.skips:
             raise UserError(
                 f"{strategy!r} (--skip) would have no effect: this module decodes in validations only, and with "
                 "generate_every=0 in none of them. Give --model.generate_every=1 to decode in each, or leave --skip "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hsdlab.decoding import Strategy
 from hsdlab.decoding.families import decoder_parts
-from hsdlab.decoding.forced import forced_mask, schedule_mask
+from hsdlab.decoding.forced import LayerSchedule, forced_mask, layer_schedule
 from hsdlab.errors import UserError
 
 
@@ -17,8 +17,8 @@ class SkipMixture:
     """Draws strategies by weight, per batch or sequence, and gives `replay` the mask of their executed layers.
 
     With teacher forcing, the reference's token t is the input of decode step t, so it runs the layers of that step.
-    The prompt runs all layers, and so does the last token of T = `max_new_tokens`: no step has it as its input. So
-    every layer gets a gradient, which DistributedDataParallel needs.
+    The last token of T = `max_new_tokens` runs all layers: no step has it as its input. The prompt runs the layers of
+    the strategy's `prompt_layers`, by default all.
 
     Args:
         model: The decoder-only model whose layers are skipped.
@@ -30,7 +30,7 @@ class SkipMixture:
             keeps `weights`.
 
     Attributes:
-        skips: BoolTensor [strategies], true for a strategy that skips a layer in any step.
+        skips: BoolTensor [strategies], true for a strategy that skips a layer for any token.
 
     Raises:
         UserError: No strategy, one that decides while it decodes or does not fit the model, or weights that do not fit.
@@ -52,9 +52,8 @@ class SkipMixture:
             self.final_weights = _checked("final_skip_weights", final_weights, len(strategies))
         self.seed = seed
         num_layers = decoder_parts(model).num_layers
-        schedules = [_schedule(strategy, num_layers, max_new_tokens) for strategy in strategies]
-        self.skips = torch.tensor([not bool(schedule.all()) for schedule in schedules])  # (strategies,)
-        self._schedules = torch.stack(schedules)  # (strategies, T, layers)
+        self._schedules = [_schedule(strategy, num_layers, max_new_tokens) for strategy in strategies]
+        self.skips = torch.tensor([schedule.skips for schedule in self._schedules])  # (strategies,)
 
     def draw(self, batch: int, progress: float = 0.0, rows: int | None = None, rank: int = 0) -> list[int]:
         """Draw strategies by seed and batch. A resumed run draws the same ones.
@@ -73,17 +72,18 @@ class SkipMixture:
         draws = random.Random(f"{self.seed} {batch}" if rows is None else f"{self.seed} {batch} {rank}")
         return draws.choices(range(len(self.strategies)), weights, k=rows or 1)
 
-    def executed(self, drawn: Sequence[int], target_mask: Tensor) -> Tensor:
+    def executed(self, drawn: Sequence[int], target_mask: Tensor, attention_mask: Tensor) -> Tensor:
         """Say which layers run for each token of a teacher-forced batch.
 
         Args:
             drawn: Index of the strategy of each sequence, or one for all.
             target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in each row.
+            attention_mask: [rows, length], 1 for tokens and 0 for padding.
 
         Returns:
             BoolTensor [rows, length, layers], ready for `replay`.
         """
-        return forced_mask(self._schedules[list(drawn)].to(target_mask.device), target_mask)
+        return forced_mask([self._schedules[index] for index in drawn], target_mask, attention_mask)
 
 
 def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[float]:
@@ -100,9 +100,8 @@ def _shares(weights: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> Tensor:
-    """Return the layers of each step, BoolTensor [T, layers]."""
-    schedule = schedule_mask(strategy, num_layers, max_new_tokens)
+def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> LayerSchedule:
+    schedule = layer_schedule(strategy, num_layers, max_new_tokens)
     if schedule is None:
         raise UserError(
             f"skip_strategies: {strategy!r} decides while it decodes; training needs layers that are known before a "

@@ -146,8 +146,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings under their names on the command line."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = _given(value)
     return flat
+
+
+def _given(value: Any) -> Any:
+    """Leave out what is None in the mappings of a list: an argument that an older version did not have yet is None."""
+    if isinstance(value, Mapping):
+        return {name: _given(each) for name, each in value.items() if each is not None}
+    return [_given(each) for each in value] if isinstance(value, list) else value
 
 
 def texts(config: Any, name: str = "") -> Iterator[tuple[str, str]]:

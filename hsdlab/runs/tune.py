@@ -14,8 +14,9 @@ from torch import Tensor
 from hsdlab.data import GenerationDataModule
 from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.cost import ideal_speedup
+from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
-from hsdlab.decoding.forced import decode_steps
+from hsdlab.decoding.forced import LayerSchedule, decode_steps
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
 from hsdlab.progress import Steps
@@ -199,7 +200,7 @@ class _Tuning:
         def replay_score() -> ReplayScore:
             return ReplayScore(net, batches)
 
-        def score(strategy: ScheduledStrategy, schedule: Tensor) -> float:
+        def score(strategy: ScheduledStrategy, schedule: LayerSchedule) -> float:
             known = file.get(schedule)
             if known is None:
                 known = replay_score()(schedule)
@@ -222,7 +223,7 @@ class _Tuning:
             seed=torch.initial_seed() % 2**32,
             first=self.options.first,
         )
-        whole = torch.ones(max_steps, num_layers, dtype=torch.bool)
+        whole = LayerSchedule(Decisions(FullDepth(), num_layers, max_steps))
         return settings, score(FullDepth(), whole), sum(len(batch["input_ids"]) for batch in batches)
 
     def _report(self) -> None:

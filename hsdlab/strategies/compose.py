@@ -53,6 +53,18 @@ class Compose(SkipStrategy):
         """Give the schedule's layers, of which an early exit may skip some."""
         return self.schedule.scheduled_layers(num_layers, max_steps)
 
+    def scheduled_prompt(self, prompt_length: int, num_layers: int) -> Sequence[Sequence[int]] | None:
+        """Give the schedule's layers of the prompt, in which no token exits early.
+
+        Args:
+            prompt_length: The tokens of the sequence's own prompt, without padding.
+            num_layers: L.
+
+        Returns:
+            The layers of each token; None where all tokens run all layers.
+        """
+        return self.schedule.scheduled_prompt(prompt_length, num_layers)
+
     def plan(self, state: StepState) -> Tensor:
         """Give the schedule's plan."""
         return self.schedule.plan(state)

@@ -1,29 +1,16 @@
-"""ScheduledStrategy, whose layers are known before the step and the same for all sequences; and the layer budget."""
+"""ScheduledStrategy, whose layers are known before the step and the same for all sequences."""
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from hsdlab.decoding import StepState
+from hsdlab.decoding.families import DecoderParts
 from hsdlab.errors import UserError
 from hsdlab.strategies.base import SkipStrategy
-
-DECAYS: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: progress,
-    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
-    "power": lambda progress: progress**2,
-    "exponential": lambda progress: (1 - math.exp(-4 * progress)) / (1 - math.exp(-4)),
-    "step": lambda progress: math.floor(4 * progress) / 4,
-}
-"""How far the layer budget has fallen from its maximum to its minimum (0 … 1) at a given progress t/T (0 … 1).
-
-``linear`` is the papers'. The others answer SkipDecode's open question 1 and are ours: a half cosine, a square, an
-exponential with time constant T/4, four equal steps.
-"""
 
 Layers = int | Literal["auto"] | None
 """A number of layers; "auto" is a share of the model's layers, None is all of them."""
@@ -80,6 +67,8 @@ class Trial(Protocol):
 class ScheduledStrategy(SkipStrategy):
     """A strategy whose layers depend on the step only. Write ``layers_at``. It forces no synchronisation with a GPU.
 
+    ``prompt_layers`` may skip layers in the prompt too. By default the prompt runs at full depth.
+
     Example:
         >>> class EveryOther(ScheduledStrategy):
         ...     '''Run every second layer.'''
@@ -88,6 +77,11 @@ class ScheduledStrategy(SkipStrategy):
         >>> EveryOther().layers_at(step=0, num_layers=6, max_steps=10)
         (0, 2, 4)
     """
+
+    def check_model(self, parts: DecoderParts) -> None:
+        """Refuse a model whose layers ``prompt_layers`` does not fit."""
+        super().check_model(parts)
+        self.prompt_layers(0, 1, parts.num_layers)
 
     @abstractmethod
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> Sequence[int]:
@@ -101,6 +95,24 @@ class ScheduledStrategy(SkipStrategy):
         Returns:
             Layer indices from 0 to L-1, at least one, in any order.
         """
+
+    def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> Sequence[int]:
+        """Choose the layers of one token of the prompt. The base class chooses all layers, as the papers do.
+
+        A token that skips a layer passes it unchanged. Later tokens attend to its keys and values there all the same,
+        made from the hidden state with which it arrived (docs/decoding.md). The last token of the prompt gives the
+        first new token. The layers of new token 0 are those of ``layers_at`` in step 0.
+
+        Args:
+            position: From 0, the first token of the sequence, to ``prompt_length - 1``; padding does not count.
+            prompt_length: The tokens of the sequence's own prompt, without padding. So a sequence decodes in a batch as
+                it does alone.
+            num_layers: L.
+
+        Returns:
+            Layer indices from 0 to L-1, at least one, in any order.
+        """
+        return range(num_layers)
 
     @classmethod
     def propose(cls, trial: Trial, num_layers: int, max_steps: int) -> Self:
@@ -129,50 +141,25 @@ class ScheduledStrategy(SkipStrategy):
         """Give ``layers_at`` for steps 0 … T-2."""
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
 
+    def scheduled_prompt(self, prompt_length: int, num_layers: int) -> list[Sequence[int]] | None:
+        """Give ``prompt_layers`` for all tokens of a prompt.
+
+        Args:
+            prompt_length: The tokens of the sequence's own prompt, without padding.
+            num_layers: L.
+
+        Returns:
+            The layers of each token. None where the class does not write ``prompt_layers``: all tokens run all layers.
+        """
+        if type(self).prompt_layers is ScheduledStrategy.prompt_layers:
+            return None
+        return [self.prompt_layers(position, prompt_length, num_layers) for position in range(prompt_length)]
+
     def plan(self, state: StepState) -> Tensor:
         """Give ``layers_at`` as a mask, the same for all sequences."""
         plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
         plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
         return plan
-
-
-def propose_budget(trial: Trial, num_layers: int) -> tuple[int, int, str]:
-    """Choose a layer budget that fits a model.
-
-    Args:
-        trial: Chooses the values.
-        num_layers: L.
-
-    Returns:
-        ``min_exit`` from 0 to ``max_exit``, ``max_exit`` from 1 to L, and ``decay``, a key of ``DECAYS``.
-    """
-    max_exit = trial.suggest_int("max_exit", 1, num_layers)
-    min_exit = trial.suggest_int("min_exit", 0, max_exit)
-    return min_exit, max_exit, trial.suggest_categorical("decay", list(DECAYS))
-
-
-def budget(step: int, max_steps: int, min_exit: int, max_exit: int, decay: str = "linear") -> int:
-    """Compute the layer budget l(t) = max(1, round(max_exit - (max_exit - min_exit) · decay(t/T))).
-
-    (SkipDecode, arXiv 2307.02628, section 3; HSD, arXiv 2403.14919, equation 4), with Python's ``round``. Both papers'
-    formulas are lost in the text we have; this form was recovered from HSD's tables (docs/reconstruction.md).
-
-    Args:
-        step: t; from T on the budget stays at its minimum.
-        max_steps: T, the most new tokens.
-        min_exit: Layers at the end; 0 counts as 1.
-        max_exit: Layers in step 0.
-        decay: A key of ``DECAYS``; ``linear`` is the papers'.
-
-    Returns:
-        Number of top layers that run in step t, at least 1.
-
-    Example:
-        >>> [budget(t, 10, min_exit=2, max_exit=8) for t in range(10)]
-        [8, 7, 7, 6, 6, 5, 4, 4, 3, 3]
-    """
-    progress = min(step / max_steps, 1.0)
-    return max(1, round(max_exit - (max_exit - min_exit) * DECAYS[decay](progress)))
 
 
 def check_layers(name: str, parameter: str, value: object, least: int = 0, also: Sequence[object] = ()) -> None:
@@ -191,39 +178,3 @@ def check_layers(name: str, parameter: str, value: object, least: int = 0, also:
     if (isinstance(value, bool) or not isinstance(value, int) or value < least) and value not in also:
         expected = ", or ".join([f"a number of layers, {least} or more", *map(repr, also)])
         raise UserError(f"{name}: {parameter}={value!r}; expected {expected}.")
-
-
-def check_budget(name: str, min_exit: Layers, max_exit: Layers, decay: str) -> None:
-    """Check the arguments of a layer budget when a strategy is made, before the model is known.
-
-    Args:
-        name: The strategy's class, for the message.
-        min_exit: Compared with ``max_exit`` where both are numbers.
-        max_exit: As above; "auto" and None depend on the model (:func:`check_fits`).
-        decay: Has to be a key of ``DECAYS``.
-
-    Raises:
-        UserError: The budget rises, or there is no such decay.
-    """
-    if isinstance(min_exit, int) and isinstance(max_exit, int) and min_exit > max_exit:
-        raise UserError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}; the budget falls.")
-    if decay not in DECAYS:
-        raise UserError(f"{name}: decay={decay!r}; expected one of {', '.join(DECAYS)}.")
-
-
-def check_fits(name: str, min_exit: int, max_exit: int, num_layers: int) -> None:
-    """Check a layer budget against a model.
-
-    Args:
-        name: The strategy's class, for the message.
-        min_exit: Layers at the end.
-        max_exit: Layers in step 0.
-        num_layers: L.
-
-    Raises:
-        UserError: The budget exceeds the model's layers, or rises on this model.
-    """
-    if max_exit > num_layers:
-        raise UserError(f"{name}: max_exit={max_exit} is beyond this model's {num_layers} layers.")
-    if min_exit > max_exit:
-        raise UserError(f"{name}: min_exit={min_exit} is larger than max_exit={max_exit}, on {num_layers} layers.")

@@ -3,27 +3,28 @@
 from typing import Self
 
 from hsdlab.errors import UserError
-from hsdlab.strategies.schedule import (
-    Layers,
-    ScheduledStrategy,
-    Trial,
+from hsdlab.strategies.budget import (
+    BudgetStrategy,
     budget,
     check_budget,
     check_fits,
-    check_layers,
+    check_prompt_budget,
     propose_budget,
 )
+from hsdlab.strategies.schedule import Layers, Trial, check_layers
 
 
-class SkipDecode(ScheduledStrategy):
+class SkipDecode(BudgetStrategy):
     """Skip the lower and middle layers: run a warm-up at the bottom, and a decaying budget of layers at the top.
 
     Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from ``max_exit`` to ``min_exit``
     over T = ``max_new_tokens`` (:func:`budget`). All sequences of a batch run the same layers. The sets only shrink, so
-    it needs no late KV computation.
+    it needs no late KV computation, unless the prompt skips layers.
 
     Differs from the paper: the paper's formula is lost in the text that we have. The form was recovered from the
-    averages in HSD's tables (docs/reconstruction.md). The prompt runs at full depth.
+    averages in HSD's tables (docs/reconstruction.md). The prompt runs at full depth, as in the paper, unless
+    ``prompt_min_exit`` is given. It then runs the same warm-up and a budget at the top, as new tokens do; this is our
+    reading of the paper's open question on a decaying policy for the prompt.
 
     Args:
         min_exit: Layer budget at the end; None is all of the model's layers. "auto" is 10/36 of them, rounded, and at
@@ -33,9 +34,14 @@ class SkipDecode(ScheduledStrategy):
             (10, 20) on the 36 layers of GPT-2 Large, in proportion to the model's layers.
         warmup: Layers that always run at the bottom, from 0 to L.
         decay: How the budget falls: a key of ``DECAYS``; ``linear`` is the paper's.
+        prompt_min_exit: Layer budget at the start of the prompt, from which it rises to ``prompt_max_exit``
+            (:func:`~hsdlab.strategies.budget.prompt_budget`). None, the default, is all of the model's layers: the
+            prompt runs at full depth.
+        prompt_max_exit: Layer budget at the end of the prompt; None is all of the model's layers.
 
     Raises:
-        UserError: A number of layers is negative, ``min_exit`` is larger than ``max_exit``, or ``decay`` is unknown.
+        UserError: A number of layers is negative, ``min_exit`` is larger than ``max_exit``, also of the prompt, or
+            ``decay`` is unknown.
 
     Example:
         >>> SkipDecode(min_exit=2, max_exit=4).layers_at(step=0, num_layers=8, max_steps=10)
@@ -43,16 +49,25 @@ class SkipDecode(ScheduledStrategy):
     """
 
     def __init__(
-        self, min_exit: Layers = "auto", max_exit: Layers = "auto", warmup: int = 1, decay: str = "linear"
+        self,
+        min_exit: Layers = "auto",
+        max_exit: Layers = "auto",
+        warmup: int = 1,
+        decay: str = "linear",
+        prompt_min_exit: int | None = None,
+        prompt_max_exit: int | None = None,
     ) -> None:
         check_layers("SkipDecode", "min_exit", min_exit, also=["auto", None])
         check_layers("SkipDecode", "max_exit", max_exit, also=["auto", None])
         check_layers("SkipDecode", "warmup", warmup)
         check_budget("SkipDecode", min_exit, max_exit, decay)
+        check_prompt_budget("SkipDecode", prompt_min_exit, prompt_max_exit)
         self.min_exit = min_exit
         self.max_exit = max_exit
         self.warmup = warmup
         self.decay = decay
+        self.prompt_min_exit = prompt_min_exit
+        self.prompt_max_exit = prompt_max_exit
 
     def exits_on(self, num_layers: int) -> tuple[int, int]:
         """Resolve ``min_exit`` and ``max_exit`` for a model.
@@ -77,9 +92,12 @@ class SkipDecode(ScheduledStrategy):
         """Give the warm-up layers and the top l(t) layers, sorted."""
         min_exit, max_exit = self.exits_on(num_layers)
         check_fits("SkipDecode", min_exit, max_exit, num_layers)
+        return self.layers_of(budget(step, max_steps, min_exit, max_exit, self.decay), num_layers)
+
+    def layers_of(self, scheduled: int, num_layers: int) -> tuple[int, ...]:
+        """Give the warm-up layers and the top layers, sorted."""
         if self.warmup > num_layers:
             raise UserError(f"SkipDecode: warmup={self.warmup} is beyond this model's {num_layers} layers.")
-        scheduled = budget(step, max_steps, min_exit, max_exit, self.decay)
         return tuple(sorted({*range(self.warmup), *range(num_layers - scheduled, num_layers)}))
 
     @classmethod

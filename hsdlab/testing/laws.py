@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from hsdlab.decoding import replay
+from hsdlab.decoding import Trace, replay
 from hsdlab.strategies import FullDepth, SkipStrategy
 from hsdlab.testing.expect import LawViolationError, expect_close, expect_equal
 from hsdlab.testing.remembered import DecodeCall
@@ -92,7 +92,8 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
     """Check law 4: the trace equals an independent count by hooks on attention and feed-forward part.
 
     A layer ran for a token if attention came to its end and the feed-forward part was called. Attention that was called
-    and stopped before its end is a late KV computation.
+    and stopped before its end is a late KV computation. In a prefill under a prompt schedule, a layer computes as many
+    tokens for each prompt as for the prompt that runs it for the most; those that are too many repeat others.
 
     Args:
         model: A small model in float64.
@@ -107,14 +108,30 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
     # sequence ends early: the engine may compute what follows an end-of-sequence token, and the trace omits it.
     seen = remembered(model, strategy, mode) if mode == "beam" else remembered(model, strategy, mode, eos_token_id=None)
     trace, passes = seen.output.trace, seen.passes
+    of_prompt = _prompt_tokens(trace)
+    if passes.tokens_run[0] != of_prompt:  # a family that is not listed prefills each beam
+        of_prompt = [MODES[mode].get("num_beams", 1) * tokens for tokens in of_prompt]
     for part, counted in (("feed-forward parts", passes.tokens_run), ("attention", passes.tokens_attended)):
+        expect_equal(of_prompt, counted[0], f"tokens of the prompts per layer, in the trace and counted at {part},")
         if mode == "beam":
             expect_equal(trace.compute_depth_sum, sum(map(sum, counted[1:])), f"compute_depth_sum and calls of {part}")
         else:
             traced = trace.executed.sum(dim=1).tolist()  # (steps, layers)
             expect_equal(traced, counted[1:], f"rows per step and layer, in the trace and counted at {part},")
-    late = sum(map(sum, passes.tokens_late))
-    expect_equal(trace.filled, late, "late keys and values, in the trace and counted at attention,")
+    late = "late keys and values, in the trace and counted at attention,"
+    expect_equal(trace.filled, sum(map(sum, passes.tokens_late[1:])), late)
+    expect_equal(trace.layers.prompt_late_tokens.tolist(), passes.tokens_late[0], f"in the prefill, {late}")
+
+
+def _prompt_tokens(trace: Trace) -> list[int]:
+    """Count the tokens of the three prompts that each layer computes: all, or a rectangle of those that run it."""
+    real = prompts(3)[1].bool()[..., None]  # (rows, prompt, 1)
+    if trace.prompt is None:
+        return [real.numel()] * trace.num_layers
+    ran = (trace.prompt & real).sum(dim=1)  # (rows, layers)
+    rectangles = ran.amax(dim=0) * (ran > 0).sum(dim=0)
+    everywhere = trace.prompt.flatten(0, 1).all(dim=0)
+    return torch.where(everywhere, real.numel(), rectangles).tolist()
 
 
 def law_5_restored(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hsdlab.decoding.forced import ForcedTexts, decode_steps, forced_mask
+from hsdlab.decoding.forced import ForcedTexts, LayerSchedule, decode_steps
 from hsdlab.errors import RunError
 from hsdlab.records.document import to_plain
 from hsdlab.records.files import append_whole, replace_file
@@ -31,19 +31,18 @@ class ReplayScore:
             self._texts = [ForcedTexts(model, batch) for batch in used]
 
     @torch.inference_mode()
-    def __call__(self, schedule: Tensor) -> float:
+    def __call__(self, schedule: LayerSchedule) -> float:
         """Score a schedule.
 
         Args:
-            schedule: BoolTensor [T, layers], of `schedule_mask`.
+            schedule: Of `layer_schedule`.
 
         Returns:
             Mean negative log-likelihood of a text's next token over all decode steps, in nats.
         """
         losses = []
         for texts in self._texts:
-            executed = forced_mask(schedule[None].to(texts.decode.device), texts.decode)
-            losses.append(texts.loss(texts.logits(executed)).cpu().double())
+            losses.append(texts.loss(texts.scheduled_logits(schedule)).cpu().double())
         return float(torch.cat(losses).mean())
 
 
@@ -76,22 +75,22 @@ class ScoreFile:
             if cut_off:
                 replace_file(path, b"".join(line + b"\n" for line in lines))
 
-    def get(self, schedule: Tensor) -> float | None:
+    def get(self, schedule: LayerSchedule) -> float | None:
         """Look up the score of a schedule.
 
         Args:
-            schedule: BoolTensor [T, layers], on the CPU.
+            schedule: Of `layer_schedule`.
 
         Returns:
             Nats per token, NaN where the model gave none; None if the schedule has no score yet.
         """
         return self._scores.get(_key(schedule))
 
-    def add(self, schedule: Tensor, strategy: Mapping[str, Any], score: float) -> None:
+    def add(self, schedule: LayerSchedule, strategy: Mapping[str, Any], score: float) -> None:
         """Append the score of a schedule to the file.
 
         Args:
-            schedule: BoolTensor [T, layers], on the CPU.
+            schedule: Of `layer_schedule`.
             strategy: Configuration of a strategy with this schedule, for readers of the file.
             score: Nats per token. A score that is not finite is written as null and read back as NaN.
         """
@@ -101,6 +100,6 @@ class ScoreFile:
         append_whole(self.path, to_line(to_plain(line)))
 
 
-def _key(schedule: Tensor) -> str:
+def _key(schedule: LayerSchedule) -> str:
     """Return 16 hex digits that tell schedules of one shape apart."""
-    return hashlib.sha256(schedule.numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(schedule.content).hexdigest()[:16]

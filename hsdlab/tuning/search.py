@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hsdlab.decoding.forced import schedule_mask
+from hsdlab.decoding.forced import LayerSchedule, layer_schedule
 from hsdlab.errors import UserError
 from hsdlab.extras import of_extra
 from hsdlab.strategies import ScheduledStrategy
@@ -62,7 +62,7 @@ def search(
     num_layers: int,
     max_steps: int,
     cost: Callable[[Tensor], tuple[float, float]],
-    score: Callable[[ScheduledStrategy, Tensor], float],
+    score: Callable[[ScheduledStrategy, LayerSchedule], float],
     least_ideal_speedup: float,
     trials: Iterable[Any],
     seed: int,
@@ -78,9 +78,8 @@ def search(
         classes: Strategy classes whose `propose` makes the settings.
         num_layers: L.
         max_steps: T.
-        cost: Computes a schedule's average layers and ideal speed-up, from a BoolTensor [T, layers].
-        score: Computes the score of a setting in nats, from it and its BoolTensor [T, layers]. It is called once for
-            each schedule.
+        cost: Computes average layers and ideal speed-up of the decode steps, from a BoolTensor [T, layers].
+        score: Computes the score of a setting in nats, from it and its schedule. It is called once for each schedule.
         least_ideal_speedup: Settings with a smaller ideal speed-up are not scored.
         trials: One trial is made for each element: `range(100)`, or that under a progress bar, for 100 proposals.
         seed: Seed of the proposals.
@@ -105,13 +104,13 @@ def search(
 
     def tried(strategy: ScheduledStrategy) -> Setting | None:
         """Return the setting, None if its schedule was tried before."""
-        schedule = schedule_mask(strategy, num_layers, max_steps)
+        schedule = layer_schedule(strategy, num_layers, max_steps)
         if schedule is None:
             raise UserError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
-        key = schedule.numpy().tobytes()
+        key = schedule.content
         if key in found:
             return None
-        layers, speedup = cost(schedule)
+        layers, speedup = cost(schedule.steps)
         fast = speedup >= least_ideal_speedup
         found[key] = Setting(strategy, layers, speedup, score(strategy, schedule) if fast else None)
         return found[key]

@@ -111,7 +111,8 @@ def parsed_skip(monkeypatch, tmp_path, *layers):
     return run(monkeypatch, *args, cli=ParseOnly).config.test.skip.as_dict()
 
 
-HSD_DEFAULTS = {"num_skipped": 1, "min_exit": 0, "max_exit": None, "decay": "linear"}
+WHOLE_PROMPT = {"prompt_min_exit": None, "prompt_max_exit": None}
+HSD_DEFAULTS = {"num_skipped": 1, "min_exit": 0, "max_exit": None, "decay": "linear"} | WHOLE_PROMPT
 
 
 @pytest.mark.parametrize(
@@ -133,13 +134,14 @@ def test_naming_another_class_drops_the_arguments_of_the_earlier_one(layers, exp
 @pytest.mark.parametrize("layer", ["--skip.max_exit=15", "skip: {init_args: {max_exit: 15}}"])
 def test_an_argument_alone_changes_the_configured_strategy(layer, monkeypatch, tmp_path):
     skip = parsed_skip(monkeypatch, tmp_path, SKIPDECODE, layer)
-    expected = {"min_exit": 10, "max_exit": 15, "warmup": 2, "decay": "cosine"}
+    expected = {"min_exit": 10, "max_exit": 15, "warmup": 2, "decay": "cosine"} | WHOLE_PROMPT
     assert skip == {"class_path": "hsdlab.SkipDecode", "init_args": expected}
 
 
 def test_a_number_of_layers_may_be_left_to_the_model(monkeypatch, tmp_path, refused):
     skip = parsed_skip(monkeypatch, tmp_path, SKIPDECODE, "--skip.max_exit=auto", "--skip.min_exit=null")
-    assert skip["init_args"] == {"min_exit": None, "max_exit": "auto", "warmup": 2, "decay": "cosine"}
+    expected = {"min_exit": None, "max_exit": "auto", "warmup": 2, "decay": "cosine"} | WHOLE_PROMPT
+    assert skip["init_args"] == expected
     assert "max_exit" in refused("test", "--skip=SkipDecode", "--skip.max_exit=half")
 
 

@@ -27,6 +27,7 @@ STRATEGIES = [
     StaticDepth(3),
     Changing(),  # skips the first and the last layer too, and needs late fills
 ]
+PROMPT_SCHEDULES = []
 
 
 class Force(LogitsProcessor):
@@ -140,7 +141,7 @@ def test_the_teachers_pass_takes_no_gradient_away_under_autocast(lora):
 def test_the_mask_follows_each_rows_reference(tiny):
     model = tiny("llama")
     mixture = SkipMixture(model, [SkipDecode(0, 1)], None, MAX_NEW_TOKENS, seed=0)
-    executed = mixture.executed([0], collate_pairs(pairs(), 0)["target_mask"])
+    executed = executed_of(mixture, pairs())
     assert executed.shape == (4, 8, 6)
     assert executed[:, :, 0].all()
     assert not executed[1, -2].all()  # a token of the reference
@@ -148,12 +149,36 @@ def test_the_mask_follows_each_rows_reference(tiny):
     assert executed[0, :-3].all()  # the prompt and the padding
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_every_layer_runs_for_the_prompt_so_that_none_is_without_gradient(tiny, strategy):
+def executed_of(mixture, rows, drawn=(0,)):
+    batch = collate_pairs(rows, 0)
+    return mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
+
+
+@pytest.mark.parametrize(
+    "strategy", [strategy for strategy in STRATEGIES if strategy not in PROMPT_SCHEDULES], ids=repr
+)
+def test_by_default_every_layer_runs_for_the_prompt(tiny, strategy):
     mixture = SkipMixture(tiny("llama"), [strategy], None, MAX_NEW_TOKENS, seed=0)
     for row in pairs():
-        executed = mixture.executed([0], collate_pairs([row], 0)["target_mask"])
-        assert executed[:, : len(row.prompt_ids)].all()
+        assert executed_of(mixture, [row])[:, : len(row.prompt_ids)].all()
+
+
+def test_a_prompt_schedule_follows_each_rows_prompt(tiny):
+    strategies = [SkipDecode(None, None, warmup=0, prompt_min_exit=0, prompt_max_exit=5), FullDepth()]
+    mixture = SkipMixture(tiny("llama"), strategies, None, MAX_NEW_TOKENS, seed=0)
+    executed = executed_of(mixture, pairs(), drawn=[0, 0, 0, 1])
+    assert executed[0, :5].sum(dim=1).tolist() == [1, 2, 3, 4, 5]  # a prompt of 5 tokens without padding
+    assert executed[1, :2].sum(dim=1).tolist() == [2, 5]  # 2.5 rounded to even
+    assert executed[2, :7].sum(dim=1).tolist() == [1, 1, 2, 3, 4, 4, 5]
+    assert executed[:3].flip(-1).long().diff(dim=-1).max() <= 0  # at the top
+    assert executed[0, 5:].all()
+    assert executed[3].all()
+
+
+def test_a_strategy_that_skips_in_the_prompt_alone_learns_from_full_depth(tiny):
+    strategies = [FullDepth(), HSD(0), SkipDecode(None, None, prompt_min_exit=0, prompt_max_exit=2), HSD(1, 0, 3)]
+    mixture = SkipMixture(tiny("llama"), strategies, None, MAX_NEW_TOKENS, seed=0)
+    assert mixture.skips.tolist() == [False, False, True, True]
 
 
 def test_draws_follow_the_weights_and_depend_on_seed_and_batch_only(tiny):

@@ -5,7 +5,7 @@ import math
 import torch
 from safetensors.torch import load_file
 
-from hsdlab import CALM, PABEE, DeeBERT
+from hsdlab import CALM, PABEE, DeeBERT, FullDepth
 from hsdlab.decoding.families import decoder_parts, position_ids
 
 
@@ -14,10 +14,21 @@ def masked_logits(model, input_ids, attention_mask, executed):
     return _hooked_pass(model, input_ids, attention_mask, lambda i, out, arrived: executed[:, :, i])
 
 
-def greedy_by_schedule(model, input_ids, attention_mask, layers_of_step, new_tokens):
-    """Greedy tokens and logits per step, where step t runs ``layers_of_step[t]``."""
+def prompt_executed(strategy, prompts, layers):
+    """What runs for each token of the prompts, [rows, length]; for the other tokens, all: [rows, length, layers]."""
+    executed = torch.ones(*prompts.shape, layers, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        places = prompt.nonzero().flatten().tolist()
+        for position, place in enumerate(places):
+            executed[row, place] = False
+            executed[row, place, list(strategy.prompt_layers(position, len(places), layers))] = True
+    return executed
+
+
+def greedy_by_schedule(model, input_ids, attention_mask, strategy, new_tokens):
+    """Greedy tokens and logits per step, where step t runs ``layers_at(t)`` and the prompt ``prompt_layers``."""
     layers = decoder_parts(model).num_layers
-    executed = torch.ones(*input_ids.shape, layers, dtype=torch.bool)
+    executed = prompt_executed(strategy, attention_mask, layers)
     all_logits = []
     for step in range(new_tokens):
         logits = masked_logits(model, input_ids, attention_mask, executed)[:, -1]
@@ -25,26 +36,27 @@ def greedy_by_schedule(model, input_ids, attention_mask, layers_of_step, new_tok
         input_ids, attention_mask = _append(input_ids, attention_mask, logits)
         if step < new_tokens - 1:
             row = torch.zeros(layers, dtype=torch.bool)
-            row[list(layers_of_step[step])] = True
+            row[list(strategy.layers_at(step, layers, new_tokens))] = True
             executed = torch.cat([executed, row.expand(len(input_ids), 1, layers)], dim=1)
     return input_ids, all_logits
 
 
-def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, layers_of_step=None):
+def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, schedule=None):
     """Greedy decoding with exits: after each executed layer, ``leaves`` says which of the running rows exit.
 
     Args:
         leaves: Called with the layer, the step and, for each running row, the outputs [d] of the layers that ran for it
             in this step, oldest first; returns one answer a running row. Not asked after the last layer that may run.
-        layers_of_step: The layers that may run in each step; all if not given.
+        schedule: The strategy whose layers may run in each step, and run for the prompt; all if not given.
     """
     parts = decoder_parts(model)
-    executed = torch.ones(*input_ids.shape, parts.num_layers, dtype=torch.bool)
+    schedule = FullDepth() if schedule is None else schedule
+    executed = prompt_executed(schedule, attention_mask, parts.num_layers)
     all_logits = [masked_logits(model, input_ids, attention_mask, executed)[:, -1]]
     for step in range(new_tokens - 1):
         input_ids, attention_mask = _append(input_ids, attention_mask, all_logits[-1])
         rows = len(input_ids)
-        allowed = set(range(parts.num_layers) if layers_of_step is None else layers_of_step[step])
+        allowed = set(schedule.layers_at(step, parts.num_layers, new_tokens))
         newest = torch.zeros(rows, parts.num_layers, dtype=torch.bool)
         outputs = {row: [] for row in range(rows)}  # of the rows still running
 

@@ -321,6 +321,18 @@ def test_what_an_earlier_version_did_not_note_is_warned_of(evaluate, decoded, tm
     ]
 
 
+def test_an_argument_that_an_earlier_version_did_not_have_changes_nothing(evaluate, decoded, tmp_path):
+    evaluate("compare", f"--strategies=[{HSD}]")
+    file = tmp_path / "out" / "run.json"
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for strategy in before["config"]["strategies"]:
+        del strategy["init_args"]["prompt_min_exit"], strategy["init_args"]["prompt_max_exit"]
+    file.write_text(json.dumps(before), encoding="utf-8")
+    decoded.clear()
+    evaluate("compare", f"--strategies=[{HSD}]")
+    assert decoded == []
+
+
 @pytest.mark.parametrize("subcommand", ["test", "report"])
 def test_a_changed_prediction_is_refused(subcommand, evaluate, refused, monkeypatch, tmp_path):
     evaluate("test")

@@ -86,7 +86,7 @@ def test_a_class_that_loses_an_argument_is_refused(strategy, message, moment):
     ("strategy", "arguments"),
     [
         (FullDepth(), {}),
-        (Inherits(2, 1, 4), {"num_skipped": 2, "min_exit": 1, "max_exit": 4, "decay": "linear"}),
+        (Inherits(2, 1, 4), HSD(2, 1, 4).parameters()),
         (PassesOn("mine", 2, max_exit=4), {"note": "mine", **HSD(2, 0, 4).parameters()}),
         (Mixed("blue", note="mine", num_skipped=2), {"colour": "blue", "note": "mine", **HSD(2).parameters()}),
         (Fixed(3), {"max_exit": 3}),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import hsdlab
 from hsdlab import HSD, FullDepth, SkipDecode
-from hsdlab.strategies.schedule import DECAYS, budget
+from hsdlab.strategies.budget import DECAYS, budget
 
 SCHEDULED = [
     name
@@ -70,7 +70,8 @@ def test_resolved_settings_have_numbers_and_the_same_layers():
 def test_auto_is_no_part_of_a_name_and_survives_yaml():
     assert repr(SkipDecode()) == "SkipDecode(warmup=1)"
     config = yaml.safe_load(yaml.safe_dump(SkipDecode(min_exit=2).config()))
-    assert config["init_args"] == {"min_exit": 2, "max_exit": "auto", "warmup": 1, "decay": "linear"}
+    open_prompt = {"prompt_min_exit": None, "prompt_max_exit": None}
+    assert config["init_args"] == {"min_exit": 2, "max_exit": "auto", "warmup": 1, "decay": "linear"} | open_prompt
 
 
 def test_budget_rounds_as_python_does_and_never_reaches_zero():

@@ -7,7 +7,7 @@ import pytest
 
 from hsdlab import HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth
 from hsdlab.decoding.cost import ideal_speedup
-from hsdlab.decoding.forced import schedule_mask
+from hsdlab.decoding.forced import layer_schedule
 from hsdlab.runs.tunable import TUNABLE
 from hsdlab.runs.tune import settings_on_the_frontier
 from hsdlab.tuning import ReplayScore, search
@@ -50,8 +50,8 @@ class Bottom(ScheduledStrategy):
         return range(self.number + self.more)
 
 
-def layers_of(schedule):
-    return [step.nonzero().flatten().tolist() for step in schedule[:-1]]
+def layers_of(steps):
+    return [step.nonzero().flatten().tolist() for step in steps[:-1]]
 
 
 def find(classes, *, trials=60, seed=0, least=1.0, scored=None, score=None, first=()):
@@ -59,12 +59,12 @@ def find(classes, *, trials=60, seed=0, least=1.0, scored=None, score=None, firs
 
     def made_up(strategy, schedule):
         if scored is not None:
-            scored.append(layers_of(schedule))
-        skipped = [i + 1 for step in layers_of(schedule) for i in range(LAYERS) if i not in step]
+            scored.append(layers_of(schedule.steps))
+        skipped = [i + 1 for step in layers_of(schedule.steps) for i in range(LAYERS) if i not in step]
         return (score or (lambda: sum(skipped) / LAYERS))()
 
-    def cost(schedule):
-        average = sum(map(len, layers_of(schedule))) / (MAX_STEPS - 1)
+    def cost(steps):
+        average = sum(map(len, layers_of(steps))) / (MAX_STEPS - 1)
         return average, (1 + LAYERS) / (1 + average)
 
     return search(
@@ -91,7 +91,7 @@ def test_the_frontier_is_that_of_going_through_all_settings(tiny, batch):
         [StaticDepth],
         num_layers=LAYERS,
         max_steps=MAX_STEPS,
-        cost=lambda schedule: (len(layers_of(schedule)[0]), ideal_speedup(model, layers_of(schedule))),
+        cost=lambda steps: (len(layers_of(steps)[0]), ideal_speedup(model, layers_of(steps))),
         score=lambda strategy, schedule: replay_score(schedule),
         least_ideal_speedup=1.0,
         trials=range(80),
@@ -101,7 +101,7 @@ def test_the_frontier_is_that_of_going_through_all_settings(tiny, batch):
     for strategy in ALL_STATIC:
         layers, score = (
             strategy.layers_at(0, LAYERS, MAX_STEPS),
-            replay_score(schedule_mask(strategy, LAYERS, MAX_STEPS)),
+            replay_score(layer_schedule(strategy, LAYERS, MAX_STEPS)),
         )
         points[layers] = (len(layers), score)
     best = [
@@ -226,9 +226,13 @@ def test_every_proposal_fits_the_model(cls, num_layers):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     settings = [cls.propose(study.ask(), num_layers, 20) for _ in range(60)]
     for setting in settings:
-        assert schedule_mask(setting, num_layers, 20).any(dim=1).all()
+        assert layer_schedule(setting, num_layers, 20).steps.any(dim=1).all()
     for name in settings[0].parameters():
-        assert len({getattr(setting, name) for setting in settings}) > 1 or num_layers == 2, name
+        proposed = {getattr(setting, name) for setting in settings}
+        if name.startswith("prompt_"):
+            assert proposed == {None}  # the speed-up of the search is that of decode steps
+        else:
+            assert len(proposed) > 1 or num_layers == 2, name
 
 
 def test_every_class_of_the_package_that_proposes_is_named_in_the_errors():
