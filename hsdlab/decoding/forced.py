@@ -25,8 +25,8 @@ def schedule_mask(strategy: Strategy, num_layers: int, max_steps: int) -> Tensor
         max_steps: T, the most new tokens.
 
     Returns:
-        BoolTensor [T, layers] on the CPU: steps 0 … T-2, and all layers for token T-1. None if the strategy decides
-        during decoding.
+        BoolTensor [T, layers] on the CPU, or [T, layers, 2] if attention and MLP run apart in some step: steps 0 … T-2,
+        and all layers for token T-1. None if the strategy decides during decoding.
 
     Raises:
         UserError: The schedule does not fit the model.
@@ -45,15 +45,18 @@ def forced_mask(schedules: Tensor, new_tokens: Tensor) -> Tensor:
     """Say which layers run for each token of a teacher-forced batch.
 
     Args:
-        schedules: BoolTensor [rows or 1, T, layers] of :func:`schedule_mask`, one for each sequence or one for all.
+        schedules: BoolTensor [rows or 1, T, layers] of :func:`schedule_mask`, one for each sequence or one for all; or
+            [rows or 1, T, layers, 2].
         new_tokens: BoolTensor [rows, length], true at the tokens of the text after the prompt; at most T in a row.
 
     Returns:
-        BoolTensor [rows, length, layers], ready for :func:`replay`.
+        BoolTensor [rows, length, layers], or [rows, length, layers, 2], ready for :func:`replay`.
     """
     step = (new_tokens.long().cumsum(dim=1) - 1).clamp(min=0)  # (rows, length)
     row = torch.arange(len(schedules), device=step.device)[:, None]  # (rows or 1, 1)
-    return schedules[row, step] | ~new_tokens[..., None]  # (rows, length, layers)
+    executed = schedules[row, step]  # (rows, length, layers) or (rows, length, layers, 2)
+    executed[~new_tokens] = True
+    return executed
 
 
 def decode_steps(new_tokens: Tensor) -> Tensor:
@@ -109,7 +112,8 @@ class ForcedTexts:
         """Compute the logits of the decode steps.
 
         Args:
-            executed: BoolTensor [rows, replayed, layers]; all true where ``decode`` is false.
+            executed: BoolTensor [rows, replayed, layers], or [rows, replayed, layers, 2]; all true where ``decode`` is
+                false.
 
         Returns:
             [steps, vocabulary], float32 or wider. The decode steps of all rows follow one another, row by row.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hsdlab.decoding import Strategy
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import forced_mask, schedule_mask
+from hsdlab.decoding.sub_layers import alike
 from hsdlab.errors import UserError
 
 
@@ -54,7 +55,7 @@ class SkipMixture:
         num_layers = decoder_parts(model).num_layers
         schedules = [_schedule(strategy, num_layers, max_new_tokens) for strategy in strategies]
         self.skips = torch.tensor([not bool(schedule.all()) for schedule in schedules])  # (strategies,)
-        self._schedules = torch.stack(schedules)  # (strategies, T, layers)
+        self._schedules = torch.stack(alike(schedules, dims=2))  # (strategies, T, layers) or (strategies, T, layers, 2)
 
     def draw(self, batch: int, progress: float = 0.0, rows: int | None = None, rank: int = 0) -> list[int]:
         """Draw strategies by seed and batch. A resumed run draws the same ones.
@@ -81,7 +82,8 @@ class SkipMixture:
             target_mask: BoolTensor [rows, length], true at the tokens of the reference; at most T in each row.
 
         Returns:
-            BoolTensor [rows, length, layers], ready for `replay`.
+            BoolTensor [rows, length, layers], ready for `replay`; [rows, length, layers, 2] if a strategy runs
+            attention and MLP apart.
         """
         return forced_mask(self._schedules[list(drawn)].to(target_mask.device), target_mask)
 
@@ -101,7 +103,7 @@ def _shares(weights: Sequence[float]) -> list[float]:
 
 
 def _schedule(strategy: Strategy, num_layers: int, max_new_tokens: int) -> Tensor:
-    """Return the layers of each step, BoolTensor [T, layers]."""
+    """Return the layers of each step, BoolTensor [T, layers] or [T, layers, 2]."""
     schedule = schedule_mask(strategy, num_layers, max_new_tokens)
     if schedule is None:
         raise UserError(

@@ -11,6 +11,8 @@ from hsdlab.decoding.families import decoder_parts, position_ids
 
 def masked_logits(model, input_ids, attention_mask, executed):
     """Logits [rows, length, vocabulary] of a plain pass in which hooks undo each layer where it does not run."""
+    if executed.dim() == 4:
+        return _pass_in_parts(model, input_ids, attention_mask, executed)
     return _hooked_pass(model, input_ids, attention_mask, lambda i, out, arrived: executed[:, :, i])
 
 
@@ -149,6 +151,30 @@ def _hooked_pass(model, input_ids, attention_mask, runs):
         return lambda module, args, out: torch.where(runs(i, out, args[0])[..., None], out, args[0])
 
     handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(decoder_parts(model).layers)]
+    return _pass_with(handles, model, input_ids, attention_mask)
+
+
+def _pass_in_parts(model, input_ids, attention_mask, executed):
+    """A plain pass in which hooks make the output of attention and of the MLP zero where they do not run."""
+
+    def hook(i, part):
+        def zero(module, args, out):
+            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = hidden * executed[:, :, i, part].reshape(*hidden.shape[:-1], 1)
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        return zero
+
+    handles = []
+    for i, layer in enumerate(decoder_parts(model).layers):
+        children = dict(layer.named_children())
+        for part, names in enumerate([("attn", "attention", "self_attn"), ("mlp", "fc2")]):
+            (module,) = [children[name] for name in names if name in children]
+            handles.append(module.register_forward_hook(hook(i, part)))
+    return _pass_with(handles, model, input_ids, attention_mask)
+
+
+def _pass_with(handles, model, input_ids, attention_mask):
     try:
         with torch.no_grad():
             return model(
