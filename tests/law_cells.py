@@ -5,9 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, SkipDecode, SkipStrategy, StaticDepth
+from hsdlab import (
+    CALM,
+    HSD,
+    PABEE,
+    Compose,
+    DeeBERT,
+    FullDepth,
+    OracleExit,
+    SkipDecode,
+    SkipStrategy,
+    StaticDepth,
+    StaticSubLayers,
+)
 from hsdlab import testing as laws
-from tests.strategies_for_tests import Changing, RandomPlan
+from tests.strategies_for_tests import Changing, ChangingParts, RandomParts, RandomPlan
 
 # Random weights for the width of the tiny models.
 CLASSIFIER = str(Path(__file__).parent / "exit_classifier_32.safetensors")
@@ -16,6 +28,7 @@ SETTINGS = {
     SkipDecode: [SkipDecode(min_exit=1, max_exit=4), SkipDecode(0, 6, warmup=2, decay="step")],
     HSD: [HSD(), HSD(num_skipped=2, min_exit=0, max_exit=4, decay="cosine")],
     StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
+    StaticSubLayers: [StaticSubLayers(), StaticSubLayers(skipped_attention=[0, 2, 5], skipped_mlp=[1, 2])],
     CALM: [
         CALM(threshold=0.5),
         CALM(schedule="depth", slope=0.2),
@@ -30,11 +43,12 @@ SETTINGS = {
     Compose: [
         Compose(HSD(2, 0, 4), CALM(0.5)),
         Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
+        Compose(StaticSubLayers([1, 3], [2, 3]), CALM(0.4)),
     ],
     OracleExit: [OracleExit(), OracleExit("full")],
 }
 # Not part of the package; they need what the published strategies do not: late keys and values of any pattern.
-HARD = [RandomPlan(share=0.5), Changing()]
+HARD = [RandomPlan(share=0.5), Changing(), RandomParts(share=0.5), ChangingParts()]
 ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD
 
 PRODUCT = list(itertools.product(laws.LAWS_OF_A_DECODE, ALL, laws.MODES))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hsdlab.costs import Cost
 from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, key_value_size, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
-from hsdlab.decoding.sub_layers import SubLayers, step_mask
+from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
 from hsdlab.decoding.trace import Trace
 
 
@@ -72,7 +72,7 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     """
     parts = decoder_parts(model)
     counts = trace.layers
-    layers = 2 * (_of_parts(counts.tokens) * _part_weights(parts)).sum()
+    layers = 2 * (apart(counts.tokens, dims=1) * _part_weights(parts)).sum()
     attended = 4 * _attention_channels(parts) * counts.attended.sum()
     late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
     outside = 2 * sum(matrix_weights(module) for module in _outside(parts)) * trace.compute_steps
@@ -97,7 +97,7 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     """
     parts = decoder_parts(model)
     counts, size = trace.layers, parts.model.dtype.itemsize
-    tokens, passes = _of_parts(counts.tokens), _of_parts(counts.passes)
+    tokens, passes = apart(counts.tokens, dims=1), apart(counts.passes, dims=1)
     layers = (passes * _part_bytes(parts, tokens[:, 1] / passes[:, 1].clamp(min=1))).sum()
     cache = key_value_size(parts.model) * size * counts.attended.sum()
     late = (counts.late_passes * _late_weights(parts)).sum() * size
@@ -125,15 +125,10 @@ def ideal_speedup(
     part_bytes, outside = _part_bytes(parts, torch.ones(parts.num_layers)), _outside_bytes(parts)
     taken = [1] * len(schedule) if taken is None else taken
     read = sum(
-        texts * (float((part_bytes * _of_parts(step_mask(layers, parts.num_layers))).sum()) + outside)
+        texts * (float((part_bytes * apart(step_mask(layers, parts.num_layers), dims=1)).sum()) + outside)
         for texts, layers in zip(taken, schedule, strict=True)
     )
     return (float(part_bytes.sum()) + outside) * sum(taken) / read
-
-
-def _of_parts(counts: Tensor) -> Tensor:
-    """Return counts of whole layers [layers] for attention and MLP, [layers, 2]; those of parts as they are."""
-    return counts if counts.dim() == 2 else counts[:, None].expand(-1, 2)
 
 
 def _part_weights(parts: DecoderParts) -> Tensor:

@@ -34,11 +34,12 @@ def schedule_mask(strategy: Strategy, num_layers: int, max_steps: int) -> Tensor
     decisions = Decisions(strategy, num_layers, max_steps)
     if not decisions.same_for_all_rows:
         return None
-    schedule = torch.ones(max_steps, num_layers, dtype=torch.bool)
+    steps = []
     for step in range(max_steps - 1):
         decisions.begin_step(step, rows=1)
-        schedule[step] = decisions.executed[0]
-    return schedule
+        steps.append(decisions.executed[0])
+    last = torch.ones_like(steps[0]) if steps else torch.ones(num_layers, dtype=torch.bool)
+    return torch.stack([*steps, last])
 
 
 def forced_mask(schedules: Tensor, new_tokens: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ def run_parts(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, attent
     Returns:
         The hidden state after the layer, [rows, length, d].
     """
+    if attention is True and mlp is True:
+        return call(hidden, *args, **kwargs)
     stand_ins: dict[str, Callable[..., Any]] = {}
     if attention is not True:
         stand_ins |= _stand_ins(call.layer, (attention_name(call.layer),), attention)

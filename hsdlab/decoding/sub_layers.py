@@ -74,7 +74,20 @@ def alike(masks: Sequence[Tensor], dims: int) -> list[Tensor]:
     """
     if all(mask.dim() == dims for mask in masks):
         return list(masks)
-    return [mask if mask.dim() > dims else mask[..., None].expand(*mask.shape, 2) for mask in masks]
+    return [apart(mask, dims) for mask in masks]
+
+
+def apart(mask: Tensor, dims: int) -> Tensor:
+    """Turn a mask of whole layers, or counts of them, into that of attention and MLP apart.
+
+    Args:
+        mask: Of whole layers or of sub-layers.
+        dims: Dimensions of a mask of whole layers.
+
+    Returns:
+        The mask as it is, if it is of sub-layers; else [..., layers, 2] with both equal.
+    """
+    return mask if mask.dim() > dims else mask[..., None].expand(*mask.shape, 2)
 
 
 def depth_sum(mask: Tensor, dims: int) -> int | float:

@@ -126,7 +126,7 @@ class Trace:
         taken[~self.live] = True
         mask[:, prompt_length : prompt_length + steps] = taken.transpose(0, 1)
         if self.prompt is not None:
-            mask[:, :prompt_length] = self.prompt
+            mask[:, :prompt_length] = self.prompt.reshape(*self.prompt.shape, *[1] * (mask.dim() - 3))
         return mask
 
 

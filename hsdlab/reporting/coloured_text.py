@@ -172,7 +172,7 @@ def _wrapped(text: str, most: int) -> list[str]:
     return wrap(shown(" ".join(text.split())), COLUMNS, max_lines=most, placeholder=" […]")
 
 
-def _draw_tokens(axes: Axes, top: float, pieces: Sequence[Piece], colour_of: Callable[[int], Colour]) -> None:
+def _draw_tokens(axes: Axes, top: float, pieces: Sequence[Piece], colour_of: Callable[[float], Colour]) -> None:
     for piece in pieces:
         colour = colour_of(piece.depth)
         corner = (piece.column, top + piece.line + 0.04)
