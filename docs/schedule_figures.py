@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -26,8 +27,10 @@ from hsdlab import (
     SkipDecode,
     SkipStrategy,
     StaticDepth,
+    StaticSubLayers,
     generate,
 )
+from hsdlab.decoding.sub_layers import apart, step_mask
 from hsdlab.strategies.confidence import depth_threshold, time_threshold
 from hsdlab.strategies.schedule import DECAYS, budget
 from hsdlab.testing import prompts, tiny_model
@@ -42,6 +45,11 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
     "hsd": [HSD(1, 0, 15), HSD(2, 0, 15), HSD(2, 0, 8)],
     "skipdecode": [SkipDecode(10, 20), SkipDecode(10, 24), SkipDecode(8, 17, warmup=3)],
     "static_depth": [StaticDepth(15), StaticDepth(15, "bottom"), StaticDepth(15, "top")],
+    "static_sub_layers": [
+        StaticSubLayers(),
+        StaticSubLayers([*range(2, 28, 3)], [*range(4, 28, 3)]),
+        StaticSubLayers([*range(10, 20)], [*range(10, 20)]),
+    ],
     "calm": [CALM(0.9), CALM(0.9, probe_layers=3), CALM(schedule="depth", slope=0.02)],
     "deebert": [DeeBERT(0.9), DeeBERT(0.95)],
     "pabee": [PABEE(1), PABEE(2)],
@@ -51,17 +59,18 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
 """The settings in the picture of each page of docs/strategies."""
 
 
-def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray[np.bool_]:
-    """Return which layers run in each decode step, [steps, layers]: by the schedule, else in a decode."""
+def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray[np.float64]:
+    """Return how much of each layer runs in each decode step, [steps, layers]: by the schedule, else in a decode."""
     schedule = None if hasattr(strategy, "should_exit") else strategy.scheduled_layers(num_layers, max_steps)
     if schedule is not None:
-        return np.array([[layer in set(layers) for layer in range(num_layers)] for layers in schedule])
+        masks = [apart(step_mask(layers, num_layers), dims=1) for layers in schedule]
+        return torch.stack(masks).double().mean(dim=2).numpy()
     input_ids, attention_mask = prompts(1)
     model = tiny_model(num_layers=num_layers)
     out = generate(
         model, input_ids=input_ids, attention_mask=attention_mask, strategy=strategy, max_new_tokens=max_steps
     )
-    return out.trace.executed[:, 0].numpy()
+    return out.trace.executed[:, 0].double().numpy()
 
 
 def strategy_figure(strategies: Sequence[SkipStrategy]) -> Figure:
@@ -112,9 +121,9 @@ def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def _coloured(cells: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    colours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (SKIPPED, EXECUTED)]
-    return np.array(colours, dtype=np.uint8)[cells.astype(int)]
+def _coloured(cells: NDArray[np.float64]) -> NDArray[np.uint8]:
+    skipped, executed = ([int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (SKIPPED, EXECUTED))
+    return (np.array(skipped) * (1 - cells[..., None]) + np.array(executed) * cells[..., None]).astype(np.uint8)
 
 
 def _labelled(figure: Figure, axes: Axes, x: str, y: str) -> Figure:

@@ -5,7 +5,7 @@ import math
 import torch
 from safetensors.torch import load_file
 
-from hsdlab import CALM, PABEE, DeeBERT
+from hsdlab import CALM, PABEE, DeeBERT, SubLayers
 from hsdlab.decoding.families import decoder_parts, position_ids
 
 
@@ -17,18 +17,23 @@ def masked_logits(model, input_ids, attention_mask, executed):
 
 
 def greedy_by_schedule(model, input_ids, attention_mask, layers_of_step, new_tokens):
-    """Greedy tokens and logits per step, where step t runs ``layers_of_step[t]``."""
+    """Greedy tokens and logits per step, where step t runs ``layers_of_step[t]``: whole layers, or SubLayers."""
     layers = decoder_parts(model).num_layers
-    executed = torch.ones(*input_ids.shape, layers, dtype=torch.bool)
+    in_parts = any(isinstance(of_step, SubLayers) for of_step in layers_of_step)
+    executed = torch.ones(*input_ids.shape, layers, *[2] * in_parts, dtype=torch.bool)
     all_logits = []
     for step in range(new_tokens):
         logits = masked_logits(model, input_ids, attention_mask, executed)[:, -1]
         all_logits.append(logits)
         input_ids, attention_mask = _append(input_ids, attention_mask, logits)
         if step < new_tokens - 1:
-            row = torch.zeros(layers, dtype=torch.bool)
-            row[list(layers_of_step[step])] = True
-            executed = torch.cat([executed, row.expand(len(input_ids), 1, layers)], dim=1)
+            row = torch.zeros(executed.shape[2:], dtype=torch.bool)
+            if isinstance(layers_of_step[step], SubLayers):
+                row[list(layers_of_step[step].attention), 0] = True
+                row[list(layers_of_step[step].mlp), 1] = True
+            else:
+                row[list(layers_of_step[step])] = True
+            executed = torch.cat([executed, row.expand(len(input_ids), 1, *row.shape)], dim=1)
     return input_ids, all_logits
 
 
