@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from hsdlab import CALM, HSD, FullDepth, SkipDecode
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, StaticSubLayers
 from hsdlab.decoding.forced import schedule_mask
+from hsdlab.decoding.sub_layers import step_mask
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.tuning import ReplayScore, ScoreFile
 from tests.reference import slow
@@ -19,18 +20,25 @@ LAYERS = 6
 
 def slow_score(model, batch, strategy):
     """The score by the slow reference: step t runs with `layers_at(t)`, the prompt with all layers."""
-    executed = torch.ones(*batch["input_ids"].shape, LAYERS, dtype=torch.bool)
+    parts = step_mask(strategy.layers_at(0, LAYERS, MAX_STEPS), LAYERS).shape[1:]
+    executed = torch.ones(*batch["input_ids"].shape, LAYERS, *parts, dtype=torch.bool)
     at = []
     for row, targets in enumerate(batch["target_mask"]):
         for step, place in enumerate(targets.nonzero().flatten().tolist()[:-1]):
-            executed[row, place] = False
-            executed[row, place, list(strategy.layers_at(step, LAYERS, MAX_STEPS))] = True
+            executed[row, place] = step_mask(strategy.layers_at(step, LAYERS, MAX_STEPS), LAYERS)
             at.append((row, place))
     log_likelihood = slow.masked_logits(model, batch["input_ids"], batch["attention_mask"], executed).log_softmax(-1)
     return -sum(float(log_likelihood[row, i, batch["input_ids"][row, i + 1]]) for row, i in at) / len(at)
 
 
-STRATEGIES = [FullDepth(), HSD(1, 0, 4), HSD(2, 1, 3, decay="cosine"), SkipDecode(0, 2, warmup=2), Changing()]
+STRATEGIES = [
+    FullDepth(),
+    HSD(1, 0, 4),
+    HSD(2, 1, 3, decay="cosine"),
+    SkipDecode(0, 2, warmup=2),
+    Changing(),
+    StaticSubLayers([1, 3, 4], [3]),
+]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
