@@ -6,9 +6,11 @@ random weights, which shows the form of the exits and says nothing about quality
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -26,13 +28,16 @@ from hsdlab import (
     SkipDecode,
     SkipStrategy,
     StaticDepth,
+    StaticSubLayers,
     generate,
 )
+from hsdlab.decoding.sub_layers import apart, step_mask
 from hsdlab.strategies.budget import DECAYS, budget
 from hsdlab.strategies.confidence import depth_threshold, time_threshold
 from hsdlab.testing import prompts, tiny_model
 
 FOLDER = Path(__file__).parent / "_generated"
+TITLE_COLUMNS = 56
 LAYERS, STEPS = 30, 50  # SmolLM2-135M, and the maximum length of E2E
 TINY_LAYERS = 12
 INK, EXECUTED, SKIPPED = "#3a3a3a", "#2a6f97", "#e8eef2"
@@ -42,6 +47,7 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
     "hsd": [HSD(1, 0, 15), HSD(2, 0, 15), HSD(2, 0, 8)],
     "skipdecode": [SkipDecode(10, 20), SkipDecode(10, 24), SkipDecode(8, 17, warmup=3)],
     "static_depth": [StaticDepth(15), StaticDepth(15, "bottom"), StaticDepth(15, "top")],
+    "static_sub_layers": [StaticSubLayers(), StaticSubLayers([20, 21, 22, 23], [22, 23, 24, 25])],
     "calm": [CALM(0.9), CALM(0.9, probe_layers=3), CALM(schedule="depth", slope=0.02)],
     "deebert": [DeeBERT(0.9), DeeBERT(0.95)],
     "pabee": [PABEE(1), PABEE(2)],
@@ -51,17 +57,18 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
 """The settings in the picture of each page of docs/strategies."""
 
 
-def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray[np.bool_]:
-    """Return which layers run in each decode step, [steps, layers]: by the schedule, else in a decode."""
+def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray[np.float64]:
+    """Return how much of each layer runs in each decode step, [steps, layers]: by the schedule, else in a decode."""
     schedule = None if hasattr(strategy, "should_exit") else strategy.scheduled_layers(num_layers, max_steps)
     if schedule is not None:
-        return np.array([[layer in set(layers) for layer in range(num_layers)] for layers in schedule])
+        masks = [apart(step_mask(layers, num_layers), dims=1) for layers in schedule]
+        return torch.stack(masks).double().mean(dim=2).numpy()
     input_ids, attention_mask = prompts(1)
     model = tiny_model(num_layers=num_layers)
     out = generate(
         model, input_ids=input_ids, attention_mask=attention_mask, strategy=strategy, max_new_tokens=max_steps
     )
-    return out.trace.executed[:, 0].numpy()
+    return out.trace.executed[:, 0].double().numpy()
 
 
 def strategy_figure(strategies: Sequence[SkipStrategy]) -> Figure:
@@ -73,7 +80,8 @@ def strategy_figure(strategies: Sequence[SkipStrategy]) -> Figure:
         cells = executed(strategy, num_layers, STEPS)
         extent = (-0.5, len(cells) - 0.5, -0.5, num_layers - 0.5)
         axes.imshow(_coloured(cells.T), origin="lower", aspect="auto", interpolation="nearest", extent=extent)
-        axes.set_title(f"{strategy!r}\n{cells.sum(axis=1).mean():.1f} of {num_layers} layers", fontsize=8, color=INK)
+        title = fill(repr(strategy), TITLE_COLUMNS)
+        axes.set_title(f"{title}\n{cells.sum(axis=1).mean():.1f} of {num_layers} layers", fontsize=8, color=INK)
         axes.set_xlabel("Decode step t", color=INK, fontsize=9)
     panels[0].set_ylabel("Layer i", color=INK, fontsize=9)
     return figure
@@ -112,9 +120,9 @@ def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def _coloured(cells: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    colours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (SKIPPED, EXECUTED)]
-    return np.array(colours, dtype=np.uint8)[cells.astype(int)]
+def _coloured(cells: NDArray[np.float64]) -> NDArray[np.uint8]:
+    skipped, executed = ([int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (SKIPPED, EXECUTED))
+    return (np.array(skipped) * (1 - cells[..., None]) + np.array(executed) * cells[..., None]).astype(np.uint8)
 
 
 def _labelled(figure: Figure, axes: Axes, x: str, y: str) -> Figure:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hsdlab.version import __version__
 
 if TYPE_CHECKING:
-    from hsdlab.decoding import generate, replay
+    from hsdlab.decoding import SubLayers, generate, replay
     from hsdlab.errors import UserError
     from hsdlab.models import load_model
     from hsdlab.strategies import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SkipDecode,
         SkipStrategy,
         StaticDepth,
+        StaticSubLayers,
     )
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "SkipDecode",
     "SkipStrategy",
     "StaticDepth",
+    "StaticSubLayers",
+    "SubLayers",
     "UserError",
     "__version__",
     "generate",
@@ -49,7 +52,13 @@ __all__ = [
     "replay",
 ]
 
-_ROOMS = {"generate": "decoding", "replay": "decoding", "load_model": "models", "UserError": "errors"}
+_ROOMS = {
+    "SubLayers": "decoding",
+    "UserError": "errors",
+    "generate": "decoding",
+    "load_model": "models",
+    "replay": "decoding",
+}
 """Where the public names are; all others are strategies."""
 
 

@@ -29,7 +29,8 @@ class Cost:
         decode_passes: Forward passes of the decode; one decode step of a whole batch is one pass.
         new_tokens: New tokens of the returned sequences, including their end-of-sequence tokens.
         decode_steps: Decode steps of the returned sequences.
-        executed_layers: Executed layers, summed over those steps.
+        executed_layers: Executed layers, summed over those steps. Attention and MLP count as half a layer each where
+            they ran apart.
         computed_steps: Decode steps of all live beams.
         computed_layers: Executed layers, summed over those steps.
         late_key_values: (token, layer) pairs whose keys and values were computed late.
@@ -56,9 +57,9 @@ class Cost:
     decode_passes: int = 0
     new_tokens: int = 0
     decode_steps: int = 0
-    executed_layers: int = 0
+    executed_layers: int | float = 0
     computed_steps: int = 0
-    computed_layers: int = 0
+    computed_layers: int | float = 0
     late_key_values: int = 0
     intermediate_predictions: int = 0
     intermediate_weights: int = 0

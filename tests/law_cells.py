@@ -5,9 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, OracleExit, SkipDecode, SkipStrategy, StaticDepth
+from hsdlab import (
+    CALM,
+    HSD,
+    PABEE,
+    Compose,
+    DeeBERT,
+    FullDepth,
+    OracleExit,
+    SkipDecode,
+    SkipStrategy,
+    StaticDepth,
+    StaticSubLayers,
+)
 from hsdlab import testing as laws
-from tests.strategies_for_tests import Changing, ChangingPrompt, RandomPlan
+from tests.strategies_for_tests import Changing, ChangingParts, ChangingPrompt, RandomParts, RandomPlan
 
 # Random weights for the width of the tiny models.
 CLASSIFIER = str(Path(__file__).parent / "exit_classifier_32.safetensors")
@@ -24,6 +36,7 @@ SETTINGS = {
         HSD(2, 0, 4, prompt_min_exit=1, prompt_max_exit=5),
     ],
     StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
+    StaticSubLayers: [StaticSubLayers(), StaticSubLayers(skipped_attention=[0, 2, 5], skipped_mlp=[1, 2])],
     CALM: [
         CALM(threshold=0.5),
         CALM(schedule="depth", slope=0.2),
@@ -42,9 +55,10 @@ SETTINGS = {
     ],
     OracleExit: [OracleExit(), OracleExit("full")],
 }
-# Not part of the package; they need what the published strategies do not: late keys and values of any pattern.
-HARD = [RandomPlan(share=0.5), Changing(), ChangingPrompt()]
-ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD
+# They need what the published strategies do not: late keys and values of any pattern, early exits within sub-layers.
+HARD = [RandomPlan(share=0.5), Changing(), ChangingPrompt(), RandomParts(share=0.5)]
+IN_PARTS = [ChangingParts(), Compose(StaticSubLayers([1, 3], [2, 3]), CALM(0.4))]
+ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD + IN_PARTS
 
 PRODUCT = list(itertools.product(laws.LAWS_OF_A_DECODE, ALL, laws.MODES))
 """Every law, strategy and way to decode; the same for each family."""

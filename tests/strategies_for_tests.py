@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from hsdlab import HSD, ScheduledStrategy, SkipStrategy
+from hsdlab import HSD, ScheduledStrategy, SkipStrategy, SubLayers
 
 
 class RandomPlan(SkipStrategy):
@@ -24,6 +24,29 @@ class RandomPlan(SkipStrategy):
 
     def never_skip(self):
         return RandomPlan(share=2.0)
+
+
+class RandomParts(RandomPlan):
+    """Each row runs attention and MLP of random layers in each step."""
+
+    def plan(self, state):
+        generator = torch.Generator().manual_seed(state.step)
+        plan = torch.rand(state.rows, state.num_layers, 2, generator=generator) < self.share
+        plan[:, 0, 1] |= ~plan.flatten(1).any(dim=1)
+        return plan
+
+    def never_skip(self):
+        return RandomParts(share=2.0)
+
+
+class ChangingParts(ScheduledStrategy):
+    """Other sub-layers in every step, and whole layers in some: every kind of entry is filled late."""
+
+    def layers_at(self, step, num_layers, max_steps):
+        layers = range(num_layers)
+        if step % 4 == 3:
+            return [i for i in layers if (i + step) % 2]
+        return SubLayers([i for i in layers if (i + step) % 3], [i for i in layers if (i + step) % 4])
 
 
 class Changing(ScheduledStrategy):

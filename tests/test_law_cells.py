@@ -34,7 +34,7 @@ def reasons_of_the_table():
     missing = {}
     for strategy in ALL:
         name = ids(strategy)
-        if name.startswith(("OracleExit(", "Changing(", "ChangingPrompt(")):
+        if name.startswith(("OracleExit(", "Changing(", "ChangingParts(", "ChangingPrompt(")):
             missing |= {(law_2_never_skip, name, mode): NO_FULL_DEPTH for mode in EVERY_WAY}
         if name.startswith("OracleExit("):
             missing |= {(law, name, mode): ORACLE for law in (law_3_replay, law_4_trace) for mode in EVERY_WAY}
@@ -42,7 +42,7 @@ def reasons_of_the_table():
         for rule in ("min", "mean"):
             if f"exit_rule='{rule}'" in name:
                 missing |= {(law_7_rows, name, mode): EXIT_TOGETHER.format(rule) for mode in EVERY_WAY}
-        if name.startswith("RandomPlan("):
+        if name.startswith(("RandomPlan(", "RandomParts(")):
             missing |= {(law_7_rows, name, mode): BY_PLACE for mode in EVERY_WAY}
     return missing
 

@@ -5,6 +5,7 @@ from hsdlab.decoding.families import UnsupportedModelError
 from hsdlab.decoding.generate import AppliedRun, DecodeOutput, active_run, applied, generate
 from hsdlab.decoding.replay import replay
 from hsdlab.decoding.states import HindsightState, LayerState, StepState
+from hsdlab.decoding.sub_layers import SubLayers
 from hsdlab.decoding.timing import Timing
 from hsdlab.decoding.trace import Trace
 
@@ -15,6 +16,7 @@ __all__ = [
     "LayerState",
     "StepState",
     "Strategy",
+    "SubLayers",
     "Timing",
     "Trace",
     "UnsupportedModelError",

@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hsdlab.decoding.arguments import RowArguments, argument
-from hsdlab.decoding.decisions import Decisions, Rows
+from hsdlab.decoding.decisions import Decisions, Rows, rows_of
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
+from hsdlab.decoding.layer_parts import check_parts, run_parts
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
@@ -61,6 +62,8 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def __init__(self, parts: DecoderParts, decisions: Decisions, once: bool = False) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        if decisions.in_parts:
+            check_parts(parts)
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions
@@ -213,6 +216,8 @@ class SkipCache(LayerRunner, DynamicCache):
         if not self.executed:
             self.readings_s.append(now_s(hidden.device))
         self._decisions.begin_step(len(self.executed), rows)
+        if self._decisions.in_parts:
+            check_parts(self._parts)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
@@ -268,33 +273,69 @@ class SkipCache(LayerRunner, DynamicCache):
         return running.put(hidden, output)
 
     def _run_decode_step(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        if self._decisions.in_parts:
+            return self._run_parts(index, call, hidden, args, kwargs)
         rows = self._decisions.rows_at(index)
-        if rows is None:  # all rows
-            self._compute_late(index, call, len(hidden), self._longest, rows)
-            if self._split is not None:
-                mask = argument(call, "attention_mask", args, kwargs)
-                self._split.begin_layer(mask, mask, None)
-            output = call(hidden, *args, **kwargs)
-            self._ask(index, rows, output, hidden)
-            return output
-        if self._decisions.may_fill and self._decisions.needed_after(index, len(self.executed)):
-            self._passed_by(index, call, hidden, args, kwargs, rows)
-        if len(rows) == 0:
+        self._settle(index, call, hidden, args, kwargs, rows)
+        if rows is not None and len(rows) == 0:
             return hidden
-        self._compute_late(index, call, len(hidden), self._longest, rows)
+        arrived, output = self._called_for(rows, call, hidden, args, kwargs)
+        self._ask(index, rows, output, arrived)
+        return self._put(hidden, rows, output)
+
+    def _run_parts(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a layer in a step in which attention and MLP run apart: a call for each kind of rows that there is."""
+        runs = self._decisions.parts_at(index)  # (rows or 1, 2)
+        self._settle(index, call, hidden, args, kwargs, rows_of(runs[:, 0]))
+        output = hidden
+        for attention, mlp in ((True, True), (True, False), (False, True)):
+            rows = rows_of((runs[:, 0] == attention) & (runs[:, 1] == mlp))
+            if rows is None or len(rows) > 0:
+                _, ran = self._called_for(rows, call, hidden, args, kwargs, attention, mlp)
+                output = self._put(output, rows, ran)
+        rows = rows_of(runs.any(dim=1))
+        if self._decisions.asks and (rows is None or len(rows) > 0):
+            every = slice(None) if rows is None else self._on_device(rows, hidden.device)
+            self._ask(index, rows, output[every], hidden[every])
+        return output
+
+    def _settle(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Rows) -> None:
+        """Before attention runs for some rows: compute what they owe, and note what the others owe from now on."""
+        if rows is not None and self._decisions.may_fill and self._decisions.needed_after(index, len(self.executed)):
+            self._passed_by(index, call, hidden, args, kwargs, rows)
+        if rows is None or len(rows) > 0:
+            self._compute_late(index, call, len(hidden), self._longest, rows)
+
+    def _called_for(
+        self,
+        rows: Rows,
+        call: LayerCall,
+        hidden: Tensor,
+        args: tuple,
+        kwargs: dict,
+        attention: bool = True,
+        mlp: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Run a layer, or a part of it, for some rows; return their hidden states before and after it."""
+        mask = argument(call, "attention_mask", args, kwargs) if self._split is not None else None
+        if rows is None:
+            if self._split is not None:
+                self._split.begin_layer(mask, mask, None)
+            return hidden, run_parts(call, hidden, args, kwargs, attention, mlp)
         called = self._on_device(rows, hidden.device)
-        some_args, some_kwargs = self._row_arguments.select(called, hidden.shape[0], args, kwargs)
+        args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
         arrived = hidden.index_select(0, called)
         if self._split is not None:
-            mask = argument(call, "attention_mask", args, kwargs)
-            self._split.begin_layer(mask, argument(call, "attention_mask", some_args, some_kwargs), called)
+            self._split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
         self._called = called
         try:
-            output = call(arrived, *some_args, **some_kwargs)
+            return arrived, run_parts(call, arrived, args, kwargs, attention, mlp)
         finally:
             self._called = None
-        self._ask(index, rows, output, arrived)
-        return hidden.index_copy(0, called, output)
+
+    def _put(self, hidden: Tensor, rows: Rows, output: Tensor) -> Tensor:
+        """Put the output of a layer in the place of the rows that it was called for."""
+        return output if rows is None else hidden.index_copy(0, self._on_device(rows, hidden.device), output)
 
     def _end_pass(self, length: int) -> None:
         if self.passes == 0:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.costs import Cost
-from hsdlab.decoding.families import DecoderParts, decoder_parts, key_value_size, matrix_weights
+from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, key_value_size, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
+from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
 from hsdlab.decoding.trace import Trace
 
 
@@ -34,7 +35,7 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
         decode_passes=timing.decode_passes,
         new_tokens=rows + int(trace.live.sum()),  # step t makes new token t + 1; the prefill makes the first
         decode_steps=int(trace.live.sum()),
-        executed_layers=int(trace.executed.sum()),
+        executed_layers=trace.depth_sum,
         computed_steps=trace.compute_steps,
         computed_layers=trace.compute_depth_sum,
         late_key_values=trace.filled,
@@ -71,19 +72,19 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     """
     parts = decoder_parts(model)
     counts = trace.layers
-    weights = [matrix_weights(layer) - _idle_weights(parts, layer) for layer in parts.layers]
-    layers = 2 * (counts.tokens * torch.tensor(weights)).sum()
-    attention = 4 * _attention_channels(parts) * counts.attended.sum()
+    layers = 2 * (apart(counts.tokens, dims=1) * _part_weights(parts)).sum()
+    attended = 4 * _attention_channels(parts) * counts.attended.sum()
     late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
     outside = 2 * sum(matrix_weights(module) for module in _outside(parts)) * trace.compute_steps
-    return float(layers + attention + late + outside + 2 * trace.probes.weights)
+    return float(layers + attended + late + outside + 2 * trace.probes.weights)
 
 
 def decode_bytes(model: nn.Module, trace: Trace) -> float:
     """Count the bytes of weights, keys and values that the decode steps of a trace read.
 
     A decode step reads once the weights of each layer that runs for some sequence, and once the head and what else is
-    outside of the layers. Of a layer with experts, it reads at most those of every token, which is exact for one
+    outside of the layers. Where attention and MLP run apart, each call of a part reads its weights; norms count with
+    the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one
     sequence. A late KV computation and an intermediate prediction read their matrices once more. Each token that runs a
     layer reads the keys and values that it attends to. Activations and embeddings are not counted.
 
@@ -96,14 +97,16 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     """
     parts = decoder_parts(model)
     counts, size = trace.layers, parts.model.dtype.itemsize
-    tokens = counts.tokens / counts.passes.clamp(min=1)  # of a pass that runs the layer
-    layers = (counts.passes * torch.tensor(_layer_bytes(parts, tokens.tolist()))).sum()
+    tokens, passes = apart(counts.tokens, dims=1), apart(counts.passes, dims=1)
+    layers = (passes * _part_bytes(parts, tokens[:, 1] / passes[:, 1].clamp(min=1))).sum()
     cache = key_value_size(parts.model) * size * counts.attended.sum()
     late = (counts.late_passes * _late_weights(parts)).sum() * size
     return float(layers + cache + late + _outside_bytes(parts) * trace.decode_passes + trace.probes.weights_read * size)
 
 
-def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Sequence[int] | None = None) -> float:
+def ideal_speedup(
+    model: nn.Module, schedule: Sequence[Iterable[int] | SubLayers], taken: Sequence[int] | None = None
+) -> float:
     """Compute the largest speed-up of a schedule at batch size 1, where reading the weights takes the time.
 
     It is (bytes of weights read at full depth, head included) / (bytes of weights read under the schedule), over all
@@ -111,7 +114,7 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Se
 
     Args:
         model: Gives the bytes of each layer and of the head, in its own dtypes.
-        schedule: The executed layers of each decode step.
+        schedule: The executed layers of each decode step, or their parts.
         taken: How many texts take each decode step, of the same length as ``schedule``; not all 0. None counts each
             step once.
 
@@ -119,21 +122,34 @@ def ideal_speedup(model: nn.Module, schedule: Sequence[Iterable[int]], taken: Se
         The speed-up (×), 1 or more.
     """
     parts = decoder_parts(model)
-    layer_bytes, outside = _layer_bytes(parts, [1] * parts.num_layers), _outside_bytes(parts)
+    part_bytes, outside = _part_bytes(parts, torch.ones(parts.num_layers)), _outside_bytes(parts)
     taken = [1] * len(schedule) if taken is None else taken
     read = sum(
-        texts * (sum(layer_bytes[i] for i in layers) + outside) for texts, layers in zip(taken, schedule, strict=True)
+        texts * (float((part_bytes * apart(step_mask(layers, parts.num_layers), dims=1)).sum()) + outside)
+        for texts, layers in zip(taken, schedule, strict=True)
     )
-    return (sum(layer_bytes) + outside) * sum(taken) / read
+    return (float(part_bytes.sum()) + outside) * sum(taken) / read
 
 
-def _layer_bytes(parts: DecoderParts, tokens: Sequence[float]) -> list[float]:
-    """Bytes of weights that each layer reads in a pass, at most; ``tokens`` run the layer in the pass."""
-    size = parts.model.dtype.itemsize
-    return [
-        _bytes(layer) - _idle_weights(parts, layer, count) * size
-        for layer, count in zip(parts.layers, tokens, strict=True)
-    ]
+def _part_weights(parts: DecoderParts) -> Tensor:
+    """Weights that a token is multiplied with in attention and in the rest of each layer, LongTensor [layers, 2]."""
+    pairs = []
+    for layer in parts.layers:
+        of_attention = matrix_weights(attention(layer))
+        pairs.append([of_attention, matrix_weights(layer) - _idle_weights(parts, layer) - of_attention])
+    return torch.tensor(pairs)
+
+
+def _part_bytes(parts: DecoderParts, tokens: Tensor) -> Tensor:
+    """Bytes of weights that a call reads of attention and of the rest of each layer, at most, [layers, 2] in float64.
+
+    ``tokens`` [layers] run the MLP in the call.
+    """
+    size, pairs = parts.model.dtype.itemsize, []
+    for layer, count in zip(parts.layers, tokens.tolist(), strict=True):
+        of_attention = _bytes(attention(layer))
+        pairs.append([of_attention, _bytes(layer) - _idle_weights(parts, layer, count) * size - of_attention])
+    return torch.tensor(pairs, dtype=torch.float64)
 
 
 def _idle_weights(parts: DecoderParts, layer: nn.Module, tokens: float = 1) -> float:

@@ -3,7 +3,8 @@
 A strategy answers in one of three ways, the three base classes of ``hsdlab.strategies``. A schedule is known before
 decoding and is the same for all sequences. A plan says before each step which layers each sequence may run. An early
 exit is decided after each executed layer, within the schedule or plan. An oracle answers after the step, when all
-layers have run. The engine sees only the result: for each layer, the rows of the batch that run it.
+layers have run. The engine sees only the result: for each layer, the rows of the batch that run it, or its attention
+and its MLP.
 
 Longer than other files: the checks of a user's answers, each with its message, stand beside what they check.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.states import HindsightState, LayerState, Probe, ProbeCost, StepMemory, StepState
+from hsdlab.decoding.sub_layers import StepLayers, SubLayers, apart, step_mask
 from hsdlab.errors import UserError
 
 Rows = Tensor | None
@@ -45,7 +47,7 @@ class Strategy(Protocol):
             ValueError: The strategy does not fit; a ``UserError`` is one.
         """
 
-    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[StepLayers] | None:
         """Give the layer schedule of a decode.
 
         Args:
@@ -53,8 +55,8 @@ class Strategy(Protocol):
             max_steps: T, the most new tokens.
 
         Returns:
-            The executed layers of steps 0 … T-2, at least one for each step, the same for all sequences. None if they
-            are not known before decoding; the engine then calls ``plan``.
+            The executed layers of steps 0 … T-2, or their parts, at least one for each step, the same for all
+            sequences. None if they are not known before decoding; the engine then calls ``plan``.
         """
 
     def plan(self, state: StepState) -> Tensor:
@@ -64,7 +66,7 @@ class Strategy(Protocol):
             state: The step, and the sizes of batch and model.
 
         Returns:
-            BoolTensor [rows, layers], with at least one layer in each row.
+            BoolTensor [rows, layers], with at least one layer in each row; or [rows, layers, 2] for attention and MLP.
         """
 
 
@@ -79,7 +81,9 @@ class Decisions:
             batch. None means one sequence for each prompt.
 
     Attributes:
-        executed: The layers of the current step: BoolTensor [rows or 1, layers] on the CPU.
+        executed: The layers of the current step: BoolTensor [rows or 1, layers] on the CPU; [rows or 1, layers, 2]
+            where attention and MLP run apart.
+        in_parts: Whether they run apart in the current step; before the first, whether a schedule has such steps.
         ended: BoolTensor [rows] on the CPU, true where the text has ended; None where that is not known.
         probed: The cost of deciding, added up over the decode.
 
@@ -97,9 +101,13 @@ class Decisions:
         self._exit_layers = getattr(strategy, "exit_layers", None)
         schedule = strategy.scheduled_layers(num_layers, max_steps)
         self._schedule = None if schedule is None else self._checked_schedule(schedule)
-        # The last step that may run each layer: after it nothing of the layer is needed any more.
+        self.in_parts = any(isinstance(layers, SubLayers) for layers in self._schedule or ())
+        # The last step that may run each layer's attention: after it nothing of the layer is needed any more.
         self._last_use = [max_steps] * num_layers if self._schedule is None else [-1] * num_layers
-        for step, layers in enumerate(self._schedule or ()):
+        self._attention = [
+            frozenset(layers.attention) if isinstance(layers, SubLayers) else layers for layers in self._schedule or ()
+        ]
+        for step, layers in enumerate(self._attention):
             for layer in layers:
                 self._last_use[layer] = step
         self.ended: Tensor | None = None
@@ -125,7 +133,7 @@ class Decisions:
         """Whether a layer may need late KV computations. It never does where the sets of layers only shrink."""
         if self._schedule is None or self.asks:
             return True
-        return any(b - a for a, b in itertools.pairwise(self._schedule))
+        return any(b - a for a, b in itertools.pairwise(self._attention))
 
     def rows_per_source(self, rows: int) -> int:
         """Count the rows that come from one prompt; they are consecutive.
@@ -146,7 +154,7 @@ class Decisions:
             step: t; -1 stands for the prefill.
 
         Returns:
-            Whether some step after ``step`` may run ``layer``.
+            Whether some step after ``step`` may run the attention of ``layer``.
         """
         return self._last_use[layer] > step
 
@@ -216,20 +224,29 @@ class Decisions:
             )
         self.step = step
         self.rows = rows
-        if self._schedule is not None:
-            self._now = self._schedule[step]
         if self.same_for_all_rows:
-            self.executed = torch.tensor([[layer in self._now for layer in range(self.num_layers)]])
+            self._now = self._attention[step]
+            self.executed = self._scheduled(step)[None]
             return
-        self.executed = torch.zeros(rows, self.num_layers, dtype=torch.bool)
+        if self._schedule is None:
+            plan = self.strategy.plan(StepState(step, rows, self.num_layers, self.max_steps))
+            self._plan = self._checked_plan(plan, rows)
+            self.in_parts = self._plan.dim() == 3
+            self._last_layer = self.num_layers - 1
+        else:
+            scheduled = self._scheduled(step)
+            self._plan = scheduled.expand(rows, *scheduled.shape)
+            self._last_layer = int(scheduled.nonzero()[-1, 0])
+        self.executed = torch.zeros(self._plan.shape, dtype=torch.bool)
         self._running = torch.ones(rows, dtype=torch.bool)
         self._layers_run = 0
         self._memory = StepMemory(rows)
-        self._last_layer = self.num_layers - 1 if self._schedule is None else max(self._now)
-        if self._schedule is not None:
-            return
-        plan = self.strategy.plan(StepState(step, rows, self.num_layers, self.max_steps))
-        self._plan = self._checked_plan(plan, rows)
+
+    def _scheduled(self, step: int) -> Tensor:
+        """Return the schedule's layers of a step, BoolTensor [layers], or [layers, 2] if any step has parts."""
+        layers = self._schedule[step] if self._schedule is not None else ()
+        mask = step_mask(layers, self.num_layers)
+        return apart(mask, dims=1) if self.in_parts else mask
 
     def rows_at(self, layer: int) -> Rows:
         """Decide who runs a layer, and note it in ``executed``.
@@ -242,12 +259,22 @@ class Decisions:
         """
         if self.same_for_all_rows:
             return None if layer in self._now else _NO_ROWS
-        if self._schedule is not None:
-            run = self._running if layer in self._now else torch.zeros_like(self._running)
-        else:
-            run = self._running & self._plan[:, layer]
+        run = self._running & self._plan[:, layer]
         self.executed[:, layer] = run
-        return None if bool(run.all()) else run.nonzero().squeeze(1)
+        return rows_of(run)
+
+    def parts_at(self, layer: int) -> Tensor:
+        """Decide who runs which part of a layer where attention and MLP run apart, and note it in ``executed``.
+
+        Args:
+            layer: Index of the layer that comes next.
+
+        Returns:
+            BoolTensor [rows, 2], or [1, 2] for all rows: attention and MLP.
+        """
+        if not self.same_for_all_rows:
+            self.executed[:, layer] = self._running[:, None] & self._plan[:, layer]
+        return self.executed[:, layer]
 
     def after(self, layer: int, rows: Rows, output: Tensor, arrived: Tensor, parts: DecoderParts) -> None:
         """Have the strategy decide who exits after a layer; no one can exit after the last that may run.
@@ -321,7 +348,7 @@ class Decisions:
         """Whether an oracle keeps the keys and values of full depth, against the decoding semantics."""
         return getattr(self.strategy, "keys_and_values", "law") == "full"
 
-    def _checked_schedule(self, schedule: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+    def _checked_schedule(self, schedule: Sequence[StepLayers]) -> list[frozenset[int] | SubLayers]:
         if not isinstance(schedule, Sequence):
             raise UserError(
                 f"{self.name}.scheduled_layers returned {described(schedule)}; expected a list with the layers of "
@@ -332,18 +359,30 @@ class Decisions:
                 f"{self.name}.scheduled_layers gave {len(schedule)} steps; expected {self.max_steps - 1} "
                 f"(max_new_tokens={self.max_steps} has one decode step fewer)."
             )
-        return [self._checked_layers(layers, f"step {step}") for step, layers in enumerate(schedule)]
+        return [self._checked_step(layers, f"step {step}") for step, layers in enumerate(schedule)]
+
+    def _checked_step(self, layers: object, where: str) -> frozenset[int] | SubLayers:
+        if not isinstance(layers, SubLayers):
+            return self._checked_layers(layers, where)
+        attention, mlp = (self._checked_indices(part, where) for part in (layers.attention, layers.mlp))
+        if not attention | mlp:
+            raise UserError(f"{self.name} runs no attention and no MLP in {where}; expected at least one.")
+        return SubLayers(sorted(attention), sorted(mlp))
 
     def _checked_layers(self, layers: object, where: str) -> frozenset[int]:
         """Return the layers of a step or token as a set, since their order has no meaning."""
+        indices = self._checked_indices(layers, where)
+        if not indices:
+            raise UserError(f"{self.name} runs no layer in {where}; expected at least one.")
+        return indices
+
+    def _checked_indices(self, layers: object, where: str) -> frozenset[int]:
         if not isinstance(layers, Iterable) or isinstance(layers, str):
             raise UserError(
                 f"{self.name} gave {described(layers)} as the layers of {where}; expected their indices, such as "
                 "(0, 2, 4)."
             )
         indices = [_index(layer) for layer in layers]
-        if not indices:
-            raise UserError(f"{self.name} runs no layer in {where}; expected at least one.")
         wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < self.num_layers]
         if wrong:
             raise UserError(
@@ -353,13 +392,14 @@ class Decisions:
 
     def _checked_plan(self, plan: Tensor, rows: int) -> Tensor:
         expected = (rows, self.num_layers)
-        if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) != expected:
+        shapes = (expected, (*expected, 2))
+        if not isinstance(plan, Tensor) or plan.dtype != torch.bool or tuple(plan.shape) not in shapes:
             raise UserError(
                 f"{self.name}.plan returned {described(plan)} in step {self.step}; expected a BoolTensor of shape "
-                f"{expected}: rows × layers."
+                f"{expected}: rows × layers, or {shapes[1]} for attention and MLP apart."
             )
         plan = plan.cpu()
-        empty = (~plan.any(dim=1)).nonzero().squeeze(1).tolist()
+        empty = (~plan.flatten(1).any(dim=1)).nonzero().squeeze(1).tolist()
         if empty:
             raise UserError(
                 f"{self.name}.plan runs no layer for sequences {empty} in step {self.step}; expected one or more."
@@ -368,6 +408,18 @@ class Decisions:
 
 
 _NO_ROWS = torch.zeros(0, dtype=torch.long)
+
+
+def rows_of(mask: Tensor) -> Rows:
+    """List the rows of a mask.
+
+    Args:
+        mask: BoolTensor [rows] on the CPU; [1] stands for all rows.
+
+    Returns:
+        None if it is true everywhere, else the indices where it is.
+    """
+    return None if bool(mask.all()) else mask.nonzero().squeeze(1)
 
 
 def _index(layer: Any) -> Any:

@@ -196,7 +196,23 @@ def feed_forward(layer: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    return _first_child(layer, ("mlp", "fc1", "feed_forward"))
+    return getattr(layer, feed_forward_names(layer)[0])
+
+
+def feed_forward_names(layer: nn.Module) -> tuple[str, ...]:
+    """Find the attributes of a decoder layer that make up its feed-forward part.
+
+    Args:
+        layer: A decoder layer of a model of any architecture.
+
+    Returns:
+        The name of the MLP, or those of its first and its last matrix where the layer has no module for the whole.
+
+    Raises:
+        UnsupportedModelError: The layer has none under a known name.
+    """
+    name = _first_child(layer, ("mlp", "fc1", "feed_forward"))
+    return (name, "fc2") if name == "fc1" else (name,)
 
 
 def attention(layer: nn.Module) -> nn.Module:
@@ -211,13 +227,28 @@ def attention(layer: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
+    return getattr(layer, attention_name(layer))
+
+
+def attention_name(layer: nn.Module) -> str:
+    """Find the attribute of a decoder layer that is its self-attention.
+
+    Args:
+        layer: A decoder layer of a model of any architecture.
+
+    Returns:
+        The name of the module.
+
+    Raises:
+        UnsupportedModelError: The layer has none under a known name.
+    """
     return _first_child(layer, ("self_attn", "attn", "attention", "self_attention"))
 
 
-def _first_child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module:
+def _first_child(layer: nn.Module, names: tuple[str, ...]) -> str:
     for name in names:
         if hasattr(layer, name):
-            return getattr(layer, name)
+            return name
     raise UnsupportedModelError(f"Found no {', '.join(names[:-1])} or {names[-1]} in {type(layer).__name__}.")
 
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.families import decoder_parts, position_ids
 from hsdlab.decoding.replay import replay
+from hsdlab.decoding.sub_layers import alike, apart
 
 _LONG = 1000  # tokens; a prompt of this length stands for all prompts
 
@@ -26,15 +27,18 @@ class LayerSchedule:
         decisions: Of the strategy, which decides neither during decoding nor for each row.
 
     Attributes:
-        steps: BoolTensor [T, layers]: the layers of steps 0 … T-2, and all layers for token T-1.
+        steps: BoolTensor [T, layers], or [T, layers, 2] if attention and MLP run apart in some step: the layers of
+            steps 0 … T-2, and all layers for token T-1.
     """
 
     def __init__(self, decisions: Decisions) -> None:
         self._decisions = decisions
-        self.steps = torch.ones(decisions.max_steps, decisions.num_layers, dtype=torch.bool)
+        steps = []
         for step in range(decisions.max_steps - 1):
             decisions.begin_step(step, rows=1)
-            self.steps[step] = decisions.executed[0]
+            steps.append(decisions.executed[0])
+        last = torch.ones_like(steps[0]) if steps else torch.ones(decisions.num_layers, dtype=torch.bool)
+        self.steps = torch.stack([*steps, last])
 
     def prompt(self, length: int) -> Tensor | None:
         """Give the layers of a prompt.
@@ -92,19 +96,22 @@ def forced_mask(schedules: Sequence[LayerSchedule], new_tokens: Tensor, attentio
         attention_mask: [rows, length], 1 for tokens and 0 for padding. The tokens that are not new are the prompt.
 
     Returns:
-        BoolTensor [rows, length, layers], ready for :func:`replay`.
+        BoolTensor [rows, length, layers], or [rows, length, layers, 2], ready for :func:`replay`.
     """
-    steps = torch.stack([schedule.steps for schedule in schedules]).to(new_tokens.device)  # (rows or 1, T, layers)
+    each = alike([schedule.steps for schedule in schedules], dims=2)
+    steps = torch.stack(each).to(new_tokens.device)  # (rows or 1, T, layers) or (rows or 1, T, layers, 2)
     step = (new_tokens.long().cumsum(dim=1) - 1).clamp(min=0)  # (rows, length)
     row = torch.arange(len(schedules), device=step.device)[:, None]  # (rows or 1, 1)
-    executed = steps[row, step] | ~new_tokens[..., None]  # (rows, length, layers)
+    executed = steps[row, step]  # (rows, length, layers) or (rows, length, layers, 2)
+    executed[~new_tokens] = True
     for index, in_prompt in enumerate(attention_mask.bool() & ~new_tokens):
         schedule = schedules[index if len(schedules) > 1 else 0]
         if schedule.skips_prompt:
             places = in_prompt.nonzero().squeeze(1)
             prompt = schedule.prompt(len(places))
             if prompt is not None:
-                executed[index, places] = prompt.to(executed.device)
+                whole = prompt if executed.dim() == 3 else apart(prompt, dims=2)
+                executed[index, places] = whole.to(executed.device)
     return executed
 
 
@@ -162,7 +169,8 @@ class ForcedTexts:
         """Compute the logits of the decode steps, after a prompt at full depth.
 
         Args:
-            executed: BoolTensor [rows, replayed, layers]; all true where ``decode`` is false.
+            executed: BoolTensor [rows, replayed, layers], or [rows, replayed, layers, 2]; all true where ``decode`` is
+                false.
 
         Returns:
             [steps, vocabulary], float32 or wider. The decode steps of all rows follow one another, row by row.

@@ -2,8 +2,9 @@
 
 With M[t, i] = "layer i runs for token t", a whole decode with skipped layers equals
 ``h = where(M[:, i], layer_i(h), h)`` over the full sequence. Every layer computes the keys and values of every token
-from the hidden state with which the token arrived. Replay is the reference of the tests, the fast way to score a text
-under a strategy, and the forward pass of skip-aware training.
+from the hidden state with which the token arrived. Where attention and MLP run apart, their outputs are masked apart.
+Replay is the reference of the tests, the fast way to score a text under a strategy, and the forward pass of skip-aware
+training.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 from hsdlab.decoding.calls import check_tokens
 from hsdlab.decoding.decisions import described
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
+from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 from hsdlab.errors import UserError
 
@@ -27,7 +29,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
         self._past = past
         self._past_length = 0 if past is None else past.get_seq_length()
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
-        self._executed = executed.to(parts.model.device)  # (rows, length, layers)
+        self._executed = executed.to(parts.model.device)  # (rows, length, layers) or (rows, length, layers, 2)
         flat = executed.flatten(0, 1)
         self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
         # a parameter without a gradient leaves DistributedDataParallel's other processes waiting, or out of step
@@ -50,12 +52,25 @@ class _ReplayCache(LayerRunner, DynamicCache):
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         index = self._index[call.layer]
+        if self._executed.dim() == 4:
+            attention, mlp = self._runs(index, 0), self._runs(index, 1)
+            if attention is False and mlp is False:
+                return hidden
+            return run_parts(call, hidden, args, kwargs, attention, mlp)
         if not self._any[index] and not self._every_layer:
             return hidden
         output = call(hidden, *args, **kwargs)
         if self._all[index]:
             return output
         return torch.where(self._executed[:, :, index, None], output, hidden)
+
+    def _runs(self, index: int, part: int) -> Runs:
+        """Say for which tokens a part of a layer runs; 0 is attention, 1 is the MLP."""
+        if self._all[index][part]:
+            return True
+        if not self._any[index][part] and not self._every_layer:
+            return False
+        return self._executed[:, :, index, part]
 
 
 def replay(
@@ -69,17 +84,17 @@ def replay(
 ) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
-    Gradients flow as in any forward pass; use ``torch.no_grad()`` for scoring. A layer that no token runs is not
-    called, and its parameters get no gradient. With gradients and an initialised process group, the layer is called and
-    its output dropped. Its parameters then get a gradient of zero, for which DistributedDataParallel waits in every
-    process.
+    Gradients flow as in any forward pass; use ``torch.no_grad()`` for scoring. A layer, attention or MLP that no token
+    runs is not called, and its parameters get no gradient. With gradients and an initialised process group, it is
+    called and its output dropped. Its parameters then get a gradient of zero, for which DistributedDataParallel waits
+    in every process.
 
     Args:
         model: A decoder-only transformers model, or a peft model around one.
         input_ids: LongTensor [rows, length], left-padded.
         attention_mask: [rows, length], 1 for tokens and 0 for padding; None means no padding.
         executed: BoolTensor [rows, length, layers], true where the layer runs for the token
-            (``trace.mask(prompt_length)``).
+            (``trace.mask(prompt_length)``); or [rows, length, layers, 2] for attention and MLP apart.
         past: The KV cache of the text before ``input_ids``, computed by the model itself, so at full depth. Many
             replays over one prompt then need one prefill. It is not changed. ``attention_mask`` is then
             [rows, past + length]. None means that ``input_ids`` is the whole text.
@@ -91,21 +106,27 @@ def replay(
     Raises:
         UserError: A shape does not fit, an id has no embedding, or the model would drop the mask (activation
             checkpointing in training).
+        UnsupportedModelError: The model's attention and MLP cannot be skipped apart, or its parts are not found.
     """
     parts = decoder_parts(model)
     model = parts.model
     if not isinstance(input_ids, Tensor) or input_ids.device.type == "cpu":  # on a GPU the check would wait for it
         check_tokens(input_ids, model)
     expected = (*input_ids.shape, parts.num_layers)
-    if not isinstance(executed, Tensor) or executed.dtype != torch.bool or tuple(executed.shape) != expected:
+    in_parts = isinstance(executed, Tensor) and executed.dim() == 4
+    shape = (*expected, 2) if in_parts else expected
+    if not isinstance(executed, Tensor) or executed.dtype != torch.bool or tuple(executed.shape) != shape:
         raise UserError(
-            f"executed is {described(executed)}; expected a BoolTensor of shape {expected}: rows × length × layers."
+            f"executed is {described(executed)}; expected a BoolTensor of shape {expected}: rows × length × layers, or "
+            f"{(*expected, 2)} for attention and MLP apart."
         )
     if model.training and model.is_activation_checkpointing:
         raise UserError(
             "Activation checkpointing drops what replay passes to the layers while training; call "
             "model.activation_checkpointing_disable() first."
         )
+    if in_parts:
+        check_parts(parts)
     rows, length = input_ids.shape
     past_length = 0 if past is None else past.get_seq_length()
     if attention_mask is None:

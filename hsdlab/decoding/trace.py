@@ -6,16 +6,20 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding.states import ProbeCost
+from hsdlab.decoding.sub_layers import alike, depth_sum
 
 
 @dataclass(frozen=True)
 class LayerCounts:
     """What each layer did in all decode steps, over all live beams. All tensors are LongTensor [layers] on the CPU.
 
+    Where attention and MLP ran apart, ``tokens`` and ``passes`` are [layers, 2].
+
     Attributes:
-        tokens: New tokens for which the layer ran.
+        tokens: New tokens for which the layer, or each of its parts, ran.
         attended: Keys that these tokens attended to, summed over the tokens; padding of the prompt counts.
-        passes: Decode steps in which the layer ran for some sequence.
+        passes: Decode steps in which the layer ran for some sequence. Of a part: calls of the layer that ran it, one
+            for the sequences that run both parts, and one for those that run this part only.
         late_tokens: Tokens whose keys and values were computed late, in decode steps.
         late_passes: Calls of the layer that computed them, each for all such tokens at once.
         prompt_late_tokens: The same as ``late_tokens``, in the prefill under a prompt schedule.
@@ -38,9 +42,9 @@ class Trace:
     Decode step t is the forward pass whose input is new token t. All tensors are on the CPU.
 
     Attributes:
-        executed: BoolTensor [steps, rows, layers], true where the layer ran in the step for the returned sequence.
-            ``steps`` is the number of real new tokens of the longest sequence minus one (an end-of-sequence token is
-            real, the padding after it is not).
+        executed: BoolTensor [steps, rows, layers], true where the layer ran in the step for the returned sequence; or
+            [steps, rows, layers, 2] where attention and MLP ran apart. ``steps`` is the number of real new tokens of
+            the longest sequence minus one (an end-of-sequence token is real, the padding after it is not).
         live: BoolTensor [steps, rows], true where the sequence took the step. An end-of-sequence token is never an
             input. ``executed`` is false in the steps that a sequence did not take.
         prompt_length: Length of the (padded) prompt, tokens.
@@ -62,9 +66,14 @@ class Trace:
     prompt: Tensor | None = None
 
     @property
-    def compute_depth_sum(self) -> int:
+    def depth_sum(self) -> int | float:
+        """Executed layers summed over all steps of the returned sequences. Attention and MLP are half a layer each."""
+        return depth_sum(self.executed, dims=3)
+
+    @property
+    def compute_depth_sum(self) -> int | float:
         """Executed layers summed over all live beams of all steps."""
-        return int(self.layers.tokens.sum())
+        return depth_sum(self.layers.tokens, dims=1)
 
     @property
     def filled(self) -> int:
@@ -78,14 +87,17 @@ class Trace:
 
     @property
     def depths(self) -> Tensor:
-        """Executed layers, LongTensor [steps, rows]; 0 where the sequence did not take the step."""
-        return self.executed.sum(dim=2)
+        """Executed layers, LongTensor [steps, rows]; 0 where the sequence did not take the step.
+
+        Where attention and MLP ran apart, a float tensor, in which each counts as half a layer.
+        """
+        return self.executed.sum(dim=2) if self.executed.dim() == 3 else self.executed.sum(dim=(2, 3)) / 2
 
     @property
     def average_layers(self) -> float:
         """Average depth over all live steps of all returned sequences ("Avg. Layer" in the papers); NaN without any."""
         steps = int(self.live.sum())
-        return float(self.executed.sum()) / steps if steps else float("nan")
+        return self.depth_sum / steps if steps else float("nan")
 
     @property
     def row_average_layers(self) -> list[float]:
@@ -104,16 +116,17 @@ class Trace:
             prompt_length: Length of the (padded) prompt, tokens.
 
         Returns:
-            BoolTensor [rows, length, layers]. ``length`` covers the prompt and the real new tokens of the longest
-            sequence. The mask is true for the last token and where a sequence did not take the step; for the prompt
-            too, unless the strategy has a prompt schedule.
+            BoolTensor [rows, length, layers], or [rows, length, layers, 2] as ``executed``. ``length`` covers the
+            prompt and the real new tokens of the longest sequence. The mask is true for the last token and where a
+            sequence did not take the step; for the prompt too, unless the strategy has a prompt schedule.
         """
-        steps, rows, layers = self.executed.shape
-        mask = torch.ones(rows, prompt_length + steps + 1, layers, dtype=torch.bool)
-        taken = torch.where(self.live[..., None], self.executed, True)  # (steps, rows, layers)
+        steps, rows, *layers = self.executed.shape
+        mask = torch.ones(rows, prompt_length + steps + 1, *layers, dtype=torch.bool)
+        taken = self.executed.clone()  # (steps, rows, layers) or (steps, rows, layers, 2)
+        taken[~self.live] = True
         mask[:, prompt_length : prompt_length + steps] = taken.transpose(0, 1)
         if self.prompt is not None:
-            mask[:, :prompt_length] = self.prompt
+            mask[:, :prompt_length] = self.prompt.reshape(*self.prompt.shape, *[1] * (mask.dim() - 3))
         return mask
 
 
@@ -132,7 +145,8 @@ def trace_along(
     """Follow the returned sequences through the log of a decode.
 
     Args:
-        log: Which layers ran in each decode step: BoolTensor [rows of the step, or 1 if equal for all; layers].
+        log: Which layers ran in each decode step: BoolTensor [rows of the step, or 1 if equal for all; layers], or one
+            dimension more for attention and MLP.
         real_tokens: Real new tokens of each returned sequence, LongTensor [rows].
         num_layers: L.
         prompt_length: Length of the (padded) prompt, tokens.
@@ -149,32 +163,32 @@ def trace_along(
     Returns:
         The trace, on the CPU.
     """
-    rows = len(real_tokens)
+    rows, log = len(real_tokens), alike(log, dims=2)
+    parts = log[0].shape[2:] if log else ()  # (2,) for attention and MLP apart
     steps = max(int(real_tokens.max()) - 1, 0)
     live = torch.arange(steps)[:, None] < real_tokens[None] - 1  # (steps, rows)
-    executed = torch.zeros(steps, rows, num_layers, dtype=torch.bool)
+    executed = torch.zeros(steps, rows, num_layers, *parts, dtype=torch.bool)
     for step, ran in enumerate(log[:steps]):
         along = ran if beam_rows is None or len(ran) == 1 else ran[beam_rows[:, step]]
-        executed[step] = along & live[step, :, None]
-    if beam_rows is None:
-        ran_for = executed.sum(dim=1)  # (steps, layers), rows
-        compute_steps = int(live.sum())
-    else:
-        each = [ran.sum(dim=0) * (searched_rows // len(ran)) for ran in log]
-        ran_for = torch.stack(each) if each else torch.zeros(0, num_layers, dtype=torch.long)  # (steps, layers), beams
-        compute_steps = searched_rows * len(log)
+        executed[step] = along
+    executed[~live] = False
+    compute_steps = int(live.sum()) if beam_rows is None else searched_rows * len(log)
+    computed = list(executed) if beam_rows is None else [ran.expand(searched_rows, *ran.shape[1:]) for ran in log]
+    none = torch.zeros(num_layers, *parts, dtype=torch.long)
+    ran_for = torch.stack([none, *(ran.sum(dim=0) for ran in computed)])[1:]  # (steps, layers), rows or beams
+    attention_for = ran_for[..., 0] if parts else ran_for
     keys = prompt_length + 1 + torch.arange(len(ran_for))  # (steps), keys that the step's token attends to
-    none = torch.zeros(num_layers, dtype=torch.long)
-    late_tokens, late_passes = late or (none, none)
-    prompt_late_tokens, prompt_late_passes = prompt_late or (none, none)
+    no_tokens = torch.zeros(num_layers, dtype=torch.long)
+    late_tokens, late_passes = late or (no_tokens, no_tokens)
+    prompt_late_tokens, prompt_late_passes = prompt_late or (no_tokens, no_tokens)
     return Trace(
         executed=executed,
         live=live,
         prompt_length=prompt_length,
         layers=LayerCounts(
             tokens=ran_for.sum(dim=0),
-            attended=(ran_for * keys[:, None]).sum(dim=0),
-            passes=(ran_for > 0).sum(dim=0),
+            attended=(attention_for * keys[:, None]).sum(dim=0),
+            passes=sum((_calls(ran) for ran in computed), start=none),
             late_tokens=late_tokens - prompt_late_tokens,
             late_passes=late_passes - prompt_late_passes,
             prompt_late_tokens=prompt_late_tokens,
@@ -185,3 +199,12 @@ def trace_along(
         probes=probes or ProbeCost(),
         prompt=None if prompt is None else prompt[torch.arange(rows) * len(prompt) // rows],
     )
+
+
+def _calls(ran: Tensor) -> Tensor:
+    """Count the calls that ran each layer in a step, or each of its parts, from BoolTensor [rows, layers(, 2)]."""
+    if ran.dim() == 2:
+        return ran.any(dim=0).long()
+    both, either = ran.all(dim=2), ran.any(dim=2)
+    alone = ran & (either & ~both)[..., None]  # (rows, layers, 2)
+    return both.any(dim=0).long()[:, None] + alone.any(dim=0).long()

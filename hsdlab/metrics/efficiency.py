@@ -10,6 +10,8 @@ from hsdlab.costs import MAXIMA, Cost
 from hsdlab.metrics.base import SumMetric, zero
 
 COUNTS = tuple(each.name for each in fields(Cost) if each.type == "int")
+LAYERS = tuple(each.name for each in fields(Cost) if each.type == "int | float")
+"""Counts in which attention or MLP of a layer is a half."""
 
 
 class Efficiency(SumMetric):
@@ -75,4 +77,5 @@ class Efficiency(SumMetric):
 
     @staticmethod
     def _cost(**values: float) -> Cost:
-        return Cost(**{name: int(value) if name in COUNTS else value for name, value in values.items()})  # type: ignore[arg-type]
+        whole = [name for name, value in values.items() if name in COUNTS or (name in LAYERS and value == int(value))]
+        return Cost(**(values | {name: int(values[name]) for name in whole}))  # type: ignore[arg-type]

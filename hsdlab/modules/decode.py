@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import AppliedRun, DecodeOutput, active_run
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.finite import NotFiniteLogitsError
+from hsdlab.decoding.sub_layers import depth_sum
 from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.metrics.base import TextMetric
 from hsdlab.metrics.bleu import BleuTokenizer
@@ -265,7 +266,7 @@ class DecodeModule(LightningModule):
     def _record(self, batch: dict[str, Any], output: DecodeOutput, row: int, decoded: Batch) -> ExampleRecord:
         """Make the record of one row of a batch, without scores."""
         steps = int(output.trace.live[:, row].sum())
-        executed = output.trace.executed[:steps, row]  # (steps, layers)
+        executed = output.trace.executed[:steps, row]  # (steps, layers) or (steps, layers, 2)
         new_tokens = steps + 1  # the first comes from the prefill
         token_ids = output.sequences[row, batch["input_ids"].shape[1] :][:new_tokens]
         return ExampleRecord(
@@ -277,8 +278,8 @@ class DecodeModule(LightningModule):
             token_ids=tuple(token_ids.tolist()),
             tokens=tuple(self.tokenizer.batch_decode(token_ids[:, None])),
             decode_steps=steps,
-            average_layers=int(executed.sum()) / steps if steps else None,
-            layers=tuple(layer_ranges(step.nonzero().flatten().tolist()) for step in executed),
+            average_layers=depth_sum(executed, dims=2) / steps if steps else None,
+            layers=tuple(_layer_ranges(step) for step in executed),
             batch=decoded,
         )
 
@@ -294,6 +295,15 @@ class DecodeModule(LightningModule):
             else:
                 records = [replace(r, scores={**r.scores, **s}) for r, s in zip(records, scores, strict=True)]
         return records
+
+
+def _layer_ranges(executed: Tensor) -> str:
+    """Write the layers of a decode step, BoolTensor [layers] or [layers, 2], as a record does."""
+    if executed.dim() == 1:
+        return layer_ranges(executed.nonzero().flatten().tolist())
+    attention, mlp = executed.unbind(dim=1)
+    kinds = (attention & mlp, attention & ~mlp, mlp & ~attention)
+    return layer_ranges(*(kind.nonzero().flatten().tolist() for kind in kinds))
 
 
 def load_decode_module(

@@ -81,7 +81,8 @@ class SkipMixture:
             attention_mask: [rows, length], 1 for tokens and 0 for padding.
 
         Returns:
-            BoolTensor [rows, length, layers], ready for `replay`.
+            BoolTensor [rows, length, layers], ready for `replay`; [rows, length, layers, 2] if a strategy runs
+            attention and MLP apart.
         """
         return forced_mask([self._schedules[index] for index in drawn], target_mask, attention_mask)
 

@@ -52,7 +52,7 @@ class TextBlock:
 
     title: str
     plain: str = ""
-    tokens: Sequence[tuple[str, int]] | None = None
+    tokens: Sequence[tuple[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Piece:
     line: int
     column: int
     text: str
-    depth: int
+    depth: float
 
 
 def coloured_text_figure(blocks: Sequence[TextBlock], num_layers: int) -> Figure:
@@ -112,7 +112,7 @@ def coloured_text_figure(blocks: Sequence[TextBlock], num_layers: int) -> Figure
     return figure
 
 
-def laid_out_tokens(tokens: Sequence[tuple[str, int]], columns: int = COLUMNS) -> Iterator[Piece]:
+def laid_out_tokens(tokens: Sequence[tuple[str, float]], columns: int = COLUMNS) -> Iterator[Piece]:
     """Lay tokens out in lines. A token that does not fit starts a line; it is cut only if no line can hold it.
 
     A line break in a token ends the line. Several breaks in a row share a line.
@@ -172,7 +172,7 @@ def _wrapped(text: str, most: int) -> list[str]:
     return wrap(shown(" ".join(text.split())), COLUMNS, max_lines=most, placeholder=" […]")
 
 
-def _draw_tokens(axes: Axes, top: float, pieces: Sequence[Piece], colour_of: Callable[[int], Colour]) -> None:
+def _draw_tokens(axes: Axes, top: float, pieces: Sequence[Piece], colour_of: Callable[[float], Colour]) -> None:
     for piece in pieces:
         colour = colour_of(piece.depth)
         corner = (piece.column, top + piece.line + 0.04)

@@ -39,19 +39,21 @@ def shares_run(examples: Sequence[ExampleRecord], num_layers: int) -> FloatArray
 
     Returns:
         Float64 [steps, layers], 0 to 1. It is the share for which the layer ran, among the examples that took the
-        decode step. `steps` is the number of steps of the longest example.
+        decode step. A layer of which only attention or only the MLP ran counts as half. `steps` is the number of steps
+        of the longest example.
     """
     columns = zip_longest(*(example.layers for example in examples))
     counters = [Counter(ranges for ranges in column if ranges is not None) for column in columns]
     shares = np.zeros((len(counters), num_layers))
     for step, counts in enumerate(counters):
         for ranges, count in counts.items():
-            shares[step, layers_in(ranges)] += count
+            layers = layers_in(ranges)
+            shares[step, list(layers)] += count * np.array(list(layers.values()))
         shares[step] /= counts.total()
     return shares
 
 
-def token_depths(example: ExampleRecord, num_layers: int) -> list[tuple[str, int]]:
+def token_depths(example: ExampleRecord, num_layers: int) -> list[tuple[str, float]]:
     """Pair each new token's text with the number of layers that made it.
 
     Args:
@@ -63,7 +65,7 @@ def token_depths(example: ExampleRecord, num_layers: int) -> list[tuple[str, int
     """
     if not example.tokens:
         return []
-    depths = [num_layers, *(len(layers_in(ranges)) for ranges in example.layers)]
+    depths = [num_layers, *(sum(layers_in(ranges).values()) for ranges in example.layers)]
     return list(zip(example.tokens, depths, strict=True))
 
 

@@ -19,6 +19,7 @@ from hsdlab.data import GenerationDataModule
 from hsdlab.decoding import Timing
 from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.decoding.families import plain_model
+from hsdlab.decoding.sub_layers import SubLayers
 from hsdlab.errors import RunError, UserError
 from hsdlab.models.generation import fixed_length, generation
 from hsdlab.modules import DecodeModule
@@ -200,8 +201,12 @@ def _measured(
             schedule = side.schedule()
             if schedule is None:
                 not_measured.append(NotMeasured(LAYERS_REMOVED + name, "it chooses its layers while it decodes"))
+                continue
+            whole = [layers for layers in schedule if not isinstance(layers, SubLayers)]
+            if len(whole) < len(schedule):
+                not_measured.append(NotMeasured(LAYERS_REMOVED + name, "it runs attention and MLP apart"))
             else:
-                sides[LAYERS_REMOVED + name] = LayersRemovedSide(model, batches, kwargs, schedule)
+                sides[LAYERS_REMOVED + name] = LayersRemovedSide(model, batches, kwargs, whole)
     with torch.inference_mode():
         if options.assistant_early_exit is not None:
             name = f"{EARLY_EXIT}{options.assistant_early_exit}"

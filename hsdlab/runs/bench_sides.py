@@ -17,6 +17,7 @@ from hsdlab.costs import Cost
 from hsdlab.decoding import DecodeOutput, Timing, generate
 from hsdlab.decoding.cost import decode_cost, ideal_speedup
 from hsdlab.decoding.families import decoder_parts
+from hsdlab.decoding.sub_layers import StepLayers
 from hsdlab.decoding.timing import now_s
 from hsdlab.runs.bench_cells import Batch
 from hsdlab.strategies.base import SkipStrategy
@@ -114,11 +115,11 @@ class StrategySide:
         )
         return self.outputs[case].timing
 
-    def schedule(self) -> Sequence[Sequence[int]] | None:
+    def schedule(self) -> Sequence[StepLayers] | None:
         """Look up the layers of each decode step.
 
         Returns:
-            Layer indices of each step; None where the strategy decides while it decodes.
+            Layer indices of each step, or its sub-layers; None where the strategy decides while it decodes.
         """
         if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
             return None

@@ -17,6 +17,7 @@ from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import LayerSchedule, decode_steps
+from hsdlab.decoding.sub_layers import depth_sum, step_layers
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
 from hsdlab.progress import Steps
@@ -208,9 +209,8 @@ class _Tuning:
             return known
 
         def cost(schedule: Tensor) -> tuple[float, float]:
-            layers = [step.nonzero().flatten().tolist() for step in schedule[:-1]]
-            run_layers = sum(texts * len(each) for texts, each in zip(taken, layers, strict=True))
-            return run_layers / sum(taken), ideal_speedup(net, layers, taken)
+            run_layers = sum(texts * depth_sum(step, dims=1) for texts, step in zip(taken, schedule[:-1], strict=True))
+            return run_layers / sum(taken), ideal_speedup(net, [step_layers(step) for step in schedule[:-1]], taken)
 
         settings = search(
             scheduled_classes(self.options.classes),

@@ -19,6 +19,7 @@ from hsdlab.costs import Cost
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.sub_layers import StepLayers
 from hsdlab.errors import UserError
 from hsdlab.metrics.efficiency import Efficiency
 from hsdlab.strategies.arguments import init_arguments
@@ -51,7 +52,8 @@ class SkipStrategy(Callback, ABC):
             state: The step, and the sizes of batch and model.
 
         Returns:
-            BoolTensor [rows, layers], true where the sequence may run the layer, with at least one layer in each row.
+            BoolTensor [rows, layers], true where the sequence may run the layer, with at least one layer in each row;
+            or [rows, layers, 2] for attention and MLP apart.
         """
 
     def check_model(self, parts: DecoderParts) -> None:
@@ -66,7 +68,7 @@ class SkipStrategy(Callback, ABC):
         """
         self.parameters()
 
-    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]] | None:
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[StepLayers] | None:
         """Give the layer schedule of a decode.
 
         Args:

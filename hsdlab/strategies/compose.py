@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hsdlab.decoding import LayerState, StepState
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.sub_layers import StepLayers
 from hsdlab.errors import UserError
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.confidence import ConfidenceStrategy
@@ -49,7 +50,7 @@ class Compose(SkipStrategy):
         self.schedule.check_model(parts)
         self.confidence.check_model(parts)
 
-    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[Sequence[int]]:
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[StepLayers]:
         """Give the schedule's layers, of which an early exit may skip some."""
         return self.schedule.scheduled_layers(num_layers, max_steps)
 

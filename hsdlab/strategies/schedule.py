@@ -4,11 +4,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol, Self
 
-import torch
 from torch import Tensor
 
 from hsdlab.decoding import StepState
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.sub_layers import StepLayers, step_mask
 from hsdlab.errors import UserError
 from hsdlab.strategies.base import SkipStrategy
 
@@ -84,7 +84,7 @@ class ScheduledStrategy(SkipStrategy):
         self.prompt_layers(0, 1, parts.num_layers)
 
     @abstractmethod
-    def layers_at(self, step: int, num_layers: int, max_steps: int) -> Sequence[int]:
+    def layers_at(self, step: int, num_layers: int, max_steps: int) -> StepLayers:
         """Choose the layers of one decode step.
 
         Args:
@@ -93,7 +93,8 @@ class ScheduledStrategy(SkipStrategy):
             max_steps: T, the most new tokens.
 
         Returns:
-            Layer indices from 0 to L-1, at least one, in any order.
+            Layer indices from 0 to L-1, at least one, in any order; or :class:`~hsdlab.SubLayers`, where attention and
+            MLP run apart.
         """
 
     def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> Sequence[int]:
@@ -137,7 +138,7 @@ class ScheduledStrategy(SkipStrategy):
             'num_layers, max_steps), such as: return cls(number=trial.suggest_int("number", 2, num_layers)).'
         )
 
-    def scheduled_layers(self, num_layers: int, max_steps: int) -> list[Sequence[int]]:
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> list[StepLayers]:
         """Give ``layers_at`` for steps 0 … T-2."""
         return [self.layers_at(step, num_layers, max_steps) for step in range(max_steps - 1)]
 
@@ -157,9 +158,8 @@ class ScheduledStrategy(SkipStrategy):
 
     def plan(self, state: StepState) -> Tensor:
         """Give ``layers_at`` as a mask, the same for all sequences."""
-        plan = torch.zeros(state.rows, state.num_layers, dtype=torch.bool)
-        plan[:, list(self.layers_at(state.step, state.num_layers, state.max_steps))] = True
-        return plan
+        layers = step_mask(self.layers_at(state.step, state.num_layers, state.max_steps), state.num_layers)
+        return layers.expand(state.rows, *layers.shape)
 
 
 def check_layers(name: str, parameter: str, value: object, least: int = 0, also: Sequence[object] = ()) -> None:

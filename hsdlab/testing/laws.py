@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hsdlab.decoding import Trace, replay
+from hsdlab.decoding.sub_layers import apart
 from hsdlab.strategies import FullDepth, SkipStrategy
 from hsdlab.testing.expect import LawViolationError, expect_close, expect_equal
 from hsdlab.testing.remembered import DecodeCall
@@ -91,9 +92,10 @@ def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, reme
 def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
     """Check law 4: the trace equals an independent count by hooks on attention and feed-forward part.
 
-    A layer ran for a token if attention came to its end and the feed-forward part was called. Attention that was called
-    and stopped before its end is a late KV computation. In a prefill under a prompt schedule, a layer computes as many
-    tokens for each prompt as for the prompt that runs it for the most; those that are too many repeat others.
+    Attention ran for a token if it came to its end, and the MLP if it was called. Where a strategy does not have them
+    run apart, both count the executed layers. Attention that was called and stopped before its end is a late KV
+    computation. In a prefill under a prompt schedule, a layer computes as many tokens for each prompt as for the prompt
+    that runs it for the most; those that are too many repeat others.
 
     Args:
         model: A small model in float64.
@@ -111,13 +113,17 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
     of_prompt = _prompt_tokens(trace)
     if passes.tokens_run[0] != of_prompt:  # a family that is not listed prefills each beam
         of_prompt = [MODES[mode].get("num_beams", 1) * tokens for tokens in of_prompt]
-    for part, counted in (("feed-forward parts", passes.tokens_run), ("attention", passes.tokens_attended)):
-        expect_equal(of_prompt, counted[0], f"tokens of the prompts per layer, in the trace and counted at {part},")
+    executed, computed = apart(trace.executed, dims=3), apart(trace.layers.tokens, dims=1)
+    for part, (name, counted) in enumerate(
+        (("attention", passes.tokens_attended), ("feed-forward parts", passes.tokens_run))
+    ):
+        expect_equal(of_prompt, counted[0], f"tokens of the prompts per layer, in the trace and counted at {name},")
         if mode == "beam":
-            expect_equal(trace.compute_depth_sum, sum(map(sum, counted[1:])), f"compute_depth_sum and calls of {part}")
+            by_layer = torch.tensor(counted[1:]).sum(dim=0).tolist()
+            expect_equal(computed[:, part].tolist(), by_layer, f"tokens of each layer, in the trace and at {name},")
         else:
-            traced = trace.executed.sum(dim=1).tolist()  # (steps, layers)
-            expect_equal(traced, counted[1:], f"rows per step and layer, in the trace and counted at {part},")
+            traced = executed[..., part].sum(dim=1).tolist()  # (steps, layers)
+            expect_equal(traced, counted[1:], f"rows per step and layer, in the trace and counted at {name},")
     late = "late keys and values, in the trace and counted at attention,"
     expect_equal(trace.filled, sum(map(sum, passes.tokens_late[1:])), late)
     expect_equal(trace.layers.prompt_late_tokens.tolist(), passes.tokens_late[0], f"in the prefill, {late}")

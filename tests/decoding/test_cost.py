@@ -5,8 +5,10 @@ import itertools
 import pytest
 import torch
 
-from hsdlab import CALM, FullDepth, SkipStrategy
+from hsdlab import CALM, FullDepth, SkipStrategy, SubLayers
 from hsdlab.decoding.cost import decode_bytes, decode_flops, ideal_speedup
+from hsdlab.decoding.families import decoder_parts
+from hsdlab.decoding.layer_parts import check_parts
 from hsdlab.testing import TINY_FAMILIES, decode, prompts, tiny_model
 from tests.decoding.counted import counted
 from tests.law_cells import ALL, HARD
@@ -53,6 +55,7 @@ def compare(model, strategy, prefill, rows, **options):
     """Check the cost model on one decode."""
     input_ids, mask = prompts(rows)
     call = {"input_ids": input_ids, "attention_mask": mask, **options}
+    check_parts(decoder_parts(model))  # else the first decode of sub-layers would check the model, which computes more
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output, both = counted(model, strategy, max_new_tokens=9, **call)
@@ -92,5 +95,11 @@ def test_ideal_speedup_is_the_ratio_of_weights_read(tiny):
     assert ideal_speedup(model, [range(6)] * 3) == 1.0
     expected = 2 * (6 * layer + outside) / ((2 * layer + outside) + (1 * layer + outside))
     assert ideal_speedup(model, [[0, 5], [5]]) == pytest.approx(expected)
+    attention = sum(p.numel() for p in model.model.layers[0].self_attn.parameters())
+    parts = SubLayers([0, 2], [0, 1])
+    assert ideal_speedup(model, [parts]) == pytest.approx((6 * layer + outside) / (2 * layer + outside))
+    parts = SubLayers([], [0, 1])
+    expected = (6 * layer + outside) / (2 * (layer - attention) + outside)
+    assert ideal_speedup(model, [parts]) == pytest.approx(expected)
     four = [[0, 5], [0, 5], [0, 5], [5]]  # three texts take the first step, one the second
     assert ideal_speedup(model, [[0, 5], [5], []], taken=[3, 1, 0]) == pytest.approx(ideal_speedup(model, four))

@@ -59,3 +59,32 @@ def test_no_decode_step():
     assert math.isnan(trace.average_layers)
     assert all(math.isnan(value) for value in trace.row_average_layers)
     assert trace.mask(5).all()
+
+
+def test_attention_and_mlp_count_as_half_a_layer_each():
+    both, attention, mlp, none = [T, T], [T, F], [F, T], [F, F]
+    log = [
+        torch.tensor([[both, none, attention, mlp], [both, mlp, none, both], [attention, mlp, both, both]]),
+        torch.tensor([[both, both, both, attention], [both, both, both, both], [mlp, both, attention, attention]]),
+    ]
+    trace = trace_along(log, torch.tensor([3, 2, 3]), num_layers=4, prompt_length=5)
+    assert trace.depths.tolist() == [[2, 2.5, 3], [3.5, 0, 2.5]]
+    assert trace.average_layers == (2 + 2.5 + 3 + 3.5 + 2.5) / 5
+    assert trace.row_average_layers == pytest.approx([5.5 / 2, 2.5, 5.5 / 2])
+    assert trace.depth_sum == trace.compute_depth_sum == 13.5
+    assert trace.mask(5).shape == (3, 8, 4, 2)
+    assert trace.mask(5)[1, 5:].tolist() == [[both, mlp, none, both], [both] * 4, [both] * 4]
+    assert trace.layers.tokens.tolist() == [[4, 4], [2, 4], [4, 2], [4, 3]]
+    assert trace.layers.attended.tolist() == [3 * 6 + 7, 2 * 7, 2 * 6 + 2 * 7, 2 * 6 + 2 * 7]
+    # a part is called once for those that run the whole layer, and once for those that run the part alone
+    assert trace.layers.passes.tolist() == [[2 + 1, 1 + 2], [0 + 1, 1 + 1], [2 + 2, 1 + 1], [1 + 1, 2 + 0]]
+
+
+def test_steps_of_whole_layers_among_steps_of_parts():
+    log = [torch.tensor([[T, F, T, T]]), torch.tensor([[[T, T], [T, F], [F, F], [F, T]]])]
+    beams = trace_along(log, torch.tensor([3]), 4, 5, beam_rows=torch.tensor([[1, 2]]), searched_rows=4)
+    assert beams.executed[:, 0].tolist() == [[[T, T], [F, F], [T, T], [T, T]], [[T, T], [T, F], [F, F], [F, T]]]
+    assert beams.depths.tolist() == [[3], [2]]
+    assert beams.compute_layers == 2.5
+    assert beams.layers.tokens.tolist() == [[8, 8], [4, 0], [4, 4], [4, 8]]
+    assert beams.layers.passes.tolist() == [[2, 2], [1, 0], [1, 1], [1, 2]]

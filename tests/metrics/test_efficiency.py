@@ -144,3 +144,12 @@ def test_states_are_replaced_and_keep_their_dtype():
     metric.to(torch.bfloat16).update(SECOND)
     assert not any(state.any() for state in before.values())
     assert numbers(metric) == pytest.approx(BOTH, rel=1e-12)
+
+
+def test_half_layers_stay_halves_and_whole_layers_whole_numbers():
+    metric = Efficiency()
+    metric.update(replace(FIRST, executed_layers=60.5, computed_layers=140.5))
+    assert (metric.cost().executed_layers, metric.cost().computed_layers) == (60.5, 140.5)
+    metric.update(replace(FIRST, executed_layers=60.5))
+    assert isinstance(metric.cost().executed_layers, int)
+    assert metric.cost().executed_layers == 121

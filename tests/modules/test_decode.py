@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from hsdlab import HSD, FullDepth, generate
+from hsdlab import HSD, FullDepth, StaticSubLayers, generate
 from hsdlab.data import JSONLines
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
@@ -81,6 +81,18 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
                 "bleu_statistics": bleu_statistics(text, references),
             }
         ]
+
+
+def test_records_of_sub_layers(data, tmp_path):
+    decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
+    strategy = StaticSubLayers([1], [1, 2])
+    (logged,) = trainer(strategy).test(decoder, datamodule=data, verbose=False)
+    records = read_records(tmp_path / "predictions.jsonl")
+    assert {ranges for record in records for ranges in record["layers"]} == {"0,2a"}
+    assert {record["average_layers"] for record in records} <= {1.5, None}
+    assert logged["test/average_layers"] == 1.5
+    costs = [record["batch"]["cost"] for record in records]
+    assert all(cost["executed_layers"] == 1.5 * cost["decode_steps"] for cost in costs)
 
 
 @pytest.mark.parametrize(("stage", "prefix"), [("test", "test"), ("validate", "val")])

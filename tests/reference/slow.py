@@ -7,37 +7,39 @@ from safetensors.torch import load_file
 
 from hsdlab import CALM, PABEE, DeeBERT, FullDepth
 from hsdlab.decoding.families import decoder_parts, position_ids
+from hsdlab.decoding.sub_layers import step_mask
 
 
 def masked_logits(model, input_ids, attention_mask, executed):
     """Logits [rows, length, vocabulary] of a plain pass in which hooks undo each layer where it does not run."""
+    if executed.dim() == 4:
+        return _pass_in_parts(model, input_ids, attention_mask, executed)
     return _hooked_pass(model, input_ids, attention_mask, lambda i, out, arrived: executed[:, :, i])
 
 
-def prompt_executed(strategy, prompts, layers):
-    """What runs for each token of the prompts, [rows, length]; for the other tokens, all: [rows, length, layers]."""
-    executed = torch.ones(*prompts.shape, layers, dtype=torch.bool)
+def prompt_executed(strategy, prompts, *layers):
+    """What runs for each token of the prompts, [rows, length], all for the others: [rows, length, layers(, 2)]."""
+    executed = torch.ones(*prompts.shape, *layers, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         places = prompt.nonzero().flatten().tolist()
         for position, place in enumerate(places):
             executed[row, place] = False
-            executed[row, place, list(strategy.prompt_layers(position, len(places), layers))] = True
+            executed[row, place, list(strategy.prompt_layers(position, len(places), layers[0]))] = True
     return executed
 
 
 def greedy_by_schedule(model, input_ids, attention_mask, strategy, new_tokens):
     """Greedy tokens and logits per step, where step t runs ``layers_at(t)`` and the prompt ``prompt_layers``."""
     layers = decoder_parts(model).num_layers
-    executed = prompt_executed(strategy, attention_mask, layers)
+    steps = [step_mask(strategy.layers_at(step, layers, new_tokens), layers) for step in range(new_tokens - 1)]
+    executed = prompt_executed(strategy, attention_mask, *steps[0].shape)
     all_logits = []
     for step in range(new_tokens):
         logits = masked_logits(model, input_ids, attention_mask, executed)[:, -1]
         all_logits.append(logits)
         input_ids, attention_mask = _append(input_ids, attention_mask, logits)
         if step < new_tokens - 1:
-            row = torch.zeros(layers, dtype=torch.bool)
-            row[list(strategy.layers_at(step, layers, new_tokens))] = True
-            executed = torch.cat([executed, row.expand(len(input_ids), 1, layers)], dim=1)
+            executed = torch.cat([executed, steps[step].expand(len(input_ids), 1, *steps[step].shape)], dim=1)
     return input_ids, all_logits
 
 
@@ -161,6 +163,30 @@ def _hooked_pass(model, input_ids, attention_mask, runs):
         return lambda module, args, out: torch.where(runs(i, out, args[0])[..., None], out, args[0])
 
     handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(decoder_parts(model).layers)]
+    return _pass_with(handles, model, input_ids, attention_mask)
+
+
+def _pass_in_parts(model, input_ids, attention_mask, executed):
+    """A plain pass in which hooks make the output of attention and of the MLP zero where they do not run."""
+
+    def hook(i, part):
+        def zero(module, args, out):
+            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = hidden * executed[:, :, i, part].reshape(*hidden.shape[:-1], 1)
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        return zero
+
+    handles = []
+    for i, layer in enumerate(decoder_parts(model).layers):
+        children = dict(layer.named_children())
+        for part, names in enumerate([("attn", "attention", "self_attn"), ("mlp", "fc2")]):
+            (module,) = [children[name] for name in names if name in children]
+            handles.append(module.register_forward_hook(hook(i, part)))
+    return _pass_with(handles, model, input_ids, attention_mask)
+
+
+def _pass_with(handles, model, input_ids, attention_mask):
     try:
         with torch.no_grad():
             return model(

@@ -31,6 +31,12 @@ def test_shares_are_of_the_examples_that_took_the_step():
     assert shares_run([], num_layers=3).shape == (0, 3)
 
 
+def test_attention_and_mlp_alone_are_half_a_layer():
+    examples = [of(("0,1a,2m",), ("The", " end")), of(("0,1",))]
+    assert shares_run(examples, num_layers=4).tolist() == [[1, 0.75, 0.25, 0]]
+    assert token_depths(examples[0], num_layers=4) == [("The", 4), (" end", 2)]
+
+
 def test_the_first_token_comes_from_all_layers_and_the_next_from_those_of_their_step():
     example = of(("0,2-3", "0"), ("The", " end", "."))
     assert token_depths(example, num_layers=4) == [("The", 4), (" end", 3), (".", 1)]

@@ -11,7 +11,7 @@ from hsdlab.records.bench import BenchResult
 from hsdlab.runs.bench import run_bench
 from hsdlab.runs.bench_cells import BenchOptions, Cell
 from hsdlab.runs.bench_limits import EarlyExitSide, LayersRemovedSide
-from hsdlab.strategies import CALM
+from hsdlab.strategies import CALM, StaticSubLayers
 from hsdlab.testing import tiny_model
 from tests.runs.test_bench import (
     HALF,
@@ -64,11 +64,18 @@ def test_a_removed_layer_may_return(beams, model, prompts, monkeypatch):
     assert ran == [*range(LAYERS), *(layer for layers in schedule for layer in layers)]
 
 
-def test_what_chooses_its_layers_while_it_decodes_has_no_limit(model, prompts, tmp_path):
-    (cell,) = bench(model, [Cell([batch(prompts[0])])], [CALM(0.5)], tmp_path, removed_layers=True).cells
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        (CALM(0.5), "it chooses its layers while it decodes"),
+        (StaticSubLayers([1]), "it runs attention and MLP apart"),
+    ],
+    ids=repr,
+)
+def test_where_there_is_no_limit_the_reason_is_told(strategy, reason, model, prompts, tmp_path):
+    (cell,) = bench(model, [Cell([batch(prompts[0])])], [strategy], tmp_path, removed_layers=True).cells
     ((name, why),) = [(each.name, each.reason) for each in cell.not_measured]
-    assert name == f"layers removed: {CALM(0.5)!r}"
-    assert why == "it chooses its layers while it decodes"
+    assert (name, why) == (f"layers removed: {strategy!r}", reason)
 
 
 def test_early_exit_is_transformers_own_and_leaves_the_model_as_it_was(model, prompts, tmp_path):

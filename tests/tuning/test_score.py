@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from hsdlab import CALM, HSD, FullDepth, SkipDecode
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, StaticSubLayers
 from hsdlab.decoding.forced import layer_schedule
+from hsdlab.decoding.sub_layers import step_mask
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.tuning import ReplayScore, ScoreFile
 from tests.reference import slow
@@ -19,12 +20,12 @@ LAYERS = 6
 
 def slow_score(model, batch, strategy):
     """The score by the slow reference: step t runs with `layers_at(t)`, the prompt with `prompt_layers`."""
-    executed = slow.prompt_executed(strategy, batch["attention_mask"].bool() & ~batch["target_mask"], LAYERS)
+    layers = step_mask(strategy.layers_at(0, LAYERS, MAX_STEPS), LAYERS).shape
+    executed = slow.prompt_executed(strategy, batch["attention_mask"].bool() & ~batch["target_mask"], *layers)
     at = []
     for row, targets in enumerate(batch["target_mask"]):
         for step, place in enumerate(targets.nonzero().flatten().tolist()[:-1]):
-            executed[row, place] = False
-            executed[row, place, list(strategy.layers_at(step, LAYERS, MAX_STEPS))] = True
+            executed[row, place] = step_mask(strategy.layers_at(step, LAYERS, MAX_STEPS), LAYERS)
             at.append((row, place))
     log_likelihood = slow.masked_logits(model, batch["input_ids"], batch["attention_mask"], executed).log_softmax(-1)
     return -sum(float(log_likelihood[row, i, batch["input_ids"][row, i + 1]]) for row, i in at) / len(at)
@@ -39,6 +40,7 @@ STRATEGIES = [
     HSD(2, 0, 3, prompt_min_exit=0, prompt_max_exit=4),
     SkipDecode(None, None, warmup=0, prompt_min_exit=1, prompt_max_exit=2),
     ChangingPrompt(),
+    StaticSubLayers([1, 3, 4], [3]),
 ]
 
 

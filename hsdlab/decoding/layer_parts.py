@@ -1,0 +1,156 @@
+"""Run a decoder layer without its attention or without its MLP.
+
+For the time of one call, an attribute of the layer stands before the module of the same name: a function that returns
+zeros without computing anything, or one that masks what the module returns. The layer's own code adds zeros to the
+hidden state, so a part that is left out passes it on unchanged. Norms are computed nonetheless.
+
+Whether the layers of a model do that is checked once, with the hidden states of one token.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, attention_name, feed_forward_names
+from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
+
+Runs = Tensor | bool
+"""Which tokens a part runs for: all, none, or those where a BoolTensor [rows, length] is true."""
+
+
+def run_parts(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, attention: Runs, mlp: Runs) -> Tensor:
+    """Run a layer whose model :func:`check_parts` has checked, in parts.
+
+    A part that runs for no token is not called. One that runs for some is called for all, and adds nothing to the
+    others. The MLP gets the hidden state after attention (in parallel blocks, that before it), as in the whole layer.
+
+    Args:
+        call: Runs the layer.
+        hidden: The hidden state that arrives at the layer, [rows, length, d].
+        args: The other positional arguments of the call.
+        kwargs: Its keyword arguments.
+        attention: Which tokens attention runs for.
+        mlp: Which tokens the MLP runs for.
+
+    Returns:
+        The hidden state after the layer, [rows, length, d].
+    """
+    if attention is True and mlp is True:
+        return call(hidden, *args, **kwargs)
+    stand_ins: dict[str, Callable[..., Any]] = {}
+    if attention is not True:
+        stand_ins |= _stand_ins(call.layer, (attention_name(call.layer),), attention)
+    if mlp is not True:
+        stand_ins |= _stand_ins(call.layer, feed_forward_names(call.layer), mlp)
+    with _before_modules(call.layer, stand_ins):
+        return call(hidden, *args, **kwargs)
+
+
+def check_parts(parts: DecoderParts) -> None:
+    """Check that the layers of a model can be run in parts. The result is remembered, so a model is checked once.
+
+    Args:
+        parts: The model's decoder layers.
+
+    Raises:
+        UnsupportedModelError: A layer has no attention or MLP under a known name, or changes the hidden state also
+            where both are left out (a norm after the residual connection, as in OPT-350m).
+    """
+    if parts.model not in _problems:
+        _problems[parts.model] = _problem(parts)
+    if problem := _problems[parts.model]:
+        raise UnsupportedModelError(
+            f"The attention and the MLP of {type(parts.model).__name__} cannot be skipped apart: {problem}. Use a "
+            "strategy that skips whole layers."
+        )
+
+
+_problems: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+_further_outputs: WeakKeyDictionary[type, int | None] = WeakKeyDictionary()
+"""How many outputs follow the hidden state, by the class of an attention or MLP; None where it returns no tuple."""
+
+
+def _problem(parts: DecoderParts) -> str | None:
+    check = _Check(parts)
+    token = torch.zeros(1, 1, dtype=torch.long, device=parts.model.device)
+    with skippable(parts), torch.no_grad():
+        # forward instead of a call, and below too: hooks that count passes and parts do not see the check
+        parts.body.forward(input_ids=token, past_key_values=check, use_cache=True)
+    if check.changing:
+        return f"layers {check.changing} change the hidden state also without both (a norm after the residual?)"
+    return None if check.seen == parts.num_layers else "its layers were not called with the cache"
+
+
+class _Check(LayerRunner, DynamicCache):
+    """Runs each layer as a whole, notes what its parts return, and then runs it without both."""
+
+    def __init__(self, parts: DecoderParts) -> None:
+        super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        self.seen = 0
+        self.changing: list[int] = []
+
+    def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        names = (attention_name(call.layer), *feed_forward_names(call.layer))
+        with _before_modules(call.layer, {name: _noting(getattr(call.layer, name)) for name in names}):
+            output = call(hidden, *args, **kwargs)
+        without = run_parts(call, hidden, args, kwargs, attention=False, mlp=False)
+        if not torch.allclose(without, hidden, rtol=0, atol=0, equal_nan=True):
+            self.changing.append(self.seen)
+        self.seen += 1
+        return output
+
+
+def _noting(module: nn.Module) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = module.forward(*args, **kwargs)
+        _further_outputs[type(module)] = len(output) - 1 if isinstance(output, tuple) else None
+        return output
+
+    return forward
+
+
+def _stand_ins(layer: nn.Module, names: tuple[str, ...], runs: Tensor | bool) -> dict[str, Callable[..., Any]]:
+    """Return what stands before the modules of a part, which is the last module's output or nothing."""
+    last = getattr(layer, names[-1])
+    if isinstance(runs, Tensor):
+        return {names[-1]: _masked(last, runs)}
+    return dict.fromkeys(names[:-1], _pass_on) | {names[-1]: _nothing(_further_outputs[type(last)])}
+
+
+def _pass_on(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _nothing(further: int | None) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
+        return zeros if further is None else (zeros, *[None] * further)
+
+    return forward
+
+
+def _masked(module: nn.Module, runs: Tensor) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = module(*args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
+        where = runs.reshape(*hidden.shape[:-1], 1)  # [rows, length, 1], or [rows · length, 1] in OPT
+        hidden = torch.where(where, hidden, torch.zeros_like(hidden))
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return forward
+
+
+@contextmanager
+def _before_modules(layer: nn.Module, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let attributes of the instance hide the modules of the same names inside the block."""
+    vars(layer).update(functions)
+    try:
+        yield
+    finally:
+        for name in functions:
+            del vars(layer)[name]
