@@ -74,7 +74,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._row_arguments = RowArguments()
         self._split: StepRows | None = None  # where the prompt's keys and values are held apart
         self._called: Tensor | None = None  # the rows that the current layer was called with, on the device
-        self._equal_rows: tuple[Tensor, Tensor] | None = None  # those of the last layer, on the CPU and on the device
+        self._strayed: Tensor | None = None  # whether a beam has moved to another prompt, on the device
         self._announced: TokenPass | None = None
         self._tokens: TokenPass | None = None  # in a pass in which tokens differ
         self._running: RunningTokens | None = None  # those with which the current layer was called; None for all
@@ -125,15 +125,24 @@ class SkipCache(LayerRunner, DynamicCache):
         return keys.index_select(0, called), values.index_select(0, called)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Move the rows to those from which beam search continues, LongTensor [rows]."""
+        """Move the rows to those from which beam search continues, LongTensor [rows]. Nothing is read of a device."""
         rows = torch.arange(len(beam_idx), device=beam_idx.device)
         copies = self._decisions.rows_per_source(len(beam_idx))
-        if torch.equal(beam_idx, rows):
+        if beam_idx.device.type == "cpu" and torch.equal(beam_idx, rows):
             return
-        if not torch.equal(beam_idx // copies, rows // copies):
-            raise RunError("A beam moved to the rows of another prompt; decode with transformers' own beam search.")
+        strayed = (beam_idx // copies != rows // copies).any()
+        self._strayed = strayed if self._strayed is None else self._strayed | strayed
         self._store.reorder(beam_idx, self._longest)
         self._late.reorder(beam_idx, self._longest)
+
+    def check_beams(self) -> None:
+        """Refuse a decode in which a beam moved to another prompt. Reads one value of the device.
+
+        Raises:
+            RunError: A beam did, and attended to the keys and values of the other prompt.
+        """
+        if self._strayed is not None and bool(self._strayed):
+            raise RunError("A beam moved to the rows of another prompt; decode with transformers' own beam search.")
 
     # Passes over several tokens ------------------------------------------------------------------------------
 
@@ -282,7 +291,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if len(rows) == 0:
             return hidden
         self._compute_late(index, call, len(hidden), self._longest, rows)
-        called = self._on_device(rows, hidden.device)
+        called = self._decisions.on_device.get(rows, hidden.device)
         some_args, some_kwargs = self._row_arguments.select(called, hidden.shape[0], args, kwargs)
         arrived = hidden.index_select(0, called)
         if self._split is not None:
@@ -314,12 +323,6 @@ class SkipCache(LayerRunner, DynamicCache):
         step = len(self.executed) - 1
         held = self._store.free(lambda layer: self._decisions.needed_after(layer, step))
         self.peak_bytes = max(self.peak_bytes, held)
-
-    def _on_device(self, rows: Tensor, device: torch.device) -> Tensor:
-        """Return rows on the device; the same tensor while they are the same."""
-        if self._equal_rows is None or not torch.equal(self._equal_rows[0], rows):
-            self._equal_rows = rows, rows.to(device)
-        return self._equal_rows[1]
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._decisions.asks:

@@ -103,7 +103,7 @@ def test_saturation_never_exits_after_the_first_executed_layer():
 def test_probe_layers(probe_layers, probed):
     for layer in range(8):
         here = state([[1.0, 0.0]], layer=layer)
-        exits = CALM(0.0, probe_layers=probe_layers).should_exit(here)
+        exits = CALM(1e-6, probe_layers=probe_layers).should_exit(here)
         assert exits.tolist() == [layer in probed]
         assert here.probe.cost.rows == (layer in probed)
 
