@@ -44,6 +44,9 @@ class DeviceTensor(Tensor):
     def device(self):
         return DEVICE
 
+    def tolist(self):
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise RuntimeError(f"{func} on {DEVICE} outside of `with FakeDevice()`")

@@ -226,15 +226,3 @@ def test_the_device_is_busy_while_the_host_waits_for_a_late_exit(there, strategy
     assert queued
     assert min(queued) > 20  # a layer's operators
     assert all(wait.queued == 0 for waits in usual.waits for wait in waits)
-
-
-def test_a_sequence_exits_one_executed_layer_after_the_check(tiny):
-    for strategy in (CALM(1e-9, probe_layers=2), Compose(HSD(2, 0, 4), CALM(1e-9))):
-        late = CALM(1e-9, probe_layers=2, late_exit=True)
-        late = late if isinstance(strategy, CALM) else Compose(HSD(2, 0, 4), CALM(1e-9, late_exit=True))
-        depths, late_depths = (
-            laws.decode(tiny(), each, eos_token_id=None).output.trace.depths for each in (strategy, late)
-        )
-        may_run = [6] * 7 if isinstance(strategy, CALM) else list(map(len, HSD(2, 0, 4).scheduled_layers(6, 8)))
-        expected = torch.minimum(depths + 1, torch.tensor(may_run)[:, None])
-        assert torch.equal(late_depths, expected)
