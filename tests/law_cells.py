@@ -45,11 +45,17 @@ SETTINGS = {
         CALM(threshold=0.6, measure="classifier", classifier=CLASSIFIER),
         CALM(threshold=0.4, probe_layers=2, shortlist=8),
         CALM(threshold=0.5, probe_layers=[0, 2, 3], gate=0.5, exit_rule="min"),
+        CALM(threshold=0.3, late_exit=True),
     ],
-    DeeBERT: [DeeBERT(threshold=0.8), DeeBERT(threshold=0.7, shortlist=8, exit_rule="mean")],
+    DeeBERT: [
+        DeeBERT(threshold=0.8),
+        DeeBERT(threshold=0.7, shortlist=8, exit_rule="mean"),
+        DeeBERT(threshold=0.6, gate=0.3, exit_rule="source_min", late_exit=True),
+    ],
     PABEE: [PABEE(patience=1, exit_rule="source_min"), PABEE(patience=1, probe_layers=2, shortlist=8)],
     Compose: [
         Compose(HSD(2, 0, 4), CALM(0.5)),
+        Compose(HSD(1, 0, 3), PABEE(patience=1, shortlist=8, late_exit=True)),
         Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
         Compose(HSD(1, 0, 5, prompt_min_exit=0, prompt_max_exit=3), CALM(0.5)),
     ],

@@ -164,7 +164,9 @@ def _compare_with_slow_confidence(model, decodes, strategy, confidence, schedule
     input_ids, mask = laws.prompts(3)
     here = decodes(model, strategy, eos_token_id=None)
     leaves = slow.leaves_of(confidence, decoder_parts(model), laws.NEW_TOKENS)
-    tokens, logits, executed = slow.greedy_by_confidence(model, input_ids, mask, laws.NEW_TOKENS, leaves, schedule)
+    tokens, logits, executed = slow.greedy_by_confidence(
+        model, input_ids, mask, laws.NEW_TOKENS, leaves, schedule, late=confidence.late_exit
+    )
     assert torch.equal(here.output.sequences, tokens)
     torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=1e-9)
     assert torch.equal(here.output.trace.mask(laws.PROMPT_TOKENS)[:, :-1], executed)

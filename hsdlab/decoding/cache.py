@@ -77,7 +77,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._row_arguments = RowArguments()
         self._split: StepRows | None = None  # where the prompt's keys and values are held apart
         self._called: Tensor | None = None  # the rows that the current layer was called with, on the device
-        self._equal_rows: tuple[Tensor, Tensor] | None = None  # those of the last layer, on the CPU and on the device
+        self._strayed: Tensor | None = None  # whether a beam has moved to another prompt, on the device
         self._announced: TokenPass | None = None
         self._tokens: TokenPass | None = None  # in a pass in which tokens differ
         self._running: RunningTokens | None = None  # those with which the current layer was called; None for all
@@ -128,15 +128,24 @@ class SkipCache(LayerRunner, DynamicCache):
         return keys.index_select(0, called), values.index_select(0, called)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Move the rows to those from which beam search continues, LongTensor [rows]."""
+        """Move the rows to those from which beam search continues, LongTensor [rows]. Nothing is read of a device."""
         rows = torch.arange(len(beam_idx), device=beam_idx.device)
         copies = self._decisions.rows_per_source(len(beam_idx))
-        if torch.equal(beam_idx, rows):
+        if beam_idx.device.type == "cpu" and torch.equal(beam_idx, rows):
             return
-        if not torch.equal(beam_idx // copies, rows // copies):
-            raise RunError("A beam moved to the rows of another prompt; decode with transformers' own beam search.")
+        strayed = (beam_idx // copies != rows // copies).any()
+        self._strayed = strayed if self._strayed is None else self._strayed | strayed
         self._store.reorder(beam_idx, self._longest)
         self._late.reorder(beam_idx, self._longest)
+
+    def check_beams(self) -> None:
+        """Refuse a decode in which a beam moved to another prompt. Reads one value of the device.
+
+        Raises:
+            RunError: A beam did, and attended to the keys and values of the other prompt.
+        """
+        if self._strayed is not None and bool(self._strayed):
+            raise RunError("A beam moved to the rows of another prompt; decode with transformers' own beam search.")
 
     # Passes over several tokens ------------------------------------------------------------------------------
 
@@ -295,7 +304,7 @@ class SkipCache(LayerRunner, DynamicCache):
                 output = self._put(output, rows, ran)
         rows = rows_of(runs.any(dim=1))
         if self._decisions.asks and (rows is None or len(rows) > 0):
-            every = slice(None) if rows is None else self._on_device(rows, hidden.device)
+            every = slice(None) if rows is None else self._decisions.on_device.get(rows, hidden.device)
             self._ask(index, rows, output[every], hidden[every])
         return output
 
@@ -322,7 +331,7 @@ class SkipCache(LayerRunner, DynamicCache):
             if self._split is not None:
                 self._split.begin_layer(mask, mask, None)
             return hidden, run_parts(call, hidden, args, kwargs, attention, mlp)
-        called = self._on_device(rows, hidden.device)
+        called = self._decisions.on_device.get(rows, hidden.device)
         args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
         arrived = hidden.index_select(0, called)
         if self._split is not None:
@@ -335,7 +344,9 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _put(self, hidden: Tensor, rows: Rows, output: Tensor) -> Tensor:
         """Put the output of a layer in the place of the rows that it was called for."""
-        return output if rows is None else hidden.index_copy(0, self._on_device(rows, hidden.device), output)
+        if rows is None:
+            return output
+        return hidden.index_copy(0, self._decisions.on_device.get(rows, hidden.device), output)
 
     def _end_pass(self, length: int) -> None:
         if self.passes == 0:
@@ -355,12 +366,6 @@ class SkipCache(LayerRunner, DynamicCache):
         step = len(self.executed) - 1
         held = self._store.free(lambda layer: self._decisions.needed_after(layer, step))
         self.peak_bytes = max(self.peak_bytes, held)
-
-    def _on_device(self, rows: Tensor, device: torch.device) -> Tensor:
-        """Return rows on the device; the same tensor while they are the same."""
-        if self._equal_rows is None or not torch.equal(self._equal_rows[0], rows):
-            self._equal_rows = rows, rows.to(device)
-        return self._equal_rows[1]
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._decisions.asks:

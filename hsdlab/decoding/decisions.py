@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hsdlab.decoding.device import Reading, RowsOnDevice
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.states import HindsightState, LayerState, Probe, ProbeCost, StepMemory, StepState
 from hsdlab.decoding.sub_layers import StepLayers, SubLayers, apart, step_mask
@@ -31,10 +32,12 @@ class Strategy(Protocol):
     """What the engine calls on a strategy. ``hsdlab.strategies.SkipStrategy`` is the class to subclass.
 
     If a strategy also has ``should_exit(state: LayerState) -> BoolTensor [rows]``, the engine calls it after each
-    executed layer, except after the last layer that may run. An oracle has
-    ``exit_layers(state: HindsightState) -> LongTensor [rows]``. The engine then runs all layers, and the oracle says
-    after which one each sequence exited. The oracle's ``keys_and_values`` ("law" or "full") says whether the keys and
-    values of the layers above are computed from the hidden state at the exit ("law").
+    executed layer, except after the last layer that may run. If the strategy's attribute ``late_exit`` is true, the
+    answer is read after the next executed layer, and the sequence exits there.
+
+    An oracle has ``exit_layers(state: HindsightState) -> LongTensor [rows]``. The engine then runs all layers, and the
+    oracle says after which one each sequence exited. The oracle's ``keys_and_values`` ("law" or "full") says whether
+    the keys and values of the layers above are computed from the hidden state at the exit ("law").
     """
 
     def check_model(self, parts: DecoderParts) -> None:
@@ -84,8 +87,9 @@ class Decisions:
         executed: The layers of the current step: BoolTensor [rows or 1, layers] on the CPU; [rows or 1, layers, 2]
             where attention and MLP run apart.
         in_parts: Whether they run apart in the current step; before the first, whether a schedule has such steps.
-        ended: BoolTensor [rows] on the CPU, true where the text has ended; None where that is not known.
+        ended: BoolTensor [rows] on the device, true where the text has ended; None where that is not known.
         probed: The cost of deciding, added up over the decode.
+        on_device: Copies indices of rows to the device.
 
     Raises:
         UserError: The strategy's schedule is not a list of T-1 non-empty sets of layers of this model.
@@ -99,6 +103,7 @@ class Decisions:
         self._sources = sources
         self._should_exit = getattr(strategy, "should_exit", None)
         self._exit_layers = getattr(strategy, "exit_layers", None)
+        self._late_exit = bool(getattr(strategy, "late_exit", False))
         schedule = strategy.scheduled_layers(num_layers, max_steps)
         self._schedule = None if schedule is None else self._checked_schedule(schedule)
         self.in_parts = any(isinstance(layers, SubLayers) for layers in self._schedule or ())
@@ -112,6 +117,7 @@ class Decisions:
                 self._last_use[layer] = step
         self.ended: Tensor | None = None
         self.probed = ProbeCost()
+        self.on_device = RowsOnDevice()
 
     @cached_property
     def same_for_all_rows(self) -> bool:
@@ -232,15 +238,19 @@ class Decisions:
             plan = self.strategy.plan(StepState(step, rows, self.num_layers, self.max_steps))
             self._plan = self._checked_plan(plan, rows)
             self.in_parts = self._plan.dim() == 3
-            self._last_layer = self.num_layers - 1
         else:
             scheduled = self._scheduled(step)
             self._plan = scheduled.expand(rows, *scheduled.shape)
-            self._last_layer = int(scheduled.nonzero()[-1, 0])
         self.executed = torch.zeros(self._plan.shape, dtype=torch.bool)
         self._running = torch.ones(rows, dtype=torch.bool)
         self._layers_run = 0
-        self._memory = StepMemory(rows)
+        self._all_rows = torch.arange(rows)
+        self._memory = StepMemory(rows, self.on_device)
+        self._answer: tuple[Tensor, Reading] | None = None
+        may_run = self._plan.any(dim=2) if self.in_parts else self._plan  # (rows, layers)
+        last = may_run.any(dim=0).nonzero().squeeze(1)[-2 if self._late_exit else -1 :]
+        # An exit after the last layer would skip nothing. With late_exit, so would one decided after the last but one.
+        self._asked_below = int(last[0])
 
     def _scheduled(self, step: int) -> Tensor:
         """Return the schedule's layers of a step, BoolTensor [layers], or [layers, 2] if any step has parts."""
@@ -277,7 +287,9 @@ class Decisions:
         return self.executed[:, layer]
 
     def after(self, layer: int, rows: Rows, output: Tensor, arrived: Tensor, parts: DecoderParts) -> None:
-        """Have the strategy decide who exits after a layer; no one can exit after the last that may run.
+        """Have the strategy decide who exits after a layer, unless no exit could skip a layer any more.
+
+        An answer on the device is read once: now or, with ``late_exit``, after the next executed layer.
 
         Args:
             layer: Index of the layer that ran.
@@ -290,30 +302,53 @@ class Decisions:
             UserError: ``should_exit`` did not return a BoolTensor [rows].
         """
         self._layers_run += 1
-        if self._should_exit is None or layer == self._last_layer:
+        if self._should_exit is None:
             return
-        indices = torch.arange(self.rows) if rows is None else rows
-        state = LayerState(
+        rows = self._all_rows if rows is None else rows
+        if self._answer is not None:
+            self._read_answer()
+            stay = self._running[rows].nonzero().squeeze(1)
+            if len(stay) < len(rows):
+                rows, chosen = rows[stay], self.on_device.get(stay, output.device)
+                output, arrived = output.index_select(0, chosen), arrived.index_select(0, chosen)
+        if layer >= self._asked_below or len(rows) == 0:
+            return
+        exits = self._should_exit(self._layer_state(layer, rows, output, arrived, parts))
+        if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != rows.shape:
+            raise UserError(
+                f"{self.name}.should_exit returned {described(exits)}; expected a BoolTensor of shape "
+                f"({len(rows)},): one answer for each sequence that has not exited."
+            )
+        self._answer = rows, Reading(exits)
+        if not self._late_exit:
+            self._read_answer()
+
+    def _layer_state(
+        self, layer: int, rows: Tensor, output: Tensor, arrived: Tensor, parts: DecoderParts
+    ) -> LayerState:
+        ended = self.ended
+        if ended is not None and len(rows) < self.rows:
+            ended = ended.index_select(0, self.on_device.get(rows, ended.device))
+        return LayerState(
             layer=layer,
             layers_run=self._layers_run,
             step=self.step,
             num_layers=self.num_layers,
             max_steps=self.max_steps,
-            rows=indices,
+            rows=rows,
             rows_per_source=self.rows_per_source(self.rows),
-            ended=None if self.ended is None else self.ended[indices],
+            ended=ended,
             output=output,
             previous_output=None if self._layers_run == 1 else arrived,
             probe=Probe(parts, output, self.probed),
             memory=self._memory,
         )
-        exits = self._should_exit(state)
-        if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != indices.shape:
-            raise UserError(
-                f"{self.name}.should_exit returned {described(exits)}; expected a BoolTensor of shape "
-                f"({len(indices)},): one answer for each sequence that has not exited."
-            )
-        self._running[indices] = ~exits.cpu()
+
+    def _read_answer(self) -> None:
+        if self._answer is not None:
+            rows, exits = self._answer
+            self._running[rows] = ~exits.values()
+            self._answer = None
 
     def look_back(self, outputs: Tensor, parts: DecoderParts) -> Tensor:
         """Have an oracle decide after which layer each sequence exited, and note it in ``executed``.

@@ -8,10 +8,11 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from hsdlab.decoding.decisions import Decisions
+from hsdlab.decoding.device import sent
 
 
 class RowEnds(StoppingCriteria):
-    """Notes at which token each sequence ended. transformers only goes on padding it, and does not tell.
+    """Notes at which token each sequence ended, on the device. transformers only goes on padding it, and does not tell.
 
     Args:
         criteria: What ends a sequence besides the end-of-sequence tokens; may be empty.
@@ -23,7 +24,7 @@ class RowEnds(StoppingCriteria):
         self, criteria: Sequence[StoppingCriteria], eos_token_id: int | list[int] | None, decisions: Decisions
     ) -> None:
         self._criteria = criteria
-        self._eos_token_id = eos_token_id
+        self._end_tokens = _end_tokens(eos_token_id)
         self._decisions = decisions
         self._live: list[Tensor] = []  # BoolTensor [rows] for each new token: no end before it
 
@@ -32,7 +33,8 @@ class RowEnds(StoppingCriteria):
         stops = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for criterion in self._criteria:
             stops |= torch.as_tensor(criterion(input_ids, scores, **kwargs), dtype=torch.bool, device=stops.device)
-        ended = stops.cpu() | is_end(input_ids[:, -1], self._eos_token_id).cpu()
+        self._end_tokens = sent(self._end_tokens, stops.device)
+        ended = stops | torch.isin(input_ids[:, -1], self._end_tokens)
         before = self._decisions.ended
         self._live.append(torch.ones_like(ended) if before is None else ~before)
         self._decisions.ended = ended if before is None else before | ended
@@ -44,34 +46,24 @@ class RowEnds(StoppingCriteria):
         Returns:
             LongTensor [rows] on the CPU. The token with which a sequence ends counts, padding does not.
         """
-        return torch.stack(self._live).sum(dim=0)
+        return torch.stack(self._live).sum(dim=0).cpu()
 
 
 def real_tokens_of(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
     """Count the new tokens of each sequence from the tokens themselves, where only end-of-sequence tokens end one.
 
     Args:
-        new_tokens: The text after the prompt, LongTensor [rows, new].
+        new_tokens: The text after the prompt, LongTensor [rows, new] on the CPU.
         eos_token_id: The end-of-sequence tokens; None for none.
 
     Returns:
         LongTensor [rows]: up to and with the first end-of-sequence token; all of ``new`` where there is none.
     """
     rows, width = new_tokens.shape
-    ends = is_end(new_tokens, eos_token_id)
+    ends = torch.isin(new_tokens, _end_tokens(eos_token_id))
     first = ends.long().argmax(dim=1) + 1
     return torch.where(ends.any(dim=1), first, torch.full((rows,), width))
 
 
-def is_end(tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:
-    """Tell which tokens are an end of sequence.
-
-    Args:
-        tokens: Token ids of any shape.
-        eos_token_id: The end-of-sequence tokens; with None, no token is one.
-
-    Returns:
-        BoolTensor of the shape of ``tokens``.
-    """
-    ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long, device=tokens.device)
-    return torch.isin(tokens, ends.reshape(-1))
+def _end_tokens(eos_token_id: int | list[int] | None) -> Tensor:
+    return torch.tensor([] if eos_token_id is None else eos_token_id, dtype=torch.long).reshape(-1)

@@ -269,6 +269,7 @@ def _decode(
             finite.check(run.strategy, len(input_ids))
         raise
     readings.append(now_s(model.device))
+    cache.check_beams()
 
     beams = getattr(raw, "beam_indices", None)
     new_tokens = raw.sequences[:, prompt_length:].cpu()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding.arguments import position_arguments
+from hsdlab.decoding.device import Reading, sent
 from hsdlab.decoding.skipping import LayerCall
 from hsdlab.decoding.token_pool import ArgumentPools, TokenPool
 
@@ -57,6 +58,7 @@ class History:
     def __init__(self, num_layers: int, length: int) -> None:
         self._length = length
         self._owes: list[Tensor | None] = [None] * num_layers  # BoolTensor [rows or 1, length]; None owes nothing
+        self._moves: list[Reading] = []  # of beams, which _owes has still to follow
         self._places: dict[int, Tensor] = {}  # of hidden states, by layer: LongTensor [rows or 1, length]
         self._hidden = TokenPool()
         self._types: list[_LayerType] = []
@@ -96,6 +98,7 @@ class History:
         if skipped is not None or not isinstance(starts, int):
             width = rows
         values = torch.ones(1, tokens, dtype=torch.bool) if skipped is None else skipped
+        self._follow_moves()
         self._owes[layer] = _written(self._owes[layer], self._length, width, columns, values)
 
     def _keep_arguments(
@@ -131,6 +134,8 @@ class History:
         Returns:
             The tokens; None if there are none.
         """
+        if self._owes[layer] is not None:
+            self._follow_moves()
         owes = self._owes[layer]
         if owes is None:
             return None
@@ -156,7 +161,7 @@ class History:
     def _owed(self, layer: int, rows: Tensor, tokens: Tensor) -> Owed:
         hidden, kind = self._places[layer], self._type_of[layer]
         on_cpu = torch.stack([rows, tokens, _read(hidden, rows, tokens), _read(kind.places, rows, tokens)])
-        rows, tokens, place, argument_place = on_cpu.to(self._hidden.device, non_blocking=True).unbind()
+        rows, tokens, place, argument_place = sent(on_cpu, self._hidden.device).unbind()
         row_then = rows if self._origin is None else self._origin[tokens, rows]
         return Owed(
             hidden=self._hidden.gather(place + row_then),
@@ -183,9 +188,14 @@ class History:
         if self._origin is None:
             self._origin = torch.arange(len(beam_idx), device=beam_idx.device).repeat(self._length, 1)
         self._origin[:tokens] = self._origin[:tokens, beam_idx]
-        for layer, owes in enumerate(self._owes):
-            if owes is not None and len(owes) > 1:
-                self._owes[layer] = owes[beam_idx.cpu()]
+        if any(owes is not None and len(owes) > 1 for owes in self._owes):
+            self._moves.append(Reading(beam_idx))
+
+    def _follow_moves(self) -> None:
+        for move in self._moves:
+            old_rows = move.values()
+            self._owes = [owes if owes is None or len(owes) == 1 else owes[old_rows] for owes in self._owes]
+        self._moves.clear()
 
     def forget(self, kept: Tensor) -> None:
         """Forget the last tokens of each row, as if they had never been.
@@ -193,6 +203,7 @@ class History:
         Args:
             kept: The number of tokens of each row that stay, LongTensor [rows] on the CPU.
         """
+        self._follow_moves()
         stay = torch.arange(self._length) < kept[:, None]  # (rows, length)
         for layer, owes in enumerate(self._owes):
             if owes is not None:

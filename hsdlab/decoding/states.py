@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from hsdlab.decoding.device import RowsOnDevice
 from hsdlab.decoding.families import DecoderParts, matrix_weights
 
 
@@ -115,10 +116,12 @@ class StepMemory:
 
     Args:
         rows: Number of sequences in the batch.
+        on_device: Copies indices of rows to the device; None makes a new one.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, on_device: RowsOnDevice | None = None) -> None:
         self._rows = rows
+        self._on_device = on_device or RowsOnDevice()
         self._kept: dict[str, Tensor] = {}
 
     def keep(self, name: str, rows: Tensor, values: Tensor) -> None:
@@ -126,12 +129,12 @@ class StepMemory:
 
         Args:
             name: The name under which ``recall`` finds them.
-            rows: Indices in the batch, LongTensor [n], ascending.
+            rows: Indices in the batch, LongTensor [n] on the CPU, ascending.
             values: [n, …] of any dtype; a row for which nothing was kept yet has zeros.
         """
         if len(rows) < self._rows:
             kept = self._kept.get(name, values.new_zeros(self._rows, *values.shape[1:]))
-            values = kept.index_copy(0, rows.to(values.device), values)
+            values = kept.index_copy(0, self._on_device.get(rows, values.device), values)
         self._kept[name] = values
 
     def recall(self, name: str, rows: Tensor) -> Tensor | None:
@@ -139,7 +142,7 @@ class StepMemory:
 
         Args:
             name: The name under which it was kept.
-            rows: Indices in the batch, LongTensor [n], ascending.
+            rows: Indices in the batch, LongTensor [n] on the CPU, ascending.
 
         Returns:
             [n, …], on the device of what was kept; None if nothing was kept under the name in this step.
@@ -147,7 +150,7 @@ class StepMemory:
         kept = self._kept.get(name)
         if kept is None or len(rows) == self._rows:
             return kept
-        return kept.index_select(0, rows.to(kept.device))
+        return kept.index_select(0, self._on_device.get(rows, kept.device))
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,8 @@ class LayerState:
         max_steps: T, the most new tokens.
         rows: Indices of these sequences in the batch, LongTensor [rows] on the CPU, ascending.
         rows_per_source: Number of consecutive sequences in the batch that come from one prompt: beams, or samples.
-        ended: BoolTensor [rows] on the CPU, true where the text has ended and transformers only pads it. None where
-            that is not known (beams) or cannot happen (a single sequence).
+        ended: BoolTensor [rows] on the device of ``output``, true where the text has ended and transformers only pads
+            it. None where that is not known (beams) or cannot happen (a single sequence).
         output: Output of the layer before the final norm, [rows, d].
         previous_output: Output of the executed layer before it, [rows, d]; None after the first.
         probe: Applies the head, whole or in part, or modules of the strategy to ``output``.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding.arguments import argument, bound_arguments, select_tokens
+from hsdlab.decoding.device import sent
 from hsdlab.decoding.skipping import LayerCall
 
 
@@ -59,7 +60,7 @@ class RunningTokens:
     @cached_property
     def on_device(self) -> tuple[Tensor, Tensor]:
         """``rows`` and ``slots`` on the device."""
-        return self.rows.to(self.device, non_blocking=True), self.slots.to(self.device, non_blocking=True)
+        return sent(self.rows, self.device), sent(self.slots, self.device)
 
     @cached_property
     def _all_rows(self) -> bool:

@@ -56,6 +56,8 @@ class CALM(ProbingStrategy):
         exit_rule: Who exits together: ``per_row``; ``min`` or ``mean``, all sequences of the batch at the first layer
             where their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the same
             for the beams of one prompt.
+        late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
+            device. A sequence then exits one executed layer after the check that decided it.
 
     Raises:
         UserError: An argument is out of its range, or two of them exclude each other.
@@ -74,12 +76,13 @@ class CALM(ProbingStrategy):
         shortlist: int | None = None,
         gate: float | None = None,
         exit_rule: ExitRule = "per_row",
+        late_exit: bool = False,
     ) -> None:
         check_choice("CALM", "measure", measure, _MEASURES)
         check_choice("CALM", "schedule", schedule, _SCHEDULES)
         check_choice("CALM", "form", form, _FORMS)
         check_not_negative("CALM", threshold=threshold, temperature=temperature, slope=slope)
-        super().__init__(probe_layers, shortlist, exit_rule, gate)
+        super().__init__(probe_layers, shortlist, exit_rule, gate, late_exit)
         if (measure == "classifier") != (classifier is not None):
             raise UserError(
                 f"CALM: measure={measure!r} and classifier={classifier!r}; expected a classifier's file with "
@@ -126,16 +129,13 @@ class CALM(ProbingStrategy):
         threshold = self.threshold_at(state.layer, state.step, state.max_steps)
         if threshold >= 1 or not self.probes(state):
             return nobody(state)
-        return self.exits(state, self._confidence(state), threshold)
-
-    def _confidence(self, state: LayerState) -> Tensor:
         if self.measure == "softmax":
-            return self.head_confidence(state, softmax_response)
+            return self.exits_by_head(state, softmax_response, threshold)
         if self.measure == "saturation":
-            return saturation(state.output, state.previous_output)
+            return self.exits(state, saturation(state.output, state.previous_output), threshold)
         if self._classifier is None:
             raise RuntimeError("CALM reads its classifier when it meets a model: use generate() or applied_to().")
-        return state.probe.apply(self._classifier).sigmoid()
+        return self.exits(state, state.probe.apply(self._classifier).sigmoid(), threshold)
 
     def shown_parameters(self) -> dict[str, Any]:
         """Leave out the parameters that the threshold's schedule does not use."""

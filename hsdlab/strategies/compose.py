@@ -44,6 +44,11 @@ class Compose(SkipStrategy):
         self.confidence = confidence
         self.rows_depend = schedule.rows_depend or confidence.rows_depend
 
+    @property
+    def late_exit(self) -> bool:
+        """Whether the confidence strategy's answers are read after the next executed layer."""
+        return self.confidence.late_exit
+
     def check_model(self, parts: DecoderParts) -> None:
         """Refuse a model that one of the two does not fit."""
         super().check_model(parts)

@@ -16,7 +16,12 @@ class ConfidenceStrategy(SkipStrategy):
     A sequence that exits skips all layers above, and the others go on. If each sequence is decided by itself, a batch
     decodes as single sequences do. An answer on a GPU forces one synchronisation with it; an answer on the CPU ("nobody
     exits") forces none.
+
+    If ``late_exit`` is true, the answer is read after the next executed layer, so that the host does not wait for the
+    device. The sequence then exits after that layer.
     """
+
+    late_exit: bool = False
 
     @abstractmethod
     def should_exit(self, state: LayerState) -> Tensor:

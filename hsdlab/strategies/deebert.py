@@ -26,6 +26,8 @@ class DeeBERT(ProbingStrategy):
             the K most likely tokens of the first, relative to ln K. None always applies the whole head.
         gate: The hidden-state saturation from which the head is applied. None always applies it.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM.
+        late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
+            device. A sequence then exits one executed layer after the check that decided it.
 
     Raises:
         UserError: An argument is out of its range, or ``shortlist`` and ``gate`` are both given.
@@ -38,16 +40,17 @@ class DeeBERT(ProbingStrategy):
         shortlist: int | None = None,
         gate: float | None = None,
         exit_rule: ExitRule = "per_row",
+        late_exit: bool = False,
     ) -> None:
         check_not_negative("DeeBERT", threshold=threshold)
-        super().__init__(probe_layers, shortlist, exit_rule, gate)
+        super().__init__(probe_layers, shortlist, exit_rule, gate, late_exit)
         self.threshold = threshold
 
     def should_exit(self, state: LayerState) -> Tensor:
         """Find the sequences whose certainty reaches the threshold; a threshold of 1 or more measures nothing."""
         if self.threshold >= 1 or not self.probes(state):
             return nobody(state)
-        return self.exits(state, self.head_confidence(state, certainty), self.threshold)
+        return self.exits_by_head(state, certainty, self.threshold)
 
     def never_skip(self) -> "DeeBERT":
         """Set the threshold to 1."""

@@ -33,6 +33,8 @@ class PABEE(ProbingStrategy):
             likely tokens of the first. None always applies the whole head.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM,
             with the count as the confidence.
+        late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
+            device. A sequence then exits one executed layer after the check that decided it.
 
     Raises:
         UserError: An argument is out of its range.
@@ -44,10 +46,11 @@ class PABEE(ProbingStrategy):
         probe_layers: int | list[int] = 1,
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
+        late_exit: bool = False,
     ) -> None:
         if patience not in ("auto", None) and not (isinstance(patience, int) and patience >= 1):
             raise UserError(f"PABEE: patience={patience!r}; expected 1 or more, 'auto', or None to never exit.")
-        super().__init__(probe_layers, shortlist, exit_rule)
+        super().__init__(probe_layers, shortlist, exit_rule, late_exit=late_exit)
         self.patience = patience
 
     def check_model(self, parts: DecoderParts) -> None:
@@ -94,7 +97,10 @@ class PABEE(ProbingStrategy):
             return nobody(state)
         count = torch.where((prediction == before).squeeze(1), count + 1, 0)
         state.keep("count", count)
-        return self.exits(state, count, self.patience_on(state.num_layers))
+        patience = self.patience_on(state.num_layers)
+        if self.probes_so_far(state) <= patience:  # no count can have reached it
+            return nobody(state)
+        return self.exits(state, count, patience)
 
     def never_skip(self) -> "PABEE":
         """Set the patience to None, which never exits."""

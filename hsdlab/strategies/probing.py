@@ -37,6 +37,8 @@ class ProbingStrategy(ConfidenceStrategy):
         exit_rule: One of ``EXIT_RULES``.
         gate: Apply the head only to sequences whose hidden-state saturation reaches this, 0 or more; the confidence of
             the others is 0. None applies it to all. Cannot be combined with a shortlist.
+        late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
+            device. A sequence then exits one executed layer after the check that decided it.
 
     Raises:
         UserError: An argument is out of its range, or ``shortlist`` and ``gate`` are both given.
@@ -48,6 +50,7 @@ class ProbingStrategy(ConfidenceStrategy):
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
         gate: float | None = None,
+        late_exit: bool = False,
     ) -> None:
         name = type(self).__name__
         indices = probe_layers if isinstance(probe_layers, list) else [probe_layers - 1]
@@ -61,10 +64,13 @@ class ProbingStrategy(ConfidenceStrategy):
             raise UserError(f"{name}: gate={gate} and shortlist={shortlist}; expected one of the two at most.")
         check_not_negative(name, gate=gate)
         check_choice(name, "exit_rule", exit_rule, EXIT_RULES)
+        if not isinstance(late_exit, bool):
+            raise UserError(f"{name}: late_exit={late_exit!r}; expected True or False.")
         self.probe_layers = probe_layers
         self.shortlist = shortlist
         self.exit_rule = exit_rule
         self.gate = gate
+        self.late_exit = late_exit
         if exit_rule in ("min", "mean"):
             self.rows_depend = f"exit_rule={exit_rule!r}: all sequences of a batch exit together"
 
@@ -114,6 +120,19 @@ class ProbingStrategy(ConfidenceStrategy):
             return state.layer in self.probe_layers
         return state.layers_run % self.probe_layers == 0
 
+    def probes_so_far(self, state: LayerState) -> int:
+        """Count the confidence checks of a step.
+
+        Args:
+            state: The layer that has just run.
+
+        Returns:
+            The largest number of checks that there can have been in this step, one after this layer included.
+        """
+        if isinstance(self.probe_layers, list):
+            return len({layer for layer in self.probe_layers if layer <= state.layer})
+        return state.layers_run // self.probe_layers
+
     def probed_logits(self, state: LayerState) -> tuple[Tensor, Tensor | None]:
         """Compute an intermediate prediction for all sequences that ran the layer.
 
@@ -133,26 +152,34 @@ class ProbingStrategy(ConfidenceStrategy):
         state.keep("shortlist", logits.topk(self.shortlist, dim=-1).indices)
         return logits, None
 
-    def head_confidence(self, state: LayerState, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """Measure the confidence of intermediate predictions, for all sequences or those that the gate lets through.
+    def exits_by_head(self, state: LayerState, measure: Callable[[Tensor], Tensor], threshold: float) -> Tensor:
+        """Decide by intermediate predictions who exits. The confidence of sequences below the gate is 0.
+
+        With a gate, this reads from the device which sequences pass it, except after the first executed layer, where
+        none does. The others cost no intermediate prediction.
 
         Args:
             state: The outputs of this layer and of the executed one before.
-            measure: Turns logits [n, vocabulary or K] into confidences [n].
+            measure: Turns logits [n, vocabulary or K] into confidences [n], 0 or more.
+            threshold: The confidence from which a sequence exits. From 0 on, all exit and nothing is computed.
 
         Returns:
-            [rows]; 0 for sequences below the gate, and for all after the first executed layer if there is a gate.
+            BoolTensor [rows], true where the sequence exits.
         """
+        if threshold <= 0:
+            return everybody(state)
         if self.gate is None:
-            return measure(self.probed_logits(state)[0])
+            return self.exits(state, measure(self.probed_logits(state)[0]), threshold)
+        if state.previous_output is None:
+            return nobody(state)
         near = saturation(state.output, state.previous_output) >= self.gate
         which = near.nonzero().squeeze(1)
-        if len(which) == len(near):
-            return measure(state.logits())
         if len(which) == 0:
-            return torch.zeros(len(near))  # on the CPU, so that the answer forces no second synchronisation
-        confidence = measure(state.probe.logits(which))
-        return confidence.new_zeros(len(near)).index_copy(0, which, confidence)
+            return nobody(state)
+        if len(which) == len(near):
+            return self.exits(state, measure(state.logits()), threshold)
+        some = measure(state.probe.logits(which))
+        return self.exits(state, some.new_zeros(len(near)).index_copy(0, which, some), threshold)
 
     def exits(self, state: LayerState, confidence: Tensor, threshold: float) -> Tensor:
         """Decide by a threshold who exits, together as the exit rule says.
@@ -172,8 +199,8 @@ class ProbingStrategy(ConfidenceStrategy):
         return pooled(confidence, self.exit_rule.removeprefix("source_"), together, state.ended) >= threshold
 
     def shown_parameters(self) -> dict[str, Any]:
-        """Leave out ``probe_layers`` where every layer is checked."""
-        return {name: value for name, value in super().shown_parameters().items() if (name, value) != _EVERY_LAYER}
+        """Leave out ``probe_layers`` where every layer is checked, and ``late_exit`` where it is off."""
+        return {name: value for name, value in super().shown_parameters().items() if (name, value) not in _USUAL}
 
     def changed(self, **parameters: Any) -> Self:
         """Copy the setting with other values of some parameters.
@@ -187,7 +214,7 @@ class ProbingStrategy(ConfidenceStrategy):
         return type(self)(**{**self.parameters(), **parameters})
 
 
-_EVERY_LAYER = ("probe_layers", 1)
+_USUAL = (("probe_layers", 1), ("late_exit", False))
 
 
 def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> Tensor:
@@ -197,7 +224,7 @@ def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> 
         confidence: [rows].
         by: ``min`` or ``mean``.
         together: Number of consecutive rows in a group; it divides the number of rows.
-        ended: BoolTensor [rows], true for the sequences that do not count; None where all count.
+        ended: BoolTensor [rows] on the same device, true for the sequences that do not count; None where all count.
 
     Returns:
         [rows], equal within a group; infinite where all sequences of a group have ended.
@@ -207,8 +234,7 @@ def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> 
         tensor([0.4000, 0.4000, 0.8000, 0.8000])
     """
     if ended is None:
-        ended = torch.zeros(len(confidence), dtype=torch.bool)
-    ended = ended.to(confidence.device)
+        ended = torch.zeros_like(confidence, dtype=torch.bool)
     if by == "min":
         groups = confidence.masked_fill(ended, torch.inf).view(-1, together)  # (groups, rows that exit together)
         values = groups.amin(dim=1)
@@ -228,6 +254,18 @@ def nobody(state: LayerState) -> Tensor:
         BoolTensor [rows], all false, on the CPU, so that it forces no synchronisation with a GPU.
     """
     return torch.zeros(len(state.output), dtype=torch.bool)
+
+
+def everybody(state: LayerState) -> Tensor:
+    """Answer that all sequences exit.
+
+    Args:
+        state: The sequences that ran the layer.
+
+    Returns:
+        BoolTensor [rows], all true, on the CPU, so that it forces no synchronisation with a GPU.
+    """
+    return torch.ones(len(state.output), dtype=torch.bool)
 
 
 def check_choice(name: str, parameter: str, value: object, known: Sequence[object]) -> None:

@@ -43,13 +43,14 @@ def greedy_by_schedule(model, input_ids, attention_mask, strategy, new_tokens):
     return input_ids, all_logits
 
 
-def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, schedule=None):
+def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, schedule=None, late=False):
     """Greedy decoding with exits: after each executed layer, ``leaves`` says which of the running rows exit.
 
     Args:
         leaves: Called with the layer, the step and, for each running row, the outputs [d] of the layers that ran for it
             in this step, oldest first; returns one answer a running row. Not asked after the last layer that may run.
         schedule: The strategy whose layers may run in each step, and run for the prompt; all if not given.
+        late: Whether a row exits after the executed layer that follows the one of the answer.
     """
     parts = decoder_parts(model)
     schedule = FullDepth() if schedule is None else schedule
@@ -61,22 +62,31 @@ def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, s
         allowed = set(schedule.layers_at(step, parts.num_layers, new_tokens))
         newest = torch.zeros(rows, parts.num_layers, dtype=torch.bool)
         outputs = {row: [] for row in range(rows)}  # of the rows still running
+        exits = []  # rows that leaves has named, and that are still running
 
-        def decide(i, out, arrived, step=step, newest=newest, outputs=outputs, before=executed, allowed=allowed):
-            if i in allowed:
+        def decide(i, out, arrived, step=step, newest=newest, running=(outputs, exits), before=executed, may=allowed):
+            outputs, exits = running
+            if i in may:
                 for row in outputs:
                     newest[row, i] = True
                     outputs[row].append(out[row, -1])
-                if outputs and i != max(allowed):
-                    for row, left in zip(list(outputs), leaves(i, step, list(outputs.values())), strict=True):
-                        if left:
-                            del outputs[row]
+                _exit(outputs, exits)
+                if outputs and i != max(may):
+                    answers = leaves(i, step, list(outputs.values()))
+                    exits += [row for row, left in zip(outputs, answers, strict=True) if left]
+                    if not late:
+                        _exit(outputs, exits)
             return torch.cat([before[:, :, i], newest[:, i : i + 1]], dim=1)
 
         all_logits.append(_hooked_pass(model, input_ids, attention_mask, decide)[:, -1])
         executed = torch.cat([executed, newest[:, None]], dim=1)
     input_ids, _ = _append(input_ids, attention_mask, all_logits[-1])
     return input_ids, all_logits, executed
+
+
+def _exit(outputs, exits):
+    while exits:
+        del outputs[exits.pop()]
 
 
 def softmax_response(logits):

@@ -103,7 +103,7 @@ def test_saturation_never_exits_after_the_first_executed_layer():
 def test_probe_layers(probe_layers, probed):
     for layer in range(8):
         here = state([[1.0, 0.0]], layer=layer)
-        exits = CALM(0.0, probe_layers=probe_layers).should_exit(here)
+        exits = CALM(1e-6, probe_layers=probe_layers).should_exit(here)
         assert exits.tolist() == [layer in probed]
         assert here.probe.cost.rows == (layer in probed)
 
@@ -268,6 +268,25 @@ def test_the_last_scheduled_layer_is_not_probed(tiny):
     assert trace.probes.rows == 7 * 3
 
 
+def test_no_check_after_the_last_layer_of_a_plan(tiny):
+    class Planned(CALM):
+        def plan(self, state):
+            return (torch.arange(state.num_layers) < 3).expand(state.rows, -1)
+
+    assert decode(tiny(), Planned(0.999), eos_token_id=None).output.trace.probes.rows == 2 * 7 * 3
+    late = decode(tiny(), Planned(0.999, late_exit=True), eos_token_id=None).output.trace
+    assert late.probes.rows == 1 * 7 * 3
+
+
+@pytest.mark.parametrize("strategy", [CALM(0.4), PABEE(patience=1), DeeBERT(0.6, gate=0.2)], ids=repr)
+def test_a_late_exit_comes_one_executed_layer_later(tiny, strategy):
+    """In the first step of a decode, before the texts differ."""
+    late = strategy.changed(late_exit=True)
+    usual, later = (decode(tiny(), each, eos_token_id=None).output.trace.depths[0] for each in (strategy, late))
+    assert (usual < 5).any()
+    assert torch.equal(later, (usual + 1).clamp(max=6))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -290,6 +309,7 @@ def test_the_last_scheduled_layer_is_not_probed(tiny):
         (lambda: DeeBERT(exit_rule="max"), "exit_rule='max'; expected one of per_row, min"),
         (lambda: DeeBERT(threshold=-1), "threshold=-1"),
         (lambda: PABEE(patience=0), "patience=0"),
+        (lambda: PABEE(late_exit=2), "PABEE: late_exit=2; expected True or False"),
         (lambda: PABEE(patience="never"), "patience='never'; expected 1 or more, 'auto', or None"),
         (lambda: CALM(threshold=float("nan")), "threshold=nan; expected a finite number, 0 or more"),
         (lambda: CALM(threshold=float("inf")), "threshold=inf; expected a finite number, 0 or more"),
