@@ -19,8 +19,8 @@ MAXIMA = ("wall_s", "peak_cache_bytes")
 class Cost:
     """What a part of a decode cost: a batch, all batches of a process, a whole run. Costs add up by ``+``.
 
-    A decode step is a forward pass whose input is a new token. The prefill (prompt pass) runs all layers over the
-    prompt and is counted separately. "Returned" counts the decode steps of the returned sequences; "computed" counts
+    A decode step is a forward pass whose input is a new token. The prefill (prompt pass) runs over the prompt and is
+    counted separately. "Returned" counts the decode steps of the returned sequences; "computed" counts
     those of all live beams.
 
     Attributes:
@@ -40,6 +40,8 @@ class Cost:
         flops: Floating-point operations of the decode passes (:func:`hsdlab.decoding.cost.decode_flops`).
         bytes_read: Bytes of weights, keys and values that the decode passes read
             (:func:`hsdlab.decoding.cost.decode_bytes`).
+        prompt_flops: Floating-point operations of the prefills (:func:`hsdlab.decoding.cost.prompt_flops`); 0 in files
+            of earlier versions, which did not count them.
         prompt_s: Seconds of prefills, summed over the processes.
         decode_s: Seconds of decode steps, summed over the processes.
         wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
@@ -65,6 +67,7 @@ class Cost:
     intermediate_weights: int = 0
     flops: float = 0.0
     bytes_read: float = 0.0
+    prompt_flops: float = 0.0
     prompt_s: float = 0.0
     decode_s: float = 0.0
     wall_s: float = 0.0

@@ -53,6 +53,8 @@ class SkipCache(LayerRunner, DynamicCache):
             None means no padding.
         late_tokens: Tokens of each layer whose keys and values were computed late, LongTensor [layers].
         late_passes: Calls of each layer that computed them, LongTensor [layers].
+        prompt_tokens: Tokens of the prompts for which each layer was computed in the prefill, LongTensor [layers]; with
+            padding, and with those that a row repeats to be as long as the others.
         prompt_late_tokens: The tokens of ``late_tokens`` that were computed in the prefill, LongTensor [layers].
         prompt_late_passes: The calls of ``late_passes`` in the prefill, LongTensor [layers].
         passes: Forward passes so far, the prefill included.
@@ -88,6 +90,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self.prompt_mask: Tensor | None = None
         self.late_tokens, self.late_passes = self._late.tokens, self._late.passes
         self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
+        self.prompt_tokens = torch.zeros_like(self.late_tokens)
         self.passes = 0
         self.peak_bytes = 0
         self.readings_s: list[float] = []
@@ -252,11 +255,19 @@ class SkipCache(LayerRunner, DynamicCache):
         if index == 0:
             hidden = prompt.first(hidden)
         args, kwargs = prompt.arguments(args, kwargs)
+        self.prompt_tokens[index] = self._prompt_tokens(index, hidden)
         if self._tokens is None:
             hidden = call(hidden, *args, **kwargs)
         else:
             hidden = self._run_tokens(index, call, hidden, args, kwargs)
         return prompt.all(hidden) if index == self._parts.num_layers - 1 else hidden
+
+    def _prompt_tokens(self, index: int, hidden: Tensor) -> int:
+        """Count the tokens for which a layer is computed in the prefill."""
+        running = None if self._tokens is None else self._tokens.at(index)
+        if running is None or running.everywhere:
+            return hidden.shape[0] * hidden.shape[1]
+        return 0 if running.nowhere else running.slots.numel()
 
     def _run_tokens(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer for some tokens of each row; the others owe keys and values from then on."""

@@ -43,6 +43,7 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
         intermediate_weights=trace.probes.weights,
         flops=decode_flops(model, trace),
         bytes_read=decode_bytes(model, trace),
+        prompt_flops=prompt_flops(model, trace),
         prompt_s=timing.prompt_s,
         decode_s=timing.decode_s,
         wall_s=timing.prompt_s + timing.decode_s,
@@ -77,6 +78,31 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
     outside = 2 * sum(matrix_weights(module) for module in _outside(parts)) * trace.compute_steps
     return float(layers + attended + late + outside + 2 * trace.probes.weights)
+
+
+def prompt_flops(model: nn.Module, trace: Trace) -> float:
+    """Count the floating-point operations of a prefill, as :func:`decode_flops` counts those of decode steps.
+
+    Under a prompt schedule a layer is computed for the tokens that run it, and its keys and values for some of the
+    others. Attention counts each of these tokens with all keys of the padded prompt. A kernel that leaves out the keys
+    after a token computes about half of that. The head is computed for the last token of each row.
+
+    Args:
+        model: The model that decoded.
+        trace: Padding of the prompt counts.
+
+    Returns:
+        Operations of the prefill.
+    """
+    parts = decoder_parts(model)
+    counts = trace.layers
+    weights = [matrix_weights(layer) - _idle_weights(parts, layer) for layer in parts.layers]
+    layers = 2 * (counts.prompt_tokens * torch.tensor(weights)).sum()
+    attention = 4 * _attention_channels(parts) * trace.prompt_length * counts.prompt_tokens.sum()
+    late = 2 * (counts.prompt_late_tokens * _late_weights(parts)).sum()
+    *around, head = (matrix_weights(module) for module in _outside(parts))
+    outside = 2 * trace.batch_rows * (trace.prompt_length * sum(around) + head)
+    return float(layers + attention + late + outside)
 
 
 def decode_bytes(model: nn.Module, trace: Trace) -> float:

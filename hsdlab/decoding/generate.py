@@ -289,7 +289,7 @@ def _decode(
         late=(cache.late_tokens, cache.late_passes),
         probes=decisions.probed,
         prompt=cache.prompt_executed,
-        prompt_late=(cache.prompt_late_tokens, cache.prompt_late_passes),
+        prompt_counts=(cache.prompt_tokens, cache.prompt_late_tokens, cache.prompt_late_passes),
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,

@@ -22,6 +22,8 @@ class LayerCounts:
             for the sequences that run both parts, and one for those that run this part only.
         late_tokens: Tokens whose keys and values were computed late, in decode steps.
         late_passes: Calls of the layer that computed them, each for all such tokens at once.
+        prompt_tokens: Tokens of the prompts for which the layer was computed in the prefill, each source once where the
+            engine computes it once; with padding, and with those that a row repeats to be as long as the others.
         prompt_late_tokens: The same as ``late_tokens``, in the prefill under a prompt schedule.
         prompt_late_passes: The same as ``late_passes``, in the prefill.
     """
@@ -31,6 +33,7 @@ class LayerCounts:
     passes: Tensor
     late_tokens: Tensor
     late_passes: Tensor
+    prompt_tokens: Tensor
     prompt_late_tokens: Tensor
     prompt_late_passes: Tensor
 
@@ -54,6 +57,7 @@ class Trace:
         probes: The cost of deciding about exits.
         prompt: BoolTensor [rows, prompt, layers], true where the layer ran for the token of the prompt, and at padding;
             None where all layers ran for all tokens.
+        batch_rows: Rows of the batch that decoded: with beams, all live beams.
     """
 
     executed: Tensor
@@ -64,6 +68,7 @@ class Trace:
     decode_passes: int
     probes: ProbeCost = field(default_factory=ProbeCost)
     prompt: Tensor | None = None
+    batch_rows: int = 0
 
     @property
     def depth_sum(self) -> int | float:
@@ -140,7 +145,7 @@ def trace_along(
     late: tuple[Tensor, Tensor] | None = None,
     probes: ProbeCost | None = None,
     prompt: Tensor | None = None,
-    prompt_late: tuple[Tensor, Tensor] | None = None,
+    prompt_counts: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
 
@@ -158,7 +163,8 @@ def trace_along(
         probes: The cost of deciding about exits; None for no cost.
         prompt: The layers that ran in the prefill, BoolTensor [sources, prompt, layers], or with an entry for each row
             of the batch; None for all.
-        prompt_late: ``prompt_late_tokens`` and ``prompt_late_passes`` of :class:`LayerCounts`; None for zeros.
+        prompt_counts: ``prompt_tokens``, ``prompt_late_tokens`` and ``prompt_late_passes`` of :class:`LayerCounts`;
+            None for zeros.
 
     Returns:
         The trace, on the CPU.
@@ -180,7 +186,7 @@ def trace_along(
     keys = prompt_length + 1 + torch.arange(len(ran_for))  # (steps), keys that the step's token attends to
     no_tokens = torch.zeros(num_layers, dtype=torch.long)
     late_tokens, late_passes = late or (no_tokens, no_tokens)
-    prompt_late_tokens, prompt_late_passes = prompt_late or (no_tokens, no_tokens)
+    prompt_tokens, prompt_late_tokens, prompt_late_passes = prompt_counts or (no_tokens, no_tokens, no_tokens)
     return Trace(
         executed=executed,
         live=live,
@@ -191,6 +197,7 @@ def trace_along(
             passes=sum((_calls(ran) for ran in computed), start=none),
             late_tokens=late_tokens - prompt_late_tokens,
             late_passes=late_passes - prompt_late_passes,
+            prompt_tokens=prompt_tokens,
             prompt_late_tokens=prompt_late_tokens,
             prompt_late_passes=prompt_late_passes,
         ),
@@ -198,6 +205,7 @@ def trace_along(
         decode_passes=len(log),
         probes=probes or ProbeCost(),
         prompt=None if prompt is None else prompt[torch.arange(rows) * len(prompt) // rows],
+        batch_rows=rows if beam_rows is None else searched_rows,
     )
 
 

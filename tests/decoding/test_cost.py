@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hsdlab import CALM, FullDepth, SkipStrategy, SubLayers
-from hsdlab.decoding.cost import decode_bytes, decode_flops, ideal_speedup
+from hsdlab import testing as laws
+from hsdlab.decoding.cost import decode_bytes, decode_flops, ideal_speedup, prompt_flops
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.layer_parts import check_parts
 from hsdlab.testing import TINY_FAMILIES, decode, prompts, tiny_model
@@ -39,13 +40,14 @@ def ids(value):
 
 @pytest.fixture(scope="module")
 def prefill():
-    """Counts of prefills, each made once: a decode of one token."""
+    """Counts of prefills, each made once for a prompt schedule: a decode of one token."""
     made = {}
 
-    def get(model, call):
-        key = (id(model), str(call))
+    def get(model, strategy, call):
+        schedule = getattr(strategy, "scheduled_prompt", lambda *_: None)(laws.PROMPT_TOKENS, 6)
+        key = (id(model), str(call), str(schedule))
         if key not in made:
-            made[key] = counted(model, FullDepth(), max_new_tokens=1, **call)[1]
+            made[key] = counted(model, FullDepth() if schedule is None else strategy, max_new_tokens=1, **call)[1]
         return made[key]
 
     return get
@@ -59,7 +61,9 @@ def compare(model, strategy, prefill, rows, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output, both = counted(model, strategy, max_new_tokens=9, **call)
-        steps = both - prefill(model, call)
+        prompt = prefill(model, strategy, call)
+        steps = both - prompt
+    assert prompt_flops(model, output.trace) == pytest.approx(prompt.flops, rel=0.01)
     assert decode_flops(model, output.trace) == pytest.approx(steps.flops, rel=0.01)
     # Biases and norms of late KV computations and intermediate predictions are not counted; of 32 channels they matter
     assert decode_bytes(model, output.trace) == pytest.approx(steps.bytes_read, rel=0.02)
