@@ -25,7 +25,7 @@ from hsdlab.decoding.decisions import Decisions, Rows, rows_of
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
-from hsdlab.decoding.layer_parts import check_parts, run_parts
+from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
@@ -159,7 +159,8 @@ class SkipCache(LayerRunner, DynamicCache):
         follow those of the prompt: new token k of a row is in column k, whatever the length of the other rows.
 
         Args:
-            executed: BoolTensor [rows or 1, tokens, layers] on the CPU.
+            executed: BoolTensor [rows or 1, tokens, layers] on the CPU; [rows or 1, tokens, layers, 2] for attention
+                and MLP apart. An MLP that some of the tokens with attention run is computed for all of them.
             valid: BoolTensor [rows, tokens] on the CPU, true for the tokens of a row, which come before its padding.
 
         Raises:
@@ -167,6 +168,8 @@ class SkipCache(LayerRunner, DynamicCache):
         """
         if self._split is not None or self.passes == 0:
             raise RuntimeError("Passes over several tokens need a row for each source, after the prefill.")
+        if executed.dim() == 4:
+            check_parts(self._parts)
         self._announced = TokenPass(executed, valid, self._parts.model.device)
 
     @property
@@ -279,18 +282,36 @@ class SkipCache(LayerRunner, DynamicCache):
         starts: int | Tensor = 0 if of_prompt else self._starts
         if not running.everywhere and (not running.nowhere or self._decisions.needed_after(index, -1)):
             history.passed_by(index, call, hidden, args, kwargs, starts, running.skipped)
-        if running.nowhere:
-            return hidden
-        self._compute_late(index, call, len(hidden), starts + running.after_last, running.rows)
-        if running.everywhere:
-            return call(hidden, *args, **kwargs)
-        arguments = tokens.arguments(running, call, hidden, args, kwargs)
+        output = hidden
+        if not running.nowhere:
+            self._compute_late(index, call, len(hidden), starts + running.after_last, running.rows)
+            ran = self._called_for_tokens(running, call, hidden, args, kwargs, True, tokens.mlp_beside(index))
+            output = running.put(output, ran)
+        alone = tokens.mlp_alone(index)
+        if alone is not None:
+            ran = self._called_for_tokens(alone, call, hidden, args, kwargs, False, True)
+            output = alone.put(output, ran)
+        return output
+
+    def _called_for_tokens(
+        self,
+        running: RunningTokens,
+        call: LayerCall,
+        hidden: Tensor,
+        args: tuple,
+        kwargs: dict,
+        attention: Runs,
+        mlp: Runs,
+    ) -> Tensor:
+        """Run a layer, or a part of it, for some tokens; return their hidden states after it."""
+        if running.everywhere or self._tokens is None:
+            return run_parts(call, hidden, args, kwargs, attention, mlp)
+        arguments = self._tokens.arguments(running, call, hidden, args, kwargs)
         self._running = running
         try:
-            output = call(running.take(hidden), **arguments)
+            return run_parts(call, running.take(hidden), (), arguments, attention, mlp)
         finally:
             self._running = None
-        return running.put(hidden, output)
 
     def _run_decode_step(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         if self._decisions.in_parts:

@@ -83,35 +83,39 @@ class RunningTokens:
 
         Args:
             hidden: [rows, tokens, d]; it is not changed.
-            output: [running rows, most tokens, d].
+            output: [running rows, most tokens, d]; [rows, tokens, d] if all tokens run.
 
         Returns:
             [rows, tokens, d].
         """
+        if self.everywhere:
+            return output
         rows, slots = self.on_device
         return hidden.index_put((rows[:, None], slots), output)
 
 
 class TokenPass:
-    """Which tokens of one forward pass run which layer.
+    """Which tokens of one forward pass run which layer, or its attention and its MLP.
 
     Args:
-        executed: BoolTensor [rows or 1, tokens, layers] on the CPU.
+        executed: BoolTensor [rows or 1, tokens, layers] on the CPU; [rows or 1, tokens, layers, 2] for attention and
+            MLP apart.
         valid: BoolTensor [rows, tokens] on the CPU, false at padding, which runs where its whole row does.
         device: Of the model.
     """
 
     def __init__(self, executed: Tensor, valid: Tensor, device: torch.device) -> None:
-        self.executed = executed & valid[:, :, None]
+        self.executed = executed & valid.reshape(*valid.shape, *[1] * (executed.dim() - 2))
         self.valid = valid
         self._device = device
         self._by_mask: dict[bytes, RunningTokens] = {}  # layers of equal masks share what is computed from them
-        self._by_layer = [self._running(layer) for layer in range(executed.shape[2])]
+        attention = self.executed if executed.dim() == 3 else self.executed[..., 0]
+        self._by_layer = [self._running(attention[:, :, layer]) for layer in range(executed.shape[2])]
         self._given: list[Any] = []
         self._selected: dict[str, Any] = {}
 
     def at(self, layer: int) -> RunningTokens:
-        """Say who runs a layer.
+        """Say who runs a layer, or its attention.
 
         Args:
             layer: Index of the layer.
@@ -121,8 +125,41 @@ class TokenPass:
         """
         return self._by_layer[layer]
 
-    def _running(self, layer: int) -> RunningTokens:
-        mask = self.executed[:, :, layer].contiguous()
+    def mlp_beside(self, layer: int) -> Tensor | bool:
+        """Say who of the tokens of :meth:`at` runs the MLP of a layer, too.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            Whether all of them do, or none. If some do, BoolTensor [rows, tokens] on the device, of the tokens with
+            which the layer is called.
+        """
+        if self.executed.dim() == 3:
+            return True
+        running, mlp = self.at(layer), self.executed[:, :, layer, 1]
+        among = mlp[running.mask]
+        if bool(among.all()) or not bool(among.any()):
+            return bool(among.all())
+        called = mlp if running.everywhere else mlp[running.rows[:, None], running.slots]
+        return called.to(self._device)
+
+    def mlp_alone(self, layer: int) -> RunningTokens | None:
+        """Say who runs the MLP of a layer without its attention.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            The tokens; None if there are none.
+        """
+        if self.executed.dim() == 3:
+            return None
+        running = self._running(self.executed[:, :, layer, 1] & ~self.executed[:, :, layer, 0])
+        return None if running.nowhere else running
+
+    def _running(self, mask: Tensor) -> RunningTokens:
+        mask = mask.contiguous()
         key = mask.numpy().tobytes()
         if key not in self._by_mask:
             skipped = self.valid & ~mask

@@ -11,6 +11,7 @@ from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.passes import Passes
+from hsdlab.decoding.sub_layers import apart
 from hsdlab.testing import prompts, watched
 from hsdlab.testing.tiny import VOCABULARY
 from tests.strategies_for_tests import RandomPlan
@@ -31,10 +32,10 @@ class Text:
         with torch.no_grad():
             self.passes.prefill(self.prompt)
 
-    def run(self, count, share=0.5, counts=None):
+    def run(self, count, share=0.5, counts=None, parts=()):
         """Run a pass of ``count`` tokens a row, or fewer in the rows for which ``counts`` says so."""
         tokens = torch.randint(7, VOCABULARY, (ROWS, count), generator=self.random)
-        executed = torch.rand(ROWS, count, LAYERS, generator=self.random) < share
+        executed = torch.rand(ROWS, count, LAYERS, *parts, generator=self.random) < share
         valid = None if counts is None else torch.arange(count) < torch.tensor(counts)[:, None]
         with torch.no_grad():
             logits = self.passes.run(tokens, executed, valid)
@@ -52,8 +53,8 @@ class Text:
         for row, entries in enumerate(self.rows):
             prompt = self.prompt[row][self.mask[row].bool()]
             text = torch.cat([prompt, torch.stack([token for token, _, _ in entries])])[None]
-            executed = torch.ones(1, text.shape[1], LAYERS, dtype=torch.bool)
-            executed[0, len(prompt) :] = torch.stack([layers for _, layers, _ in entries])
+            executed = torch.ones(1, text.shape[1], LAYERS, 2, dtype=torch.bool)
+            executed[0, len(prompt) :] = torch.stack([apart(layers, dims=1) for _, layers, _ in entries])
             with torch.no_grad():
                 expected = replay(self.model, input_ids=text, executed=executed)[0, len(prompt) :]
             logits = torch.stack([each for _, _, each in entries])
@@ -65,6 +66,18 @@ def test_each_token_runs_its_own_layers(family_model, share):
     text = Text(family_model)
     for count in (3, 1, 4, 2):
         text.run(count, share)
+    text.check()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_each_token_runs_its_own_attention_and_mlp(family_model, share):
+    text = Text(family_model)
+    text.run(3, share, parts=(2,))
+    text.run(2, share)  # whole layers between
+    text.run(4, share, counts=[4, 1, 3], parts=(2,))
+    text.forget([6, 6, 7])
+    text.run(1, share, parts=(2,))
+    text.run(2, 1.0, parts=(2,))
     text.check()
 
 
