@@ -26,6 +26,7 @@ from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
 from hsdlab.decoding.prompt_rows import PromptRows
+from hsdlab.decoding.shared_prefill import Prefill
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.storage import KeyValueStore, LayerStorage
@@ -42,6 +43,7 @@ class SkipCache(LayerRunner, DynamicCache):
         decisions: Say which rows run which layer.
         once: Compute the prompt once for each source, and not for each of its rows. Only for layers whose arguments
             have one entry for each row, or one for all.
+        prefill: To take over, or to record; None for neither.
 
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
@@ -57,14 +59,18 @@ class SkipCache(LayerRunner, DynamicCache):
         passes: Forward passes so far, the prefill included.
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
+        taken_over_s: Seconds that the layers took in the prefill that was taken over; 0 if none was.
     """
 
-    def __init__(self, parts: DecoderParts, decisions: Decisions, once: bool = False) -> None:
+    def __init__(
+        self, parts: DecoderParts, decisions: Decisions, once: bool = False, prefill: Prefill | None = None
+    ) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions
         self._once = once
+        self._prefill = prefill
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
@@ -88,6 +94,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self.passes = 0
         self.peak_bytes = 0
         self.readings_s: list[float] = []
+        self.taken_over_s = 0.0
 
     # What transformers calls on a cache ----------------------------------------------------------------------
 
@@ -226,6 +233,7 @@ class SkipCache(LayerRunner, DynamicCache):
         valid = mask[::copies].cpu().bool()  # (sources, prompt)
         executed = self._decisions.prompt_layers(valid)
         if executed is not None:
+            self._prefill = None  # only whole prefills are shared
             self._tokens = TokenPass(executed, valid, device)
             self.prompt_executed = executed | ~valid[:, :, None]
             self._late.prompt = History(self._parts.num_layers, length)
@@ -235,14 +243,23 @@ class SkipCache(LayerRunner, DynamicCache):
         prompt = self._prompt_rows
         if prompt is None:
             raise RuntimeError(f"Layer {index} was called before layer 0.")
+        prefill, is_last = self._prefill, index == self._parts.num_layers - 1
+        if prefill is not None and prefill.output is not None:
+            self.taken_over_s = prefill.layers_s
+            self._update_prompt(index, *prefill.keys_and_values[index])
+            return prompt.all(prefill.output) if is_last else hidden
         if index == 0:
             hidden = prompt.first(hidden)
+            if prefill is not None:
+                prefill.begin(hidden.device)
         args, kwargs = prompt.arguments(args, kwargs)
         if self._tokens is None:
             hidden = call(hidden, *args, **kwargs)
         else:
             hidden = self._run_tokens(index, call, hidden, args, kwargs)
-        return prompt.all(hidden) if index == self._parts.num_layers - 1 else hidden
+        if is_last and prefill is not None:
+            prefill.finish(hidden)
+        return prompt.all(hidden) if is_last else hidden
 
     def _run_tokens(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer for some tokens of each row; the others owe keys and values from then on."""
@@ -344,6 +361,8 @@ class SkipCache(LayerRunner, DynamicCache):
     def _update_prompt(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         running = self._running
         if running is None:  # all tokens
+            if self._prefill is not None:
+                self._prefill.keys_and_values[index] = keys, values
             if self._decisions.needed_after(index, -1):
                 self._store.hold_prompt(index, keys, values)
             return keys, values

@@ -23,6 +23,7 @@ from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_semantics
+from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
@@ -254,7 +255,10 @@ def _decode(
     finite = FiniteLogits()
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
     seen_from_outside = config.output_hidden_states or config.output_attentions
-    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside)
+    prefill = None
+    if not seen_from_outside:
+        prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
+    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill)
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
@@ -295,7 +299,12 @@ def _decode(
         sequences_scores=getattr(raw, "sequences_scores", None),
         scores=raw.scores,
         trace=trace,
-        timing=Timing(readings[1] - readings[0], readings[-1] - readings[1], len(cache.executed)),
+        timing=Timing(
+            prompt_s=readings[1] - readings[0] + cache.taken_over_s,
+            decode_s=readings[-1] - readings[1],
+            decode_passes=len(cache.executed),
+            taken_over_s=cache.taken_over_s,
+        ),
         cache_bytes=cache.peak_bytes,
     )
     if run.on_decode is not None:
