@@ -280,6 +280,7 @@ class DecodeModule(LightningModule):
             average_layers=int(executed.sum()) / steps if steps else None,
             layers=tuple(layer_ranges(step.nonzero().flatten().tolist()) for step in executed),
             batch=decoded,
+            position=batch["positions"][row],
         )
 
     def _scored(self, records: list[ExampleRecord]) -> list[ExampleRecord]:
