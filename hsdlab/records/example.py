@@ -44,8 +44,8 @@ class ExampleRecord:
         bleu_statistics: The counts that corpus BLEU sums (:func:`hsdlab.metrics.bleu_statistics`); None where BLEU was
             not computed.
         batch: The batch in which it was decoded; None where not noted.
-        position: Place among the examples of the split that the run uses, from 0; None in records of before batches held
-            prompts of similar length.
+        position: Place among the examples of the split that the run uses, from 0; None in older records, whose batches
+            kept the order of the data.
     """
 
     id: str

@@ -66,7 +66,7 @@ class PredictionFile:
         append_whole(self.own, b"".join(record.to_line() for record in records))
 
     def merge(self) -> None:
-        """Bring all records into the one file, in the order of the data. Killed at any moment, it can be called again."""
+        """Bring all records into the one file, in the order of the data. After a kill it can be called again."""
         files, records = self._files(), self.records()
         working = [file for file in files if file != self.path]
         appended = [record.id for file in files for _, record in _records(file)]
