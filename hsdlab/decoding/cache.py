@@ -25,6 +25,7 @@ from hsdlab.decoding.decisions import Decisions, Rows
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
+from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.shared_prefill import Prefill
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
@@ -44,6 +45,8 @@ class SkipCache(LayerRunner, DynamicCache):
         once: Compute the prompt once for each source, and not for each of its rows. Only for layers whose arguments
             have one entry for each row, or one for all.
         prefill: To take over, or to record; None for neither.
+        live: Leaves out rows that have ended. Only for one row a source, whose layers are the same for all rows and
+            never owe keys and values. None runs all rows.
 
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
@@ -63,7 +66,12 @@ class SkipCache(LayerRunner, DynamicCache):
     """
 
     def __init__(
-        self, parts: DecoderParts, decisions: Decisions, once: bool = False, prefill: Prefill | None = None
+        self,
+        parts: DecoderParts,
+        decisions: Decisions,
+        once: bool = False,
+        prefill: Prefill | None = None,
+        live: LiveRows | None = None,
     ) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
         self._parts = parts
@@ -71,6 +79,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._decisions = decisions
         self._once = once
         self._prefill = prefill
+        self._live = live
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
@@ -196,9 +205,13 @@ class SkipCache(LayerRunner, DynamicCache):
         elif self._tokens is not None:
             hidden = self._run_tokens(index, call, hidden, args, kwargs)
         else:
+            if self._live is not None:
+                hidden, args, kwargs = self._live.enter(index, hidden, args, kwargs)
             hidden = self._run_decode_step(index, call, hidden, args, kwargs)
             if self._decisions.looks_back:
                 hidden = self._look_back(index, call, hidden, args, kwargs)
+            if self._live is not None and index == self._parts.num_layers - 1:
+                hidden = self._live.leave(hidden)
         if index == self._parts.num_layers - 1:
             self._end_pass(length)
         return hidden
@@ -220,6 +233,10 @@ class SkipCache(LayerRunner, DynamicCache):
         if not self.executed:
             self.readings_s.append(now_s(hidden.device))
         self._decisions.begin_step(len(self.executed), rows)
+        if self._live is not None and self._late.prompt is None:
+            stay = self._live.leave_out(rows, hidden.device)
+            if stay is not None:
+                self._store.keep(stay)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1

@@ -21,6 +21,7 @@ from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
+from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.shared_prefill import prefill_to_share
@@ -246,7 +247,11 @@ def _decode(
     ends = None
     custom = config.stop_strings is not None or kwargs.get("stopping_criteria")
     rows = len(input_ids) * max(config.num_beams, config.num_return_sequences)
-    if config.num_beams == 1 and (custom or (decisions.asks and rows > 1)):
+    seen_from_outside = config.output_hidden_states or config.output_attentions
+    one_row_each = rows == len(input_ids) > 1 and model.device.type == "cpu" and not seen_from_outside
+    may_end = custom or config.eos_token_id is not None
+    leaves_out = one_row_each and may_end and decisions.same_for_all_rows and not decisions.may_fill
+    if config.num_beams == 1 and (custom or leaves_out or (decisions.asks and rows > 1)):
         criteria = list(kwargs.get("stopping_criteria") or [])
         if config.stop_strings is not None:
             criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
@@ -254,11 +259,11 @@ def _decode(
         kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
     finite = FiniteLogits()
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
-    seen_from_outside = config.output_hidden_states or config.output_attentions
     prefill = None
     if not seen_from_outside:
         prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
-    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill)
+    live = LiveRows(decisions) if leaves_out else None
+    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:

@@ -34,6 +34,7 @@ TIMES = (
     "decode_s",
     "prompt_s",
     "wall_s",
+    "shared_prompt_passes",  # a strategy that goes on alone measures its own prefill
 )
 
 
