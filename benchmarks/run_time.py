@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import logging
+import sys
 import tempfile
 import time
 import warnings
@@ -123,6 +124,9 @@ class PlainBatches(Callback):
         self.tokenizer.batch_decode(sequences[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         self._began = time.perf_counter()
         self.plain_s.append(self._began - start)
+        print(
+            f"batch {len(self.plain_s)}: test {self.ours_s[-1]:.2f} s, plain {self.plain_s[-1]:.2f} s", file=sys.stderr
+        )
 
     @property
     def _pad_token_id(self) -> Any:
@@ -138,8 +142,6 @@ def time_evaluate(dtype: str, examples: int | None) -> None:
     batches = [prompts[start : start + 16] for start in range(0, len(prompts), 16)]
     plain = PlainBatches(model, tokenizer, batches)
     whole = seconds(lambda folder: test(quiet_trainer(plain), module, data, FullDepth(), folder))
-    for index, (ours, theirs) in enumerate(zip(plain.ours_s, plain.plain_s, strict=True)):
-        print(f"batch {index}: test {ours:.2f} s, plain {theirs:.2f} s", flush=True)
     groups = [
         [sum(side[start : start + GROUP]) for start in range(0, len(batches), GROUP)]
         for side in (plain.ours_s, plain.plain_s)

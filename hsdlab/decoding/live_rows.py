@@ -4,8 +4,6 @@ transformers pads such a row until the last one ends, and ignores its logits. Le
 keys and values of the others, so it waits until a quarter of the rows have ended.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
