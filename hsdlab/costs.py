@@ -26,6 +26,7 @@ class Cost:
     Attributes:
         num_layers: L, the decoder layers of the model; 0 in an empty cost.
         prompt_passes: Prefills, each of a whole batch.
+        shared_prompt_passes: Those of them whose layers ran in the decode of another strategy over the same batch.
         decode_passes: Forward passes of the decode; one decode step of a whole batch is one pass.
         new_tokens: New tokens of the returned sequences, including their end-of-sequence tokens.
         decode_steps: Decode steps of the returned sequences.
@@ -42,7 +43,8 @@ class Cost:
             (:func:`hsdlab.decoding.cost.decode_bytes`).
         prompt_flops: Floating-point operations of the prefills (:func:`hsdlab.decoding.cost.prompt_flops`); 0 in files
             of earlier versions, which did not count them.
-        prompt_s: Seconds of prefills, summed over the processes.
+        prompt_s: Seconds of prefills, summed over the processes. A prefill that strategies share counts in full for
+            each of them, with the seconds that its layers took once.
         decode_s: Seconds of decode steps, summed over the processes.
         wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
         peak_cache_bytes: Bytes of the largest KV cache.
@@ -72,6 +74,7 @@ class Cost:
     decode_s: float = 0.0
     wall_s: float = 0.0
     peak_cache_bytes: int = 0
+    shared_prompt_passes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         """Add another part.

@@ -16,11 +16,13 @@ EXAMPLES = 5
 
 
 def write_examples(folder: Path, number: int = EXAMPLES) -> Path:
-    """Write a test and a validation split; every example has two references."""
+    """Write a test and a validation split of mixed lengths; every example has two references."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("validation", "test"):
         lines = [
-            json.dumps({"id": f"{split}-{i}", "source": "hello " * (i + 1), "references": ["a hello", "hell"]})
+            json.dumps(
+                {"id": f"{split}-{i}", "source": "hello " * (1 + 3 * i % EXAMPLES), "references": ["a hello", "hell"]}
+            )
             for i in range(number)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")

@@ -21,6 +21,7 @@ from hsdlab.data.batches import (
     Pair,
     Prompt,
     Rows,
+    batches_by_length,
     collate_nothing,
     collate_prompts,
     collate_with_pairs,
@@ -42,8 +43,9 @@ class GenerationDataModule(LightningDataModule, ABC):
 
     The tokenizer and the longest prompt come from the LightningModule of the Trainer that runs it (its
     `tokenizer`, `max_new_tokens` and `model.config.max_position_embeddings`), or by hand from `connect`.
-    Batches for decoding keep the order of the examples. Several processes take them in turn, each batch as a single
-    process has it. A process for which there is none gets an empty batch. For training, each reference of an example
+    A batch for decoding holds prompts of similar length, so that little is padded. The batches come in the order of
+    their first examples. Several processes take them in turn, each batch as a single process has it. A process for
+    which there is none gets an empty batch. For training, each reference of an example
     forms a pair with its prompt. The order of the pairs depends on `seed` and the epoch. References are cut to
     `max_new_tokens`, the longest text that decoding could write.
 
@@ -298,8 +300,9 @@ class GenerationDataModule(LightningDataModule, ABC):
         """Return the batches of the validation split, with pairs for the loss if the module wants them."""
         if not self.validate_loss:
             return self._decoding_loader("validation")
-        rows = zip(self._prompts_of("validation").rows, self._pairs_of("validation").rows, strict=True)
-        return self._loader(Rows(list(rows)), collate_with_pairs)
+        prompts = self._prompts_of("validation")
+        rows = Rows(list(zip(prompts.rows, self._pairs_of("validation").rows, strict=True)))
+        return self._loader(rows, prompts, collate_with_pairs)
 
     def test_dataloader(self) -> DataLoader[Prompt]:
         """Return the batches of the test split."""
@@ -310,10 +313,11 @@ class GenerationDataModule(LightningDataModule, ABC):
         return self._decoding_loader(self.predict_split)
 
     def _decoding_loader(self, split: str) -> DataLoader[Prompt]:
-        """Return the batches of a split for decoding, in file order (see `collate_prompts`)."""
-        return self._loader(self._prompts_of(split), collate_prompts)
+        """Return the batches of a split for decoding (see `batches_by_length` and `collate_prompts`)."""
+        prompts = self._prompts_of(split)
+        return self._loader(prompts, prompts, collate_prompts)
 
-    def _loader(self, rows: Rows[Any], collate: Callable[..., Any]) -> DataLoader[Any]:
+    def _loader(self, rows: Rows[Any], prompts: Rows[Prompt], collate: Callable[..., Any]) -> DataLoader[Any]:
         """Return the batches of this process: together the processes have the batches of a single one.
 
         A process for which there is none gets a batch without a row, so that all run the same hooks: Lightning stops a
@@ -321,13 +325,14 @@ class GenerationDataModule(LightningDataModule, ABC):
         """
         collate = partial(collate, pad_token_id=pad_token_id_of(self.connected_tokenizer()))
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        order = batches_by_length([len(prompt.input_ids) for prompt in prompts.rows], self.batch_size)
         if rank * self.batch_size >= len(rows):
-            rows, world_size, rank = Rows(rows.rows[:1]), 1, 0
+            order, world_size, rank = order[:1], 1, 0
             collate = partial(collate_nothing, collate=collate)
         return DataLoader(
             rows,
             batch_size=self.batch_size,
-            sampler=BatchesInTurn(rows, self.batch_size, world_size, rank),
+            sampler=BatchesInTurn(rows, order, self.batch_size, world_size, rank),
             num_workers=self.num_workers,
             collate_fn=collate,
         )
@@ -354,9 +359,9 @@ class GenerationDataModule(LightningDataModule, ABC):
             return self._prompts[split]
         tokenizer = self.connected_tokenizer()
         prompts, cut, longest = [], 0, 0
-        for example in self.examples(split):
+        for position, example in enumerate(self.examples(split)):
             input_ids, was_cut = self.template.encode(example.source, tokenizer, self.prompt_limit_tokens)
-            prompts.append(Prompt(example, array("i", input_ids)))  # a large split fits in memory
+            prompts.append(Prompt(example, array("i", input_ids), position))  # a large split fits in memory
             if was_cut:
                 cut, longest = cut + 1, max(longest, len(self.template.encode(example.source, tokenizer)[0]))
         self.cut[split] = cut

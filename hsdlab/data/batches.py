@@ -36,10 +36,12 @@ class Prompt:
     Attributes:
         example: The example.
         input_ids: The prompt's token ids, those of the template and special tokens included.
+        position: Place among the examples of its split that are in use, from 0; None where it comes from no split.
     """
 
     example: Example
     input_ids: Sequence[int]
+    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,26 @@ class Rows(Dataset[Row]):
         return self.rows[index]
 
 
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[int]:
+    """Order rows so that those of a batch have similar lengths, and therefore little padding.
+
+    The batches come in the order of their first rows: the lengths of the first batches are as mixed as the data are.
+    Rows of equal length, and single rows, keep their order.
+
+    Args:
+        lengths: Of each row.
+        batch_size: Rows per batch.
+
+    Returns:
+        Positions of the rows, batch after batch, ascending in each. A smaller batch is the last one; it has the
+        longest rows.
+    """
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches = [sorted(by_length[start : start + batch_size]) for start in range(0, len(lengths), batch_size)]
+    whole = len(lengths) // batch_size
+    return [position for batch in (*sorted(batches[:whole]), *batches[whole:]) for position in batch]
+
+
 class BatchesInTurn(DistributedSampler[int]):
     """The rows of every so many-th batch, so that several processes have the batches that one would have.
 
@@ -82,17 +104,18 @@ class BatchesInTurn(DistributedSampler[int]):
 
     Args:
         rows: The rows.
+        order: Positions of the rows, batch after batch; only the last batch may be smaller.
         batch_size: Rows per batch.
         world_size: Number of processes.
         rank: Of this process: its first batch is the one of this number.
     """
 
-    def __init__(self, rows: Rows[Any], batch_size: int, world_size: int, rank: int) -> None:
+    def __init__(self, rows: Rows[Any], order: Sequence[int], batch_size: int, world_size: int, rank: int) -> None:
         super().__init__(rows, num_replicas=world_size, rank=rank, shuffle=False)
         self.positions = [
             position
-            for start in range(rank * batch_size, len(rows), world_size * batch_size)
-            for position in range(start, min(start + batch_size, len(rows)))
+            for start in range(rank * batch_size, len(order), world_size * batch_size)
+            for position in order[start : start + batch_size]
         ]
 
     def __iter__(self) -> Iterator[int]:
@@ -111,7 +134,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, A
 
     Returns:
         The batch. "input_ids" and "attention_mask" are LongTensor [rows, length], "ids" and "sources" hold a string
-        a row, and "references" a list of strings a row.
+        a row, "references" a list of strings a row, and "positions" the place of each row in its split.
     """
     length = max((len(prompt.input_ids) for prompt in prompts), default=0)
     input_ids = torch.full((len(prompts), length), pad_token_id)  # (rows, length)
@@ -126,6 +149,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, A
         "ids": [prompt.example.id for prompt in prompts],
         "sources": [prompt.example.source for prompt in prompts],
         "references": [list(prompt.example.references) for prompt in prompts],
+        "positions": [prompt.position for prompt in prompts],
     }
 
 

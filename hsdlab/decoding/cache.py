@@ -26,7 +26,9 @@ from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
+from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.prompt_rows import PromptRows
+from hsdlab.decoding.shared_prefill import Prefill
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.storage import KeyValueStore, LayerStorage
@@ -43,6 +45,9 @@ class SkipCache(LayerRunner, DynamicCache):
         decisions: Say which rows run which layer.
         once: Compute the prompt once for each source, and not for each of its rows. Only for layers whose arguments
             have one entry for each row, or one for all.
+        prefill: To take over, or to record; None for neither.
+        live: Leaves out rows that have ended. Only for one row a source, whose layers are the same for all rows and
+            never owe keys and values. None runs all rows.
 
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
@@ -60,9 +65,17 @@ class SkipCache(LayerRunner, DynamicCache):
         passes: Forward passes so far, the prefill included.
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
+        taken_over_s: Seconds that the layers took in the prefill that was taken over; 0 if none was.
     """
 
-    def __init__(self, parts: DecoderParts, decisions: Decisions, once: bool = False) -> None:
+    def __init__(
+        self,
+        parts: DecoderParts,
+        decisions: Decisions,
+        once: bool = False,
+        prefill: Prefill | None = None,
+        live: LiveRows | None = None,
+    ) -> None:
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
         if decisions.in_parts:
             check_parts(parts)
@@ -70,6 +83,8 @@ class SkipCache(LayerRunner, DynamicCache):
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions
         self._once = once
+        self._prefill = prefill
+        self._live = live
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
@@ -94,6 +109,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self.passes = 0
         self.peak_bytes = 0
         self.readings_s: list[float] = []
+        self.taken_over_s = 0.0
 
     # What transformers calls on a cache ----------------------------------------------------------------------
 
@@ -207,9 +223,13 @@ class SkipCache(LayerRunner, DynamicCache):
         elif self._tokens is not None:
             hidden = self._run_tokens(index, call, hidden, args, kwargs)
         else:
+            if self._live is not None:
+                hidden, args, kwargs = self._live.enter(index, hidden, args, kwargs)
             hidden = self._run_decode_step(index, call, hidden, args, kwargs)
             if self._decisions.looks_back:
                 hidden = self._look_back(index, call, hidden, args, kwargs)
+            if self._live is not None and index == self._parts.num_layers - 1:
+                hidden = self._live.leave(hidden)
         if index == self._parts.num_layers - 1:
             self._end_pass(length)
         return hidden
@@ -233,6 +253,10 @@ class SkipCache(LayerRunner, DynamicCache):
         self._decisions.begin_step(len(self.executed), rows)
         if self._decisions.in_parts:
             check_parts(self._parts)
+        if self._live is not None and self._late.prompt is None:
+            stay = self._live.leave_out(rows, hidden.device)
+            if stay is not None:
+                self._store.keep(stay)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
@@ -246,6 +270,7 @@ class SkipCache(LayerRunner, DynamicCache):
         valid = mask[::copies].cpu().bool()  # (sources, prompt)
         executed = self._decisions.prompt_layers(valid)
         if executed is not None:
+            self._prefill = None  # only whole prefills are shared
             self._tokens = TokenPass(executed, valid, device)
             self.prompt_executed = executed | ~valid[:, :, None]
             self._late.prompt = History(self._parts.num_layers, length)
@@ -255,15 +280,25 @@ class SkipCache(LayerRunner, DynamicCache):
         prompt = self._prompt_rows
         if prompt is None:
             raise RuntimeError(f"Layer {index} was called before layer 0.")
+        prefill, is_last = self._prefill, index == self._parts.num_layers - 1
+        if prefill is not None and prefill.output is not None:
+            self.taken_over_s = prefill.layers_s
+            self.prompt_tokens[index] = prefill.output.shape[:2].numel()
+            self._update_prompt(index, *prefill.keys_and_values[index])
+            return prompt.all(prefill.output) if is_last else hidden
         if index == 0:
             hidden = prompt.first(hidden)
+            if prefill is not None:
+                prefill.begin(hidden.device)
         args, kwargs = prompt.arguments(args, kwargs)
         self.prompt_tokens[index] = self._prompt_tokens(index, hidden)
         if self._tokens is None:
             hidden = call(hidden, *args, **kwargs)
         else:
             hidden = self._run_tokens(index, call, hidden, args, kwargs)
-        return prompt.all(hidden) if index == self._parts.num_layers - 1 else hidden
+        if is_last and prefill is not None:
+            prefill.finish(hidden)
+        return prompt.all(hidden) if is_last else hidden
 
     def _prompt_tokens(self, index: int, hidden: Tensor) -> int:
         """Count the tokens for which a layer is computed in the prefill."""
@@ -422,6 +457,8 @@ class SkipCache(LayerRunner, DynamicCache):
     def _update_prompt(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         running = self._running
         if running is None:  # all tokens
+            if self._prefill is not None:
+                self._prefill.keys_and_values[index] = keys, values
             if self._decisions.needed_after(index, -1):
                 self._store.hold_prompt(index, keys, values)
             return keys, values

@@ -32,6 +32,7 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
     return Cost(
         num_layers=trace.num_layers,
         prompt_passes=1,
+        shared_prompt_passes=int(timing.taken_over_s > 0),
         decode_passes=timing.decode_passes,
         new_tokens=rows + int(trace.live.sum()),  # step t makes new token t + 1; the prefill makes the first
         decode_steps=int(trace.live.sum()),

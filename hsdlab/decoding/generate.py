@@ -21,8 +21,10 @@ from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
+from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_semantics
+from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
@@ -245,7 +247,11 @@ def _decode(
     ends = None
     custom = config.stop_strings is not None or kwargs.get("stopping_criteria")
     rows = len(input_ids) * max(config.num_beams, config.num_return_sequences)
-    if config.num_beams == 1 and (custom or (decisions.asks and rows > 1)):
+    seen_from_outside = config.output_hidden_states or config.output_attentions
+    one_row_each = rows == len(input_ids) > 1 and model.device.type == "cpu" and not seen_from_outside
+    may_end = custom or config.eos_token_id is not None
+    leaves_out = one_row_each and may_end and decisions.same_for_all_rows and not decisions.may_fill
+    if config.num_beams == 1 and (custom or leaves_out or (decisions.asks and rows > 1)):
         criteria = list(kwargs.get("stopping_criteria") or [])
         if config.stop_strings is not None:
             criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
@@ -253,8 +259,11 @@ def _decode(
         kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
     finite = FiniteLogits()
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
-    seen_from_outside = config.output_hidden_states or config.output_attentions
-    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside)
+    prefill = None
+    if not seen_from_outside:
+        prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
+    live = LiveRows(decisions) if leaves_out else None
+    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
@@ -296,7 +305,12 @@ def _decode(
         sequences_scores=getattr(raw, "sequences_scores", None),
         scores=raw.scores,
         trace=trace,
-        timing=Timing(readings[1] - readings[0], readings[-1] - readings[1], len(cache.executed)),
+        timing=Timing(
+            prompt_s=readings[1] - readings[0] + cache.taken_over_s,
+            decode_s=readings[-1] - readings[1],
+            decode_passes=len(cache.executed),
+            taken_over_s=cache.taken_over_s,
+        ),
         cache_bytes=cache.peak_bytes,
     )
     if run.on_decode is not None:

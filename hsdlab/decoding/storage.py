@@ -128,6 +128,14 @@ class LayerStorage:
             return [part[:, None] for part in self.prompt]
         return [part.unflatten(0, (-1, self._copies))[:, :, :, : self._prompt_columns] for part in self._pair]
 
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows and free the others; only where the block holds the prompt.
+
+        Args:
+            rows: LongTensor [n], ascending.
+        """
+        self._pair = [block.index_select(0, rows) for block in self._pair]
+
     def reorder(self, rows: Tensor, new_tokens: int) -> None:
         """Move new tokens between rows; the prompt's part is that of both rows.
 
@@ -199,6 +207,16 @@ class KeyValueStore:
         storage = self[layer]
         storage.write_prompt(sources, tokens, keys, values)
         return storage
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows of all layers (:meth:`LayerStorage.keep`).
+
+        Args:
+            rows: LongTensor [n].
+        """
+        for storage in self._layers:
+            if storage is not None:
+                storage.keep(rows)
 
     def reorder(self, rows: Tensor, new_tokens: int) -> None:
         """Move the new tokens of all layers (:meth:`LayerStorage.reorder`).

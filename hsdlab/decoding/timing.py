@@ -25,11 +25,15 @@ class Timing:
     """How long one ``generate`` call took.
 
     Attributes:
-        prompt_s: Seconds until the first decode step began: set-up, prefill, choice of the first new token.
+        prompt_s: Seconds until the first decode step began: set-up, prefill, choice of the first new token. Where the
+            layers ran in another decode (:func:`~hsdlab.decoding.shared_prefill.shared_prefill`), their seconds there
+            count here too.
         decode_s: Seconds of all decode steps, choice of tokens included; 0 where there was none.
         decode_passes: Number of decode steps; one forward pass of the whole batch counts as one.
+        taken_over_s: The part of ``prompt_s`` that another decode measured; 0 where this one ran the layers itself.
     """
 
     prompt_s: float
     decode_s: float
     decode_passes: int
+    taken_over_s: float = 0.0

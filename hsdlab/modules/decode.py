@@ -281,6 +281,7 @@ class DecodeModule(LightningModule):
             average_layers=depth_sum(executed, dims=2) / steps if steps else None,
             layers=tuple(_layer_ranges(step) for step in executed),
             batch=decoded,
+            position=batch["positions"][row],
         )
 
     def _scored(self, records: list[ExampleRecord]) -> list[ExampleRecord]:

@@ -15,7 +15,7 @@ class Batch:
     """The batch in which an example was decoded.
 
     Attributes:
-        number: Of the batch, from 0 on, in the order of the data.
+        number: Of the batch, from 0 on, in the order of decoding.
         rows: Number of examples in it.
         cost: Of the whole batch.
     """
@@ -44,6 +44,8 @@ class ExampleRecord:
         bleu_statistics: The counts that corpus BLEU sums (:func:`hsdlab.metrics.bleu_statistics`); None where BLEU was
             not computed.
         batch: The batch in which it was decoded; None where not noted.
+        position: Place among the examples of the split that the run uses, from 0; None in older records, whose batches
+            kept the order of the data.
     """
 
     id: str
@@ -59,6 +61,7 @@ class ExampleRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
     bleu_statistics: tuple[int, ...] | None = None
     batch: Batch | None = None
+    position: int | None = None
 
     def to_line(self) -> bytes:
         """Write the record as a line of a prediction file.

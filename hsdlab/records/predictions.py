@@ -17,7 +17,8 @@ class PredictionFile:
     """A file of example records, one JSON object per line. Each record names its batch.
 
     A single process appends to the file itself. Each of several processes appends to a working file of its own beside
-    it ("predictions.rank1.jsonl"). At the end the first process merges them into one file, in the order of the data.
+    it ("predictions.rank1.jsonl"). At the end the first process brings all records into one file, in the order of the
+    data: batches hold prompts of similar length, and are appended in another order.
 
     The lines of a batch reach the disk together. A kill can leave an incomplete batch at the end. All its lines are
     dropped when the file is read, so that the whole batch is decoded again.
@@ -65,10 +66,12 @@ class PredictionFile:
         append_whole(self.own, b"".join(record.to_line() for record in records))
 
     def merge(self) -> None:
-        """Merge the working files into the one file. Killed at any moment, it can be called again."""
-        working = [file for file in self._files() if file != self.path]
-        if working:
-            replace_file(self.path, b"".join(record.to_line() for record in self.records()))
+        """Bring all records into the one file, in the order of the data. After a kill it can be called again."""
+        files, records = self._files(), self.records()
+        working = [file for file in files if file != self.path]
+        appended = [record.id for file in files for _, record in _records(file)]
+        if working or appended != [record.id for record in records]:
+            replace_file(self.path, b"".join(record.to_line() for record in records))
         for file in working:
             file.unlink()
 
@@ -79,7 +82,7 @@ class PredictionFile:
             The records in the order of the data.
         """
         batches = self._read_all()
-        return [record for number in sorted(batches) for record in batches[number]]
+        return in_data_order(record for number in sorted(batches) for record in batches[number])
 
     def _files(self) -> list[Path]:
         """Return the file, if it exists, and all working files, also those of a run with more processes."""
@@ -91,12 +94,27 @@ class PredictionFile:
         return {number: records for file in self._files() for number, records in _read(file).items()}
 
 
+def in_data_order(records: Iterable[ExampleRecord]) -> list[ExampleRecord]:
+    """Sort records as their examples are in the data.
+
+    Args:
+        records: In the order of decoding.
+
+    Returns:
+        The same in the order of the data; as they were where an older version of hsdlab wrote one, which decoded in
+        that order.
+    """
+    records = list(records)
+    positions = [record.position for record in records if record.position is not None]
+    return records if len(positions) < len(records) else sorted(records, key=lambda record: record.position or 0)
+
+
 def check_same_examples(records: Sequence[ExampleRecord], examples: Iterable[tuple[str, str, Sequence[str]]]) -> None:
     """Refuse to resume a run whose predictions are for other examples.
 
     Args:
-        records: The predictions of the run to be resumed, in the order of the data.
-        examples: Id, source and references of each example that the predictions should be for.
+        records: The predictions of the run to be resumed.
+        examples: Id, source and references of each example that the predictions should be for, in the same order.
 
     Raises:
         UserError: The two differ; the message names the first example that does.

@@ -1,7 +1,8 @@
 """Rotation: decode each batch under several strategies before the next batch begins, in an order that rotates.
 
 A machine's speed drifts within a run by more than two strategies differ. Strategies that decode a batch one right after
-the other meet the same machine, and none of them is always the first: their times are compared within a batch.
+the other meet the same machine, and none of them is always the first: their times are compared within a batch. They
+share one prefill, which runs the same layers for all of them.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from hsdlab.decoding.shared_prefill import shared_prefill
 from hsdlab.modules import DecodeModule
 from hsdlab.strategies import SkipStrategy
 
@@ -37,9 +39,10 @@ class Rotation(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Decode, score and write a batch of `hsdlab.data` under every strategy."""
         first = batch_index % len(self.turns)
-        for strategy, turn in self.turns[first:] + self.turns[:first]:
-            with strategy.applied_to(turn.model):
-                turn.test_step(batch, batch_index)
+        with shared_prefill():
+            for strategy, turn in self.turns[first:] + self.turns[:first]:
+                with strategy.applied_to(turn.model):
+                    turn.test_step(batch, batch_index)
 
     def on_test_start(self) -> None:
         """Open the prediction files."""

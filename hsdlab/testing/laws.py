@@ -48,6 +48,9 @@ def law_2_never_skip(
     here, full = remembered(model, setting, mode), remembered(model, FullDepth(), mode)
     expect_close(here.output.sequences, full.output.sequences, "the tokens of never_skip() differ from FullDepth's")
     for step, (a, b) in enumerate(zip(here.logits, full.logits, strict=True)):
+        if step and "num_beams" not in MODES[mode]:
+            live = full.output.trace.live[step - 1]  # the engine may leave out a sequence that has ended
+            a, b = a[live], b[live]
         expect_close(a, b, f"the logits of never_skip() differ from FullDepth's in pass {step}")
 
 

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 
 from hsdlab.data import Docstrings, Example, GenerationDataModule, JSONLines
+from hsdlab.data.batches import batches_by_length
 from hsdlab.errors import UserError
 
 from .conftest import build_tokenizer
@@ -63,16 +64,17 @@ def ids_of(loader):
 def test_batches_are_left_padded_with_all_references(tokenizer):
     data = Toy(prompt="{source}|", batch_size=2)
     data.connect(tokenizer)
-    batch = next(iter(data.test_dataloader()))
-    short, long = (tokenizer(example.source + "|").input_ids for example in EXAMPLES[:2])
+    _, batch, *_ = data.test_dataloader()
+    examples = [EXAMPLES[1], EXAMPLES[8]]
+    long, short = (tokenizer(example.source + "|").input_ids for example in examples)
     missing = len(long) - len(short)
     assert missing > 0
-    assert batch["input_ids"].tolist() == [[tokenizer.eos_token_id] * missing + short, long]
-    assert batch["attention_mask"].tolist() == [[0] * missing + [1] * len(short), [1] * len(long)]
+    assert batch["input_ids"].tolist() == [long, [tokenizer.eos_token_id] * missing + short]
+    assert batch["attention_mask"].tolist() == [[1] * len(long), [0] * missing + [1] * len(short)]
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
-    assert batch["ids"] == ["toy-0", "toy-1"]
-    assert batch["sources"] == [example.source for example in EXAMPLES[:2]]
-    assert batch["references"] == [["River 0.", "A river."], ["River 1.", "A river."]]
+    assert batch["ids"] == ["toy-1", "toy-8"]
+    assert batch["sources"] == [example.source for example in examples]
+    assert batch["references"] == [["River 1.", "A river."], ["River 8.", "A river."]]
     assert tokenizer.pad_token is None
     assert tokenizer.padding_side == build_tokenizer().padding_side
 
@@ -81,8 +83,8 @@ def test_a_tokenizers_own_padding_token_is_used():
     tokenizer = build_tokenizer(pad_token="<|user|>")
     data = Toy(batch_size=2)
     data.connect(tokenizer)
-    batch = next(iter(data.test_dataloader()))
-    assert batch["input_ids"][0, 0] == tokenizer.pad_token_id != tokenizer.eos_token_id
+    _, batch, *_ = data.test_dataloader()
+    assert batch["input_ids"][1, 0] == tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
 def test_a_tokenizer_without_any_token_to_pad_with_is_an_error():
@@ -129,9 +131,29 @@ def test_cut_prompts_are_counted_and_reported_once(tokenizer):
     assert data.cut == {"test": 0}
 
 
+def test_a_batch_holds_prompts_of_similar_length():
+    lengths = [5, 1, 9, 2, 8, 1, 9, 5]
+    assert batches_by_length(lengths, 2) == [0, 3, 1, 5, 2, 6, 4, 7]
+    assert batches_by_length(lengths, 8) == batches_by_length(lengths, 1) == list(range(8))
+    assert batches_by_length([3, 3, 3, 3, 3], 2) == [0, 1, 2, 3, 4]  # equal lengths keep the order of the data
+    assert batches_by_length(lengths, 3) == [0, 4, 7, 1, 3, 5, 2, 6]  # the longest in the smaller batch, the last one
+
+
+def test_the_batches_of_a_split_have_less_padding_and_name_the_place_of_each_row(tokenizer):
+    data = Toy(batch_size=2)
+    data.connect(tokenizer)
+    batches = list(data.test_dataloader())
+    assert sorted(position for batch in batches for position in batch["positions"]) == list(range(11))
+    for batch in batches:
+        assert batch["ids"] == [EXAMPLES[position].id for position in batch["positions"]]
+        assert batch["positions"] == sorted(batch["positions"])
+    padded = sum(int((batch["attention_mask"] == 0).any()) for batch in batches)
+    assert padded <= 3  # of 6: one batch at each of the 3 changes of length
+
+
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-def test_a_trainer_reads_each_example_in_file_order(tokenizer, stage):
-    module, data = Module(tokenizer), Toy(batch_size=2)
+def test_a_trainer_reads_each_example_once_and_single_rows_in_file_order(tokenizer, stage):
+    module, data = Module(tokenizer), Toy(batch_size=1)
     with pytest.warns(UserWarning, match=r"prompts were cut to 20 tokens"):
         run(module, data, stage)
     expected = EXAMPLES[:3] if stage == "validate" else EXAMPLES

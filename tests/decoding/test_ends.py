@@ -78,7 +78,7 @@ def test_a_module_decodes_with_stop_strings():
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     options = {"max_new_tokens": WIDTH, "num_beams": 1, "metrics": ["rouge"]}
-    data = {"ids": ["a", "b", "c"], "sources": ["x"] * 3, "references": [["y"]] * 3, **batch()}
+    data = {"ids": ["a", "b", "c"], "sources": ["x"] * 3, "references": [["y"]] * 3, "positions": [0, 1, 2], **batch()}
 
     def records(**generate_kwargs):
         module = DecodeModule(model, tokenizer, generate_kwargs=generate_kwargs, **options)

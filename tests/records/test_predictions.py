@@ -1,6 +1,7 @@
 """Prediction files: what a kill leaves is read back, and the files of several processes become one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,22 @@ def test_what_is_appended_is_read_back(tmp_path):
         (name, "a\u2028b", ["é"]) for name in ("0-0", "0-1", "1-0", "1-1")
     ]
     assert [line["batch"]["cost"]["flops"] for line in lines] == [0, 0, 10, 10]
+
+
+def test_records_are_in_the_order_of_the_data_whatever_batches_they_were_decoded_in(tmp_path):
+    places = {0: (1, 3), 1: (0, 2)}
+    batches = {n: [replace(r, position=p) for r, p in zip(batch(n), places[n], strict=True)] for n in (0, 1)}
+    file = PredictionFile(tmp_path / "predictions.jsonl")
+    for records in batches.values():
+        file.append(records)
+    assert ids(file.records()) == ["1-0", "0-0", "1-1", "0-1"]
+    file.merge()
+    lines = file.path.read_bytes().split(b"\n")[:-1]
+    assert [ExampleRecord.from_line(line).position for line in lines] == [0, 1, 2, 3]
+    assert file.read() == batches  # a run can go on from it
+    written_at = file.path.stat().st_mtime_ns
+    file.merge()
+    assert file.path.stat().st_mtime_ns == written_at
 
 
 def test_whatever_a_kill_cuts_off_the_whole_batches_stay(tmp_path):

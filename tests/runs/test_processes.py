@@ -17,7 +17,7 @@ from tests.two_processes import FITS, RUNS, run_all
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # one worker runs the two processes once, for all tests here
-TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms", "prompt_s", "decode_s", "wall_s")
+TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms", "prompt_s", "decode_s", "wall_s", "shared_prompt_passes")
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ TIMES = (
     "decode_s",
     "prompt_s",
     "wall_s",
+    "shared_prompt_passes",  # a strategy that goes on alone measures its own prefill
 )
 
 
@@ -240,7 +241,7 @@ def test_changed_data_is_refused(subcommand, evaluate, refused, tmp_path):
     file = tmp_path / "tiny" / "data" / "test.jsonl"
     text = file.read_text(encoding="utf-8")
     for old, new, named in (
-        ('"hello hello "', '"hello hell "', "test-1"),
+        ('"hello hello "', '"hello hell "', "test-2"),
         ('"test-3"', '"test-33"', "test-3"),
     ):
         file.write_text(text.replace(old, new), encoding="utf-8")

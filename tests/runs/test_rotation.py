@@ -1,8 +1,11 @@
 """`compare` decodes each batch under all strategies before the next, in an order that rotates."""
 
 import pytest
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import hsdlab.modules.decode
+from hsdlab.records.comparison import Comparison
+from hsdlab.runs.rotation import Rotation
 from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs
 
 HSD_1 = "{class_path: HSD, init_args: {max_exit: 2}}"
@@ -37,6 +40,18 @@ def test_the_first_strategy_of_a_batch_rotates(evaluate, decoded):
     assert turns == [(batch, names[(batch + turn) % 3]) for batch in range(3) for turn in range(3)]
 
 
+def test_the_layers_run_once_over_the_prompts_of_a_batch(evaluate, monkeypatch, tmp_path):
+    lengths, forward, start = [], LlamaMLP.forward, Rotation.on_test_start
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: lengths.append(x.shape[1]) or forward(self, x))
+    monkeypatch.setattr(Rotation, "on_test_start", lambda self: lengths.clear() or start(self))  # the warm-up is over
+    evaluate("compare", f"--strategies=[{HSD_1}, {SKIPDECODE}]")
+    comparison, batches = Comparison.read(tmp_path / "compare" / "comparison.json"), 3
+    assert sum(length > 1 for length in lengths) == batches * comparison.baseline.num_layers
+    costs = [row.cost for row in comparison.rows]
+    assert [cost.prompt_passes for cost in costs] == [batches] * 3
+    assert sum(cost.shared_prompt_passes for cost in costs) == 2 * batches
+
+
 def test_each_strategy_gives_what_it_gives_alone(evaluate, tmp_path):
     evaluate("compare", f"--strategies=[{HSD_1}, {SKIPDECODE}]")
     full, hsd, _ = sorted((tmp_path / "compare" / "predictions").iterdir())
@@ -50,8 +65,8 @@ def test_a_run_goes_on_with_the_strategies_that_a_batch_lacks(evaluate, decoded,
     evaluate("compare", f"--strategies=[{HSD_1}]")
     _, hsd = sorted((tmp_path / "compare" / "predictions").iterdir())
     whole = without_costs(read_records(hsd))
-    lines = hsd.read_bytes().splitlines(keepends=True)
-    hsd.write_bytes(b"".join(lines[:2]))  # its first batch
+    lines = zip(hsd.read_bytes().splitlines(keepends=True), read_records(hsd), strict=True)
+    hsd.write_bytes(b"".join(line for line, record in lines if record["batch"]["number"] == 0))
     decoded.clear()
     evaluate("compare", f"--strategies=[{HSD_1}]")
     assert decoded == [(0, "FullDepth"), (1, "HSD"), (2, "HSD")]  # the first warms up
