@@ -268,7 +268,11 @@ class CompiledDecode:
             attributes.update(own)
 
     def take_warmup(self) -> Warmup:
-        """Report what warming up has cost in this decode."""
+        """Report what warming up has cost in this decode.
+
+        Returns:
+            The cost, with all graphs that are kept.
+        """
         return self._graphs.take_warmup()
 
     @contextmanager

@@ -124,7 +124,17 @@ class LayerBlock:
         self._keys, self._values, self._column = keys, values, column
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of the new token, [rows, heads, 1, head dim] each; return the whole blocks."""
+        """Write the keys and values of the new token.
+
+        Args:
+            keys: [rows, heads, 1, head dim].
+            values: Likewise.
+            *args: The index of the layer, which is known.
+            **kwargs: Ignored.
+
+        Returns:
+            The whole blocks, [rows, heads, columns, head dim] each.
+        """
         self._keys.index_copy_(2, self._column, keys)
         self._values.index_copy_(2, self._column, values)
         return self._keys, self._values

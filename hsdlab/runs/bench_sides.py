@@ -116,7 +116,11 @@ class PlainCompiledSide:
         )
 
     def costs(self) -> dict[str, float | None]:
-        """Give no figures: it is a baseline."""
+        """Give no figures, as this is a baseline.
+
+        Returns:
+            Nothing.
+        """
         return {}
 
 
