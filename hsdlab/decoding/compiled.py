@@ -42,6 +42,7 @@ _INPUTS = {
     "return_dict",
     "logits_to_keep",
 }
+_PROMPT_TOKENS = 64  # of the prompt by which a prompt schedule is noticed before there is a prompt
 _ATTENTIONS = ("sdpa", "eager")
 _ROTATIONS_OF_LENGTH = ("dynamic", "longrope")  # they read the largest position to choose their frequencies
 
@@ -100,6 +101,7 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
             f"compile=True: {decisions.name} runs layers that an earlier step skipped, which needs late KV "
             "computations. Only a schedule whose sets of layers shrink can be compiled; leave compile out."
         )
+    check_prompt(decisions, torch.ones(1, _PROMPT_TOKENS, dtype=torch.bool))
     name = type(parts.model).__name__
     if not parts.proven:
         raise UserError(
@@ -126,8 +128,30 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
         )
     if any(type(module).__module__.startswith("peft.") for layer in parts.layers for module in layer.modules()):
         raise UserError("compile=True: an adapter is in the layers; merge it first (merge_and_unload).")
+    if torch.is_autocast_enabled(parts.model.device.type):
+        raise UserError(
+            "compile=True: autocast keeps copies of the weights that a CUDA graph would outlive. Load the model in the "
+            "dtype (--model.dtype=bfloat16) and decode without autocast (--trainer.precision)."
+        )
     if config is not None and (config.output_hidden_states or config.output_attentions):
         raise UserError("compile=True: output_hidden_states and output_attentions cannot be had from compiled steps.")
+
+
+def check_prompt(decisions: Decisions, valid: Tensor) -> None:
+    """Refuse a prompt schedule, under which a decode step would need late KV computations of the prompt.
+
+    Args:
+        decisions: Those of the strategy.
+        valid: BoolTensor [rows, prompt] on the CPU, false at padding.
+
+    Raises:
+        UserError: Some token of the prompt skips a layer.
+    """
+    if decisions.prompt_layers(valid) is not None:
+        raise UserError(
+            f"compile=True: {decisions.name} skips layers in the prompt, which needs late KV computations; leave "
+            "compile or the prompt schedule out."
+        )
 
 
 def run_layer(
@@ -208,7 +232,7 @@ def _workspace(parts: DecoderParts, rows: int, columns: int, compilation: Compil
     attention = model.config.get_text_config(decoder=True)._attn_implementation
     # A CUDA graph reads weights by their addresses.
     weights = tuple((w.data_ptr(), w.dtype, w.shape) for w in (*model.parameters(), *model.buffers()))
-    made_for = (rows, columns, compilation, attention, model.training, weights)
+    made_for = (rows, columns, compilation, attention, model.device, model.training, weights)
     if model not in _workspaces or _workspaces[model].made_for != made_for:
         _workspaces.pop(model, None)  # frees its memory before more is taken
         with torch.inference_mode(False):  # so that any later decode may write
@@ -238,6 +262,7 @@ class CompiledDecode:
         columns = -(-tokens // COLUMNS) * COLUMNS
         workspace = _workspace(parts, rows, columns, compilation)
         self._parts = parts
+        self._decisions = decisions
         self._buffers, self._graphs = workspace.buffers, workspace.graphs
         self._run_module = _compiled(run_module, compilation.backend)
         self.cache = StaticCache(parts, decisions, workspace.buffers, _compiled(run_layer, compilation.backend))
@@ -287,6 +312,11 @@ class CompiledDecode:
             for module in modules:
                 del vars(module)["forward"]
 
+    def _check_prompt(self, inputs: dict[str, Any]) -> None:
+        if self._decisions.may_skip_prompt:
+            ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+            check_prompt(self._decisions, (torch.ones_like(ids) if mask is None else mask).cpu().bool())
+
     def _forward(self, own_forward: Callable[..., Any]) -> Callable[..., Any]:
         cache, buffers = self.cache, self._buffers
 
@@ -309,6 +339,7 @@ class CompiledDecode:
             if inputs.get("past_key_values") is not cache:
                 raise unrecorded_pass(self._parts, cache.passes + 1, cache.passes)
             if cache.passes == 0:
+                self._check_prompt(inputs)
                 return own_forward(**inputs)
             others = sorted(name for name, value in inputs.items() if name not in _INPUTS and value is not None)
             if others:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hsdlab.decoding.arguments import CACHE, bound_arguments
+from hsdlab.decoding.arguments import bound_arguments
 from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.prompt_rows import PromptRows
@@ -156,8 +156,11 @@ class StaticCache(LayerRunner, DynamicCache):
     Attributes:
         layers_now: The layers that a decode step runs; set before the model is called.
         executed: As in :class:`~hsdlab.decoding.cache.SkipCache`, like the following.
-        late_tokens: Zeros.
-        late_passes: Zeros.
+        prompt_executed: None, for all layers.
+        late_tokens: Zeros, like the following.
+        late_passes: Of calls.
+        prompt_late_tokens: Of the prefill.
+        prompt_late_passes: Of calls in the prefill.
         passes: Forward passes so far, the prefill included.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
     """
@@ -174,8 +177,9 @@ class StaticCache(LayerRunner, DynamicCache):
         self._seen = 0
         self.layers_now: tuple[int, ...] = ()
         self.executed: list[Tensor] = []
+        self.prompt_executed: Tensor | None = None
         self.late_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
-        self.late_passes = torch.zeros(parts.num_layers, dtype=torch.long)
+        self.late_passes = self.prompt_late_tokens = self.prompt_late_passes = self.late_tokens
         self.passes = 0
         self.readings_s: list[float] = []
 
@@ -241,7 +245,7 @@ class StaticCache(LayerRunner, DynamicCache):
         if index not in self.layers_now:
             return hidden
         arguments = bound_arguments(call, hidden, args, kwargs)
-        name = next(name for name, value in arguments.items() if value is CACHE)
+        name = next(name for name, value in arguments.items() if value is self)
         del arguments[name]
         keys, values = self._buffers.blocks[index]
         return self._run_compiled(call.forward, call.layer, hidden, keys, values, self._buffers.column, name, arguments)

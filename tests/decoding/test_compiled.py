@@ -300,19 +300,40 @@ class Growing(ScheduledStrategy):
         return range(min(num_layers, 2 + step))
 
 
+class ShortPrompts(FullDepth):
+    """Skips a layer in prompts of less than 5 tokens."""
+
+    def scheduled_prompt(self, prompt_length, num_layers):
+        return None if prompt_length >= 5 else [range(1, num_layers)] * prompt_length
+
+
+class Prompts(FullDepth):
+    """Skips a layer in every prompt."""
+
+    def scheduled_prompt(self, prompt_length, num_layers):
+        return [range(1, num_layers)] * prompt_length
+
+
 @pytest.mark.parametrize(
     ("strategy", "options", "message"),
     [
         (CALM(), {}, "CALM chooses layers while it decodes"),
         (Growing(), {}, "Growing runs layers that an earlier step skipped"),
+        (Prompts(), {}, "Prompts skips layers in the prompt"),
+        (ShortPrompts(), {"compile": Compilation(backend="eager")}, "ShortPrompts skips layers in the prompt"),
         (FullDepth(), {"compile": "yes"}, "compile is 'yes'; expected True or False"),
         (FullDepth(), {"output_hidden_states": True}, "output_hidden_states"),
     ],
-    ids=["calm", "growing", "no switch", "hidden states"],
+    ids=["calm", "growing", "prompts", "short prompts", "no switch", "hidden states"],
 )
 def test_what_cannot_be_compiled_is_refused(model, strategy, options, message):
     with pytest.raises(UserError, match=message):
         decode(model, strategy, **{"compile": True, **options})
+
+
+def test_autocast_is_refused(model):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="compile=True: autocast"):
+        decode(model, FullDepth(), True)
 
 
 def test_models_that_cannot_be_compiled_are_refused():
