@@ -76,11 +76,10 @@ def measure(
     ours = [StrategySide(model, batches, options, strategy, compile) for strategy in strategies]
     names = [PLAIN_COMPILED, FULL_DEPTH, *map(repr, strategies[1:])]
     sides = [PlainCompiledSide(model, batches, options), *ours]
-    with torch.inference_mode():
-        interleave(sides, cases=1, rounds=1)
-        warmups = {name: asdict(side.outputs[0].warmup) for name, side in zip(names[1:], ours, strict=True)}
-        interleave(sides, cases=1, rounds=warmup_rounds - 1)
-        timings = interleave(sides, cases=1, rounds=rounds)
+    interleave(sides, cases=1, rounds=1)
+    warmups = {name: asdict(side.outputs[0].warmup) for name, side in zip(names[1:], ours, strict=True)}
+    interleave(sides, cases=1, rounds=warmup_rounds - 1)
+    timings = interleave(sides, cases=1, rounds=rounds)
     step_ms = {
         name: [1e3 * timing.decode_s / timing.decode_passes for (timing,) in of_side]
         for name, of_side in zip(names, timings, strict=True)

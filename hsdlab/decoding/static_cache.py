@@ -96,7 +96,7 @@ class StepBuffers:
         self.token_ids.copy_(token_ids, non_blocking=True)
         self.positions.copy_(positions, non_blocking=True)
         self.column.fill_(column)
-        self.mask[..., column] = self._open
+        self.mask[..., column].fill_(self._open)
 
     def reorder(self, rows: Tensor, first: int, stop: int) -> None:
         """Move new tokens between rows; the prompt is that of both rows.
