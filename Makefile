@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo demo-train results performance docs test test-all lint clean
+.PHONY: help install models demo demo-train results performance docs test test-all gpu-check lint clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: lint  ## linters, type checker and the tests that a change needs, offline 
 
 test-all: lint  ## all tests: each law on every family in every way to decode, long kills, every notebook too
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadgroup
+
+gpu-check: .venv/installed  ## on a machine with a CUDA GPU: its tests, and the goals of compiled decoding; writes docs/results/gpu.json
+	$(BIN)/python -m benchmarks.gpu_check
 
 docs: .venv/installed  ## build the documentation site, offline, and check its links: docs/_build/html/index.html
 	$(OFFLINE) $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

@@ -46,6 +46,7 @@ class Cost:
         prompt_s: Seconds of prefills, summed over the processes. A prefill that strategies share counts in full for
             each of them, with the seconds that its layers took once.
         decode_s: Seconds of decode steps, summed over the processes.
+        warmup_s: Seconds of compiling and capturing decode steps (``compile=True``), likewise; in neither of the two.
         wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
         peak_cache_bytes: Bytes of the largest KV cache.
 
@@ -72,6 +73,7 @@ class Cost:
     prompt_flops: float = 0.0
     prompt_s: float = 0.0
     decode_s: float = 0.0
+    warmup_s: float = 0.0
     wall_s: float = 0.0
     peak_cache_bytes: int = 0
     shared_prompt_passes: int = 0

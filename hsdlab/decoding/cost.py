@@ -29,6 +29,7 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
     """
     trace, timing = output.trace, output.timing
     rows = trace.live.shape[1]
+    warmup_s = 0.0 if output.warmup is None else output.warmup.seconds
     return Cost(
         num_layers=trace.num_layers,
         prompt_passes=1,
@@ -47,7 +48,8 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
         prompt_flops=prompt_flops(model, trace),
         prompt_s=timing.prompt_s,
         decode_s=timing.decode_s,
-        wall_s=timing.prompt_s + timing.decode_s,
+        warmup_s=warmup_s,
+        wall_s=timing.prompt_s + timing.decode_s + warmup_s,
         peak_cache_bytes=output.cache_bytes,
     )
 

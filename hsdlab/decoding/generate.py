@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.calls import check_call, check_context, check_tokens, max_new_tokens_of, merged_config
+from hsdlab.decoding.compiled import Compilation, CompiledDecode, check_compilation, compilation_of
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.ends import RowEnds, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
@@ -26,6 +27,8 @@ from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
+from hsdlab.decoding.static_cache import StaticCache
+from hsdlab.decoding.step_graphs import Warmup
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
 from hsdlab.errors import UserError
@@ -44,6 +47,7 @@ class DecodeOutput:
         timing: Seconds of the prefill and of the decode steps.
         cache_bytes: The most bytes that the KV cache held at the end of a forward pass, entries that were allocated and
             not yet written included.
+        warmup: What compiling and capturing decode steps cost; None without ``compile``.
     """
 
     sequences: Tensor
@@ -52,6 +56,7 @@ class DecodeOutput:
     trace: Trace
     timing: Timing
     cache_bytes: int
+    warmup: Warmup | None = None
 
 
 @dataclass
@@ -84,7 +89,7 @@ class AppliedRun:
 
 
 class _Generate:
-    """Replaces ``model.generate`` while a strategy is applied; takes and returns the same."""
+    """Replaces ``model.generate`` while a strategy is applied; takes and returns the same, and takes ``compile``."""
 
     def __init__(self, parts: DecoderParts, run: AppliedRun) -> None:
         self.parts = parts
@@ -94,7 +99,8 @@ class _Generate:
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> Any:
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        output = _decode(self.parts, self.run, input_ids, generation_config, kwargs)
+        compilation = compilation_of(kwargs.pop("compile", False))
+        output = _decode(self.parts, self.run, input_ids, generation_config, kwargs, compilation)
         sources = (kwargs, vars(generation_config or GenerationConfig()), vars(self.parts.model.generation_config))
         answers = (source.get("return_dict_in_generate") for source in sources)
         return output if next((answer for answer in answers if answer is not None), False) else output.sequences
@@ -177,6 +183,7 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     strategy: Strategy,
+    compile: bool | Compilation = False,
     **kwargs: Any,
 ) -> DecodeOutput:
     """Decode new tokens under a strategy.
@@ -187,6 +194,9 @@ def generate(
         attention_mask: [rows, prompt], 1 for tokens and 0 for padding. None lets transformers infer it from the
             padding token.
         strategy: Decides which layers run; ``FullDepth()`` runs all.
+        compile: Compile the decode steps, and capture them as CUDA graphs on CUDA. Only for a schedule whose sets of
+            layers shrink, such as HSD's and SkipDecode's. The first decode of a shape takes much longer
+            (``DecodeOutput.warmup``).
         **kwargs: Keywords of transformers' ``generate``: ``max_new_tokens``, ``num_beams``, ``do_sample``,
             ``eos_token_id`` … T is ``max_new_tokens``, or ``max_length`` minus the prompt's length.
 
@@ -196,8 +206,9 @@ def generate(
     Raises:
         UserError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
             with skipped layers: assisted decoding, static, sliding-window or linear-attention caches, a pre-filled
-            cache, ``use_cache=False``.
+            cache, ``use_cache=False``; with ``compile``, also for what cannot be compiled.
         UnsupportedModelError: hsdlab cannot decode this model.
+        RunError: torch cannot compile a layer.
         RuntimeError: transformers returned without decoding, which no input is known to cause.
     """
     with applied(model, strategy) as run:
@@ -211,7 +222,8 @@ def generate(
             else:
                 generation_config = copy.deepcopy(generation_config)
                 generation_config.output_scores = True
-        _decode(parts, run, input_ids, generation_config, {**kwargs, "attention_mask": attention_mask})
+        kwargs["attention_mask"] = attention_mask
+        _decode(parts, run, input_ids, generation_config, kwargs, compilation_of(compile))
     output = run.output
     if output is None:
         raise RuntimeError("transformers' generate returned without decoding.")
@@ -224,8 +236,9 @@ def _decode(
     input_ids: Any,
     generation_config: GenerationConfig | None,
     kwargs: dict[str, Any],
+    compilation: Compilation | None,
 ) -> Any:
-    """Run transformers' ``generate`` on a :class:`SkipCache`; return its output, and put ours into ``run.output``."""
+    """Run transformers' ``generate`` on our cache; return its output, and put ours into ``run.output``."""
     model = parts.model
     config = merged_config(model, generation_config, kwargs)
     check_call(config, input_ids, kwargs)
@@ -249,8 +262,8 @@ def _decode(
     rows = len(input_ids) * max(config.num_beams, config.num_return_sequences)
     seen_from_outside = config.output_hidden_states or config.output_attentions
     one_row_each = rows == len(input_ids) > 1 and model.device.type == "cpu" and not seen_from_outside
-    may_end = custom or config.eos_token_id is not None
-    leaves_out = one_row_each and may_end and decisions.same_for_all_rows and not decisions.may_fill
+    pads = config.eos_token_id is not None and compilation is None  # without one, transformers writes on after an end
+    leaves_out = one_row_each and pads and decisions.same_for_all_rows and not decisions.may_fill
     if config.num_beams == 1 and (custom or leaves_out or (decisions.asks and rows > 1)):
         criteria = list(kwargs.get("stopping_criteria") or [])
         if config.stop_strings is not None:
@@ -259,26 +272,30 @@ def _decode(
         kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList([ends])}
     finite = FiniteLogits()
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
-    prefill = None
-    if not seen_from_outside:
-        prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
-    live = LiveRows(decisions) if leaves_out else None
-    cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
+    cache: SkipCache | StaticCache
+    compiled = None
+    if compilation is None:
+        prefill = None
+        if not seen_from_outside:
+            prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
+        live = LiveRows(decisions) if leaves_out else None
+        cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
+        steps = _uncompiled_steps(parts, cache, max_steps, rows)
+    else:
+        check_compilation(parts, decisions, config)
+        compiled = CompiledDecode(parts, decisions, compilation, rows, prompt_length)
+        cache, steps = compiled.cache, compiled.steps()
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
-        with (
-            every_pass_recorded(parts, cache),
-            packed_weights(parts, max_steps, rows),
-            _prompt_mask_noted(parts, cache),
-        ):
+        with steps:
             raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
             finite.check(run.strategy, len(input_ids))
         raise
     readings.append(now_s(model.device))
-    cache.check_beams()
+    warmup = None if compiled is None else compiled.take_warmup()
 
     beams = getattr(raw, "beam_indices", None)
     new_tokens = raw.sequences[:, prompt_length:].cpu()
@@ -307,15 +324,27 @@ def _decode(
         trace=trace,
         timing=Timing(
             prompt_s=readings[1] - readings[0] + cache.taken_over_s,
-            decode_s=readings[-1] - readings[1],
+            decode_s=readings[-1] - readings[1] - (0.0 if warmup is None else warmup.seconds),
             decode_passes=len(cache.executed),
             taken_over_s=cache.taken_over_s,
         ),
         cache_bytes=cache.peak_bytes,
+        warmup=warmup,
     )
     if run.on_decode is not None:
         run.on_decode(run.output)
     return raw
+
+
+@contextmanager
+def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, max_steps: int, rows: int) -> Iterator[None]:
+    with (
+        every_pass_recorded(parts, cache),
+        packed_weights(parts, max_steps, rows),
+        _prompt_mask_noted(parts, cache),
+    ):
+        yield
+    cache.check_beams()
 
 
 @contextmanager

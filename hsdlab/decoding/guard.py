@@ -36,7 +36,7 @@ def every_pass_recorded(parts: DecoderParts, cache: SkipCache) -> Iterator[None]
         nonlocal passes
         passes += 1
         if cache.passes != passes:
-            raise _unrecorded(parts, passes, cache.passes)
+            raise unrecorded_pass(parts, passes, cache.passes)
 
     handle = parts.body.register_forward_hook(check)
     try:
@@ -44,10 +44,20 @@ def every_pass_recorded(parts: DecoderParts, cache: SkipCache) -> Iterator[None]
     finally:
         handle.remove()
     if cache.passes != passes:
-        raise _unrecorded(parts, passes, cache.passes)
+        raise unrecorded_pass(parts, passes, cache.passes)
 
 
-def _unrecorded(parts: DecoderParts, passes: int, recorded: int) -> RunError:
+def unrecorded_pass(parts: DecoderParts, passes: int, recorded: int) -> RunError:
+    """Make the error of a forward pass that did not run on the engine's KV cache.
+
+    Args:
+        parts: The decoder.
+        passes: Its forward passes in this decode.
+        recorded: Those that ran on the cache.
+
+    Returns:
+        The error, to be raised.
+    """
     return RunError(
         f"Forward pass {passes} of {type(parts.model).__name__} did not run on hsdlab's KV cache ({recorded} "
         "passes did), so that no layer of it was skipped or counted. The model, an adapter or an option of generate "

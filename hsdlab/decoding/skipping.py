@@ -28,15 +28,16 @@ class LayerCall:
 
     Attributes:
         layer: As given.
+        forward: As given.
         signature: As given.
     """
 
-    __slots__ = ("_forward", "layer", "signature")
+    __slots__ = ("forward", "layer", "signature")
 
     def __init__(self, layer: nn.Module, forward: Callable[..., Any], signature: inspect.Signature) -> None:
         self.layer = layer
+        self.forward = forward
         self.signature = signature
-        self._forward = forward
 
     @property
     def places(self) -> dict[str, int]:
@@ -45,7 +46,7 @@ class LayerCall:
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer; return the hidden state after it, [rows, length, d]."""
-        output = self._forward(self.layer, hidden, *args, **kwargs)
+        output = self.forward(self.layer, hidden, *args, **kwargs)
         if isinstance(output, tuple):
             setattr(type(self.layer), _EXTRA, len(output) - 1)
             return output[0]

@@ -62,6 +62,8 @@ class DecodeModule(LightningModule):
             of any script.
         rouge_lsum: Score ROUGE-Lsum too: ROUGE-L of summaries that have one sentence a line.
         bleu_tokenizer: sacrebleu's tokenizer: "13a", "intl", "zh", "char" or "none".
+        compile: Compile decode steps, and capture them as CUDA graphs on a GPU (`hsdlab.generate`). Only for schedules
+            whose sets of layers shrink, such as HSD's and SkipDecode's.
 
     Raises:
         UserError: A number below 1, an unknown metric, or an option in `generate_kwargs` that has a parameter here,
@@ -90,6 +92,7 @@ class DecodeModule(LightningModule):
         rouge_tokenizer: TokenizerName = "default",
         rouge_lsum: bool = False,
         bleu_tokenizer: BleuTokenizer = "13a",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         generate_kwargs = {} if generate_kwargs is None else generate_kwargs
@@ -99,6 +102,7 @@ class DecodeModule(LightningModule):
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
         self.generate_kwargs = dict(generate_kwargs)
+        self.compiled = compile  # Module.compile is torch's own
         if isinstance(metrics, str):
             raise UserError(f"metrics={metrics!r}: expected a list, such as ['rouge'].")
         options = MetricOptions(bertscore_encoder, rouge_tokenizer, rouge_lsum, bleu_tokenizer)
@@ -237,7 +241,9 @@ class DecodeModule(LightningModule):
         Returns:
             The options. The checkpoint's own generation config adds special tokens and stop strings only.
         """
-        own = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        own: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        if self.compiled:
+            own["compile"] = True
         return generation(self.model, form(own | self.generate_kwargs), self.tokenizer)
 
     def _run(self) -> AppliedRun:

@@ -13,6 +13,8 @@ from hsdlab.records.provenance import RunInfo
 
 PLAIN, FULL_DEPTH = "plain generate", "FullDepth"
 """The names of the two sides that every cell has."""
+PLAIN_COMPILED = "plain generate, static cache, compiled"
+"""The name of the side that a compiled bench has besides on a GPU."""
 LAYERS_REMOVED = "layers removed: "
 """Comes before the name of a strategy, where a side is plain `generate` with only that strategy's layers."""
 EARLY_EXIT = "assistant_early_exit="
@@ -59,8 +61,8 @@ class BenchSide:
     """The figures of one way to decode in one cell. A figure that does not apply is None.
 
     Attributes:
-        name: "plain generate", "FullDepth", the strategy, "layers removed: " and the strategy, or
-            "assistant_early_exit=" and the exit layer.
+        name: "plain generate", or the same with ", static cache, compiled"; "FullDepth", the strategy, "layers removed:
+            " and the strategy, or "assistant_early_exit=" and the exit layer.
         average_layers: Executed layers per decode step.
         decode_step_ms: Milliseconds per decode step of the whole batch; under assistant_early_exit, per token.
         tokens_per_second: New tokens of all sequences of the batch per second of decode steps.

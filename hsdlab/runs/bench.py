@@ -29,6 +29,7 @@ from hsdlab.records.bench import (
     FULL_DEPTH,
     LAYERS_REMOVED,
     PLAIN,
+    PLAIN_COMPILED,
     BenchCell,
     BenchResult,
     BenchSide,
@@ -40,7 +41,7 @@ from hsdlab.reporting.tables import console
 from hsdlab.runs.bench_cells import BenchOptions, Cell, bench_cells, in_dtype_of
 from hsdlab.runs.bench_limits import EarlyExitSide, LayersRemovedSide
 from hsdlab.runs.bench_machine import PeakMemory, environment, load_average, peak_process_mib
-from hsdlab.runs.bench_sides import PlainSide, StrategySide
+from hsdlab.runs.bench_sides import PlainCompiledSide, PlainSide, StrategySide
 from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.model_info import model_info
 from hsdlab.runs.strategies import check_strategies
@@ -88,6 +89,7 @@ def bench(
         strategies,
         options=options,
         generate_kwargs=module.generate_kwargs,
+        compile=module.compiled,
         folder=Path(folder),
         run=run,
     )
@@ -122,6 +124,7 @@ def run_bench(
     options: BenchOptions,
     folder: Path,
     generate_kwargs: Mapping[str, Any] | None = None,
+    compile: bool = False,
     run: RunInfo | None = None,
 ) -> BenchResult:
     """Measure each cell; print and write the result. When it is cut short, the finished cells are printed and kept.
@@ -134,6 +137,8 @@ def run_bench(
         folder: Folder for bench.json, bench.md and bench.png. A missing folder is created, files of an earlier run are
             replaced.
         generate_kwargs: More options of ``generate``. Those for sampling, beams and the end of a text have no effect.
+        compile: Compile the decode steps of FullDepth and the strategies. On a GPU, plain ``generate`` on its static
+            cache, which transformers compiles, is measured too.
         run: Provenance for the record. None notes it now.
 
     Returns:
@@ -147,7 +152,8 @@ def run_bench(
         raise UserError("cells: expected at least one, with at least one batch in each.")
     check_bench(strategies, options, examples=sys.maxsize)
     kwargs = dict(fixed_length(generate_kwargs or {}))
-    run = run or run_info(generation=generation(plain_model(model), kwargs).record())
+    noted = {**kwargs, "compile": True} if compile else kwargs
+    run = run or run_info(generation=generation(plain_model(model), noted).record())
     load_before, since = load_average(), time.monotonic()
     finished: list[BenchCell] = []
     in_dtype, dtype = model, None
@@ -169,7 +175,7 @@ def run_bench(
             if cell.dtype != dtype:
                 in_dtype, dtype = in_dtype_of(cell, model), cell.dtype
             with part(index, len(cells), "cell", since):
-                finished.append(_measured(in_dtype, cell, strategies, options, kwargs))
+                finished.append(_measured(in_dtype, cell, strategies, options, kwargs, compile))
             result().write(folder / FILE)
     finally:
         if finished:
@@ -184,6 +190,7 @@ def _measured(
     strategies: Sequence[SkipStrategy],
     options: BenchOptions,
     generate_kwargs: Mapping[str, Any],
+    compile: bool,
 ) -> BenchCell:
     """Measure one cell."""
     device = next(model.parameters()).device
@@ -191,8 +198,10 @@ def _measured(
     given = {**generate_kwargs, "num_beams": cell.num_beams, "max_new_tokens": options.new_tokens}
     kwargs = generation(plain_model(model), given).options
     plain = PlainSide(model, batches, kwargs)
-    full_depth, *others = [StrategySide(model, batches, kwargs, each) for each in (FullDepth(), *strategies)]
+    full_depth, *others = [StrategySide(model, batches, kwargs, each, compile) for each in (FullDepth(), *strategies)]
     sides: dict[str, Any] = {PLAIN: plain, FULL_DEPTH: full_depth}
+    if compile and device.type == "cuda":
+        sides[PLAIN_COMPILED] = PlainCompiledSide(model, batches, kwargs)
     not_measured: list[NotMeasured] = []
     for number, side in enumerate(others):
         name = repr(side.strategy) if repr(side.strategy) not in sides else f"{side.strategy!r} ({number + 1})"

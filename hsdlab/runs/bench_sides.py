@@ -6,15 +6,18 @@ the vocabulary to each step.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from hsdlab.costs import Cost
 from hsdlab.decoding import DecodeOutput, Timing, generate
+from hsdlab.decoding.compiled import Compilation
 from hsdlab.decoding.cost import decode_cost, ideal_speedup
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.sub_layers import StepLayers
@@ -81,6 +84,61 @@ class PlainSide:
         return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.input_ids.shape[1] - 1)
 
 
+class PlainCompiledSide:
+    """transformers' own ``generate`` on its static KV cache, which it compiles by itself on a GPU.
+
+    Args:
+        model: A decoder-only transformers model in eval mode.
+        batches: The prompts, on its device.
+        options: Of ``generate``, with max_new_tokens and without an end of sequence.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], options: Mapping[str, Any]) -> None:
+        self._model = decoder_parts(model).model
+        self._batches = batches
+        self._options = {**options, "cache_implementation": "static"}
+
+    def __call__(self, case: int) -> Timing:
+        """Decode a batch; return how long it took. The choice of the first new token counts as decoding."""
+        model, batch = self._model, self._batches[case]
+        clock = _FirstLogits(model.device)  # a hook on a layer would be compiled
+        start = now_s(model.device)
+        sequences = model.generate(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            logits_processor=LogitsProcessorList([clock]),
+            **self._options,
+        )
+        end = now_s(model.device)
+        return Timing(
+            prompt_s=clock.reading_s - start,
+            decode_s=end - clock.reading_s,
+            decode_passes=sequences.shape[1] - batch.input_ids.shape[1] - 1,
+        )
+
+    def costs(self) -> dict[str, float | None]:
+        """Give no figures, as this is a baseline.
+
+        Returns:
+            Nothing.
+        """
+        return {}
+
+
+class _FirstLogits(LogitsProcessor):
+    """Reads the clock at the end of the prefill, and changes nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reading_s = math.nan
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores [rows, vocabulary] as they are."""
+        if math.isnan(self.reading_s):
+            self.reading_s = now_s(self._device)
+        return scores
+
+
 class StrategySide:
     """``hsdlab.generate`` under one strategy, timed batch by batch.
 
@@ -89,18 +147,25 @@ class StrategySide:
         batches: The prompts, on its device.
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
         strategy: The strategy.
+        compile: As in ``hsdlab.generate``.
 
     Attributes:
         outputs: The last output for each batch by its index.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], options: Mapping[str, Any], strategy: SkipStrategy
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        options: Mapping[str, Any],
+        strategy: SkipStrategy,
+        compile: bool | Compilation = False,
     ) -> None:
         self._model = model
         self._batches = batches
         self._options = options
         self.strategy = strategy
+        self._compile = compile
         self.outputs: dict[int, DecodeOutput] = {}
 
     def __call__(self, case: int) -> Timing:
@@ -111,6 +176,7 @@ class StrategySide:
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             strategy=self.strategy,
+            compile=self._compile,
             **self._options,
         )
         return self.outputs[case].timing

@@ -212,7 +212,8 @@ def own_text(model: nn.Module, prompts: Mapping[str, Tensor], **options: Any) ->
     """
     device = plain_model(model).device
     given = {name: prompts[name].to(device) for name in ("input_ids", "attention_mask")}
-    output = generate(model, **given, strategy=FullDepth(), **options)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    output = generate(model, input_ids=ids, attention_mask=mask, strategy=FullDepth(), **options)
     last_token = output.trace.live.sum(dim=0).to(device)  # (rows); step t makes new token t + 1
     new_tokens = torch.arange(output.sequences.shape[1] - output.trace.prompt_length, device=device)
     is_new = new_tokens <= last_token[:, None]  # (rows, new)

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from hsdlab.decoding.compiled import check_compilation
+from hsdlab.decoding.decisions import Decisions
+from hsdlab.decoding.families import decoder_parts
 from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models.generation import check_token_ids, fixed_length
 from hsdlab.modules import DecodeModule
@@ -57,9 +60,14 @@ def rehearse(
         scores: Whether the run scores texts, so that the metrics are tried too.
 
     Raises:
-        UserError: transformers or the model refuses the options, or a strategy answers what it must not.
+        UserError: transformers or the model refuses the options, a strategy answers what it must not, or the module
+            compiles what cannot be compiled.
         RunError: A metric or a strategy's own code fails.
     """
+    if module.compiled:
+        parts = decoder_parts(module.model)
+        for strategy in strategies:
+            check_compilation(parts, Decisions(strategy, parts.num_layers, module.max_new_tokens))
     with isolate_rng(), torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _with_options(module, prompt, form)
@@ -124,4 +132,6 @@ def _decode(module: DecodeModule, prompt: Sequence[int], strategy: SkipStrategy,
     ids = torch.tensor([list(prompt)[-PROMPT_TOKENS:]], device=module.model.device)
     length = {"max_new_tokens": min(NEW_TOKENS, module.max_new_tokens)}
     with strategy.applied_to(module.model):
-        module.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **{**options, **length})
+        module.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **{**options, **length, "compile": False}
+        )

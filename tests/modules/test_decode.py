@@ -6,12 +6,15 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from hsdlab import HSD, FullDepth, StaticSubLayers, generate
+from hsdlab import CALM, HSD, FullDepth, StaticSubLayers, generate
 from hsdlab.data import JSONLines
+from hsdlab.decoding import compiled
 from hsdlab.decoding.cost import decode_cost
+from hsdlab.errors import UserError
 from hsdlab.metrics import BLEU, ROUGE, bleu_statistics, rouge_scores
 from hsdlab.modules import DecodeModule, text_metrics
 from hsdlab.records.layer_ranges import layer_ranges
+from hsdlab.runs.rehearsal import rehearse
 from tests.tiny_checkpoints import tiny_llama, tiny_tokenizer
 from tests.tiny_runs import EXAMPLES, read_records, without_costs, write_examples
 
@@ -249,3 +252,34 @@ def test_bertscore_takes_an_embedded_encoder_by_name(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(text_metrics, "embedded_folder", {"embedded:all-minilm-l6-v2": tmp_path}.__getitem__)
     assert module(metrics=["bertscore"]).metrics["bertscore"].encoder == str(tmp_path)
+
+
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """``compile=True`` runs the same steps, without torch's compiler."""
+    monkeypatch.setattr(compiled, "_compiled", lambda function, backend: function)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_compiled_steps_give_the_same_records(num_beams, data, tmp_path, not_compiled):
+    records = []
+    for name, compile in (("steps", False), ("compiled", True)):
+        decoder = module(num_beams=num_beams, predictions=str(tmp_path / name), compile=compile)
+        trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
+        records.append(read_records(tmp_path / name))
+    assert without_costs(records[0]) == without_costs(records[1])
+    assert [record["batch"]["cost"]["warmup_s"] for record in records[0]] == [0] * EXAMPLES
+    assert records[1][0]["batch"]["cost"]["warmup_s"] > 0
+
+
+def test_the_record_of_a_run_says_that_steps_are_compiled():
+    assert module(compile=True).generation().record()["options"]["compile"] is True
+    assert "compile" not in module().generation().record()["options"]
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_is_decoded(not_compiled):
+    decoder = module(compile=True)
+    rehearse(decoder, [1, 2, 3], [STRATEGY, FullDepth()])
+    assert decoder.model not in compiled._workspaces  # a rehearsal does not wait for a compiler
+    with pytest.raises(UserError, match="compile=True: CALM chooses layers while it decodes"):
+        rehearse(decoder, [1, 2, 3], [FullDepth(), CALM()])
