@@ -39,7 +39,7 @@ def layers_in(ranges: str) -> dict[int, float]:
         ranges: Such as "0,2,4,15-17"; empty for no layer.
 
     Returns:
-        Index to how much of the layer ran: 1, or 0.5 if only attention or only the MLP did. The indices ascend.
+        Index to the share of the layer that ran, 1 or, if only attention or only the MLP did, 0.5. The indices ascend.
 
     Example:
         >>> layers_in("0,2,4,15-17")

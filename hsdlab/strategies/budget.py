@@ -43,7 +43,7 @@ class BudgetStrategy(ScheduledStrategy):
             num_layers: L.
 
         Returns:
-            Layer indices, sorted: the top layers, and those that always run.
+            Indices of the top layers and of those that always run, sorted.
         """
 
     def prompt_layers(self, position: int, prompt_length: int, num_layers: int) -> tuple[int, ...]:

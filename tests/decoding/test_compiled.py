@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth, generate
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth, StaticSubLayers, generate
 from hsdlab import testing as laws
 from hsdlab.decoding import applied, compiled, static_cache
 from hsdlab.decoding.compiled import Compilation, CompiledDecode
@@ -333,7 +333,7 @@ class Prompts(FullDepth):
         (FullDepth(), {"compile": "yes"}, "compile is 'yes'; expected True or False"),
         (FullDepth(), {"output_hidden_states": True}, "output_hidden_states"),
     ],
-    ids=["calm", "growing", "prompts", "short prompts", "no switch", "hidden states"],
+    ids=["calm", "sub-layers", "growing", "prompts", "short prompts", "no switch", "hidden states"],
 )
 def test_what_cannot_be_compiled_is_refused(model, strategy, options, message):
     with pytest.raises(UserError, match=message):
