@@ -175,8 +175,8 @@ class SkipCache(LayerRunner, DynamicCache):
         follow those of the prompt: new token k of a row is in column k, whatever the length of the other rows.
 
         Args:
-            executed: BoolTensor [rows or 1, tokens, layers] on the CPU; [rows or 1, tokens, layers, 2] for attention
-                and MLP apart. An MLP that some of the tokens with attention run is computed for all of them.
+            executed: BoolTensor [rows or 1, tokens, layers] on the CPU; with a last dimension of 2 where attention and
+                MLP run apart. An MLP that some of the tokens with attention run is computed for all of them.
             valid: BoolTensor [rows, tokens] on the CPU, true for the tokens of a row, which come before its padding.
 
         Raises:

@@ -50,8 +50,8 @@ class Passes:
 
         Args:
             tokens: LongTensor [rows, tokens].
-            executed: The layers that run for each, BoolTensor [rows or 1, tokens, layers] on the CPU; or
-                [rows or 1, tokens, layers, 2] for attention and MLP apart.
+            executed: The layers that run for each, BoolTensor [rows or 1, tokens, layers] on the CPU; with a last
+                dimension of 2 for attention and MLP apart.
             valid: BoolTensor [rows, tokens] on the CPU, false at the padding after a row's tokens; None for no padding.
 
         Returns:

@@ -98,8 +98,8 @@ class TokenPass:
     """Which tokens of one forward pass run which layer, or its attention and its MLP.
 
     Args:
-        executed: BoolTensor [rows or 1, tokens, layers] on the CPU; [rows or 1, tokens, layers, 2] for attention and
-            MLP apart.
+        executed: BoolTensor [rows or 1, tokens, layers] on the CPU; with a last dimension of 2 for attention and MLP
+            apart.
         valid: BoolTensor [rows, tokens] on the CPU, false at padding, which runs where its whole row does.
         device: Of the model.
     """

@@ -39,7 +39,7 @@ def layers_in(ranges: str) -> dict[int, float]:
         ranges: Such as "0,2,4,15-17"; empty for no layer.
 
     Returns:
-        Index to the share of the layer that ran, 1 or, if only attention or only the MLP did, 0.5. The indices ascend.
+        How much of each layer ran, by its index, ascending. 1 is a whole layer, 0.5 is attention or the MLP alone.
 
     Example:
         >>> layers_in("0,2,4,15-17")

@@ -82,6 +82,33 @@ def test_rows_that_run_the_same_parts_share_a_call(strategy, calls):
     assert out.trace.executed.shape == (1, 3, 6, 2)
 
 
+class Asked(SkipStrategy):
+    """Runs sub-layers, and notes after which of them it was asked about an exit."""
+
+    def __init__(self):
+        self.states = []
+
+    def plan(self, state):
+        plan = torch.ones(state.rows, state.num_layers, 2, dtype=torch.bool)
+        plan[:, 1, 0] = plan[:, 2, 1] = plan[1, 3, 0] = plan[2, 3] = plan[:, 4] = False
+        return plan
+
+    def should_exit(self, state):
+        self.states.append(state)
+        return torch.zeros(len(state.rows), dtype=torch.bool)
+
+
+def test_an_exit_may_follow_every_layer_of_which_a_part_ran(tiny):
+    strategy = Asked()
+    with strategy.applied_to(tiny()):
+        tiny().generate(prompts(3)[0], attention_mask=prompts(3)[1], max_new_tokens=2)
+    asked = [(state.layer, state.layers_run, state.rows.tolist()) for state in strategy.states]
+    assert asked == [(0, 1, [0, 1, 2]), (1, 2, [0, 1, 2]), (2, 3, [0, 1, 2]), (3, 4, [0, 1])]
+    for before, after in zip(strategy.states, strategy.states[1:], strict=False):
+        assert torch.equal(after.previous_output, before.output[: len(after.rows)])
+        assert not torch.isclose(after.output, after.previous_output).all(dim=1).any()
+
+
 def test_whole_layers_are_called_as_they_are(tiny, monkeypatch):
     monkeypatch.setattr("hsdlab.decoding.layer_parts._before_modules", lambda *args: 1 / 0)
     decode(tiny(), RandomPlan(0.5))
