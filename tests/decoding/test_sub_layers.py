@@ -10,8 +10,8 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.forced import forced_mask, layer_schedule
 from hsdlab.decoding.layer_parts import check_parts
 from hsdlab.decoding.sub_layers import alike, step_layers, step_mask
-from hsdlab.testing import decode, prompts, tiny_model
-from tests.strategies_for_tests import RandomPlan
+from hsdlab.testing import decode, law_3_replay, prompts, tiny_model
+from tests.strategies_for_tests import ChangingParts, RandomPlan
 
 
 class InParts(HSD):
@@ -112,6 +112,18 @@ def test_an_exit_may_follow_every_layer_of_which_a_part_ran(tiny):
 def test_whole_layers_are_called_as_they_are(tiny, monkeypatch):
     monkeypatch.setattr("hsdlab.decoding.layer_parts._before_modules", lambda *args: 1 / 0)
     decode(tiny(), RandomPlan(0.5))
+
+
+class SkipsInThePrompt(ChangingParts):
+    """Sub-layers in the decode steps, whole layers in the prompt."""
+
+    def scheduled_prompt(self, length, num_layers):
+        return [[0, 2, 5]] * (length - 1) + [range(num_layers)]
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beam"])
+def test_a_prompt_schedule_goes_with_sub_layers(tiny, mode):
+    law_3_replay(tiny(), SkipsInThePrompt(), mode)
 
 
 @pytest.mark.parametrize(
