@@ -56,7 +56,7 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
     examples = data.examples("test")
     assert [record["id"] for record in records] == [example.id for example in examples]
     assert len({record["new_tokens"] for record in records}) > 1  # else the ends of rows are not tested
-    for record, example in zip(records, examples, strict=True):
+    for position, (record, example) in enumerate(zip(records, examples, strict=True)):
         ids = torch.tensor([data.template.encode(example.source, decoder.tokenizer)[0]])
         output = generate(
             decoder.model, input_ids=ids, strategy=STRATEGY, max_new_tokens=8, num_beams=num_beams, pad_token_id=1
@@ -82,6 +82,7 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
                 "layers": [layer_ranges(STRATEGY.layers_at(step, 3, max_steps=8)) for step in range(steps)],
                 "scores": rouge_scores(text, references),
                 "bleu_statistics": bleu_statistics(text, references),
+                "position": position,
             }
         ]
 
@@ -141,6 +142,11 @@ def decoded(decoder, monkeypatch):
     return numbers
 
 
+def lines_as_decoded(file):
+    """The lines of a finished file in the order in which they were appended: batch after batch."""
+    return sorted(file.read_bytes().splitlines(keepends=True), key=lambda line: json.loads(line)["batch"]["number"])
+
+
 @pytest.mark.parametrize("generate_kwargs", [{}, {"do_sample": True, "temperature": 3.0}])
 @pytest.mark.parametrize("kept", [0, 2, 3, 4, 5], ids="{} lines kept".format)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(kept, generate_kwargs, data, tmp_path, monkeypatch):
@@ -148,7 +154,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(kept, generate_kwargs, data,
     options = {"num_beams": 1, "generate_kwargs": generate_kwargs, "predictions": str(file)}
     torch.manual_seed(3)
     (whole,) = trainer(STRATEGY).test(module(**options), datamodule=data, verbose=False)
-    lines = file.read_bytes().splitlines(keepends=True)
+    records, lines = read_records(file), lines_as_decoded(file)
     file.write_bytes(b"".join(lines[:kept]) + (lines[kept][:40] if kept < 5 else b""))
 
     torch.manual_seed(3)
@@ -157,7 +163,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(kept, generate_kwargs, data,
     numbers = decoded(decoder, monkeypatch)
     (resumed,) = trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
     assert numbers == {0: [0, 1, 2], 2: [1, 2], 3: [1, 2], 4: [2], 5: []}[kept]
-    assert without_costs(read_records(file)) == without_costs(map(json.loads, lines))
+    assert without_costs(read_records(file)) == without_costs(records)
     times = ("step_ms", "prompt_ms", "per_second")
     assert {name: resumed[name] for name in resumed if not name.endswith(times)} == pytest.approx(
         {name: whole[name] for name in whole if not name.endswith(times)}
@@ -171,7 +177,7 @@ def test_a_resumed_predict_returns_all_records(data, tmp_path):
     decoder = module(predictions=str(file))
     decoder.resume = True
     trainer(STRATEGY).predict(decoder, datamodule=data)
-    lines = file.read_bytes().splitlines(keepends=True)
+    lines = lines_as_decoded(file)
     file.write_bytes(b"".join(lines[:2]))
     batches = trainer(STRATEGY).predict(decoder, datamodule=data)
     records = [record for batch in batches for record in batch]
@@ -183,7 +189,7 @@ def test_predictions_for_other_examples_are_refused(data, tmp_path):
     trainer(STRATEGY).test(decoder, datamodule=data, verbose=False)
     decoder.resume = True
     other = JSONLines(folder=data.folder, batch_size=3)
-    with pytest.raises(ValueError, match="example 'test-2' has other texts, has moved"):
+    with pytest.raises(ValueError, match="example 'test-4' has other texts, has moved"):
         trainer(STRATEGY).test(decoder, datamodule=other, verbose=False)
 
 
@@ -192,7 +198,8 @@ def test_predict_returns_the_records_that_it_writes(data, tmp_path):
     batches = trainer(STRATEGY).predict(decoder, datamodule=data)
     records = read_records(tmp_path / "predictions.jsonl")
     written = [{name: value for name, value in record.items() if name != "hash"} for record in records]
-    assert [record | {"schema_version": 2} for batch in batches for record in batch] == written
+    returned = sorted((record for batch in batches for record in batch), key=lambda record: record["position"])
+    assert [record | {"schema_version": 2} for record in returned] == written
 
 
 def test_predictions_of_finished_batches_are_on_disk_when_a_later_one_fails(data, tmp_path, monkeypatch):
