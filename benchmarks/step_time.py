@@ -1,7 +1,10 @@
 """Print the time of a decode step over that of plain ``model.generate``, for docs/performance.md.
 
-    python -m benchmarks.step_time                      # every case in float32 and bfloat16; 8 minutes on 2 cores
+    python -m benchmarks.step_time                      # every case in float32 and bfloat16; 10 minutes on 2 cores
     python -m benchmarks.step_time float32 "batch 1"    # one dtype; the cases whose name contains the text
+    python -m benchmarks.step_time Prefill              # prompt schedules over a whole prompt
+
+A prefill ends with the first call of the logits processor.
 
 A step is the median gap between the calls of a logits processor, which is the same on all sides. The sides of a case
 take turns in short rounds. A ratio is taken within its round, since a shared machine drifts.
@@ -17,7 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from hsdlab import HSD, FullDepth, SkipDecode, SkipStrategy, StaticDepth, load_model
 from hsdlab.decoding import StepState
@@ -31,6 +40,7 @@ class Clock(LogitsProcessor):
     """Reads the clock in each step and changes nothing."""
 
     def __init__(self) -> None:
+        self.start_s = time.perf_counter()
         self.readings_s: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -38,9 +48,21 @@ class Clock(LogitsProcessor):
         self.readings_s.append(time.perf_counter())
         return scores
 
+    def prefill_s(self) -> float:
+        """Return the time from the making of this object to the first call."""
+        return self.readings_s[0] - self.start_s
+
     def step_s(self) -> float:
         """Return the median gap; the first is left out, which ends the prompt pass."""
         return median(b - a for a, b in zip(self.readings_s[1:], self.readings_s[2:], strict=False))
+
+
+class AtOnce(StoppingCriteria):
+    """Ends every text after its first token: what follows a prefill is not measured."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Answer yes for each row, BoolTensor [rows]."""
+        return torch.ones(len(input_ids), dtype=torch.bool)
 
 
 class PlannedRows(SkipStrategy):
@@ -70,6 +92,7 @@ class Case:
         against: What it is measured against: a strategy, or None for plain ``model.generate``.
         options: More options of ``generate``.
         ideal: Also print the speed-up over the ideal one.
+        prefill: Measure the prefill instead of a step.
     """
 
     name: str
@@ -79,6 +102,13 @@ class Case:
     against: SkipStrategy | None
     options: dict[str, Any]
     ideal: bool = False
+    prefill: bool = False
+
+
+def prompt_case(name: str, strategy: SkipStrategy, against: SkipStrategy) -> Case:
+    """Make a line for a prompt schedule: the prefill of 1,000 tokens over that of the same strategy without one."""
+    at_once = {"stopping_criteria": StoppingCriteriaList([AtOnce()])}
+    return Case(f"Prefill, {name}", 1, 1000, strategy, against, at_once, prefill=True)
 
 
 CASES = (
@@ -89,11 +119,18 @@ CASES = (
     Case("HSD(1, 0, 15), batch 1", 1, 100, HSD(1, 0, 15), None, {}, ideal=True),
     Case("SkipDecode(10, 20), batch 1", 1, 100, SkipDecode(10, 20), None, {}, ideal=True),
     Case("Rows over schedule, batch 8", 8, 100, PlannedRows(16), StaticDepth(16), {}),
+    prompt_case("HSD(2, 0, 8), prompt 0 to 14", HSD(2, 0, 8, prompt_min_exit=0, prompt_max_exit=14), HSD(2, 0, 8)),
+    prompt_case("HSD(1, 0, 8), prompt 0", HSD(1, 0, 8, prompt_min_exit=0, prompt_max_exit=0), HSD(1, 0, 8)),
+    prompt_case(
+        "SkipDecode(10, 20), prompt 0 to 28",
+        SkipDecode(10, 20, prompt_min_exit=0, prompt_max_exit=28),
+        SkipDecode(10, 20),
+    ),
 )
 
 
-def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, options: dict[str, Any]) -> float:
-    """Decode once; return the seconds of a step."""
+def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, options: dict[str, Any]) -> Clock:
+    """Decode once."""
     clock = Clock()
     with torch.inference_mode(), nullcontext() if strategy is None else strategy.applied_to(model):
         model.generate(
@@ -105,21 +142,22 @@ def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, opt
             logits_processor=LogitsProcessorList([clock]),
             **options,
         )
-    return clock.step_s()
+    return clock
 
 
 def measure(model: PreTrainedModel, case: Case, rounds: int) -> None:
     """Print a line: both medians, their ratio with quartiles and, on request, what share of the ideal is reached."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (case.rows, case.prompt_tokens), generator=generator)
-    sides: Sequence[Callable[[], float]] = [
+    read = Clock.prefill_s if case.prefill else Clock.step_s
+    sides: Sequence[Callable[[], Clock]] = [
         lambda: side(model, ids, case.strategy, case.options),
         lambda: side(model, ids, case.against, case.options),
     ]
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds + 1):  # the first warms up
         for index in (0, 1) if turn % 2 else (1, 0):
-            seconds[index].append(sides[index]())
+            seconds[index].append(read(sides[index]()))
     ours, theirs = seconds[0][1:], seconds[1][1:]
     ratio = ratio_spread(ours, theirs)
     line = (

@@ -28,7 +28,7 @@ from hsdlab import (
     SkipDecode,
     SkipStrategy,
     StaticDepth,
-    StaticSubLayers,
+    SubLayerStrategy,
     generate,
 )
 from hsdlab.decoding.sub_layers import apart, step_mask
@@ -47,7 +47,7 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
     "hsd": [HSD(1, 0, 15), HSD(2, 0, 15), HSD(2, 0, 8)],
     "skipdecode": [SkipDecode(10, 20), SkipDecode(10, 24), SkipDecode(8, 17, warmup=3)],
     "static_depth": [StaticDepth(15), StaticDepth(15, "bottom"), StaticDepth(15, "top")],
-    "static_sub_layers": [StaticSubLayers(), StaticSubLayers([20, 21, 22, 23], [22, 23, 24, 25])],
+    "sub_layers": [SubLayerStrategy(), SubLayerStrategy([20, 21, 22, 23], [22, 23, 24, 25])],
     "calm": [CALM(0.9), CALM(0.9, probe_layers=3), CALM(schedule="depth", slope=0.02)],
     "deebert": [DeeBERT(0.9), DeeBERT(0.95)],
     "pabee": [PABEE(1), PABEE(2)],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         SkipDecode,
         SkipStrategy,
         StaticDepth,
-        StaticSubLayers,
+        SubLayerStrategy,
     )
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "SkipDecode",
     "SkipStrategy",
     "StaticDepth",
-    "StaticSubLayers",
+    "SubLayerStrategy",
     "SubLayers",
     "UserError",
     "__version__",

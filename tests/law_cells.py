@@ -16,7 +16,7 @@ from hsdlab import (
     SkipDecode,
     SkipStrategy,
     StaticDepth,
-    StaticSubLayers,
+    SubLayerStrategy,
 )
 from hsdlab import testing as laws
 from tests.strategies_for_tests import Changing, ChangingParts, ChangingPrompt, RandomParts, RandomPlan
@@ -36,7 +36,7 @@ SETTINGS = {
         HSD(2, 0, 4, prompt_min_exit=1, prompt_max_exit=5),
     ],
     StaticDepth: [StaticDepth(3), StaticDepth(4, keep="bottom")],
-    StaticSubLayers: [StaticSubLayers(), StaticSubLayers(skipped_attention=[0, 2, 5], skipped_mlp=[1, 2])],
+    SubLayerStrategy: [SubLayerStrategy(), SubLayerStrategy(skipped_attention=[0, 2, 5], skipped_mlp=[1, 2])],
     CALM: [
         CALM(threshold=0.5),
         CALM(schedule="depth", slope=0.2),
@@ -63,7 +63,7 @@ SETTINGS = {
 }
 # They need what the published strategies do not: late keys and values of any pattern, early exits within sub-layers.
 HARD = [RandomPlan(share=0.5), ChangingPrompt()]
-OTHERS = [Changing(), RandomParts(share=0.5), ChangingParts(), Compose(StaticSubLayers([1, 3], [2, 3]), CALM(0.4))]
+OTHERS = [Changing(), RandomParts(share=0.5), ChangingParts(), Compose(SubLayerStrategy([1, 3], [2, 3]), CALM(0.4))]
 ALL = [setting for settings in SETTINGS.values() for setting in settings] + HARD + OTHERS
 
 PRODUCT = list(itertools.product(laws.LAWS_OF_A_DECODE, ALL, laws.MODES))

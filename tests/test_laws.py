@@ -13,7 +13,7 @@ from hsdlab import (
     OracleExit,
     ScheduledStrategy,
     SkipDecode,
-    StaticSubLayers,
+    SubLayerStrategy,
     replay,
 )
 from hsdlab import testing as laws
@@ -125,7 +125,7 @@ def test_law_8_config_and_pickling(strategy):
     [
         [HSD(0), HSD(1, 0, 4), HSD(2, 0, 4), HSD(2, 0, 2), HSD(5, 0, 2)],
         [SkipDecode(None, None), SkipDecode(3, 6), SkipDecode(2, 4), SkipDecode(1, 2)],
-        [StaticSubLayers(a, m) for a, m in ((None, None), ([1], None), ([1, 3], None), ([1, 2, 3], [2, 4]))],
+        [SubLayerStrategy(a, m) for a, m in ((None, None), ([1], None), ([1, 3], None), ([1, 2, 3], [2, 4]))],
         [CALM(t) for t in (1.0, 0.9, 0.5, 0.2, 0.0)],
         [CALM(schedule="depth", slope=s) for s in (0.0, 0.05, 0.2, 1.0)],
         [CALM(t, measure="saturation") for t in (1.0, 0.8, 0.5, 0.0)],

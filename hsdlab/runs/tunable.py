@@ -11,7 +11,7 @@ from hsdlab.runs.checks import CORPUS_METRICS, check_computed, check_ids
 from hsdlab.strategies import ScheduledStrategy, SkipStrategy
 from hsdlab.tuning import Goal, check_optuna
 
-TUNABLE = ("HSD", "SkipDecode", "StaticDepth", "StaticSubLayers")
+TUNABLE = ("HSD", "SkipDecode", "StaticDepth", "SubLayerStrategy")
 
 
 def scheduled_classes(names: Sequence[str]) -> list[type[ScheduledStrategy]]:

@@ -12,7 +12,7 @@ from hsdlab.strategies.pabee import PABEE
 from hsdlab.strategies.schedule import ScheduledStrategy
 from hsdlab.strategies.skipdecode import SkipDecode
 from hsdlab.strategies.static import StaticDepth
-from hsdlab.strategies.sub_layers import StaticSubLayers
+from hsdlab.strategies.sub_layers import SubLayerStrategy
 
 __all__ = [
     "CALM",
@@ -27,5 +27,5 @@ __all__ = [
     "SkipDecode",
     "SkipStrategy",
     "StaticDepth",
-    "StaticSubLayers",
+    "SubLayerStrategy",
 ]

@@ -1,4 +1,4 @@
-"""StaticSubLayers: the same attention and MLP sub-layers in every decode step."""
+"""SubLayerStrategy: the same attention and MLP sub-layers in every decode step."""
 
 from typing import Any, Literal, Self
 
@@ -7,7 +7,7 @@ from hsdlab.errors import UserError
 from hsdlab.strategies.schedule import ScheduledStrategy, Trial
 
 
-class StaticSubLayers(ScheduledStrategy):
+class SubLayerStrategy(ScheduledStrategy):
     """Skip the attention of some layers and the MLP of some layers in every decode step; the prompt runs all.
 
     This is the draft model of Draft & Verify (Zhang et al. 2023, arXiv 2309.08168), which chooses the two lists by
@@ -22,7 +22,7 @@ class StaticSubLayers(ScheduledStrategy):
         UserError: A list holds something else than indices from 0 on, or an index twice.
 
     Example:
-        >>> StaticSubLayers(skipped_attention=[1, 2], skipped_mlp=[2]).layers_at(step=0, num_layers=4, max_steps=10)
+        >>> SubLayerStrategy(skipped_attention=[1, 2], skipped_mlp=[2]).layers_at(step=0, num_layers=4, max_steps=10)
         SubLayers(attention=[0, 3], mlp=[0, 1, 3])
     """
 
@@ -41,7 +41,9 @@ class StaticSubLayers(ScheduledStrategy):
         for name, layers in skipped.items():
             beyond = [layer for layer in layers if layer >= num_layers]
             if beyond:
-                raise UserError(f"StaticSubLayers: {name} lists {beyond}; this model has layers 0 to {num_layers - 1}.")
+                raise UserError(
+                    f"SubLayerStrategy: {name} lists {beyond}; this model has layers 0 to {num_layers - 1}."
+                )
         attention, mlp = ([i for i in range(num_layers) if i not in layers] for layers in skipped.values())
         return SubLayers(attention, mlp)
 
@@ -60,9 +62,9 @@ class StaticSubLayers(ScheduledStrategy):
         attention = every_second if self.skipped_attention == "auto" else self.skipped_attention
         return self._with(skipped_attention=attention or [], skipped_mlp=self.skipped_mlp or [])
 
-    def never_skip(self) -> "StaticSubLayers":
+    def never_skip(self) -> "SubLayerStrategy":
         """Skip nothing."""
-        return StaticSubLayers(None, None)
+        return SubLayerStrategy(None, None)
 
 
 def _check(name: str, layers: Any) -> None:
@@ -70,4 +72,6 @@ def _check(name: str, layers: Any) -> None:
         return
     wrong = not isinstance(layers, list) or any(type(layer) is not int or layer < 0 for layer in layers)
     if wrong or len(set(layers)) < len(layers):
-        raise UserError(f"StaticSubLayers: {name}={layers!r}; expected a list of layers from 0 on, each once, or None.")
+        raise UserError(
+            f"SubLayerStrategy: {name}={layers!r}; expected a list of layers from 0 on, each once, or None."
+        )

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth, StaticSubLayers, generate
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth, SubLayerStrategy, generate
 from hsdlab import testing as laws
 from hsdlab.decoding import applied, compiled, static_cache
 from hsdlab.decoding.compiled import Compilation, CompiledDecode
@@ -328,7 +328,7 @@ class Prompts(FullDepth):
     ("strategy", "options", "message"),
     [
         (CALM(), {}, "CALM chooses layers while it decodes"),
-        (StaticSubLayers(), {}, "StaticSubLayers runs attention and MLP apart"),
+        (SubLayerStrategy(), {}, "SubLayerStrategy runs attention and MLP apart"),
         (Growing(), {}, "Growing runs layers that an earlier step skipped"),
         (Prompts(), {}, "Prompts skips layers in the prompt"),
         (ShortPrompts(), {"compile": EAGER}, "ShortPrompts skips layers in the prompt"),

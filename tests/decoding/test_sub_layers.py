@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hsdlab import HSD, ScheduledStrategy, SkipStrategy, StaticSubLayers, SubLayers, generate
+from hsdlab import HSD, ScheduledStrategy, SkipStrategy, SubLayers, SubLayerStrategy, generate
 from hsdlab.decoding import UnsupportedModelError
 from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
@@ -57,7 +57,7 @@ def test_both_parts_of_a_layer_are_the_layer(family_model, mode, whole, parts):
 def test_a_layer_without_attention_has_no_cache_and_owes_nothing(tiny):
     text = dict(zip(("input_ids", "attention_mask"), prompts(3), strict=True))
     full, none = (
-        generate(tiny(), **text, strategy=StaticSubLayers(skipped), max_new_tokens=8) for skipped in ([], [1, 3, 4])
+        generate(tiny(), **text, strategy=SubLayerStrategy(skipped), max_new_tokens=8) for skipped in ([], [1, 3, 4])
     )
     assert none.cache_bytes == full.cache_bytes / 2
     assert none.trace.filled == 0
@@ -71,7 +71,9 @@ class ThreeKinds(SkipStrategy):
         return kinds[:, None].expand(3, state.num_layers, 2)
 
 
-@pytest.mark.parametrize(("strategy", "calls"), [(StaticSubLayers([1], [2]), 1), (ThreeKinds(), 3)], ids=["all", "own"])
+@pytest.mark.parametrize(
+    ("strategy", "calls"), [(SubLayerStrategy([1], [2]), 1), (ThreeKinds(), 3)], ids=["all", "own"]
+)
 def test_rows_that_run_the_same_parts_share_a_call(strategy, calls):
     model, seen = tiny_model(), []
     check_parts(decoder_parts(model))  # runs each layer twice, once for each model
@@ -161,7 +163,7 @@ def test_a_norm_after_the_residual_connection_is_refused_before_anything_is_deco
     seen = []
     model.register_forward_hook(lambda *args: seen.append(1))
     with pytest.raises(UnsupportedModelError, match="The attention and the MLP of OPTForCausalLM cannot be skipped"):
-        decode(model, StaticSubLayers())
+        decode(model, SubLayerStrategy())
     assert not seen
     decode(model, HSD(1, 0, 3))  # whole layers can be skipped
 

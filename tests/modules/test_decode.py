@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from hsdlab import CALM, HSD, FullDepth, StaticSubLayers, generate
+from hsdlab import CALM, HSD, FullDepth, SubLayerStrategy, generate
 from hsdlab.data import JSONLines
 from hsdlab.decoding import compiled
 from hsdlab.decoding.cost import decode_cost
@@ -89,7 +89,7 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
 
 def test_records_of_sub_layers(data, tmp_path):
     decoder = module(predictions=str(tmp_path / "predictions.jsonl"))
-    strategy = StaticSubLayers([1], [1, 2])
+    strategy = SubLayerStrategy([1], [1, 2])
     (logged,) = trainer(strategy).test(decoder, datamodule=data, verbose=False)
     records = read_records(tmp_path / "predictions.jsonl")
     assert {ranges for record in records for ranges in record["layers"]} == {"0,2a"}

@@ -8,14 +8,13 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import hsdlab.strategies
-from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth, StaticSubLayers
+from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, StaticDepth, SubLayerStrategy
 from hsdlab.data.batches import Pair, collate_pairs
-from hsdlab.decoding.forced import layer_schedule
 from hsdlab.modules import FinetuneModule, LoRA
 from hsdlab.modules.losses import distilled_loss
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.testing import VOCABULARY, tiny_model, watched
-from tests.strategies_for_tests import Changing, ChangingParts, RandomPlan
+from tests.strategies_for_tests import Changing, ChangingParts, ChangingPrompt, RandomPlan
 from tests.tiny_checkpoints import tiny_tokenizer
 
 MAX_NEW_TOKENS = 6
@@ -27,10 +26,14 @@ STRATEGIES = [
     SkipDecode(0, 2, warmup=2),
     StaticDepth(3),
     Changing(),  # skips the first and the last layer too, and needs late fills
-    StaticSubLayers([1, 3, 4], [3]),
+    SubLayerStrategy([1, 3, 4], [3]),
     ChangingParts(),
 ]
-PROMPT_SCHEDULES = []
+PROMPT_SCHEDULES = [
+    HSD(1, 0, 4, prompt_min_exit=0, prompt_max_exit=3),
+    SkipDecode(None, None, warmup=0, prompt_min_exit=1, prompt_max_exit=5),
+    ChangingPrompt(),
+]
 
 
 class Force(LogitsProcessor):
@@ -76,7 +79,7 @@ def test_every_scheduled_strategy_is_tested():
     assert scheduled <= {type(strategy) for strategy in STRATEGIES}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+@pytest.mark.parametrize("strategy", STRATEGIES + PROMPT_SCHEDULES, ids=repr)
 def test_training_logits_equal_decode_logits(family_model, strategy):
     rows = pairs()
     batch = collate_pairs(rows, pad_token_id=0)
@@ -94,8 +97,7 @@ def test_training_logits_equal_decode_logits(family_model, strategy):
     for row, pair in enumerate(rows):
         new = len(pair.target_ids)
         torch.testing.assert_close(trained[row, -new - 1 : -1], decoded[row, :new], atol=1e-9, rtol=0)
-    skips = layer_schedule(strategy, 6, MAX_NEW_TOKENS).skips
-    assert skips == (not torch.allclose(trained[1], full[1]))
+    assert bool(module.mixture.skips[1]) == (not torch.allclose(trained[1], full[1]))
 
 
 def test_each_row_may_have_a_strategy_of_its_own(tiny):
@@ -157,9 +159,7 @@ def executed_of(mixture, rows, drawn=(0,)):
     return mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
 
 
-@pytest.mark.parametrize(
-    "strategy", [strategy for strategy in STRATEGIES if strategy not in PROMPT_SCHEDULES], ids=repr
-)
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_by_default_every_layer_runs_for_the_prompt(tiny, strategy):
     mixture = SkipMixture(tiny("llama"), [strategy], None, MAX_NEW_TOKENS, seed=0)
     for row in pairs():

@@ -11,7 +11,7 @@ from hsdlab.records.bench import BenchResult
 from hsdlab.runs.bench import run_bench
 from hsdlab.runs.bench_cells import BenchOptions, Cell
 from hsdlab.runs.bench_limits import EarlyExitSide, LayersRemovedSide
-from hsdlab.strategies import CALM, StaticSubLayers
+from hsdlab.strategies import CALM, SubLayerStrategy
 from hsdlab.testing import tiny_model
 from tests.runs.test_bench import (
     HALF,
@@ -68,7 +68,7 @@ def test_a_removed_layer_may_return(beams, model, prompts, monkeypatch):
     ("strategy", "reason"),
     [
         (CALM(0.5), "it chooses its layers while it decodes"),
-        (StaticSubLayers([1]), "it runs attention and MLP apart"),
+        (SubLayerStrategy([1]), "it runs attention and MLP apart"),
     ],
     ids=repr,
 )

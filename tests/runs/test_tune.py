@@ -257,7 +257,7 @@ def test_what_cannot_end_well_is_refused_before_the_model_is_loaded(args, expect
         ({"classes": ["hsdlab.Compose"]}, "hsdlab.Compose is no ScheduledStrategy"),
         ({"classes": ["FullDepth"]}, "FullDepth does not say which settings to try"),
         ({"classes": ["tests.runs.test_resume.Slow"]}, "Slow does not say which settings to try"),
-        ({"classes": ["HDS"]}, "unknown class 'HDS'; expected some of HSD, SkipDecode, StaticDepth, StaticSubLayers"),
+        ({"classes": ["HDS"]}, "unknown class 'HDS'; expected some of HSD, SkipDecode, StaticDepth, SubLayerStrategy"),
         ({"classes": ["no_such.Class"]}, "unknown class 'no_such.Class'"),
         ({"classes": ["json.dumps"]}, "json.dumps is part of Python itself"),
         ({"classes": ["HSD", "hsdlab.HSD"]}, "classes lists HSD 2 times"),

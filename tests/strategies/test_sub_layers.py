@@ -1,29 +1,29 @@
-"""The sub-layers of StaticSubLayers."""
+"""The sub-layers of SubLayerStrategy."""
 
 import optuna
 import pytest
 
-from hsdlab import StaticSubLayers, SubLayers
+from hsdlab import SubLayers, SubLayerStrategy
 from hsdlab.decoding.forced import layer_schedule
 
 
 def test_what_is_not_listed_runs():
-    assert StaticSubLayers([1, 3], [2]).layers_at(5, 4, 10) == SubLayers(attention=[0, 2], mlp=[0, 1, 3])
-    assert StaticSubLayers(None, [3, 0]).layers_at(5, 4, 10) == SubLayers(attention=[0, 1, 2, 3], mlp=[1, 2])
+    assert SubLayerStrategy([1, 3], [2]).layers_at(5, 4, 10) == SubLayers(attention=[0, 2], mlp=[0, 1, 3])
+    assert SubLayerStrategy(None, [3, 0]).layers_at(5, 4, 10) == SubLayers(attention=[0, 1, 2, 3], mlp=[1, 2])
 
 
 @pytest.mark.parametrize(
     ("num_layers", "attention"), [(1, [0]), (2, [0, 1]), (3, [0, 2]), (6, [0, 2, 4, 5]), (7, [0, 2, 4, 6])]
 )
 def test_the_default_skips_the_attention_of_every_second_layer(num_layers, attention):
-    assert StaticSubLayers().layers_at(0, num_layers, 10) == SubLayers(attention, list(range(num_layers)))
-    resolved = StaticSubLayers().resolved(num_layers)
-    assert resolved.layers_at(0, num_layers, 10) == StaticSubLayers().layers_at(0, num_layers, 10)
+    assert SubLayerStrategy().layers_at(0, num_layers, 10) == SubLayers(attention, list(range(num_layers)))
+    resolved = SubLayerStrategy().resolved(num_layers)
+    assert resolved.layers_at(0, num_layers, 10) == SubLayerStrategy().layers_at(0, num_layers, 10)
     assert resolved.parameters() == {"skipped_attention": [*range(1, num_layers - 1, 2)], "skipped_mlp": []}
 
 
 def test_the_setting_that_never_skips():
-    assert StaticSubLayers([1], [2]).never_skip().layers_at(0, 3, 10) == SubLayers([0, 1, 2], [0, 1, 2])
+    assert SubLayerStrategy([1], [2]).never_skip().layers_at(0, 3, 10) == SubLayers([0, 1, 2], [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -38,18 +38,18 @@ def test_the_setting_that_never_skips():
 )
 def test_settings_that_are_none(arguments, message):
     with pytest.raises(ValueError, match=message):
-        StaticSubLayers(**arguments)
+        SubLayerStrategy(**arguments)
 
 
 def test_layers_beyond_the_model():
     with pytest.raises(ValueError, match=r"skipped_mlp lists \[6, 9\]; this model has layers 0 to 5"):
-        StaticSubLayers([1], [6, 2, 9]).layers_at(0, 6, 10)
+        SubLayerStrategy([1], [6, 2, 9]).layers_at(0, 6, 10)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 6])
 def test_proposals_are_all_sets_of_sub_layers_above_layer_0(num_layers):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     masks = {
-        layer_schedule(StaticSubLayers.propose(study.ask(), num_layers, 4), num_layers, 4).content for _ in range(40)
+        layer_schedule(SubLayerStrategy.propose(study.ask(), num_layers, 4), num_layers, 4).content for _ in range(40)
     }
     assert len(masks) == {1: 1, 2: 4}.get(num_layers, 40)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hsdlab import CALM, HSD, FullDepth, SkipDecode, StaticSubLayers
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, SubLayerStrategy
 from hsdlab.decoding.forced import layer_schedule
 from hsdlab.decoding.sub_layers import step_mask
 from hsdlab.modules.skip_aware import SkipMixture
@@ -40,7 +40,7 @@ STRATEGIES = [
     HSD(2, 0, 3, prompt_min_exit=0, prompt_max_exit=4),
     SkipDecode(None, None, warmup=0, prompt_min_exit=1, prompt_max_exit=2),
     ChangingPrompt(),
-    StaticSubLayers([1, 3, 4], [3]),
+    SubLayerStrategy([1, 3, 4], [3]),
 ]
 
 
