@@ -106,7 +106,8 @@ def rouge1(file):
 
 
 def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatch, capsys, layers_as_time):
-    report = tune("--max-loss=0.4", "--metric=rouge1", "--trials=30", "--decodes=4", "--seed_everything=3")
+    whole = "--classes=[HSD, SkipDecode, StaticDepth]"
+    report = tune("--max-loss=0.4", "--metric=rouge1", "--trials=30", "--decodes=4", "--seed_everything=3", whole)
     out = tmp_path / "out"
     decoded = report.rows.values()
     assert len(decoded) == 4
