@@ -107,7 +107,7 @@ def rouge1(file):
 
 def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatch, capsys, layers_as_time):
     whole = "--classes=[HSD, SkipDecode, StaticDepth]"
-    report = tune("--max-loss=0.4", "--metric=rouge1", "--trials=30", "--decodes=4", "--seed_everything=3", whole)
+    report = tune("--max-loss=0.5", "--metric=rouge1", "--trials=30", "--decodes=4", "--seed_everything=3", whole)
     out = tmp_path / "out"
     decoded = report.rows.values()
     assert len(decoded) == 4
@@ -121,15 +121,15 @@ def test_the_fastest_that_keeps_enough_of_the_quality(tune, tmp_path, monkeypatc
     for each in decoded:
         assert each.percent_of_baseline["rouge1"].value == pytest.approx(100 * shares[each.name])
     verdicts = {report.rows[each.place].name: each.met_goal for each in report.decoded}
-    assert verdicts == {name: share >= 0.6 for name, share in shares.items()}
-    assert report.chosen_row.name == [name for name in shares if shares[name] >= 0.6][-1]  # slowest first
+    assert verdicts == {name: share >= 0.5 for name, share in shares.items()}
+    assert report.chosen_row.name == [name for name in shares if shares[name] >= 0.5][-1]  # slowest first
     assert {False, True} == set(verdicts.values())
     assert {record["id"].partition("-")[0] for record in read_records(files[0])} == {"validation"}
 
     printed = " ".join(capsys.readouterr().out.split())
     assert "Searching: 30 settings" in printed
     assert "Setting 4 of at most 4" in printed
-    assert f"{report.chosen_row.name} is the fastest decoded that keeps 60 % or more of full depth's ROUGE-1" in printed
+    assert f"{report.chosen_row.name} is the fastest decoded that keeps 50 % or more of full depth's ROUGE-1" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         *(".hsdlab.written", "config.yaml", "frontier.png", "predictions", "run.json", "scores.jsonl", "strategy.yaml"),
         *("tuning.json", "tuning.md"),
