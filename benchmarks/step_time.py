@@ -2,9 +2,9 @@
 
     python -m benchmarks.step_time                      # every case in float32 and bfloat16; 10 minutes on 2 cores
     python -m benchmarks.step_time float32 "batch 1"    # one dtype; the cases whose name contains the text
-    python -m benchmarks.step_time Prefill              # prompt schedules over a whole prompt
+    OMP_NUM_THREADS=1 python -m benchmarks.step_time cpu Prefill    # prompt schedules, in CPU seconds of one thread
 
-A prefill ends with the first call of the logits processor.
+A prefill ends with the first call of the logits processor. CPU seconds change little with what else the machine does.
 
 A step is the median gap between the calls of a logits processor, which is the same on all sides. The sides of a case
 take turns in short rounds. A ratio is taken within its round, since a shared machine drifts.
@@ -39,13 +39,14 @@ NEW_TOKENS, ROUNDS = 24, 5
 class Clock(LogitsProcessor):
     """Reads the clock in each step and changes nothing."""
 
-    def __init__(self) -> None:
-        self.start_s = time.perf_counter()
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self.start_s = now_s()
         self.readings_s: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Note the time; the scores [rows, vocabulary] stay as they are."""
-        self.readings_s.append(time.perf_counter())
+        self.readings_s.append(self._now_s())
         return scores
 
     def prefill_s(self) -> float:
@@ -129,9 +130,8 @@ CASES = (
 )
 
 
-def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, options: dict[str, Any]) -> Clock:
-    """Decode once."""
-    clock = Clock()
+def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, clock: Clock, options: dict) -> Clock:
+    """Decode once; return the clock."""
     with torch.inference_mode(), nullcontext() if strategy is None else strategy.applied_to(model):
         model.generate(
             ids,
@@ -145,14 +145,14 @@ def side(model: PreTrainedModel, ids: Tensor, strategy: SkipStrategy | None, opt
     return clock
 
 
-def measure(model: PreTrainedModel, case: Case, rounds: int) -> None:
+def measure(model: PreTrainedModel, case: Case, rounds: int, now_s: Callable[[], float]) -> None:
     """Print a line: both medians, their ratio with quartiles and, on request, what share of the ideal is reached."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (case.rows, case.prompt_tokens), generator=generator)
     read = Clock.prefill_s if case.prefill else Clock.step_s
     sides: Sequence[Callable[[], Clock]] = [
-        lambda: side(model, ids, case.strategy, case.options),
-        lambda: side(model, ids, case.against, case.options),
+        lambda: side(model, ids, case.strategy, Clock(now_s), case.options),
+        lambda: side(model, ids, case.against, Clock(now_s), case.options),
     ]
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds + 1):  # the first warms up
@@ -175,14 +175,15 @@ def main() -> None:
     """Print a table for each dtype."""
     asked = sys.argv[1:]
     dtypes = [name for name in asked if name in ("float32", "bfloat16")] or ["float32", "bfloat16"]
-    names = [name for name in asked if name not in dtypes]
+    now_s = time.process_time if "cpu" in asked else time.perf_counter
+    names = [name for name in asked if name not in (*dtypes, "cpu")]
     for dtype in dtypes:
         model, _ = load_model("embedded:smollm2-135m", device="cpu", dtype=dtype)
         print(f"{dtype}, {torch.get_num_threads()} threads, {ROUNDS} rounds of {NEW_TOKENS} tokens")
         print("| Case | Other side, ms | Ours, ms | Ratio | Speed-up over ideal |\n| --- | ---: | ---: | ---: | ---: |")
         for case in CASES:
             if not names or any(name in case.name for name in names):
-                measure(model, case, ROUNDS)
+                measure(model, case, ROUNDS, now_s)
 
 
 if __name__ == "__main__":
