@@ -56,6 +56,24 @@ def test_the_trace_is_what_hooks_count(tiny, strategy):
     assert trace.mask(5)[:, :5].equal(trace.prompt)
 
 
+@pytest.mark.parametrize("mode", laws.MODES)
+def test_a_family_that_is_not_listed_prefills_each_beam(mode):
+    model = laws.tiny_model("qwen3", head_dim=8, num_key_value_heads=2)
+    laws.decode(model, FullDepth())  # the first decode of an unlisted family is checked, which computes more
+    laws.law_3_replay(model, Grows(), mode)
+    laws.law_4_trace(model, Grows(), mode)
+
+
+def test_sampled_sequences_of_one_source_have_its_prompt_in_the_trace(tiny):
+    ids, mask = prompts(3)
+    options = {"max_new_tokens": 3, "do_sample": True, "num_return_sequences": 2}
+    trace = generate(tiny(), input_ids=ids, attention_mask=mask, strategy=Grows(), **options).trace
+    assert len(trace.prompt) == 6
+    assert torch.equal(trace.prompt[::2], trace.prompt[1::2])
+    alone = generate(tiny(), input_ids=ids[1:2], attention_mask=mask[1:2], strategy=Grows(), max_new_tokens=3).trace
+    assert torch.equal(trace.prompt[2:3], alone.prompt)
+
+
 def test_all_layers_are_the_prefill_of_full_depth(tiny):
     class All(HSD):
         def scheduled_prompt(self, prompt_length, num_layers):
