@@ -120,7 +120,7 @@ def steps() -> str:
 
 def runs() -> str:
     """Measure whole runs; return the tables."""
-    parts = [_call("benchmarks.run_time", case) for case in ("compare", "evaluate")]
+    parts = [_call("benchmarks.run_time", *case) for case in (("compare", "--rounds=1"), ("evaluate",))]
     return "\n\n".join([*parts, provenance(run_info())])
 
 
