@@ -122,6 +122,7 @@ def _load(
     model.name_or_path = name  # what an adapter trained on this model notes as its base
     if adapter is not None:
         model = merge(model, adapter, len(tokenizer))
+        vars(model)["merged_adapter"] = str(adapter.folder)  # `fit` trains no second one on it
         model.generation_config = adapter.generation_config() or model.generation_config
         tokenizer.chat_template = adapter.chat_template or tokenizer.chat_template
     check_tokenizer_fits(name, tokenizer, model)

@@ -110,12 +110,18 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
         A peft model around the model.
 
     Raises:
-        UserError: A number out of its range, a target that matches no layer of the model (the message lists its linear
-            layers), a target whose weights another part of the model uses too, or a setting that peft cannot apply to
-            the model.
+        UserError: An adapter was merged into the model as it was loaded, a number out of its range, a target that
+            matches no layer of the model (the message lists its linear layers), a target whose weights another part of
+            the model uses too, or a setting that peft cannot apply to the model.
     """
     check_numbers(lora)
     _check_targets(model, lora)
+    if merged := getattr(model, "merged_adapter", None):
+        raise UserError(
+            f"lora: the model was loaded with the adapter {merged}. A second adapter would name the base model alone, "
+            "and the first one would be lost. Save the merged model and its tokenizer (save_pretrained), and train on "
+            "that folder; or train all weights, without lora."
+        )
     config = copy.deepcopy(lora)  # peft notes the model and the layers that it found in it
     config.task_type = "CAUSAL_LM"
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's are transposed

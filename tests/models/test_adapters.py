@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from hsdlab.errors import UserError
 from hsdlab.models import load_model
 from hsdlab.modules import FinetuneModule
-from hsdlab.modules.lora import LoRA
+from hsdlab.modules.lora import LoRA, add_lora
 from tests.tiny_checkpoints import TOKENS, save, save_adapter, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 ADDED = ["<a>", "<b>"]
@@ -200,3 +200,15 @@ def test_an_adapter_that_is_not_loaded_completely_is_refused(change, message, tm
     save_file(weights, file)
     with pytest.raises(UserError, match=message):
         load_model(tmp_path / "adapter", device="cpu")
+
+
+def test_no_second_adapter_is_trained_on_a_model_with_one(tmp_path):
+    base = save(tiny_llama(), tmp_path / "base")
+    save_adapter(base, tiny_llama(), tmp_path / "adapter", ["q_proj"])
+    model, tokenizer = load_model(tmp_path / "adapter", device="cpu")
+    with pytest.raises(UserError, match=r"loaded with the adapter .*adapter\. A second adapter would name the base"):
+        add_lora(model, LoRA())
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "merged")
+    again, _ = load_model(tmp_path / "merged", device="cpu")
+    assert add_lora(again, LoRA()).peft_config["default"].base_model_name_or_path == str(tmp_path / "merged")
