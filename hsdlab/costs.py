@@ -26,7 +26,6 @@ class Cost:
     Attributes:
         num_layers: L, the decoder layers of the model; 0 in an empty cost.
         prompt_passes: Prefills, each of a whole batch.
-        shared_prompt_passes: Those of them whose layers ran in the decode of another strategy over the same batch.
         decode_passes: Forward passes of the decode; one decode step of a whole batch is one pass.
         new_tokens: New tokens of the returned sequences, including their end-of-sequence tokens.
         decode_steps: Decode steps of the returned sequences.
@@ -49,6 +48,7 @@ class Cost:
         warmup_s: Seconds of compiling and capturing decode steps (``compile=True``), likewise; in neither of the two.
         wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
         peak_cache_bytes: Bytes of the largest KV cache.
+        shared_prompt_passes: Prefills whose layers ran in the decode of another strategy over the same batch.
 
     Example:
         >>> a = Cost(num_layers=30, decode_steps=4, executed_layers=60, decode_s=0.2, wall_s=0.3)

@@ -520,4 +520,4 @@ def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
 def test_there_are_configs():
     docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
     results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in ("plain", "skip_aware")}
-    assert {path.stem for path in CONFIGS} == docstrings | results
+    assert {path.stem for path in CONFIGS} == docstrings | results | {"finetune_e2e_prompts"}

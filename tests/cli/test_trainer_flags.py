@@ -218,7 +218,7 @@ def test_a_limit_decodes_so_many_batches(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     evaluate(["test", *decoding_options(tmp_path), f"--output={tmp_path / 'out'}", "--trainer.limit_test_batches=2"])
     lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [f"test-{i}" for i in range(4)]
+    assert [json.loads(line)["id"] for line in lines] == [f"test-{i}" for i in (0, 1, 2, 4)]  # of similar length
 
 
 def test_validation_within_a_step_is_refused(monkeypatch, capsys, options, tmp_path):

@@ -192,6 +192,7 @@ def test_a_step_runs_on_a_device_that_has_no_values(monkeypatch):
     monkeypatch.setattr(static_cache, "now_s", lambda device: 0.0)
     monkeypatch.setattr("hsdlab.decoding.step_graphs.now_s", lambda device: 0.0)
     monkeypatch.setattr(compiled, "_compiled", lambda function, backend: function)
+    monkeypatch.setattr(CompiledDecode, "_check_prompt", lambda *_: None)  # it reads the prompt's mask, once a decode
     model = tiny_model("llama", dtype=torch.float32).to("meta")
     parts = decoder_parts(model)
     decisions = Decisions(HSD(1, 0, 5), 6, NEW_TOKENS, sources=2)

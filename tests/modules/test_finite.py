@@ -245,7 +245,7 @@ def test_decoding_names_the_examples(data):
     decoder = decode_module(num_beams=1, max_new_tokens=4)
     decoder.model.lm_head.register_forward_hook(lambda part, arguments, logits: logits * NAN)
     assert isinstance(decoder, DecodeModule)
-    with pytest.raises(RunError, match=r"the prefill, sequence 0, 1 of .* These are the examples test-0, test-1\."):
+    with pytest.raises(RunError, match=r"the prefill, sequence 0, 1 of .* These are the examples test-0, test-2\."):
         decode_trainer(FullDepth()).test(decoder, datamodule=data, verbose=False)
 
 

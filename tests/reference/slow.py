@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from hsdlab import CALM, PABEE, DeeBERT, FullDepth
 from hsdlab.decoding.families import decoder_parts, position_ids
-from hsdlab.decoding.sub_layers import step_mask
+from hsdlab.decoding.sub_layers import alike, step_mask
 
 
 def masked_logits(model, input_ids, attention_mask, executed):
@@ -32,6 +32,7 @@ def greedy_by_schedule(model, input_ids, attention_mask, strategy, new_tokens):
     """Greedy tokens and logits per step, where step t runs ``layers_at(t)`` and the prompt ``prompt_layers``."""
     layers = decoder_parts(model).num_layers
     steps = [step_mask(strategy.layers_at(step, layers, new_tokens), layers) for step in range(new_tokens - 1)]
+    steps = alike(steps, dims=1)
     executed = prompt_executed(strategy, attention_mask, *steps[0].shape)
     all_logits = []
     for step in range(new_tokens):
