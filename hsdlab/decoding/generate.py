@@ -42,7 +42,7 @@ class DecodeOutput:
         sequences: The returned sequences, LongTensor [rows, prompt + new], padded as transformers pads.
         sequences_scores: [rows], as transformers computes them; None without beams.
         scores: For each new token [rows of the batch, vocabulary], as transformers computes them; None unless the
-            call has ``output_scores=True``.
+            call has ``output_scores=True``. Those of a sequence that has ended mean nothing.
         trace: Which layers ran, along the returned sequences.
         timing: Seconds of the prefill and of the decode steps.
         cache_bytes: The most bytes that the KV cache held at the end of a forward pass, entries that were allocated and

@@ -74,10 +74,12 @@ _recorded: ContextVar[list[_Recorded] | None] = ContextVar("recorded prefills", 
 
 @contextmanager
 def shared_prefill() -> Iterator[None]:
-    """Share prefills between the decodes inside the block, which must not change the model's weights.
+    """Share prefills between the decodes inside the block, which must neither change the model's weights nor switch
+    an adapter on or off.
 
     Tokens, logits and traces are those of decodes outside the block. Prefills are shared between decodes of the same
-    model with the same prompts, number of beams and ``max_new_tokens``. The block holds the keys and values of all
+    model with the same prompts, ``attention_mask``, number of beams and ``max_new_tokens``; a decode without an
+    ``attention_mask`` shares none. The block holds the keys and values of all
     layers for the prompts that were decoded last, and frees them when other prompts come and on leaving.
 
     Yields:
@@ -101,15 +103,16 @@ def prefill_to_share(model: nn.Module, given: Mapping[str, Any], rows: int, max_
 
     Returns:
         With an ``output``, the decode takes it over. Without one, the decode has to record into it. None outside of
-        :func:`shared_prefill`.
+        :func:`shared_prefill`, and where transformers finds the padding by itself.
     """
     recorded = _recorded.get()
-    if recorded is None:
+    if recorded is None or given.get("attention_mask") is None:
         return None
     tensors = {name: each for name, each in given.items() if isinstance(each, Tensor)}
     recorded[:] = [each for each in recorded if each.has(tensors)]
     for each in recorded:
         if each.model is model and each.sizes == (rows, max_steps):
             return each.prefill
-    recorded.append(_Recorded(model, tensors, (rows, max_steps)))
+    kept = {name: each.clone() for name, each in tensors.items()}  # the caller may write into its own
+    recorded.append(_Recorded(model, kept, (rows, max_steps)))
     return recorded[-1].prefill

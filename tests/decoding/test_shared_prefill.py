@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hsdlab import CALM, HSD, FullDepth, OracleExit
+from hsdlab import CALM, HSD, FullDepth, OracleExit, generate
 from hsdlab import testing as laws
 from hsdlab.decoding import shared_prefill as sharing
 from hsdlab.decoding.cost import decode_cost
@@ -107,3 +107,21 @@ def test_the_seconds_of_the_shared_layers_count_for_each_decode(tiny):
     costs = decode_cost(model, first), decode_cost(model, second)
     assert [cost.shared_prompt_passes for cost in costs] == [0, 1]
     assert [cost.prompt_passes for cost in costs] == [1, 1]
+
+
+def test_prompts_that_the_caller_edits_in_place_are_other_prompts(tiny):
+    ids, mask = laws.prompts(3)
+    call = {"input_ids": ids, "attention_mask": mask, "strategy": HSD(), "max_new_tokens": 6}
+    with torch.no_grad(), shared_prefill():
+        generate(tiny(), **call)
+        ids[:, -1] = 9
+        inside = generate(tiny(), **call)
+    assert torch.equal(inside.sequences, generate(tiny(), **call).sequences)
+
+
+def test_padding_that_transformers_finds_by_itself_is_not_shared(tiny):
+    call = {"input_ids": laws.prompts(3)[0], "strategy": HSD(), "max_new_tokens": 6, "eos_token_id": 3}
+    with torch.no_grad(), shared_prefill():
+        generate(tiny(), **call, pad_token_id=0)
+        inside = generate(tiny(), **call, pad_token_id=5)
+    assert torch.equal(inside.sequences, generate(tiny(), **call, pad_token_id=5).sequences)
