@@ -74,13 +74,13 @@ _recorded: ContextVar[list[_Recorded] | None] = ContextVar("recorded prefills", 
 
 @contextmanager
 def shared_prefill() -> Iterator[None]:
-    """Share prefills between the decodes inside the block, which must neither change the model's weights nor switch
-    an adapter on or off.
+    """Share prefills between the decodes inside the block.
 
-    Tokens, logits and traces are those of decodes outside the block. Prefills are shared between decodes of the same
-    model with the same prompts, ``attention_mask``, number of beams and ``max_new_tokens``; a decode without an
-    ``attention_mask`` shares none. The block holds the keys and values of all
-    layers for the prompts that were decoded last, and frees them when other prompts come and on leaving.
+    The block must neither change the model's weights nor switch an adapter on or off. Tokens, logits and traces are
+    those of decodes outside the block. Prefills are shared between decodes of the same model with the same prompts,
+    ``attention_mask``, number of beams and ``max_new_tokens``. A decode without an ``attention_mask`` shares none. The
+    block holds the keys and values of all layers for the prompts that were decoded last, and frees them when other
+    prompts come and on leaving.
 
     Yields:
         Nothing; decode inside the block.
