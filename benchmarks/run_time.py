@@ -1,4 +1,4 @@
-"""Print what whole runs take against the alternatives, for the table of docs/bench.md. Needs the prepared data.
+"""Print what whole runs take against the alternatives, for docs/performance.md. Needs the prepared data.
 
     python -m benchmarks.run_time compare                # 8 strategies on CNN/DM: `compare` over 8 single runs
     python -m benchmarks.run_time evaluate               # E2E's test set, 4 beams: `test` over a plain loop

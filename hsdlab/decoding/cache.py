@@ -12,6 +12,8 @@ on (``once``).
 A forward pass may also carry several tokens of each row, each with its own set of executed layers: the prefill under a
 prompt schedule, and every pass that ``next_pass`` announces. Rows then differ in length, and ``forget`` takes the last
 tokens of a row back.
+
+Longer than other files: what transformers calls on a cache, and what runs a layer, read and write the same pass.
 """
 
 from typing import Any
@@ -22,6 +24,7 @@ from transformers import DynamicCache
 
 from hsdlab.decoding.arguments import RowArguments, argument
 from hsdlab.decoding.decisions import Decisions, Rows, rows_of
+from hsdlab.decoding.device import sent
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
@@ -476,7 +479,7 @@ class SkipCache(LayerRunner, DynamicCache):
             slots = torch.arange(keys.shape[2], device=keys.device)[None]
         else:
             rows, slots = running.on_device
-        first = starts if isinstance(starts, int) else starts.to(keys.device)[rows, None]
+        first = starts if isinstance(starts, int) else sent(starts, keys.device)[rows, None]
         storage.write(rows, first + slots, keys, values)
         keys, values = storage.read(self._end)
         return (keys, values) if running is None else (keys.index_select(0, rows), values.index_select(0, rows))
