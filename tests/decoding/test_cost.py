@@ -24,7 +24,7 @@ STRATEGIES = [strategy for strategy in ALL if not strategy.is_oracle]  # an orac
 
 
 def cells():
-    """Every family, strategy and way; `make test` decodes each strategy on every second family, each in the next way."""
+    """Every family, strategy and way; `make test` takes every second family of a strategy, each in the next way."""
     for (f, family), (s, strategy), (w, way) in itertools.product(
         enumerate(TINY_FAMILIES), enumerate(STRATEGIES), enumerate(WAYS)
     ):
