@@ -264,6 +264,19 @@ def matrix_weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
+def groups_queries(model: PreTrainedModel) -> bool:
+    """Say whether several query heads share the keys and values of one head.
+
+    Args:
+        model: Its config gives the numbers of heads.
+
+    Returns:
+        Whether there are fewer key and value heads than query heads.
+    """
+    config = model.config.get_text_config(decoder=True)
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
+
+
 def key_value_size(model: PreTrainedModel) -> int:
     """Compute how many numbers one token adds to the KV cache of one layer.
 
