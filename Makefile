@@ -37,7 +37,7 @@ results: models  ## decode and time what docs/results.md needs and is not there 
 	$(BIN)/python -m benchmarks.run_results
 	$(BIN)/python -m benchmarks.results
 
-performance: models  ## measure the figures of docs/performance.md (about an hour) and write them
+performance: models  ## measure the figures of docs/performance.md and write them (long)
 	$(BIN)/python -m benchmarks.performance
 
 test: lint  ## linters, type checker and the tests that a change needs, offline (7 minutes on 2 cores)

@@ -1,6 +1,6 @@
 """Measure what docs/performance.md shows, and write it there.
 
-    python -m benchmarks.performance                   # all parts; about an hour on 2 cores that do nothing else
+    python -m benchmarks.performance                   # all parts, on a machine that does nothing else
     python -m benchmarks.performance steps runs        # some parts: matrix, steps, runs
 
 A part that is not measured stays as it is. The records of the matrix are kept in runs/performance.
