@@ -36,7 +36,9 @@ Upgrade = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
 _converter = cattrs.Converter(forbid_extra_keys=True)
 for _type, _accepted in ((float, (int, float)), (int, (int,)), (str, (str,)), (bool, (bool,))):
     _converter.register_structure_hook(_type, lambda value, type_, accepted=_accepted: _of(type_, value, accepted))
-_converter.register_structure_hook(int | float, lambda value, type_: _of(type(value), value, (int, float)))
+_converter.register_structure_hook(
+    int | float, lambda value, _: _of(int if isinstance(value, int) else float, value, (int, float))
+)
 
 
 @_converter.register_structure_hook_factory(lambda type_: get_origin(type_) is tuple)

@@ -8,13 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hsdlab.costs import Cost
 from hsdlab.errors import RunError
-from hsdlab.records.document import KIND_KEY, NOT_FINITE_KEY, SCHEMA_VERSION, VERSION_KEY
+from hsdlab.records.document import KIND_KEY, NOT_FINITE_KEY, SCHEMA_VERSION, VERSION_KEY, from_plain
 from hsdlab.records.example import ExampleRecord
 from tests.records.any_record import JSON_VALUES, any_record, document_kinds, field_types
 
 FREE = ("config", "init_args", "generation")
 """Objects whose content is the user's or transformers': any JSON is right there."""
+
+HALVES = ("executed_layers", "computed_layers")
+"""Numbers that may have a fraction: attention and MLP count as half a layer each."""
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 each_kind = pytest.mark.parametrize("kind", document_kinds(), ids=lambda kind: kind.__name__)
@@ -40,12 +44,12 @@ def nodes(value: Any, place: tuple = ()) -> list[tuple]:
     ]
 
 
-def of_wrong_types(value: Any) -> list[Any]:
-    """Values of other types than that of a value."""
+def of_wrong_types(value: Any, field: str | int) -> list[Any]:
+    """Values of other types than that of a value, which stands in this field."""
     if isinstance(value, bool):
         return [1, "true"]
     if isinstance(value, int):
-        return [str(value), True, 0.5, [value]]
+        return [str(value), True, [value], *([] if field in HALVES else [0.5])]
     if isinstance(value, float):
         return [str(value), True, [value]]
     if isinstance(value, str):
@@ -108,6 +112,13 @@ def test_an_example_comes_back_exactly(record):
     assert repr(ExampleRecord.from_line(line)) == repr(record)
 
 
+@pytest.mark.parametrize("field", HALVES)
+def test_half_layers_come_back_and_truth_values_are_refused(field):
+    assert getattr(from_plain({field: 1.5}, Cost), field) == 1.5
+    with pytest.raises(ValueError, match="expected int, got True"):
+        from_plain({field: True}, Cost)
+
+
 @each_kind
 @few
 @given(data=st.data())
@@ -128,7 +139,7 @@ def test_what_is_changed_in_a_document_is_refused(kind, data):
         (content | {VERSION_KEY: "2"}, "schema version 2; this version"),
         (content | {"unheard_of": 1}, "unheard_of"),
         ({name: value for name, value in content.items() if name != missing}, missing),
-        (replaced(content, place, data.draw(st.sampled_from(of_wrong_types(old)))), "expected a whole"),
+        (replaced(content, place, data.draw(st.sampled_from(of_wrong_types(old, place[-1])))), "expected a whole"),
         ([content], "as a JSON object"),
     ):
         with pytest.raises(RunError) as error:
