@@ -49,8 +49,8 @@ class SkipCache(LayerRunner, DynamicCache):
         once: Compute the prompt once for each source, and not for each of its rows. Only for layers whose arguments
             have one entry for each row, or one for all.
         prefill: To take over, or to record; None for neither.
-        live: Leaves out rows that have ended. Only for one row a source, whose layers are the same for all rows and
-            never owe keys and values. None runs all rows.
+        live: Leaves out rows that have ended, of one row a source or of all its beams. Only for layers that are the
+            same for all rows and never owe keys and values. None runs all rows.
 
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
@@ -159,6 +159,8 @@ class SkipCache(LayerRunner, DynamicCache):
             return
         strayed = (beam_idx // copies != rows // copies).any()
         self._strayed = strayed if self._strayed is None else self._strayed | strayed
+        if self._live is not None:
+            beam_idx = self._live.moved(beam_idx)
         self._store.reorder(beam_idx, self._longest)
         self._late.reorder(beam_idx, self._longest)
 

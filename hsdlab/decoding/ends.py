@@ -1,14 +1,20 @@
-"""Where each sequence of a batch ends: at an end-of-sequence token, a stop string, or a criterion of the caller."""
+"""Where each sequence of a batch ends: at an end-of-sequence token, a stop string, or a criterion of the caller.
 
-from collections.abc import Sequence
+In beam search, a source is finished once no running beam can take the place of a finished sequence.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import PreTrainedModel, StoppingCriteria
 
 from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.device import sent
+
+_BEAM_CHECK = "_check_early_stop_heuristic"
 
 
 class RowEnds(StoppingCriteria):
@@ -47,6 +53,40 @@ class RowEnds(StoppingCriteria):
             LongTensor [rows] on the CPU. The token with which a sequence ends counts, padding does not.
         """
         return torch.stack(self._live).sum(dim=0).cpu()
+
+
+@contextmanager
+def finished_sources_noted(model: PreTrainedModel, decisions: Decisions, num_beams: int) -> Iterator[None]:
+    """Note after each step of a beam search which sources are finished: no logits can change what they return.
+
+    transformers finds it out for each source and tells nobody. So its method is watched; where a version has none of
+    this name, nothing is noted.
+
+    Args:
+        model: The model that decodes inside the block.
+        decisions: Their ``ended`` is updated for all beams of a source.
+        num_beams: Beams a source.
+
+    Yields:
+        Nothing.
+    """
+    check = getattr(model, _BEAM_CHECK, None)
+    if check is None:
+        yield
+        return
+
+    def noted(**state: Any) -> Tensor:
+        """Return transformers' answer, BoolTensor [sources, 1]: whether a running beam may still improve a source."""
+        improves = check(**state)
+        full = state["is_sent_finished"].all(dim=1) & (state["early_stopping"] is True)
+        decisions.ended = (full | ~improves.squeeze(1)).repeat_interleave(num_beams)
+        return improves
+
+    vars(model)[_BEAM_CHECK] = noted
+    try:
+        yield
+    finally:
+        del vars(model)[_BEAM_CHECK]
 
 
 def real_tokens_of(new_tokens: Tensor, eos_token_id: int | list[int] | None) -> Tensor:

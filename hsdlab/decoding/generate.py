@@ -7,7 +7,7 @@ Everything else that the model does, such as teacher-forced forward passes, stay
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.calls import check_call, check_context, check_tokens, max_new_tokens_of, merged_config
 from hsdlab.decoding.compiled import Compilation, CompiledDecode, check_compilation, compilation_of
 from hsdlab.decoding.decisions import Decisions, Strategy
-from hsdlab.decoding.ends import RowEnds, real_tokens_of
+from hsdlab.decoding.ends import RowEnds, finished_sources_noted, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
@@ -261,10 +261,16 @@ def _decode(
     custom = config.stop_strings is not None or kwargs.get("stopping_criteria")
     rows = len(input_ids) * max(config.num_beams, config.num_return_sequences)
     seen_from_outside = config.output_hidden_states or config.output_attentions
-    one_row_each = rows == len(input_ids) > 1 and model.device.type == "cpu" and not seen_from_outside
-    pads = config.eos_token_id is not None and compilation is None  # without one, transformers writes on after an end
-    leaves_out = one_row_each and pads and decisions.same_for_all_rows and not decisions.may_fill
-    if config.num_beams == 1 and (custom or leaves_out or (decisions.asks and rows > 1)):
+    searches = config.num_beams > 1
+    leaves_out = (
+        len(input_ids) > 1
+        and model.device.type == "cpu"
+        and not (seen_from_outside or compilation or decisions.may_fill)
+        and decisions.same_for_all_rows
+        # without an end-of-sequence token, transformers writes on after an end
+        and (not config.do_sample if searches else rows == len(input_ids) and config.eos_token_id is not None)
+    )
+    if not searches and (custom or leaves_out or (decisions.asks and rows > 1)):
         criteria = list(kwargs.get("stopping_criteria") or [])
         if config.stop_strings is not None:
             criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
@@ -274,11 +280,11 @@ def _decode(
     kwargs = {**kwargs, "logits_processor": LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])}
     cache: SkipCache | StaticCache
     compiled = None
+    live = LiveRows(decisions) if leaves_out else None
     if compilation is None:
         prefill = None
         if not seen_from_outside:
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
-        live = LiveRows(decisions) if leaves_out else None
         cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
         steps = _uncompiled_steps(parts, cache, max_steps, rows)
     else:
@@ -288,7 +294,7 @@ def _decode(
     readings = cache.readings_s
     readings.append(now_s(model.device))
     try:
-        with steps:
+        with steps, finished_sources_noted(model, decisions, config.num_beams) if searches and live else nullcontext():
             raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
@@ -311,7 +317,8 @@ def _decode(
         parts.num_layers,
         prompt_length,
         beam_rows=None if beams is None else beams[:, 1:].clamp(min=0),
-        searched_rows=len(input_ids) * config.num_beams,
+        batch_rows=None if beams is None else rows,
+        live_rows=live.counts if live else None,
         late=(cache.late_tokens, cache.late_passes),
         probes=decisions.probed,
         prompt=cache.prompt_executed,

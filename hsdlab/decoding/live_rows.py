@@ -1,7 +1,8 @@
 """Rows whose text has ended, left out of the decode steps of a batch that goes on for other rows.
 
-transformers pads such a row until the last one ends, and ignores its logits. Leaving a row out costs one copy of the
-keys and values of the others, so it waits until a quarter of the rows have ended.
+transformers pads such a row until the last one ends, and ignores its logits; in beam search, it goes on with the beams
+of a finished source and keeps none of them. Leaving a row out costs one copy of the keys and values of the others, so
+it waits until enough rows have ended.
 """
 
 import torch
@@ -13,15 +14,22 @@ from hsdlab.decoding.decisions import Decisions
 SHARE_ENDED = 0.25
 """The share of the remaining rows that has to have ended before they are left out."""
 
+SHARE_FINISHED = 0.06
+"""The same with several rows a source, which are many: arithmetic then bounds a step, and each row less pays."""
+
 
 class LiveRows:
     """The rows of a batch for which the layers still run.
 
     Args:
         decisions: Their ``ended`` says which texts have ended.
+
+    Attributes:
+        counts: The rows that ran in each decode step.
     """
 
     def __init__(self, decisions: Decisions) -> None:
+        self.counts: list[int] = []
         self._decisions = decisions
         self._rows = 0
         self._live: Tensor | None = None
@@ -38,15 +46,33 @@ class LiveRows:
             Which of the rows that ran so far still run, LongTensor on the device; None for all of them.
         """
         self._rows = rows
+        live = torch.arange(rows) if self._live is None else self._live.cpu()
+        self.counts.append(len(live))
         ended = self._decisions.ended
         if ended is None:
             return None
-        live = torch.arange(rows) if self._live is None else self._live.cpu()
         stay = (~ended.cpu()[live]).nonzero().squeeze(1)
-        if len(stay) == 0 or len(stay) > (1 - SHARE_ENDED) * len(live):
+        share = SHARE_ENDED if self._decisions.rows_per_source(rows) == 1 else SHARE_FINISHED
+        if len(stay) == 0 or len(stay) > (1 - share) * len(live):
             return None
         self._live = live[stay].to(device)
+        self.counts[-1] = len(stay)
         return stay.to(device)
+
+    def moved(self, beam_idx: Tensor) -> Tensor:
+        """Say where the rows that run continue from, among themselves.
+
+        Args:
+            beam_idx: The row that each row of the batch continues from, of the same source, IntTensor [rows].
+
+        Returns:
+            The same of the rows that run, as places among them.
+        """
+        if self._live is None:
+            return beam_idx
+        places = torch.zeros_like(beam_idx)
+        places[self._live] = torch.arange(len(self._live), dtype=beam_idx.dtype, device=beam_idx.device)
+        return places[beam_idx[self._live]]
 
     def enter(self, index: int, hidden: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:
         """Select what a layer is called with.

@@ -129,12 +129,16 @@ class LayerStorage:
         return [part.unflatten(0, (-1, self._copies))[:, :, :, : self._prompt_columns] for part in self._pair]
 
     def keep(self, rows: Tensor) -> None:
-        """Keep some rows and free the others; only where the block holds the prompt.
+        """Keep some rows and free the others.
 
         Args:
-            rows: LongTensor [n], ascending.
+            rows: LongTensor [n], ascending; all rows of a source, or none.
         """
         self._pair = [block.index_select(0, rows) for block in self._pair]
+        if self.prompt is not None:
+            sources = rows[:: self._copies] // self._copies
+            keys, values = (part.index_select(0, sources) for part in self.prompt)
+            self.prompt = keys, values
 
     def reorder(self, rows: Tensor, new_tokens: int) -> None:
         """Move new tokens between rows; the prompt's part is that of both rows.

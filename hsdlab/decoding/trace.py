@@ -1,5 +1,6 @@
 """Which layers ran for which token of which sequence, and the depth that follows from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -141,7 +142,8 @@ def trace_along(
     num_layers: int,
     prompt_length: int,
     beam_rows: Tensor | None = None,
-    searched_rows: int = 0,
+    batch_rows: int | None = None,
+    live_rows: Sequence[int] | None = None,
     late: tuple[Tensor, Tensor] | None = None,
     probes: ProbeCost | None = None,
     prompt: Tensor | None = None,
@@ -158,7 +160,9 @@ def trace_along(
         beam_rows: With beams, the row of each step's batch from which a returned sequence came, LongTensor
             [rows, steps or more]. None without beams: the returned sequences are then those of the batch, and steps
             after their end do not count.
-        searched_rows: With beams, the number of rows in the search: sources × beams; not used without.
+        batch_rows: With beams, sources × beams; None without.
+        live_rows: With beams, the rows that ran in each decode step: beams × the sources that had not finished. None
+            for all.
         late: ``late_tokens`` and ``late_passes`` of :class:`LayerCounts`; None for zeros.
         probes: The cost of deciding about exits; None for no cost.
         prompt: The layers that ran in the prefill, BoolTensor [sources, prompt, layers], or with an entry for each row
@@ -178,8 +182,11 @@ def trace_along(
         along = ran if beam_rows is None or len(ran) == 1 else ran[beam_rows[:, step]]
         executed[step] = along
     executed[~live] = False
-    compute_steps = int(live.sum()) if beam_rows is None else searched_rows * len(log)
-    computed = list(executed) if beam_rows is None else [ran.expand(searched_rows, *ran.shape[1:]) for ran in log]
+    compute_steps, computed = int(live.sum()), list(executed)
+    if batch_rows is not None:
+        counts = live_rows or [batch_rows] * len(log)
+        compute_steps = sum(counts)
+        computed = [ran.expand(count, *ran.shape[1:]) for ran, count in zip(log, counts, strict=True)]
     none = torch.zeros(num_layers, *parts, dtype=torch.long)
     ran_for = torch.stack([none, *(ran.sum(dim=0) for ran in computed)])[1:]  # (steps, layers), rows or beams
     attention_for = ran_for[..., 0] if parts else ran_for
@@ -205,7 +212,7 @@ def trace_along(
         decode_passes=len(log),
         probes=probes or ProbeCost(),
         prompt=None if prompt is None else prompt[torch.arange(rows) * len(prompt) // rows],
-        batch_rows=rows if beam_rows is None else searched_rows,
+        batch_rows=batch_rows or rows,
     )
 
 

@@ -38,7 +38,7 @@ def test_beams_are_followed_through_the_search():
         torch.tensor([[T, F, F, F], [T, T, T, T]]),
     ]
     beam_rows = torch.tensor([[1, 0]])  # the hypothesis was in row 1, then in row 0
-    trace = trace_along(log, torch.tensor([3]), 4, 5, beam_rows=beam_rows, searched_rows=2)
+    trace = trace_along(log, torch.tensor([3]), 4, 5, beam_rows=beam_rows, batch_rows=2)
     assert trace.executed[:, 0].tolist() == [[T, T, F, T], [T, F, F, F]]
     assert trace.average_layers == 2.0
     assert trace.compute_layers == (2 + 3 + 1 + 4) / 4
@@ -48,7 +48,7 @@ def test_a_log_that_is_the_same_for_all_rows():
     log = [torch.tensor([[T, F, F, T]]), torch.tensor([[F, F, F, T]])]
     trace = trace_along(log, torch.tensor([3, 2]), 4, 5)
     assert trace.depths.tolist() == [[2, 2], [1, 0]]
-    beams = trace_along(log, torch.tensor([2]), 4, 5, beam_rows=torch.tensor([[3]]), searched_rows=4)
+    beams = trace_along(log, torch.tensor([2]), 4, 5, beam_rows=torch.tensor([[3]]), batch_rows=4)
     assert beams.compute_layers == 1.5  # the search went on after the returned hypothesis had ended
     assert beams.average_layers == 2.0
 
@@ -82,7 +82,7 @@ def test_attention_and_mlp_count_as_half_a_layer_each():
 
 def test_steps_of_whole_layers_among_steps_of_parts():
     log = [torch.tensor([[T, F, T, T]]), torch.tensor([[[T, T], [T, F], [F, F], [F, T]]])]
-    beams = trace_along(log, torch.tensor([3]), 4, 5, beam_rows=torch.tensor([[1, 2]]), searched_rows=4)
+    beams = trace_along(log, torch.tensor([3]), 4, 5, beam_rows=torch.tensor([[1, 2]]), batch_rows=4)
     assert beams.executed[:, 0].tolist() == [[[T, T], [F, F], [T, T], [T, T]], [[T, T], [T, F], [F, F], [F, T]]]
     assert beams.depths.tolist() == [[3], [2]]
     assert beams.compute_layers == 2.5

@@ -70,7 +70,7 @@ def found(tmp_path_factory, encoder, random_texts) -> list[dict[str, dict[str, t
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", ["uneven", pytest.param("one_empty", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(found, encoder, random_texts, share):
     expected = results(encoder, random_texts, list(range(len(random_texts[0]))))
     assert len(expected) == 3 + 4 + 3 + 11

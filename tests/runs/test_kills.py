@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_in_a_write_ends_as_an_unbroken_one(kind, small, un
             raise AssertionError(f"killed before write {number}, {writes[number]}") from error
 
 
-@pytest.mark.parametrize("kind", IN_TURN)
+@pytest.mark.parametrize("kind", ["test", *(pytest.param(each, marks=pytest.mark.slow) for each in ("compare", "fit"))])
 def test_a_disk_that_is_full_is_said_with_the_path_and_loses_nothing(kind, small, unbroken, pytestconfig):
     whole, writes = unbroken(kind)
     every = "not slow" not in pytestconfig.getoption("markexpr")
