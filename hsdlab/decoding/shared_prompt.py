@@ -200,7 +200,7 @@ def _attention(
     prompt = prompt.unflatten(2, (step.copies, -1)).transpose(1, 2).flatten(0, 1)
     prompt_sum = prompt_sum.unflatten(2, (step.copies, -1)).transpose(1, 2).flatten(0, 1)
     share = (prompt_sum - new_sum).sigmoid().unsqueeze(-1)  # of the prompt, exp(a) / (exp(a) + exp(b))
-    output = (new + share * (prompt - new)).to(query.dtype).reshape(whole.shape)
+    output = new.lerp(prompt, share.to(new.dtype)).reshape(whole.shape)
     return output if step.called is None else output.index_select(0, step.called)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 GROWTH_TOKENS = 64
@@ -140,16 +141,18 @@ class LayerStorage:
             keys, values = (part.index_select(0, sources) for part in self.prompt)
             self.prompt = keys, values
 
-    def reorder(self, rows: Tensor, new_tokens: int) -> None:
-        """Move new tokens between rows; the prompt's part is that of both rows.
+    def move(self, sources: Tensor, rows: Tensor, new_tokens: int) -> None:
+        """Copy new tokens from some rows to others; the prompt's part is that of both.
 
         Args:
-            rows: The rows that become the rows 0, 1 …, LongTensor [rows].
-            new_tokens: How many of each row to move.
+            sources: The rows to copy from, LongTensor [n].
+            rows: The rows to copy to, likewise.
+            new_tokens: How many of each row to copy.
         """
         columns = slice(self._prompt_columns, self._prompt_columns + new_tokens)
         for block in self._pair:
-            block[:, :, columns] = block[:, :, columns].index_select(0, rows)
+            part = block[:, :, columns]
+            part.index_copy_(0, rows, part.index_select(0, sources))
 
 
 class KeyValueStore:
@@ -223,15 +226,19 @@ class KeyValueStore:
                 storage.keep(rows)
 
     def reorder(self, rows: Tensor, new_tokens: int) -> None:
-        """Move the new tokens of all layers (:meth:`LayerStorage.reorder`).
+        """Move the new tokens of all layers between rows.
 
         Args:
-            rows: LongTensor [rows].
+            rows: The rows that become the rows 0, 1 …, LongTensor [rows].
             new_tokens: How many of each row.
         """
+        places = torch.arange(len(rows), device=rows.device)
+        if rows.device.type == "cpu":  # on another device, to find those that move would wait for it
+            places = (rows != places).nonzero().squeeze(1)
+            rows = rows[places]
         for storage in self._layers:
-            if storage is not None and new_tokens > 0:
-                storage.reorder(rows, new_tokens)
+            if storage is not None and new_tokens > 0 and len(rows) > 0:
+                storage.move(rows, places, new_tokens)
 
     def free(self, needed: Callable[[int], bool]) -> int:
         """Free what no later decode step needs.

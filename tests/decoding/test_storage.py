@@ -60,7 +60,7 @@ def test_single_entries_and_beams_leave_the_prompt_in_place(made, apart):
     made.write(torch.tensor([0, 2, 2]), torch.tensor([1, 0, 1]), entries, -entries)
     before = made.read(2)[0].clone()
     assert torch.equal(before[2, :, -1], entries[2, :, 0])
-    made.reorder(torch.tensor([1, 0, 2, 2]), new_tokens=2)
+    made.move(torch.tensor([1, 0, 2]), torch.tensor([0, 1, 3]), new_tokens=2)
     keys, values = made.read(2)
     assert torch.equal(keys[:, :, -2:], before[[1, 0, 2, 2], :, -2:])
     assert torch.equal(values[:, :, -2:], -keys[:, :, -2:])
