@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SkipStrategy,
         StaticDepth,
         SubLayerStrategy,
+        Verified,
     )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "SubLayerStrategy",
     "SubLayers",
     "UserError",
+    "Verified",
     "__version__",
     "generate",
     "load_model",

@@ -49,6 +49,9 @@ class Cost:
         wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
         peak_cache_bytes: Bytes of the largest KV cache.
         shared_prompt_passes: Prefills whose layers ran in the decode of another strategy over the same batch.
+        verifications: Verifications of drafts (``Verified``), each of one sequence.
+        draft_tokens: Tokens that were drafted.
+        accepted_drafts: Those of them that are in the returned text.
 
     Example:
         >>> a = Cost(num_layers=30, decode_steps=4, executed_layers=60, decode_s=0.2, wall_s=0.3)
@@ -77,6 +80,9 @@ class Cost:
     wall_s: float = 0.0
     peak_cache_bytes: int = 0
     shared_prompt_passes: int = 0
+    verifications: int = 0
+    draft_tokens: int = 0
+    accepted_drafts: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         """Add another part.
@@ -126,6 +132,8 @@ class Cost:
             - ``late_key_values_per_token``: late key and value computations, likewise.
             - ``intermediate_predictions_per_token``: intermediate predictions, likewise.
             - ``cache_peak_mib``: the largest KV cache, in MiB.
+            - ``acceptance_rate``: the share of drafted tokens that are in the text; NaN without drafts.
+            - ``tokens_per_verification``: new tokens per verification, likewise.
         """
         return {
             "average_layers": _ratio(self.executed_layers, self.decode_steps),
@@ -139,6 +147,8 @@ class Cost:
             "late_key_values_per_token": _ratio(self.late_key_values, self.decode_steps),
             "intermediate_predictions_per_token": _ratio(self.intermediate_predictions, self.decode_steps),
             "cache_peak_mib": self.peak_cache_bytes / 2**20 if self.num_layers else math.nan,
+            "acceptance_rate": _ratio(self.accepted_drafts, self.draft_tokens),
+            "tokens_per_verification": _ratio(self.decode_steps, self.verifications),
         }
 
 

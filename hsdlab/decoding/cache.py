@@ -11,7 +11,7 @@ on (``once``).
 
 A forward pass may also carry several tokens of each row, each with its own set of executed layers: the prefill under a
 prompt schedule, and every pass that ``next_pass`` announces. Rows then differ in length, and ``forget`` takes the last
-tokens of a row back.
+tokens of a row back. ``next_draft`` announces a step in which each row is at its own t.
 
 Longer than other files: what transformers calls on a cache, and what runs a layer, read and write the same pass.
 """
@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from hsdlab.decoding.arguments import RowArguments, argument
 from hsdlab.decoding.decisions import Decisions, Rows, rows_of
 from hsdlab.decoding.device import sent
+from hsdlab.decoding.drafts import DraftDecisions, Resumed
 from hsdlab.decoding.families import DecoderParts, groups_queries
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
@@ -100,6 +101,11 @@ class SkipCache(LayerRunner, DynamicCache):
         self._open_mask: Tensor | None = None  # of the current decode step
         self._called: Tensor | None = None  # the rows that the current layer was called with, on the device
         self._strayed: Tensor | None = None  # whether a beam has moved to another prompt, on the device
+        self._choice: Decisions | DraftDecisions = decisions  # who names the rows of the current decode step
+        self._draft: DraftDecisions | None = None  # announced
+        self._noted_layer: int | None = None  # of which the arriving hidden states of drafts are kept
+        self._noted: list[Tensor] = []
+        self._resumed: Resumed | None = None
         self._announced: TokenPass | None = None
         self._tokens: TokenPass | None = None  # in a pass in which tokens differ
         self._running: RunningTokens | None = None  # those with which the current layer was called; None for all
@@ -138,12 +144,15 @@ class SkipCache(LayerRunner, DynamicCache):
         storage.reserve(self._end)
         if self._tokens is not None:
             return self._update_tokens(storage, key_states, value_states)
-        token, called = self._longest, self._called
-        if called is None:
-            storage.append(token, key_states, value_states)
+        called = self._called
+        if isinstance(self._starts, int) and called is None:
+            storage.append(self._starts, key_states, value_states)
+        elif isinstance(self._starts, int):
+            storage.write(called, self._starts, key_states, value_states)
         else:
-            storage.write(called, token, key_states, value_states)
-        keys, values = storage.read(token + 1)
+            rows = torch.arange(len(key_states), device=key_states.device) if called is None else called
+            storage.write(rows, sent(self._starts, key_states.device)[rows, None], key_states, value_states)
+        keys, values = storage.read(self._end)
         if storage.prompt is not None and self._split is not None:
             prompt_keys, prompt_values = storage.prompt
             return TwoParts(prompt_keys, keys, self._split), TwoParts(prompt_values, values, self._split)
@@ -175,7 +184,38 @@ class SkipCache(LayerRunner, DynamicCache):
 
     # Passes over several tokens ------------------------------------------------------------------------------
 
-    def next_pass(self, executed: Tensor, valid: Tensor) -> None:
+    def next_draft(self, draft: DraftDecisions, noted_layer: int | None = None) -> None:
+        """Announce a forward pass of one token of each row, in which each row is at its own step.
+
+        The caller gives position ids and a mask as for :meth:`next_pass`.
+
+        Args:
+            draft: Names the layers of each row. Rows that draft no token run none, and their token is not added.
+            noted_layer: The layer at which the arriving hidden states are kept for :meth:`take_noted`; None keeps none.
+        """
+        self._draft, self._noted_layer = draft, noted_layer
+
+    def take_noted(self) -> Tensor:
+        """Return the hidden states that arrived at the noted layer in all draft steps since the last call.
+
+        Returns:
+            [rows, draft steps, d].
+        """
+        noted, self._noted = torch.cat(self._noted, dim=1), []
+        return noted
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows, and free the others. Nothing is owed, as is the case after :meth:`forget`.
+
+        Args:
+            rows: LongTensor [n] on the CPU, ascending.
+        """
+        self._store.keep(sent(rows, self._parts.model.device))
+        self._late.new = History(self._parts.num_layers, self._decisions.max_steps)
+        if not isinstance(self._starts, int):
+            self._set_lengths(self._starts[rows])
+
+    def next_pass(self, executed: Tensor, valid: Tensor, resumed: Resumed | None = None) -> None:
         """Announce a forward pass after the prefill in which each token of each row has its own executed layers.
 
         The caller gives the model position ids, and a mask of four dimensions in which the columns of the new tokens
@@ -185,6 +225,7 @@ class SkipCache(LayerRunner, DynamicCache):
             executed: BoolTensor [rows or 1, tokens, layers] on the CPU; with a last dimension of 2 where attention and
                 MLP run apart. An MLP that some of the tokens with attention run is computed for all of them.
             valid: BoolTensor [rows, tokens] on the CPU, true for the tokens of a row, which come before its padding.
+            resumed: What an earlier pass computed of some tokens, which run no layer before it here.
 
         Raises:
             RuntimeError: The prompt is held once for several rows.
@@ -194,6 +235,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if executed.dim() == 4:
             check_parts(self._parts)
         self._announced = TokenPass(executed, valid, self._parts.model.device)
+        self._resumed = resumed
 
     @property
     def lengths(self) -> Tensor:
@@ -248,16 +290,19 @@ class SkipCache(LayerRunner, DynamicCache):
             return
         self._end = self._longest + length
         self._open_mask = None
+        if self.passes == 1:
+            self.readings_s.append(now_s(hidden.device))
         self._tokens, self._announced = self._announced, None
         if self._tokens is not None:
+            return
+        if self._draft is not None:
+            self._choice, self._draft = self._draft, None
             return
         if length != 1:
             raise UserError(
                 f"A decode step came with {length} tokens; expected 1. Assisted decoding and chunked prompts "
                 "cannot be combined with skipped layers."
             )
-        if not self.executed:
-            self.readings_s.append(now_s(hidden.device))
         self._decisions.begin_step(len(self.executed), rows)
         if self._decisions.in_parts:
             check_parts(self._parts)
@@ -321,9 +366,14 @@ class SkipCache(LayerRunner, DynamicCache):
         if tokens is None:
             raise RuntimeError("No pass over several tokens has begun.")
         running, of_prompt = tokens.at(index), self.passes == 0
+        resumed = self._resumed
+        if resumed is not None and index == resumed.layer:
+            hidden, resumed = resumed.put(hidden), None
+            self._resumed = None
         history = self._late.prompt if of_prompt and self._late.prompt is not None else self._late.new
         starts: int | Tensor = 0 if of_prompt else self._starts
-        if not running.everywhere and (not running.nowhere or self._decisions.needed_after(index, -1)):
+        owe = resumed is None and not running.everywhere
+        if owe and (not running.nowhere or self._decisions.needed_after(index, -1)):
             history.passed_by(index, call, hidden, args, kwargs, starts, running.skipped)
         output = hidden
         if not running.nowhere:
@@ -357,9 +407,11 @@ class SkipCache(LayerRunner, DynamicCache):
             self._running = None
 
     def _run_decode_step(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        if self._decisions.in_parts:
+        if index == self._noted_layer:
+            self._noted.append(hidden)
+        if self._choice.in_parts:
             return self._run_parts(index, call, hidden, args, kwargs)
-        rows = self._decisions.rows_at(index)
+        rows = self._choice.rows_at(index)
         self._settle(index, call, hidden, args, kwargs, rows)
         if rows is not None and len(rows) == 0:
             return hidden
@@ -369,7 +421,7 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _run_parts(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer in a step in which attention and MLP run apart: a call for each kind of rows that there is."""
-        runs = self._decisions.parts_at(index)  # (rows or 1, 2)
+        runs = self._choice.parts_at(index)  # (rows or 1, 2)
         self._settle(index, call, hidden, args, kwargs, rows_of(runs[:, 0]))
         output = hidden
         for attention, mlp in ((True, True), (True, False), (False, True)):
@@ -378,17 +430,17 @@ class SkipCache(LayerRunner, DynamicCache):
                 _, ran = self._called_for(rows, call, hidden, args, kwargs, attention, mlp)
                 output = self._put(output, rows, ran)
         rows = rows_of(runs.any(dim=1))
-        if self._decisions.asks and (rows is None or len(rows) > 0):
-            every = slice(None) if rows is None else self._decisions.on_device.get(rows, hidden.device)
+        if self._choice.asks and (rows is None or len(rows) > 0):
+            every = slice(None) if rows is None else self._choice.on_device.get(rows, hidden.device)
             self._ask(index, rows, output[every], hidden[every])
         return output
 
     def _settle(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Rows) -> None:
         """Before attention runs for some rows: compute what they owe, and note what the others owe from now on."""
-        if rows is not None and self._decisions.may_fill and self._decisions.needed_after(index, len(self.executed)):
+        if rows is not None and self._choice.may_fill and self._decisions.needed_after(index, len(self.executed)):
             self._passed_by(index, call, hidden, args, kwargs, rows)
         if rows is None or len(rows) > 0:
-            self._compute_late(index, call, len(hidden), self._longest, rows)
+            self._compute_late(index, call, len(hidden), self._starts, rows)
 
     def _called_for(
         self,
@@ -406,7 +458,7 @@ class SkipCache(LayerRunner, DynamicCache):
             if self._split is not None:
                 self._split.begin_layer(mask, mask, None)
             return hidden, run_parts(call, hidden, args, self._with_mask(kwargs, hidden), attention, mlp)
-        called = self._decisions.on_device.get(rows, hidden.device)
+        called = self._choice.on_device.get(rows, hidden.device)
         args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
         arrived = hidden.index_select(0, called)
         if self._split is not None:
@@ -434,7 +486,7 @@ class SkipCache(LayerRunner, DynamicCache):
         """Put the output of a layer in the place of the rows that it was called for."""
         if rows is None:
             return output
-        return hidden.index_copy(0, self._decisions.on_device.get(rows, hidden.device), output)
+        return hidden.index_copy(0, self._choice.on_device.get(rows, hidden.device), output)
 
     def _end_pass(self, length: int) -> None:
         if self.passes == 0:
@@ -442,6 +494,9 @@ class SkipCache(LayerRunner, DynamicCache):
             self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
         elif self._tokens is not None:
             self._set_lengths(self.lengths + self._tokens.valid.sum(dim=1))
+        elif isinstance(self._choice, DraftDecisions):
+            self._set_lengths(self.lengths + self._choice.drafting)
+            self._choice, self._noted_layer = self._decisions, None
         else:
             self.executed.append(self._decisions.executed)
             self._starts = self._longest + 1
@@ -456,8 +511,8 @@ class SkipCache(LayerRunner, DynamicCache):
         self.peak_bytes = max(self.peak_bytes, held)
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
-        if self._decisions.asks:
-            self._decisions.after(index, rows, output[:, -1], arrived[:, -1], self._parts)
+        if self._choice.asks:
+            self._choice.after(index, rows, output[:, -1], arrived[:, -1], self._parts)
 
     def _look_back(self, index: int, call: LayerCall, output: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """After the last layer, return the hidden state of each row at the exit layer that an oracle names."""
@@ -505,9 +560,9 @@ class SkipCache(LayerRunner, DynamicCache):
     def _passed_by(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Tensor) -> None:
         """Note that all rows but ``rows`` skip a layer in a decode step."""
         skipped = None
-        if not self._decisions.same_for_all_rows:
+        if not self._choice.same_for_all_rows:
             skipped = torch.ones(len(hidden), 1, dtype=torch.bool).index_fill(0, rows, value=False)
-        self._late.new.passed_by(index, call, hidden, args, kwargs, self._longest, skipped)
+        self._late.new.passed_by(index, call, hidden, args, kwargs, self._starts, skipped)
 
     def _compute_late(self, index: int, call: LayerCall, count: int, before: int | Tensor, rows: Rows) -> None:
         """Compute the keys and values that ``rows`` owe at a layer, of tokens ``before`` those that run it."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.costs import Cost
+from hsdlab.decoding.decisions import Strategy
 from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, key_value_size, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
 from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
@@ -51,6 +52,7 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
         warmup_s=warmup_s,
         wall_s=timing.prompt_s + timing.decode_s + warmup_s,
         peak_cache_bytes=output.cache_bytes,
+        **({} if trace.drafts is None else trace.drafts.sums()),
     )
 
 
@@ -79,7 +81,11 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     layers = 2 * (apart(counts.tokens, dims=1) * _part_weights(parts)).sum()
     attended = 4 * _attention_channels(parts) * counts.attended.sum()
     late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
-    outside = 2 * sum(matrix_weights(module) for module in _outside(parts)) * trace.compute_steps
+    *around, head = (matrix_weights(module) for module in _outside(parts))
+    drafts = trace.drafts
+    outside = 2 * sum(around) * (drafts.computed if drafts else trace.compute_steps)
+    outside += 2 * (head * (drafts.head_tokens if drafts else trace.compute_steps))
+    outside += 2 * (drafts.draft_head_weights if drafts else 0)
     return float(layers + attended + late + outside + 2 * trace.probes.weights)
 
 
@@ -130,7 +136,11 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     layers = (passes * _part_bytes(parts, tokens[:, 1] / passes[:, 1].clamp(min=1))).sum()
     cache = key_value_size(parts.model) * size * counts.attended.sum()
     late = (counts.late_passes * _late_weights(parts)).sum() * size
-    return float(layers + cache + late + _outside_bytes(parts) * trace.decode_passes + trace.probes.weights_read * size)
+    *around, head = (_bytes(module) for module in _outside(parts))
+    drafts = trace.drafts
+    outside = sum(around) * trace.decode_passes + head * (drafts.head_passes if drafts else trace.decode_passes)
+    outside += (drafts.draft_head_weights_read if drafts else 0) * size
+    return float(layers + cache + late + outside + trace.probes.weights_read * size)
 
 
 def ideal_speedup(
@@ -158,6 +168,28 @@ def ideal_speedup(
         for texts, layers in zip(taken, schedule, strict=True)
     )
     return (float(part_bytes.sum()) + outside) * sum(taken) / read
+
+
+def draft_cost(parts: DecoderParts, draft: Strategy, max_steps: int, head_tokens: int | None = None) -> float:
+    """Compute what a draft step costs of a decode step at full depth, where reading the weights takes the time.
+
+    Args:
+        parts: Give the bytes of each layer and of the head.
+        draft: The strategy that drafts. Where its layers are not known before decoding, half of them count.
+        max_steps: T.
+        head_tokens: The rows of the head that a draft reads; None for all.
+
+    Returns:
+        A share, from 0 to 1, over all steps of the schedule.
+    """
+    part_bytes, outside = _part_bytes(parts, torch.ones(parts.num_layers)), _outside_bytes(parts)
+    schedule = draft.scheduled_layers(parts.num_layers, max_steps)
+    layers = float(part_bytes.sum()) / 2
+    if schedule and not hasattr(draft, "should_exit"):
+        masks = [apart(step_mask(layers, parts.num_layers), dims=1) for layers in schedule]
+        layers = sum(float((part_bytes * mask).sum()) for mask in masks) / len(masks)
+    head = 1.0 if head_tokens is None else min(1.0, head_tokens / parts.vocabulary_size)
+    return (layers + head * outside) / (float(part_bytes.sum()) + outside)
 
 
 def _part_weights(parts: DecoderParts) -> Tensor:

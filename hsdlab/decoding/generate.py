@@ -23,6 +23,7 @@ from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.live_rows import LiveRows
+from hsdlab.decoding.output import DecodeOutput
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.shared_prefill import prefill_to_share
@@ -31,32 +32,8 @@ from hsdlab.decoding.static_cache import StaticCache
 from hsdlab.decoding.step_graphs import Warmup
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
+from hsdlab.decoding.verified import verified_decode
 from hsdlab.errors import UserError
-
-
-@dataclass(frozen=True)
-class DecodeOutput:
-    """The result of one decode.
-
-    Attributes:
-        sequences: The returned sequences, LongTensor [rows, prompt + new], padded as transformers pads.
-        sequences_scores: [rows], as transformers computes them; None without beams.
-        scores: For each new token [rows of the batch, vocabulary], as transformers computes them; None unless the
-            call has ``output_scores=True``. Those of a sequence that has ended mean nothing.
-        trace: Which layers ran, along the returned sequences.
-        timing: Seconds of the prefill and of the decode steps.
-        cache_bytes: The most bytes that the KV cache held at the end of a forward pass, entries that were allocated and
-            not yet written included.
-        warmup: What compiling and capturing decode steps cost; None without ``compile``.
-    """
-
-    sequences: Tensor
-    sequences_scores: Tensor | None
-    scores: tuple[Tensor, ...] | None
-    trace: Trace
-    timing: Timing
-    cache_bytes: int
-    warmup: Warmup | None = None
 
 
 @dataclass
@@ -248,7 +225,8 @@ def _decode(
     check_context(model, prompt_length, max_steps)
 
     forced: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
-    if config.stop_strings is not None and config.num_beams == 1:
+    drafted = hasattr(run.strategy, "draft_length")
+    if config.stop_strings is not None and config.num_beams == 1 and not drafted:
         forced["stop_strings"] = None  # RowEnds checks them
     if generation_config is None:
         kwargs = {**kwargs, **forced}
@@ -256,6 +234,13 @@ def _decode(
         generation_config = copy.deepcopy(generation_config)
         generation_config.update(**forced)
         kwargs = {name: value for name, value in kwargs.items() if name not in forced}
+    if drafted:
+        raw, run.output = verified_decode(
+            parts, run.strategy, input_ids, config, generation_config, kwargs, max_steps, compilation
+        )
+        if run.on_decode is not None:
+            run.on_decode(run.output)
+        return raw
     decisions = Decisions(run.strategy, parts.num_layers, max_steps, sources=len(input_ids))
     ends = None
     custom = config.stop_strings is not None or kwargs.get("stopping_criteria")

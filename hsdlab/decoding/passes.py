@@ -4,10 +4,14 @@ Each token has its own set of executed layers and its own position, rows differ 
 can be taken back: what the verification of drafts needs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.device import sent
+from hsdlab.decoding.drafts import DraftDecisions, Resumed
 from hsdlab.decoding.families import DecoderParts, position_ids
 from hsdlab.decoding.skipping import skippable
 
@@ -26,6 +30,7 @@ class Passes:
         self._cache = cache
         self._prompt_mask = prompt_mask.bool()
         self._prompt_tokens = prompt_mask.sum(dim=1)
+        self._bool_masks = self._parts.model.config.get_text_config(decoder=True)._attn_implementation == "sdpa"
         cache.prompt_mask = prompt_mask
 
     @property
@@ -45,7 +50,30 @@ class Passes:
         mask = self._prompt_mask.long()
         return self._run(input_ids, mask, position_ids(mask), keep=1)[:, -1]
 
-    def run(self, tokens: Tensor, executed: Tensor, valid: Tensor | None = None) -> Tensor:
+    def draft(
+        self, tokens: Tensor, draft: DraftDecisions, noted_layer: int | None, head: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """Run one token of each row, each row at its own step.
+
+        Args:
+            tokens: LongTensor [rows].
+            draft: Names the layers of each row.
+            noted_layer: See :meth:`SkipCache.next_draft`.
+            head: Takes the place of the model's head; None for the model's own.
+
+        Returns:
+            Logits [rows, vocabulary], or what ``head`` returns for hidden states [rows, d] after the final norm. Those
+            of rows that draft nothing mean nothing.
+        """
+        starts = sent(self.lengths, tokens.device)[:, None]  # (rows, 1)
+        self._cache.next_draft(draft, noted_layer)
+        mask = self._mask(starts, columns=int(self.lengths.max()) + 1)
+        positions = self._prompt_tokens[:, None] + starts
+        return self._run(tokens[:, None], mask, positions, keep=1, head=head)[:, -1]
+
+    def run(
+        self, tokens: Tensor, executed: Tensor, valid: Tensor | None = None, resumed: Resumed | None = None
+    ) -> Tensor:
         """Run the next tokens of each row.
 
         Args:
@@ -53,21 +81,18 @@ class Passes:
             executed: The layers that run for each, BoolTensor [rows or 1, tokens, layers] on the CPU; with a last
                 dimension of 2 for attention and MLP apart.
             valid: BoolTensor [rows, tokens] on the CPU, false at the padding after a row's tokens; None for no padding.
+            resumed: See :meth:`SkipCache.next_pass`.
 
         Returns:
             Logits [rows, tokens, vocabulary]; those at padding mean nothing.
         """
         rows, count = tokens.shape
         valid = torch.ones(rows, count, dtype=torch.bool) if valid is None else valid
-        starts = self.lengths.to(tokens.device)[:, None]  # (rows, 1)
-        slots = torch.arange(count, device=tokens.device)
-        self._cache.next_pass(executed, valid)
-        return self._run(
-            tokens,
-            self._mask(starts + slots, columns=int(self.lengths.max()) + count),
-            self._prompt_tokens[:, None] + starts + slots,
-            keep=count,
-        )
+        slots = torch.minimum(torch.arange(count), valid.sum(dim=1, keepdim=True) - 1)  # padding repeats the last place
+        places = sent(self.lengths[:, None] + slots, tokens.device)  # (rows, tokens)
+        self._cache.next_pass(executed, valid, resumed)
+        mask = self._mask(places, columns=int(self.lengths.max()) + count)
+        return self._run(tokens, mask, self._prompt_tokens[:, None] + places, keep=count)
 
     def forget(self, kept: Tensor) -> None:
         """Take the last tokens of each row back, as if they had never been.
@@ -77,17 +102,36 @@ class Passes:
         """
         self._cache.forget(kept)
 
-    def _run(self, input_ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows of the batch, after :meth:`forget`; the others leave it.
+
+        Args:
+            rows: LongTensor [n] on the CPU, ascending.
+        """
+        self._cache.keep(rows)
+        on_device = sent(rows, self._prompt_mask.device)
+        self._prompt_mask, self._prompt_tokens = self._prompt_mask[on_device], self._prompt_tokens[on_device]
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        keep: int,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Run the model; return the last ``keep`` logits of each row, or what ``head`` returns in their place."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
         with skippable(self._parts):
-            output = self._parts.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=keep,
-            )
-        return output.logits
+            if head is None:
+                return self._parts.model(**inputs, logits_to_keep=keep).logits
+            return head(self._parts.body(**inputs).last_hidden_state[:, -keep:])
 
     def _mask(self, tokens: Tensor, columns: int) -> Tensor:
         """Let each of the tokens [rows, tokens] attend to the prompt, to the new tokens before it and to itself.
@@ -98,7 +142,7 @@ class Passes:
         new = torch.arange(columns, device=tokens.device) <= tokens[:, :, None]  # (rows, tokens, columns)
         prompt = self._prompt_mask[:, None].expand(rows, count, -1)
         allowed = torch.cat([prompt, new], dim=2)[:, None]
-        if self._parts.model.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
+        if self._bool_masks:
             return allowed
         dtype = self._parts.model.dtype
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hsdlab.decoding.draft_counts import DraftCounts
 from hsdlab.decoding.states import ProbeCost
 from hsdlab.decoding.sub_layers import alike, depth_sum
 
@@ -59,6 +60,7 @@ class Trace:
         prompt: BoolTensor [rows, prompt, layers], true where the layer ran for the token of the prompt, and at padding;
             None where all layers ran for all tokens.
         batch_rows: Rows of the batch that decoded: with beams, all live beams.
+        drafts: What verified decoding computed; None where nothing was drafted.
     """
 
     executed: Tensor
@@ -70,6 +72,7 @@ class Trace:
     probes: ProbeCost = field(default_factory=ProbeCost)
     prompt: Tensor | None = None
     batch_rows: int = 0
+    drafts: DraftCounts | None = None
 
     @property
     def depth_sum(self) -> int | float:

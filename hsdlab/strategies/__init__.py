@@ -13,6 +13,7 @@ from hsdlab.strategies.schedule import ScheduledStrategy
 from hsdlab.strategies.skipdecode import SkipDecode
 from hsdlab.strategies.static import StaticDepth
 from hsdlab.strategies.sub_layers import SubLayerStrategy
+from hsdlab.strategies.verified import Verified
 
 __all__ = [
     "CALM",
@@ -28,4 +29,5 @@ __all__ = [
     "SkipStrategy",
     "StaticDepth",
     "SubLayerStrategy",
+    "Verified",
 ]

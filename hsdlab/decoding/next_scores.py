@@ -1,0 +1,56 @@
+"""transformers' logits processors and warpers, for rows whose texts differ in length."""
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
+
+from hsdlab.decoding.device import sent
+from hsdlab.decoding.finite import FiniteLogits
+
+
+class NextScores:
+    """Applies the processors of a call as transformers does: in float32, to texts of their true length.
+
+    Rows of equal length are processed together. A processor sees drafts as it sees the text.
+
+    Args:
+        processors: Those that transformers has prepared. :class:`FiniteLogits` among them is left out, since it counts
+            calls.
+        rows: Rows of the batch. A processor that reads the index of a row in the batch (``prefix_allowed_tokens_fn``)
+            is called for all of them.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, rows: int) -> None:
+        self._processors = LogitsProcessorList([each for each in processors if not isinstance(each, FiniteLogits)])
+        self._of_all = any(isinstance(each, PrefixConstrainedLogitsProcessor) for each in processors)
+        self._rows = rows
+
+    def of(self, text: Tensor, lengths: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
+        """Process the logits of the next token.
+
+        Args:
+            text: The texts, prompts included, LongTensor [rows, width].
+            lengths: The tokens of each, LongTensor [rows] on the CPU; of more than ``width``, the scores mean nothing.
+            rows: The place of each row in the batch, LongTensor [rows] on the CPU.
+            logits: [rows, vocabulary].
+
+        Returns:
+            Scores [rows, vocabulary] in float32.
+        """
+        scores = logits.to(torch.float32, copy=True)
+        if not self._processors:
+            return scores
+        for length in lengths.unique().tolist():
+            if length > text.shape[1]:
+                continue
+            group = (lengths == length).nonzero().squeeze(1)
+            places = sent(group, text.device)
+            scores[places] = self._processed(text[places, :length], rows[group], scores[places])
+        return scores
+
+    def _processed(self, text: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
+        if not self._of_all:
+            return self._processors(text, scores)
+        places = torch.zeros(self._rows, dtype=torch.long).index_copy(0, rows, torch.arange(len(rows)))
+        whole = sent(places, text.device)  # the rows of other lengths stand in for nothing
+        return self._processors(text[whole], scores[whole])[sent(rows, text.device)]

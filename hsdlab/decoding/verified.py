@@ -1,0 +1,115 @@
+"""Decode with verified drafts: transformers prepares the call, the loop of :mod:`hsdlab.decoding.verified_loop` runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.compiled import Compilation
+from hsdlab.decoding.decisions import Decisions
+from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.guard import every_pass_recorded
+from hsdlab.decoding.output import DecodeOutput
+from hsdlab.decoding.packed import packed_weights
+from hsdlab.decoding.timing import Timing, now_s
+from hsdlab.decoding.trace import LayerCounts, Trace
+from hsdlab.decoding.verified_loop import DraftedStrategy, VerifiedLoop
+from hsdlab.errors import UserError
+
+
+def verified_decode(
+    parts: DecoderParts,
+    strategy: DraftedStrategy,
+    input_ids: Tensor,
+    config: GenerationConfig,
+    generation_config: GenerationConfig | None,
+    kwargs: dict[str, Any],
+    max_steps: int,
+    compilation: Compilation | None,
+) -> tuple[Any, DecodeOutput]:
+    """Decode one batch.
+
+    Args:
+        parts: The model's layers and head.
+        strategy: Drafts, and says how many tokens.
+        input_ids: The prompts, LongTensor [sources, prompt].
+        config: The merged options of the call.
+        generation_config: Its options object, for transformers.
+        kwargs: Its other keywords, for transformers.
+        max_steps: T.
+        compilation: None.
+
+    Returns:
+        transformers' output, and ours.
+
+    Raises:
+        UserError: The call asks for what drafts cannot give: beams, compiled steps, hidden states or attention weights.
+    """
+    _check(strategy, config, compilation)
+    model = parts.model
+    cache = SkipCache(parts, Decisions(strategy, parts.num_layers, max_steps))
+    loop = VerifiedLoop(parts, strategy, cache, max_steps)
+    rows = len(input_ids) * config.num_return_sequences
+    cache.readings_s.append(now_s(model.device))
+    with every_pass_recorded(parts, cache), packed_weights(parts, max_steps, rows), torch.no_grad():
+        raw = type(model).generate(
+            model, input_ids, generation_config, past_key_values=cache, custom_generate=loop, **kwargs
+        )
+    cache.readings_s.append(now_s(model.device))
+    readings = cache.readings_s
+    output = DecodeOutput(
+        sequences=raw.sequences,
+        sequences_scores=None,
+        scores=raw.scores,
+        trace=_trace(loop, cache, input_ids.shape[1]),
+        timing=Timing(
+            prompt_s=readings[1] - readings[0], decode_s=readings[-1] - readings[1], decode_passes=cache.passes - 1
+        ),
+        cache_bytes=cache.peak_bytes,
+    )
+    return raw, output
+
+
+def _check(strategy: DraftedStrategy, config: GenerationConfig, compilation: Compilation | None) -> None:
+    if config.num_beams > 1:
+        raise UserError(
+            f"{strategy!r}: num_beams={config.num_beams}. Beam search compares all beams after every token, so that "
+            "several drafted tokens cannot be verified at once; decode greedily or sample (num_beams=1)."
+        )
+    if compilation is not None:
+        raise UserError(f"{strategy!r}: verified drafts cannot be compiled yet; leave compile out.")
+    if config.output_hidden_states or config.output_attentions or config.output_logits:
+        raise UserError(
+            f"{strategy!r}: hidden states, attention weights and raw logits are not collected over drafts and their "
+            "verification; leave output_hidden_states, output_attentions and output_logits out."
+        )
+
+
+def _trace(loop: VerifiedLoop, cache: SkipCache, prompt_length: int) -> Trace:
+    """Return the trace of the text: every token has run all layers. What was computed for it is in the counts."""
+    counts, num_layers = loop.counts, cache.late_tokens.shape[0]
+    steps = int(loop.new_tokens.max()) - 1
+    live = torch.arange(steps)[:, None] < loop.new_tokens - 1  # (steps, rows)
+    whole = bool((counts.tokens[:, 0] == counts.tokens[:, 1]).all())
+    return Trace(
+        executed=live[:, :, None].repeat(1, 1, num_layers),
+        live=live,
+        prompt_length=prompt_length,
+        layers=LayerCounts(
+            tokens=counts.tokens[:, 0] if whole else counts.tokens,
+            attended=counts.attended,
+            passes=counts.passes[:, 0] if whole else counts.passes,
+            late_tokens=cache.late_tokens,
+            late_passes=cache.late_passes,
+            prompt_tokens=cache.prompt_tokens,
+            prompt_late_tokens=cache.prompt_late_tokens,
+            prompt_late_passes=cache.prompt_late_passes,
+        ),
+        compute_steps=int(live.sum()),
+        decode_passes=cache.passes - 1,
+        probes=loop.probed,
+        batch_rows=len(loop.new_tokens),
+        drafts=counts,
+    )

@@ -1,0 +1,118 @@
+"""Verified: any strategy drafts, full depth verifies, no token changes.
+
+Self-speculative decoding: Draft & Verify (Zhang et al. 2023, arXiv 2309.08168) and LayerSkip (Elhoushi et al. 2024,
+arXiv 2404.16710) draft with a fixed set of layers; here any strategy drafts, in batches of any size.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from hsdlab.decoding import StepState
+from hsdlab.decoding.cost import draft_cost
+from hsdlab.decoding.draft_length import VERIFIED_TOKEN, DraftLength
+from hsdlab.decoding.families import DecoderParts
+from hsdlab.errors import UserError
+from hsdlab.strategies.base import SkipStrategy
+
+
+class Verified(SkipStrategy):
+    """Drafts tokens under another strategy and verifies them at full depth: greedy text is that of full depth.
+
+    Sampled text has the distribution of full depth. Beam search is refused: its scores need every beam at every step.
+
+    Args:
+        draft: Drafts the tokens; any strategy but an oracle.
+        num_draft_tokens: The most tokens that are drafted before a verification, 1 or more.
+        adaptive: Whether each sequence drafts the number that its acceptance so far makes the fastest, up to
+            ``num_draft_tokens``; else always ``num_draft_tokens``.
+        stop_below: A draft ends after a token to which it gives a smaller probability (softmax response), from 0,
+            which never ends one, to 1.
+        draft_vocabulary: With how many tokens the head of a draft is computed: those with the lowest ids, which in
+            vocabularies made by byte-pair encoding are the pieces that were merged first, and those of the prompts.
+            None takes all. The text stays that of full depth; a token outside cannot be drafted.
+    """
+
+    rows_depend = None
+
+    def __init__(
+        self,
+        draft: SkipStrategy,
+        num_draft_tokens: int = 4,
+        adaptive: bool = True,
+        stop_below: float = 0.0,
+        draft_vocabulary: int | None = None,
+    ) -> None:
+        if not isinstance(draft, SkipStrategy) or isinstance(draft, Verified) or draft.is_oracle:
+            raise UserError(f"Verified: draft={draft!r}; expected a strategy that drafts, such as HSD(3, 0, 4).")
+        for name, value in (("num_draft_tokens", num_draft_tokens), ("draft_vocabulary", draft_vocabulary)):
+            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and (
+                value is not None or name == "num_draft_tokens"
+            ):
+                raise UserError(f"Verified: {name}={value!r}; expected a whole number, 1 or more.")
+        if isinstance(stop_below, bool) or not isinstance(stop_below, int | float) or not 0 <= stop_below <= 1:
+            raise UserError(f"Verified: stop_below={stop_below!r}; expected a probability from 0 to 1.")
+        self.draft = draft
+        self.num_draft_tokens = num_draft_tokens
+        self.adaptive = adaptive
+        self.stop_below = stop_below
+        self.draft_vocabulary = draft_vocabulary
+
+    def check_model(self, parts: DecoderParts) -> None:
+        """Refuse a model that the draft does not fit, and a prompt schedule."""
+        super().check_model(parts)
+        self.draft.check_model(parts)
+        if getattr(self.draft, "scheduled_prompt", lambda *_: None)(1, parts.num_layers) is not None:
+            raise UserError(
+                f"Verified: {self.draft!r} skips layers in the prompt, which full depth does not; leave its prompt "
+                "schedule out."
+            )
+        if self.draft_vocabulary is not None:
+            parts.check_head_rows()
+
+    def plan(self, state: StepState) -> Tensor:
+        """Give all layers, which every token of the text has run."""
+        return torch.ones(state.rows, state.num_layers, dtype=torch.bool)
+
+    def scheduled_layers(self, num_layers: int, max_steps: int) -> list[range]:
+        """Give all layers for all steps."""
+        return [range(num_layers)] * (max_steps - 1)
+
+    def never_skip(self) -> Self | None:
+        """Make the setting whose draft runs all layers."""
+        draft = self.draft.never_skip()
+        return None if draft is None else self._with(draft=draft)
+
+    def resolved(self, num_layers: int) -> "Verified":
+        """Fill in the parameters of the draft that depend on the model."""
+        return self._with(draft=self.draft.resolved(num_layers))
+
+    def draft_length(self, parts: DecoderParts, max_steps: int) -> DraftLength:
+        """Make what decides how many tokens each row drafts.
+
+        Args:
+            parts: The sizes of the model's layers and head.
+            max_steps: T.
+
+        Returns:
+            A new one for each decode.
+        """
+        cost = None
+        if self.adaptive:
+            cost = draft_cost(parts, self.draft, max_steps, self.draft_vocabulary) + VERIFIED_TOKEN
+        return DraftLength(self.num_draft_tokens, cost, self.stop_below)
+
+    def draft_tokens(self, input_ids: Tensor) -> Tensor | None:
+        """Choose the tokens that a draft may write.
+
+        Args:
+            input_ids: The prompts, LongTensor [rows, prompt].
+
+        Returns:
+            LongTensor [n]; None for all.
+        """
+        if self.draft_vocabulary is None:
+            return None
+        first = torch.arange(self.draft_vocabulary, device=input_ids.device)
+        return torch.cat([first, input_ids.flatten()]).unique()
