@@ -138,7 +138,8 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     late = (counts.late_passes * _late_weights(parts)).sum() * size
     *around, head = (_bytes(module) for module in _outside(parts))
     drafts = trace.drafts
-    outside = sum(around) * trace.decode_passes + head * (drafts.head_passes if drafts else trace.decode_passes)
+    outside = sum(around) * (drafts.forward_passes if drafts else trace.decode_passes)
+    outside += head * (drafts.head_passes if drafts else trace.decode_passes)
     outside += (drafts.draft_head_weights_read if drafts else 0) * size
     return float(layers + cache + late + outside + trace.probes.weights_read * size)
 

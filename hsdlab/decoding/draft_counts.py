@@ -22,7 +22,8 @@ class DraftCounts:
         passes: Passes in which each part ran, LongTensor [layers, 2].
         computed: Tokens of all passes.
         head_tokens: Tokens to which the whole head was applied.
-        head_passes: Passes with the whole head.
+        forward_passes: Draft steps and verifications of the whole batch.
+        head_passes: Those with the whole head.
         draft_head_weights: Weights that the heads of drafts multiplied with hidden states, summed over the tokens.
         draft_head_weights_read: Weights that were read for that.
         rounds: For each sequence, drafted and accepted tokens of each of its verifications.
@@ -34,6 +35,7 @@ class DraftCounts:
         self.passes = torch.zeros(num_layers, 2, dtype=torch.long)
         self.computed = 0
         self.head_tokens = 0
+        self.forward_passes = 0
         self.head_passes = 0
         self.draft_head_weights = 0
         self.draft_head_weights_read = 0
@@ -82,6 +84,7 @@ class DraftCounts:
         keys = self._prompt_length + places + 1
         self.attended += (executed[..., 0] * keys[:, :, None]).sum(dim=(0, 1))
         self.passes += executed.any(dim=0).any(dim=0)
+        self.forward_passes += 1
 
     def sums(self) -> dict[str, int]:
         """Add up over the batch.

@@ -29,7 +29,8 @@ class Timing:
             layers ran in another decode (:func:`~hsdlab.decoding.shared_prefill.shared_prefill`), their seconds there
             count here too.
         decode_s: Seconds of all decode steps, choice of tokens included; 0 where there was none.
-        decode_passes: Number of decode steps; one forward pass of the whole batch counts as one.
+        decode_passes: Number of decode steps; one forward pass of the whole batch counts as one. Of verified drafts,
+            those that full depth would have taken for the same text.
         taken_over_s: The part of ``prompt_s`` that another decode measured; 0 where this one ran the layers itself.
     """
 

@@ -55,7 +55,8 @@ class Trace:
         prompt_length: Length of the (padded) prompt, tokens.
         layers: What each layer did, over all live beams.
         compute_steps: Decode steps of all live beams.
-        decode_passes: Decode steps; one forward pass of the whole batch counts as one.
+        decode_passes: Decode steps; one forward pass of the whole batch counts as one. Of verified drafts, those that
+            full depth would have taken for the same text.
         probes: The cost of deciding about exits.
         prompt: BoolTensor [rows, prompt, layers], true where the layer ran for the token of the prompt, and at padding;
             None where all layers ran for all tokens.

@@ -65,7 +65,9 @@ def verified_decode(
         scores=raw.scores,
         trace=_trace(loop, cache, input_ids.shape[1]),
         timing=Timing(
-            prompt_s=readings[1] - readings[0], decode_s=readings[-1] - readings[1], decode_passes=cache.passes - 1
+            prompt_s=readings[1] - readings[0],
+            decode_s=readings[-1] - readings[1],
+            decode_passes=int(loop.new_tokens.max()) - 1,
         ),
         cache_bytes=cache.peak_bytes,
     )
@@ -108,7 +110,7 @@ def _trace(loop: VerifiedLoop, cache: SkipCache, prompt_length: int) -> Trace:
             prompt_late_passes=cache.prompt_late_passes,
         ),
         compute_steps=int(live.sum()),
-        decode_passes=cache.passes - 1,
+        decode_passes=steps,
         probes=loop.probed,
         batch_rows=len(loop.new_tokens),
         drafts=counts,

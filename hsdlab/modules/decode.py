@@ -288,6 +288,7 @@ class DecodeModule(LightningModule):
             layers=tuple(_layer_ranges(step) for step in executed),
             batch=decoded,
             position=batch["positions"][row],
+            drafts=() if output.trace.drafts is None else tuple(output.trace.drafts.rounds[row]),
         )
 
     def _scored(self, records: list[ExampleRecord]) -> list[ExampleRecord]:

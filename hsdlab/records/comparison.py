@@ -150,7 +150,14 @@ class ComparisonRow:
 
         A decode step has costs outside the layers, so the speed-up cannot exceed layers of the model / layers computed.
         """
+        if self.verifies:  # one verification reads the weights once for several tokens
+            return False
         return self.speed_up > 1.1 * self.num_layers / self.figure("compute_layers")
+
+    @property
+    def verifies(self) -> bool:
+        """Whether its drafts were verified (``Verified``): its text is that of full depth."""
+        return math.isfinite(self.figure("acceptance_rate"))
 
     def figure(self, name: str) -> float:
         """Look up a figure of the cost.

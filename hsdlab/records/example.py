@@ -46,6 +46,7 @@ class ExampleRecord:
         batch: The batch in which it was decoded; None where not noted.
         position: Place among the examples of the split that the run uses, from 0; None in older records, whose batches
             kept the order of the data.
+        drafts: For each verification, how many tokens were drafted and how many of them accepted; empty without drafts.
     """
 
     id: str
@@ -62,6 +63,7 @@ class ExampleRecord:
     bleu_statistics: tuple[int, ...] | None = None
     batch: Batch | None = None
     position: int | None = None
+    drafts: tuple[tuple[int, ...], ...] = ()
 
     def to_line(self) -> bytes:
         """Write the record as a line of a prediction file.

@@ -14,6 +14,7 @@ from hsdlab.records.comparison import Comparison
 from hsdlab.records.files import replace_file
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.reporting.acceptance import acceptance_figure, acceptance_notes
 from hsdlab.reporting.depth import depth_figure
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.markdown import folded_run, markdown_table
@@ -34,12 +35,14 @@ from hsdlab.reporting.tables import (
     time_notes,
 )
 
-FILE = "comparison.json"
+FILE, ACCEPTANCE = "comparison.json", "acceptance.png"
 TERMINAL_METRICS = ("rouge1", "rouge2", "rougeL", "bleu4", "bertscore_f1")
 
 
 def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
-    """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
+    """Write comparison.md, comparison.json, pareto.png, depth.png and acceptance.png, each whole or not at all.
+
+    The last one only where drafts were verified.
 
     Args:
         comparison: Made from the results.
@@ -50,6 +53,9 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
         "pareto.png": pareto_figure(comparison, comparison.headline_metric),
         "depth.png": depth_figure(comparison.rows, results),
     }
+    acceptance = acceptance_figure(comparison.rows, results)
+    if acceptance is not None:
+        pictures[ACCEPTANCE] = acceptance
     comparison.write(folder / FILE)
     for name, figure in pictures.items():
         replace_figure(folder / name, figure)
@@ -76,6 +82,7 @@ def notes(comparison: Comparison) -> list[str]:
         *time_notes(rows, "the baseline"),
         *quality_notes(comparison),
         *arguments_note(rows),
+        *acceptance_notes(rows),
     ]
     if any(row.speed_up_interval is not None for row in rows):
         lines.append("The interval of the speed-up draws the same batches for both strategies.")
@@ -105,8 +112,10 @@ def comparison_markdown(comparison: Comparison) -> str:
         "## Layers by position in the text",
         "The darker a cell, the more examples ran that layer in that decode step. Grey: no text was that long.",
         "![Which layers ran in each decode step](depth.png)",
-        folded_run(comparison.run),
     ]
+    if any(row.verifies for row in comparison.rows):
+        parts += ["## Accepted drafts", f"![Drafts accepted by their place in the draft]({ACCEPTANCE})"]
+    parts.append(folded_run(comparison.run))
     return "\n\n".join(parts) + "\n"
 
 

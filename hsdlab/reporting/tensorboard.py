@@ -30,6 +30,7 @@ from hsdlab.records.manifest import Manifest
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
 from hsdlab.reporting.comparison import comparison_tables
+from hsdlab.reporting.acceptance import acceptance_figure
 from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.pareto import pareto_figure
@@ -148,6 +149,9 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
         writer.add_text("tables", comparison_tables(comparison), 0)
         _add_figure(writer, "pareto", pareto_figure(comparison, comparison.headline_metric))
         _add_figure(writer, "depth", depth_figure(comparison.rows, results))
+        acceptance = acceptance_figure(comparison.rows, results)
+        if acceptance is not None:
+            _add_figure(writer, "acceptance", acceptance)
         for index, sample in enumerate(baseline.examples[:SAMPLES], start=1):
             texts = [(row, examples[sample.id]) for row, examples in zip(comparison.rows, by_id, strict=True)]
             writer.add_text(f"side_by_side/{index}", sample_table(comparison, texts), 0)
