@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from hsdlab.decoding import shared_prompt
 from hsdlab.testing import TINY_FAMILIES, RememberedDecodes, tiny_model
 from tests import results
 
@@ -16,6 +17,12 @@ transformers.logging.set_verbosity_error()
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # tiny matrices only lose by more
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _prompts_apart():
+    """Hold prompts apart from new tokens also where they are short, as those of most tests are."""
+    shared_prompt.FEWEST_TOKENS = 0
 
 
 @pytest.fixture(scope="session")

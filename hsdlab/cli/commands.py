@@ -94,13 +94,14 @@ def _script(script: str, known: Mapping[str, str], args: Sequence[str] | None) -
 
 
 def _share_the_cores() -> None:
-    """Have OpenMP's threads sleep while they wait for each other, unless the user says otherwise.
+    """Have OpenMP's threads wait for each other awake for some microseconds only, unless the user says otherwise.
 
-    Threads that spin are a few percent faster alone, and 5 to 8 times slower where other processes use the cores too.
-    OpenMP reads the variable once, when torch is imported.
+    By default they wait awake for long: where other processes use the cores too, decoding is then several times
+    slower. Threads that sleep at once have to be woken in every operation, which costs a third of a decode step of a
+    small model. docs/performance.md has the figures. OpenMP reads the variables once, when torch is imported.
     """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _answered(words: Sequence[str], groups: Mapping[str, Mapping[str, str]], program: str, examples: str) -> int:

@@ -33,7 +33,7 @@ from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.shared_prefill import Prefill
-from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split
+from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split, split_pays
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.storage import KeyValueStore, LayerStorage
 from hsdlab.decoding.timing import now_s
@@ -314,7 +314,7 @@ class SkipCache(LayerRunner, DynamicCache):
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
         self._prompt_rows = PromptRows(rows, copies, device)
-        if copies > 1 and can_split(self._parts.model):
+        if copies > 1 and can_split(self._parts.model) and split_pays(rows // copies * length):
             self._split = StepRows(copies, length)
         self._store.begin(rows // copies, copies, length, apart=self._split is not None)
         if not self._decisions.may_skip_prompt:
@@ -560,7 +560,7 @@ class SkipCache(LayerRunner, DynamicCache):
     def _passed_by(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Tensor) -> None:
         """Note that all rows but ``rows`` skip a layer in a decode step."""
         skipped = None
-        if not self._choice.same_for_all_rows:
+        if len(rows) > 0:
             skipped = torch.ones(len(hidden), 1, dtype=torch.bool).index_fill(0, rows, value=False)
         self._late.new.passed_by(index, call, hidden, args, kwargs, self._starts, skipped)
 

@@ -248,6 +248,8 @@ class Decisions:
         self._memory = StepMemory(rows, self.on_device)
         self._answer: tuple[Tensor, Reading] | None = None
         may_run = self._plan.any(dim=2) if self.in_parts else self._plan  # (rows, layers)
+        self._for_all, self._for_some = may_run.all(dim=0).tolist(), may_run.any(dim=0).tolist()
+        self._all_running = True
         last = may_run.any(dim=0).nonzero().squeeze(1)[-2 if self._late_exit else -1 :]
         # An exit after the last layer would skip nothing. With late_exit, so would one decided after the last but one.
         self._asked_below = int(last[0])
@@ -269,6 +271,11 @@ class Decisions:
         """
         if self.same_for_all_rows:
             return None if layer in self._now else _NO_ROWS
+        if not self._for_some[layer]:
+            return _NO_ROWS
+        if self._all_running and self._for_all[layer]:
+            self.executed[:, layer] = True
+            return None
         run = self._running & self._plan[:, layer]
         self.executed[:, layer] = run
         return rows_of(run)
@@ -348,6 +355,7 @@ class Decisions:
         if self._answer is not None:
             rows, exits = self._answer
             self._running[rows] = ~exits.values()
+            self._all_running = bool(self._running.all())
             self._answer = None
 
     def look_back(self, outputs: Tensor, parts: DecoderParts) -> Tensor:

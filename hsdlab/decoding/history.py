@@ -63,7 +63,7 @@ class History:
         self._hidden = TokenPool()
         self._types: list[_LayerType] = []
         self._type_of: dict[int, _LayerType] = {}
-        self._last: tuple[Tensor, int] | None = None  # the hidden state that was kept last, and its place
+        self._last: tuple[Tensor, _Columns, Tensor] | None = None  # the hidden state that was kept last, and its places
         self._origin: Tensor | None = None  # [length, rows], on the device; None while no beam has moved
 
     def passed_by(
@@ -89,11 +89,11 @@ class History:
         """
         rows, tokens = hidden.shape[:2]
         if self._last is None or self._last[0] is not hidden:
-            self._last = hidden, self._hidden.append(hidden)
-        width = 1 if isinstance(starts, int) else rows
-        columns = _Columns(starts, rows, tokens)
-        places = self._places.get(layer)
-        self._places[layer] = _written(places, self._length, width, columns, columns.places(self._last[1], rows))
+            columns = _Columns(starts, rows, tokens)
+            self._last = hidden, columns, columns.places(self._hidden.append(hidden), rows)
+        _, columns, places = self._last
+        width = columns.width
+        self._places[layer] = _written(self._places.get(layer), self._length, width, columns, places)
         self._keep_arguments(layer, call, hidden, args, kwargs, columns)
         if skipped is not None or not isinstance(starts, int):
             width = rows

@@ -18,6 +18,10 @@ _PROPERTIES: tuple[Any, ...] = (Tensor.shape, Tensor.dtype, Tensor.device)
 _METADATA = {Tensor.size, Tensor.dim, *(each.__get__ for each in _PROPERTIES)}
 
 
+FEWEST_TOKENS = 512
+"""With fewer tokens in all prompts of a batch, a copy for each row is faster to attend to than two parts are to join."""
+
+
 class StepRows:
     """The rows of a decode step, and those with which the current layer was called.
 
@@ -98,6 +102,18 @@ def can_split(model: PreTrainedModel) -> bool:
     """
     config = model.config.get_text_config(decoder=True)
     return config._attn_implementation == "sdpa" and model.device.type == "cpu"
+
+
+def split_pays(prompt_tokens: int) -> bool:
+    """Say whether to hold the prompts apart from the new tokens.
+
+    Args:
+        prompt_tokens: Tokens of all prompts of the batch together, each source once.
+
+    Returns:
+        False for few, which are copied for each row.
+    """
+    return prompt_tokens >= FEWEST_TOKENS
 
 
 class TwoParts(Tensor):

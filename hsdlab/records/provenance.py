@@ -50,6 +50,7 @@ class Machine:
         gpus: Names of the CUDA GPUs that torch sees.
         system: Operating system and its version.
         omp_wait_policy: OMP_WAIT_POLICY, how OpenMP's threads wait for each other; None if it was not set.
+        gomp_spincount: GOMP_SPINCOUNT, how long they wait awake; None if it was not set.
     """
 
     cpu: str
@@ -59,6 +60,7 @@ class Machine:
     gpus: tuple[str, ...]
     system: str
     omp_wait_policy: str | None = None
+    gomp_spincount: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def describe_machine() -> Machine:
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
         system=platform.platform(),
         omp_wait_policy=os.environ.get("OMP_WAIT_POLICY"),
+        gomp_spincount=os.environ.get("GOMP_SPINCOUNT"),
     )
 
 

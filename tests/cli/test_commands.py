@@ -193,16 +193,20 @@ def test_a_light_command_ends_with_a_sentence(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("program", ["main", "evaluate", "train"])
-@pytest.mark.parametrize(("given", "then"), [(None, "passive"), ("active", "active")])
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise(program, given, then):
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_threads_wait_awake_for_a_short_time_unless_the_user_says_otherwise(program, given, then):
     code = f"""
 import contextlib, os, sys
 from hsdlab.cli import commands
 with contextlib.suppress(SystemExit):
     commands.{program}(["models"])
-print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    variables = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in variables} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split()[-2:] == [then, "False"]

@@ -145,3 +145,16 @@ def test_a_beam_that_changes_its_prompt_is_an_error(tiny, monkeypatch):
     input_ids, mask = laws.prompts(3)
     with pytest.raises(RunError, match="A beam moved to the rows of another prompt"):
         generate(tiny(), input_ids=input_ids, attention_mask=mask, strategy=FullDepth(), num_beams=2, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("sources", [1, 3])
+def test_short_prompts_are_copied_and_long_ones_held_apart(tiny, monkeypatch, sources):
+    ids = torch.randint(7, 60, (sources, 12), generator=torch.Generator().manual_seed(0))
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "num_beams": 2}
+    monkeypatch.setattr(shared_prompt, "FEWEST_TOKENS", 12 * sources)
+    apart = generate(tiny(), strategy=FullDepth(), **call)
+    monkeypatch.setattr(shared_prompt, "FEWEST_TOKENS", 12 * sources + 1)
+    copied = generate(tiny(), strategy=FullDepth(), **call)
+    assert copied.cache_bytes > apart.cache_bytes
+    assert torch.equal(copied.sequences, apart.sequences)
+    torch.testing.assert_close(copied.sequences_scores, apart.sequences_scores)

@@ -56,12 +56,14 @@ def test_versions_seed_config_command_and_date(monkeypatch):
 
 def test_machine(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     machine = provenance.describe_machine()
     assert machine.cores == os.cpu_count()
     assert machine.torch_threads == torch.get_num_threads()
     assert len(machine.gpus) == torch.cuda.device_count()
     assert machine.cpu
     assert machine.omp_wait_policy == "passive"
+    assert machine.gomp_spincount == "7"
 
 
 def test_memory_is_the_systems_own_figure():

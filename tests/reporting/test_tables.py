@@ -85,7 +85,8 @@ The darker a cell, the more examples ran that layer in that decode step. Grey: n
     "memory_gib": 8.0,
     "gpus": [],
     "system": "Linux",
-    "omp_wait_policy": null
+    "omp_wait_policy": null,
+    "gomp_spincount": null
   }},
   "subcommand": "",
   "examples": null,
