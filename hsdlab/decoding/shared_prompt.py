@@ -19,7 +19,7 @@ _METADATA = {Tensor.size, Tensor.dim, *(each.__get__ for each in _PROPERTIES)}
 
 
 FEWEST_TOKENS = 512
-"""With fewer tokens in all prompts of a batch, a copy for each row is faster to attend to than two parts are to join."""
+"""With fewer tokens in all prompts of a batch, attending to a copy for each row is faster than joining two parts."""
 
 
 class StepRows:
