@@ -1,4 +1,4 @@
-"""One draft step of verified decoding: each row of the batch is at its own step t, and runs the draft's layers of it."""
+"""One draft step of verified decoding: each row of the batch is at its own step t, and runs the draft's layers of t."""
 
 import copy
 from dataclasses import dataclass

@@ -29,7 +29,6 @@ from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.static_cache import StaticCache
-from hsdlab.decoding.step_graphs import Warmup
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
 from hsdlab.decoding.verified import verified_decode

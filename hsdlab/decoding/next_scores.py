@@ -2,10 +2,17 @@
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.finite import FiniteLogits
+
+_KNOWS_ROWS = (PrefixConstrainedLogitsProcessor, RepetitionPenaltyLogitsProcessor)
 
 
 class NextScores:
@@ -16,13 +23,13 @@ class NextScores:
     Args:
         processors: Those that transformers has prepared. :class:`FiniteLogits` among them is left out, since it counts
             calls.
-        rows: Rows of the batch. A processor that reads the index of a row in the batch (``prefix_allowed_tokens_fn``)
-            is called for all of them.
+        rows: Rows of the batch. Processors that may know a row by its place in the batch are called for all of them:
+            two of transformers' own, and all others.
     """
 
     def __init__(self, processors: LogitsProcessorList, rows: int) -> None:
         self._processors = LogitsProcessorList([each for each in processors if not isinstance(each, FiniteLogits)])
-        self._of_all = any(isinstance(each, PrefixConstrainedLogitsProcessor) for each in processors)
+        self._of_all = rows > 1 and any(_may_know_rows(each) for each in self._processors)
         self._rows = rows
 
     def of(self, text: Tensor, lengths: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
@@ -54,3 +61,7 @@ class NextScores:
         places = torch.zeros(self._rows, dtype=torch.long).index_copy(0, rows, torch.arange(len(rows)))
         whole = sent(places, text.device)  # the rows of other lengths stand in for nothing
         return self._processors(text[whole], scores[whole])[sent(rows, text.device)]
+
+
+def _may_know_rows(processor: LogitsProcessor) -> bool:
+    return isinstance(processor, _KNOWS_ROWS) or not type(processor).__module__.startswith("transformers.")

@@ -1,4 +1,4 @@
-"""Decode with verified drafts: transformers prepares the call, the loop of :mod:`hsdlab.decoding.verified_loop` runs."""
+"""Decode with verified drafts: transformers prepares a call, :mod:`hsdlab.decoding.verified_loop` runs it."""
 
 from typing import Any
 

@@ -103,7 +103,8 @@ class VerifiedLoop:
         rows, self._prompt_length = input_ids.shape
         self._sampling = bool(generation_config.do_sample)
         self._scores = NextScores(logits_processor, rows)
-        self._passes = Passes(self._parts, self._cache, model_kwargs["attention_mask"])
+        mask = model_kwargs.get("attention_mask")
+        self._passes = Passes(self._parts, self._cache, torch.ones_like(input_ids) if mask is None else mask)
         allowed = self._strategy.draft_tokens(input_ids)
         self._head = None if allowed is None else DraftHead(self._parts, allowed)
         ends = TextEnds(stopping_criteria, self._prompt_length, self._max_steps)

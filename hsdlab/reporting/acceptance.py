@@ -53,8 +53,8 @@ def acceptance_notes(rows: Sequence[ComparisonRow]) -> list[str]:
     ]
     if verified:
         notes.append(
-            "With verified drafts, the text is that of full depth. Computed layers count drafts, rejected ones too, and "
-            "verifications. A decode step is one that full depth would have taken."
+            "With verified drafts, the text is that of full depth. Computed layers count all drafts, rejected ones too,"
+            " and verifications. A decode step is one that full depth would have taken."
         )
     return notes
 

@@ -28,9 +28,9 @@ from hsdlab.records.files import faults_of_writing, replace_file
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.manifest import Manifest
 from hsdlab.records.strategy_result import StrategyResult
+from hsdlab.reporting.acceptance import acceptance_figure
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
 from hsdlab.reporting.comparison import comparison_tables
-from hsdlab.reporting.acceptance import acceptance_figure
 from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.pareto import pareto_figure

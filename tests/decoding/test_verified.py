@@ -98,6 +98,7 @@ def test_stop_strings_end_a_text_within_a_draft(family_model):
     free = generate(model, strategy=FullDepth(), **inputs).sequences
     start = inputs["input_ids"].shape[1]
     wanted = free[0, start + 4 : start + 6].tolist()
+    first = next(end for end in range(2, NEW) if free[0, start + end - 2 : start + end].tolist() == wanted)
 
     class Ends(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
@@ -105,8 +106,8 @@ def test_stop_strings_end_a_text_within_a_draft(family_model):
 
     inputs |= {"stopping_criteria": StoppingCriteriaList([Ends()])}
     output = generate(model, strategy=Verified(FullDepth(), 9, adaptive=False), **inputs)
-    assert int(output.trace.live[:, 0].sum()) + 1 == 6
-    assert output.sequences[0, start : start + 6].tolist() == free[0, start : start + 6].tolist()
+    assert int(output.trace.live[:, 0].sum()) + 1 == first
+    assert output.sequences[0, start : start + first].tolist() == free[0, start : start + first].tolist()
 
 
 @pytest.mark.parametrize("draft", [HSD(2, 0, 4), StaticDepth(4, keep="bottom"), SkipDecode(2, 5)], ids=repr)
@@ -188,7 +189,7 @@ def probabilities(model, prompt, steps, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 1.3, "top_k": TOP}, {"temperature": 0.7, "top_p": 0.8, "top_k": 6}], ids=repr
+    "options", [{"temperature": 1.3, "top_k": TOP}, {"temperature": 4.0, "top_p": 0.9, "top_k": 8}], ids=repr
 )
 @pytest.mark.parametrize(
     ("draft", "vocabulary"), [(HSD(2, 0, 4), None), (CALM(0.3), None), (StaticDepth(3), 40)], ids=repr
