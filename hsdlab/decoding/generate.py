@@ -270,7 +270,7 @@ def _decode(
         if not seen_from_outside:
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
         cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
-        steps = _uncompiled_steps(parts, cache, max_steps, rows)
+        steps = _uncompiled_steps(parts, cache, max_steps)
     else:
         check_compilation(parts, decisions, config)
         compiled = CompiledDecode(parts, decisions, compilation, rows, prompt_length)
@@ -328,10 +328,10 @@ def _decode(
 
 
 @contextmanager
-def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, max_steps: int, rows: int) -> Iterator[None]:
+def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, max_steps: int) -> Iterator[None]:
     with (
         every_pass_recorded(parts, cache),
-        packed_weights(parts, max_steps, rows),
+        packed_weights(parts, max_steps),
         _prompt_mask_noted(parts, cache),
     ):
         yield

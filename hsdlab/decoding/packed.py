@@ -1,13 +1,8 @@
 """A model's weight matrices in the layout that its CPU multiplies fastest, for the time of a decode.
 
-A decode step multiplies a few rows with every matrix, and the layout of the matrix decides how fast. Two are used, as
-measured on 2 cores of an AMD EPYC (docs/performance.md):
-
-- Several rows, and bfloat16: that of oneDNN, which torch comes with.
-- One row of float32: the transposed matrix, where it has more outputs than inputs; the others stay as they are.
-
-Both are copies. They cost memory, once for each layout that is used, and are kept with the model for its next decode,
-while its weights are the same.
+A decode step multiplies a few rows with every matrix, and the layout of the matrix decides how fast. That of oneDNN,
+which torch comes with, is the fastest from one row to 128 (docs/performance.md has the figures). It is a copy, which
+costs the memory of the weights again, and is kept with the model for its next decode, while its weights are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +23,7 @@ FEWEST_STEPS = 16
 MOST_BYTES = 2 * 1024**3
 """Larger models decode on their own weights, since a copy of them might not fit into memory."""
 
-_ROWS_PACKED_FOR = 8  # a layout for one row is slow for several; this one is fast from 1 to 128
+_ROWS_PACKED_FOR = 8  # a layout for one row is slow for several; this one is fast for both
 _SAMPLED_ROWS = 64  # every 64th row of a matrix is compared: any training step or merged adapter changes it
 
 
@@ -45,11 +40,11 @@ class _Copy:
     state: tuple[int, int, torch.Size, int]
 
 
-_copies: WeakKeyDictionary[nn.Module, dict[bool, _Copy]] = WeakKeyDictionary()  # by whether it is for one row
+_copies: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
 
 
 @contextmanager
-def packed_weights(parts: DecoderParts, max_steps: int, rows: int) -> Iterator[None]:
+def packed_weights(parts: DecoderParts, max_steps: int) -> Iterator[None]:
     """Multiply with copies of the weights inside the block, and with the model's own after it.
 
     Linear layers (and GPT-2's ``Conv1D``) among the decoder layers, and the head, on a CPU in float32 or bfloat16.
@@ -58,57 +53,47 @@ def packed_weights(parts: DecoderParts, max_steps: int, rows: int) -> Iterator[N
     Args:
         parts: The model's decoder layers and head.
         max_steps: T, the most new tokens of the decode.
-        rows: Rows of a decode step.
 
     Yields:
         Nothing.
     """
-    modules = _packable(parts, rows) if max_steps >= FEWEST_STEPS else []
+    modules = _packable(parts) if max_steps >= FEWEST_STEPS else []
     try:
         for module in modules:
-            vars(module)["forward"] = _forward(module, _one_row(module, rows))
+            vars(module)["forward"] = _forward(module)
         yield
     finally:
         for module in modules:
             vars(module).pop("forward", None)
 
 
-def _packable(parts: DecoderParts, rows: int) -> list[nn.Module]:
+def _packable(parts: DecoderParts) -> list[nn.Module]:
     """Return the modules that gain from another layout; none where all together are too large."""
     if not torch.backends.mkldnn.is_available():
         return []
     found = [module for layer in parts.layers for module in layer.modules()]
-    modules: list[Any] = [module for module in dict.fromkeys((*found, parts.head)) if _gains(module, rows)]
+    modules: list[Any] = [module for module in dict.fromkeys((*found, parts.head)) if _gains(module)]
     return modules if sum(module.weight.nbytes for module in modules) <= MOST_BYTES else []
 
 
-def _gains(module: nn.Module, rows: int) -> bool:
+def _gains(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
         return False
     weight = module.weight
     if type(weight) is not nn.Parameter or weight.dim() != 2 or weight.device.type != "cpu":
         return False
-    if _one_row(module, rows):  # Conv1D holds the transposed matrix already
-        return type(module) is nn.Linear and weight.shape[0] > weight.shape[1]
     return weight.dtype in (torch.float32, torch.bfloat16)
 
 
-def _one_row(module: nn.Module, rows: int) -> bool:
-    return rows == 1 and module.weight.dtype == torch.float32
-
-
-def _matrix(module: Any, one_row: bool) -> Tensor:
+def _matrix(module: Any) -> Tensor:
     """Return a module's weight in another layout, copied anew if it has changed."""
     weight = module.weight.detach()
-    state, copies = _state(weight), _copies.setdefault(module, {})
-    if one_row not in copies or copies[one_row].state != state:
+    state, copy = _state(weight), _copies.get(module)
+    if copy is None or copy.state != state:
         by_output = weight if type(module) is nn.Linear else weight.t()  # (outputs, inputs)
-        if one_row:
-            matrix = by_output.t().contiguous()
-        else:
-            matrix = torch.ops.mkldnn._reorder_linear_weight(by_output.contiguous(), _ROWS_PACKED_FOR)
-        copies[one_row] = _Copy(matrix, state)
-    return copies[one_row].matrix
+        matrix = torch.ops.mkldnn._reorder_linear_weight(by_output.contiguous(), _ROWS_PACKED_FOR)
+        copy = _copies[module] = _Copy(matrix, state)
+    return copy.matrix
 
 
 def _state(weight: Tensor) -> tuple[int, int, torch.Size, int]:
@@ -121,19 +106,14 @@ def _state(weight: Tensor) -> tuple[int, int, torch.Size, int]:
     return weight.data_ptr(), version, weight.shape, int(bits[::_SAMPLED_ROWS].sum())
 
 
-def _forward(module: Any, one_row: bool) -> Callable[[Tensor], Tensor]:
-    own_forward, weight, bias, matrix = module.forward, module.weight, module.bias, _matrix(module, one_row)
+def _forward(module: Any) -> Callable[[Tensor], Tensor]:
+    own_forward, weight, bias, matrix = module.forward, module.weight, module.bias, _matrix(module)
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(hidden: Tensor) -> Tensor:
         """Apply the module: [..., inputs] to [..., outputs]."""
         if hidden.dtype != weight.dtype or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return own_forward(hidden)
-        if not one_row:
-            return multiply(hidden, matrix, bias, "none", [], "")
-        if hidden.numel() > hidden.shape[-1]:
-            return own_forward(hidden)
-        output = hidden @ matrix
-        return output if bias is None else output + bias
+        return multiply(hidden, matrix, bias, "none", [], "")
 
     return forward

@@ -20,7 +20,7 @@ def model(family_model):
 
 
 def copies(model):
-    return [copy for module in model.modules() for copy in packed._copies.get(module, {}).values()]
+    return [packed._copies[module] for module in model.modules() if module in packed._copies]
 
 
 @pytest.mark.parametrize(("mode", "rows"), [("greedy", [0]), ("greedy", [0, 1, 2]), ("beam", [0, 1, 2])])
@@ -49,14 +49,14 @@ def test_skipped_layers_are_those_of_replay_and_the_model_is_as_before(model):
     torch.testing.assert_close(torch.stack(seen.logits, dim=1), expected, rtol=0, atol=tolerance)
 
 
-def test_rows_of_float32_are_counted_and_few_steps_are_not_worth_it():
+def test_few_steps_are_not_worth_it():
     model = tiny_model(dtype=torch.float32)
     laws.decode(model, FullDepth(), **{**LONG, "max_new_tokens": packed.FEWEST_STEPS - 1})
     assert not copies(model)
     laws.decode(model, FullDepth(), rows=torch.tensor([0]), **LONG)
-    assert len(copies(model)) == 6 * 2 + 1  # of each layer gate and up have more outputs than inputs, and the head
+    assert len(copies(model)) == 6 * 7 + 1
     laws.decode(model, FullDepth(), **LONG)
-    assert len(copies(model)) == 13 + 6 * 7 + 1
+    assert len(copies(model)) == 6 * 7 + 1
 
 
 def test_a_model_that_is_too_large_is_left_alone(monkeypatch):
@@ -84,7 +84,7 @@ def test_weights_that_changed_are_copied_anew(rows):
 def test_gradients_and_autocast_use_the_models_own_weights():
     model = tiny_model(dtype=torch.float32)
     input_ids, _ = laws.prompts(1)
-    with packed_weights(decoder_parts(model), packed.FEWEST_STEPS, rows=2):
+    with packed_weights(decoder_parts(model), packed.FEWEST_STEPS):
         model(input_ids).logits.sum().backward()
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             assert model(input_ids).logits.dtype == torch.bfloat16
