@@ -147,11 +147,11 @@ class SkipCache(LayerRunner, DynamicCache):
         called = self._called
         if isinstance(self._starts, int) and called is None:
             storage.append(self._starts, key_states, value_states)
-        elif isinstance(self._starts, int):
-            storage.write(called, self._starts, key_states, value_states)
         else:
-            rows = torch.arange(len(key_states), device=key_states.device) if called is None else called
-            storage.write(rows, sent(self._starts, key_states.device)[rows, None], key_states, value_states)
+            device = key_states.device
+            rows = torch.arange(len(key_states), device=device) if called is None else called
+            starts = self._starts if isinstance(self._starts, int) else sent(self._starts, device)[rows, None]
+            storage.write(rows, starts, key_states, value_states)
         keys, values = storage.read(self._end)
         if storage.prompt is not None and self._split is not None:
             prompt_keys, prompt_values = storage.prompt

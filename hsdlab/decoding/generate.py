@@ -32,6 +32,7 @@ from hsdlab.decoding.static_cache import StaticCache
 from hsdlab.decoding.timing import Timing, now_s
 from hsdlab.decoding.trace import Trace, trace_along
 from hsdlab.decoding.verified import verified_decode
+from hsdlab.decoding.verified_loop import DraftedStrategy
 from hsdlab.errors import UserError
 
 
@@ -224,7 +225,7 @@ def _decode(
     check_context(model, prompt_length, max_steps)
 
     forced: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
-    drafted = hasattr(run.strategy, "draft_length")
+    drafted = isinstance(run.strategy, DraftedStrategy)
     if config.stop_strings is not None and config.num_beams == 1 and not drafted:
         forced["stop_strings"] = None  # RowEnds checks them
     if generation_config is None:
@@ -233,7 +234,7 @@ def _decode(
         generation_config = copy.deepcopy(generation_config)
         generation_config.update(**forced)
         kwargs = {name: value for name, value in kwargs.items() if name not in forced}
-    if drafted:
+    if isinstance(run.strategy, DraftedStrategy):
         raw, run.output = verified_decode(
             parts, run.strategy, input_ids, config, generation_config, kwargs, max_steps, compilation
         )

@@ -51,9 +51,8 @@ def verified_decode(
     model = parts.model
     cache = SkipCache(parts, Decisions(strategy, parts.num_layers, max_steps))
     loop = VerifiedLoop(parts, strategy, cache, max_steps)
-    rows = len(input_ids) * config.num_return_sequences
     cache.readings_s.append(now_s(model.device))
-    with every_pass_recorded(parts, cache), packed_weights(parts, max_steps, rows + 1), torch.no_grad():
+    with every_pass_recorded(parts, cache), packed_weights(parts, max_steps), torch.no_grad():
         raw = type(model).generate(
             model, input_ids, generation_config, past_key_values=cache, custom_generate=loop, **kwargs
         )

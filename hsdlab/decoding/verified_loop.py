@@ -10,7 +10,7 @@ transformers prepares processors, warpers and criteria, and calls the loop here 
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ from hsdlab.decoding.sub_layers import SubLayers
 from hsdlab.decoding.text_ends import TextEnds
 
 
-class DraftedStrategy(Protocol):
-    """A strategy whose drafts are verified; ``hsdlab.Verified`` is one. The engine knows it by ``draft_length``."""
+@runtime_checkable
+class DraftedStrategy(Strategy, Protocol):
+    """A strategy whose drafts are verified, which runs all layers itself; ``hsdlab.Verified`` is one."""
 
     draft: Strategy
     """Drafts the tokens."""

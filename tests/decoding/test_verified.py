@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from hsdlab import CALM, HSD, FullDepth, OracleExit, SkipDecode, StaticDepth, UserError, Verified, generate
 from hsdlab.decoding.draft_length import DraftLength
 from hsdlab.decoding.finite import NotFiniteLogitsError
-from hsdlab.testing import decode, prompts
+from hsdlab.testing import decode, prompts, tiny_model
 from tests.strategies_for_tests import RandomPlan
 
 NEW = 14
@@ -262,8 +262,8 @@ def test_a_confidence_stop_ends_drafts(tiny):
     assert any(drafted == 6 for row in free.drafts.rounds for drafted, _ in row)
 
 
-def test_logits_that_are_not_finite_are_refused(tiny):
-    model = tiny()
+def test_logits_that_are_not_finite_are_refused():
+    model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[7] = torch.nan
     with pytest.raises(NotFiniteLogitsError):
