@@ -29,6 +29,7 @@ from hsdlab import (
     SkipStrategy,
     StaticDepth,
     SubLayerStrategy,
+    Verified,
     generate,
 )
 from hsdlab.decoding.sub_layers import apart, step_mask
@@ -52,6 +53,7 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
     "deebert": [DeeBERT(0.9), DeeBERT(0.95)],
     "pabee": [PABEE(1), PABEE(2)],
     "compose": [HSD(1, 0, 6), Compose(HSD(1, 0, 6), CALM(0.9))],
+    "verified": [HSD(3, 0, 4), Verified(HSD(3, 0, 4))],
     "oracle_exit": [OracleExit()],
 }
 """The settings in the picture of each page of docs/strategies."""

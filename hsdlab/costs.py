@@ -132,9 +132,16 @@ class Cost:
             - ``late_key_values_per_token``: late key and value computations, likewise.
             - ``intermediate_predictions_per_token``: intermediate predictions, likewise.
             - ``cache_peak_mib``: the largest KV cache, in MiB.
-            - ``acceptance_rate``: the share of drafted tokens that are in the text; NaN without drafts.
-            - ``tokens_per_verification``: new tokens per verification, likewise.
+
+            And where drafts were verified:
+
+            - ``acceptance_rate``: the share of the drafted tokens that are in the text.
+            - ``tokens_per_verification``: decode steps of the returned sequences per verification.
         """
+        drafts = {
+            "acceptance_rate": _ratio(self.accepted_drafts, self.draft_tokens),
+            "tokens_per_verification": _ratio(self.decode_steps, self.verifications),
+        }
         return {
             "average_layers": _ratio(self.executed_layers, self.decode_steps),
             "share_skipped": 1 - _ratio(_ratio(self.executed_layers, self.decode_steps), self.num_layers),
@@ -147,8 +154,7 @@ class Cost:
             "late_key_values_per_token": _ratio(self.late_key_values, self.decode_steps),
             "intermediate_predictions_per_token": _ratio(self.intermediate_predictions, self.decode_steps),
             "cache_peak_mib": self.peak_cache_bytes / 2**20 if self.num_layers else math.nan,
-            "acceptance_rate": _ratio(self.accepted_drafts, self.draft_tokens),
-            "tokens_per_verification": _ratio(self.decode_steps, self.verifications),
+            **(drafts if self.verifications else {}),
         }
 
 

@@ -17,6 +17,7 @@ from hsdlab import (
     SkipStrategy,
     StaticDepth,
     SubLayerStrategy,
+    Verified,
 )
 from hsdlab import testing as laws
 from tests.strategies_for_tests import Changing, ChangingParts, ChangingPrompt, RandomParts, RandomPlan
@@ -58,6 +59,11 @@ SETTINGS = {
         Compose(HSD(1, 0, 3), PABEE(patience=1, shortlist=8, late_exit=True)),
         Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
         Compose(HSD(1, 0, 5, prompt_min_exit=0, prompt_max_exit=3), CALM(0.5)),
+    ],
+    Verified: [
+        Verified(HSD(2, 0, 4)),
+        Verified(CALM(0.5), num_draft_tokens=6, adaptive=True),
+        Verified(StaticDepth(4, keep="bottom"), 3, stop_below=0.2, draft_vocabulary=20),
     ],
     OracleExit: [OracleExit(), OracleExit("full")],
 }

@@ -40,10 +40,25 @@ class DraftedStrategy(Strategy, Protocol):
     """Drafts the tokens."""
 
     def draft_length(self, parts: DecoderParts, max_steps: int) -> DraftLength:
-        """Make what decides how many tokens each row drafts."""
+        """Make what decides how many tokens each row drafts.
+
+        Args:
+            parts: The sizes of the model's layers and head.
+            max_steps: T.
+
+        Returns:
+            A new one for each decode.
+        """
 
     def draft_tokens(self, input_ids: Tensor) -> Tensor | None:
-        """Choose the tokens that a draft may write, LongTensor [n]; None for all."""
+        """Choose the tokens that a draft may write.
+
+        Args:
+            input_ids: The prompts, LongTensor [rows, prompt].
+
+        Returns:
+            LongTensor [n], without repetition; None for all.
+        """
 
 
 @dataclass

@@ -26,12 +26,16 @@ class Verified(SkipStrategy):
         draft: Drafts the tokens; any strategy but an oracle.
         num_draft_tokens: The most tokens that are drafted before a verification, 1 or more.
         adaptive: Whether each sequence drafts the number that its acceptance so far makes the fastest, up to
-            ``num_draft_tokens``; else always ``num_draft_tokens``.
+            ``num_draft_tokens``; else always ``num_draft_tokens``. In a batch, a sequence that drafts fewer waits for
+            the others, so that a fixed number was the faster one there.
         stop_below: A draft ends after a token to which it gives a smaller probability (softmax response), from 0,
             which never ends one, to 1.
         draft_vocabulary: With how many tokens the head of a draft is computed: those with the lowest ids, which in
             vocabularies made by byte-pair encoding are the pieces that were merged first, and those of the prompts.
             None takes all. The text stays that of full depth; a token outside cannot be drafted.
+
+    Raises:
+        UserError: A draft that is an oracle, another ``Verified`` or no strategy, or a number out of its range.
     """
 
     rows_depend = None
@@ -40,7 +44,7 @@ class Verified(SkipStrategy):
         self,
         draft: SkipStrategy,
         num_draft_tokens: int = 4,
-        adaptive: bool = True,
+        adaptive: bool = False,
         stop_below: float = 0.0,
         draft_vocabulary: int | None = None,
     ) -> None:

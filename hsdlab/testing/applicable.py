@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hsdlab.strategies import SkipStrategy
+from hsdlab.strategies import SkipStrategy, Verified
 from hsdlab.testing.laws import (
     law_2_never_skip,
     law_3_replay,
@@ -13,6 +13,9 @@ from hsdlab.testing.laws import (
 
 NOT_FOR_ORACLES = (law_3_replay, law_4_trace)
 """Laws from which an oracle (``is_oracle``) is exempt, since it reports as not run what it ran."""
+
+NOT_FOR_DRAFTS = (law_2_never_skip, law_3_replay, law_4_trace)
+"""Laws that compare pass by pass, which ``Verified`` does not have: its passes carry several tokens."""
 
 
 def not_applicable(law: Callable[..., None], strategy: SkipStrategy, mode: str | None = None) -> str | None:
@@ -28,6 +31,11 @@ def not_applicable(law: Callable[..., None], strategy: SkipStrategy, mode: str |
     """
     if law is law_2_never_skip and strategy.never_skip() is None:
         return "never_skip() is None: no setting of the class is full depth"
+    if isinstance(strategy, Verified):
+        if mode == "beam":
+            return "beam search cannot be verified, and is refused"
+        if law in NOT_FOR_DRAFTS:
+            return "a pass makes several tokens; tests/decoding/test_verified.py has laws of its own"
     if law in NOT_FOR_ORACLES and strategy.is_oracle:
         return "an oracle reads layers that it reports as not run (is_oracle)"
     if law is law_7_rows and strategy.rows_depend is not None:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from hsdlab import CALM, FullDepth, SkipStrategy, SubLayers
+from hsdlab import CALM, HSD, FullDepth, SkipStrategy, StaticDepth, SubLayers, Verified
 from hsdlab import testing as laws
 from hsdlab.decoding.cost import decode_bytes, decode_flops, ideal_speedup, prompt_flops
 from hsdlab.decoding.families import decoder_parts
@@ -20,7 +20,8 @@ WAYS = {
     "beams": {"rows": 2, "num_beams": 3},
     "samples": {"rows": 2, "do_sample": True, "num_return_sequences": 2},
 }
-STRATEGIES = [strategy for strategy in ALL if not strategy.is_oracle]  # an oracle runs what it reports as not run
+# An oracle runs what it reports as not run. Verified pads the rows of a batch, which counts as nothing.
+STRATEGIES = [strategy for strategy in ALL if not strategy.is_oracle and not isinstance(strategy, Verified)]
 
 
 def cells():
@@ -72,6 +73,13 @@ def compare(model, strategy, prefill, rows, **options):
 @pytest.mark.parametrize(("family", "strategy", "way"), list(cells()), ids=ids)
 def test_flops_and_bytes_equal_those_that_torch_runs(tiny, prefill, family, strategy, way):
     compare(tiny(family), strategy, prefill, **WAYS[way])
+
+
+@pytest.mark.parametrize("draft", [HSD(2, 0, 4), CALM(0.5), StaticDepth(4, keep="bottom"), *HARD[:1]], ids=ids)
+@pytest.mark.parametrize("vocabulary", [None, 20])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_drafts_and_verifications_count(tiny, prefill, family, draft, vocabulary):
+    compare(tiny(family), Verified(draft, 3, draft_vocabulary=vocabulary), prefill, rows=1)
 
 
 @pytest.mark.parametrize("strategy", [FullDepth(), CALM(0.5), *HARD], ids=ids)

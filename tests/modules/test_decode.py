@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from hsdlab import CALM, HSD, FullDepth, SubLayerStrategy, generate
+from hsdlab import CALM, HSD, FullDepth, SubLayerStrategy, Verified, generate
 from hsdlab.data import JSONLines
 from hsdlab.decoding import compiled
 from hsdlab.decoding.cost import decode_cost
@@ -290,3 +290,23 @@ def test_what_cannot_be_compiled_is_refused_before_anything_is_decoded(not_compi
     assert decoder.model not in compiled._workspaces  # a rehearsal does not wait for a compiler
     with pytest.raises(UserError, match="compile=True: CALM chooses layers while it decodes"):
         rehearse(decoder, [1, 2, 3], [FullDepth(), CALM()])
+
+
+def test_verified_drafts_give_the_text_of_full_depth_and_are_in_the_records(data, tmp_path):
+    texts = {}
+    for name, strategy in (("full", FullDepth()), ("verified", Verified(STRATEGY, 3))):
+        file = tmp_path / f"{name}.jsonl"
+        trainer(strategy).test(module(num_beams=1, predictions=str(file)), datamodule=data, verbose=False)
+        texts[name] = read_records(file)
+    for full, verified in zip(texts["full"], texts["verified"], strict=True):
+        assert verified["token_ids"] == full["token_ids"]
+        assert verified["layers"] == full["layers"]
+        assert full["drafts"] == []
+        assert sum(accepted for _, accepted in verified["drafts"]) <= verified["decode_steps"]
+        assert bool(verified["drafts"]) == (verified["decode_steps"] > 0)
+    assert {"acceptance_rate", "tokens_per_verification"} <= strategy.efficiency.keys()
+
+
+def test_verified_drafts_and_beams_are_refused_before_the_first_batch(data):
+    with pytest.raises(UserError, match="Beam search"):
+        trainer(Verified(STRATEGY)).test(module(num_beams=2), datamodule=data, verbose=False)
