@@ -2,7 +2,7 @@
 
     python -m benchmarks.verified                                  # all cases
     python -m benchmarks.verified e2e --batch 8 --examples 64      # one model, one batch size
-    python -m benchmarks.verified e2e --texts                      # all test inputs: how many texts differ from FullDepth's
+    python -m benchmarks.verified e2e --texts                      # all test inputs: how many texts are not FullDepth's
 
 Test split, float32, at most 50 new tokens. The sides decode each batch in turns; each ratio is within a batch, and all
 seconds of `generate` count, the prefill too. A text that differs does so at a tie if full depth's two largest logits
@@ -31,7 +31,7 @@ MODELS: dict[str, tuple[str, Verified]] = {
     "e2e": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
     "common_gen": ("data/common_gen", Verified(HSD(2, 0, 8), num_draft_tokens=2)),
 }
-"""The data of each embedded model that was trained to skip, and the draft that was the fastest on its validation split."""
+"""The data of each embedded model that was trained to skip, and the fastest draft on its validation split."""
 
 TIE = 1e-4
 NEW_TOKENS = 50
@@ -107,7 +107,7 @@ def _drafts(side: Side) -> list[str]:
 
 
 def count_differences(name: str, batch_size: int) -> None:
-    """Decode all test inputs greedily; print how many texts differ from FullDepth's, and how many of them not at a tie."""
+    """Decode all test inputs greedily; print how many texts differ from FullDepth's, and how many not at a tie."""
     folder, verified = MODELS[name]
     model, batches = _loaded(name, folder, batch_size, None)
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}

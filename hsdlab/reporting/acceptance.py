@@ -23,8 +23,8 @@ def accepted_by_place(examples: Sequence[ExampleRecord]) -> FloatArray:
         examples: Only their ``drafts`` are read.
 
     Returns:
-        Float64 [most drafts], 0 to 1. It is the share that accepted so many drafts or more, among the verifications with
-        so many or more. Empty where nothing was drafted.
+        Float64 [most drafts], 0 to 1. It is the share that accepted so many drafts or more, among the verifications
+        with so many or more. Empty where nothing was drafted.
     """
     rounds = [each for example in examples for each in example.drafts]
     most = max((drafted for drafted, _ in rounds), default=0)
