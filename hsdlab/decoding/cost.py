@@ -121,7 +121,8 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     outside of the layers. Where attention and MLP run apart, each call of a part reads its weights; norms count with
     the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one
     sequence. A late KV computation and an intermediate prediction read their matrices once more. Each token that runs a
-    layer reads the keys and values that it attends to. Activations and embeddings are not counted.
+    layer reads the keys and values that it attends to; a verification reads them once for all tokens of a row.
+    Activations and embeddings are not counted.
 
     Args:
         model: The model that decoded; its dtype is that of the KV cache.
@@ -134,10 +135,11 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     counts, size = trace.layers, parts.model.dtype.itemsize
     tokens, passes = apart(counts.tokens, dims=1), apart(counts.passes, dims=1)
     layers = (passes * _part_bytes(parts, tokens[:, 1] / passes[:, 1].clamp(min=1))).sum()
-    cache = key_value_size(parts.model) * size * counts.attended.sum()
+    drafts = trace.drafts
+    keys_read = counts.attended if drafts is None else drafts.keys_read
+    cache = key_value_size(parts.model) * size * keys_read.sum()
     late = (counts.late_passes * _late_weights(parts)).sum() * size
     *around, head = (_bytes(module) for module in _outside(parts))
-    drafts = trace.drafts
     outside = sum(around) * (drafts.forward_passes if drafts else trace.decode_passes)
     outside += head * (drafts.head_passes if drafts else trace.decode_passes)
     outside += (drafts.draft_head_weights_read if drafts else 0) * size

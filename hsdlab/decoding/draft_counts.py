@@ -19,6 +19,7 @@ class DraftCounts:
     Attributes:
         tokens: Tokens for which each part ran in draft steps and verifications, LongTensor [layers, 2].
         attended: Keys that these tokens attended to, summed, LongTensor [layers].
+        keys_read: Keys that were read, LongTensor [layers]: those of a row once for all of its tokens in a pass.
         passes: Passes in which each part ran, LongTensor [layers, 2].
         computed: Tokens of all passes.
         head_tokens: Tokens to which the whole head was applied.
@@ -32,6 +33,7 @@ class DraftCounts:
     def __init__(self, num_layers: int, prompt_length: int, rows: int) -> None:
         self.tokens = torch.zeros(num_layers, 2, dtype=torch.long)
         self.attended = torch.zeros(num_layers, dtype=torch.long)
+        self.keys_read = torch.zeros(num_layers, dtype=torch.long)
         self.passes = torch.zeros(num_layers, 2, dtype=torch.long)
         self.computed = 0
         self.head_tokens = 0
@@ -82,7 +84,9 @@ class DraftCounts:
         executed = apart(executed, dims=3)
         self.tokens += executed.sum(dim=(0, 1))
         keys = self._prompt_length + places + 1
-        self.attended += (executed[..., 0] * keys[:, :, None]).sum(dim=(0, 1))
+        attended = executed[..., 0] * keys[:, :, None]  # (rows, tokens, layers)
+        self.attended += attended.sum(dim=(0, 1))
+        self.keys_read += attended.amax(dim=1).sum(dim=0)
         self.passes += executed.any(dim=0).any(dim=0)
         self.forward_passes += 1
 

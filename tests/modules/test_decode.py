@@ -83,6 +83,7 @@ def test_records_are_those_of_each_example_decoded_by_hand(num_beams, data, tmp_
                 "scores": rouge_scores(text, references),
                 "bleu_statistics": bleu_statistics(text, references),
                 "position": position,
+                "drafts": [],
             }
         ]
 

@@ -12,12 +12,21 @@ import torch
 import yaml
 
 from hsdlab.cli.train import TrainCLI
+from hsdlab.decoding import shared_prompt
 from tests.tiny_runs import options, read_records, run, without_costs
 from tests.two_processes import FITS, RUNS, run_all
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # one worker runs the two processes once, for all tests here
 TIMES = ("decode_step_ms", "tokens_per_second", "prompt_ms", "prompt_s", "decode_s", "wall_s", "shared_prompt_passes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prompts_as_in_a_process_of_its_own():
+    """The other processes do not hold short prompts apart, as the tests in this one do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_prompt, "FEWEST_TOKENS", 512)
+        yield
 
 
 @pytest.fixture(scope="module")
