@@ -44,9 +44,9 @@ class NextScores:
         Returns:
             Scores [rows, vocabulary] in float32.
         """
-        scores = logits.to(torch.float32, copy=True)
         if not self._processors:
-            return scores
+            return logits.to(torch.float32)
+        scores = logits.to(torch.float32, copy=True)
         for length in lengths.unique().tolist():
             if length > text.shape[1]:
                 continue
@@ -54,6 +54,23 @@ class NextScores:
             places = sent(group, text.device)
             scores[places] = self._processed(text[places, :length], rows[group], scores[places])
         return scores
+
+    def of_places(self, text: Tensor, lengths: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
+        """Process the logits of several next tokens of each row.
+
+        Args:
+            text: See :meth:`of`.
+            lengths: The tokens of each row before the first of them, likewise.
+            rows: See there.
+            logits: [rows, places, vocabulary].
+
+        Returns:
+            Scores [rows, places, vocabulary] in float32.
+        """
+        if not self._processors:
+            return logits.to(torch.float32)
+        places = range(logits.shape[1])
+        return torch.stack([self.of(text, lengths + place, rows, logits[:, place]) for place in places], dim=1)
 
     def _processed(self, text: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
         if not self._of_all:

@@ -195,7 +195,9 @@ class VerifiedLoop:
         """Choose the next token of each row, LongTensor [rows]; when sampling, note what it was sampled from."""
         if not self._sampling:
             return scores.argmax(dim=-1)
-        probabilities.append(scores.softmax(dim=-1))
+        # where nothing can be drafted (draft_vocabulary, a prefix constraint), any token: it will hardly be accepted
+        drawable = torch.isfinite(scores.amax(dim=-1, keepdim=True))
+        probabilities.append(torch.where(drawable, scores, 0.0).softmax(dim=-1))
         return torch.multinomial(probabilities[-1], 1).squeeze(1)
 
     def _noted_layer(self, counts: Tensor) -> int | None:
@@ -248,10 +250,7 @@ class VerifiedLoop:
         """
         text = self._with([] if draft is None else list(draft.tokens.unbind(dim=1)))
         first = self._prompt_length + self._written
-        scores = torch.stack(
-            [self._scores.of(text, first + place, self._rows, logits[:, place]) for place in range(logits.shape[1])],
-            dim=1,
-        )
+        scores = self._scores.of_places(text, first, self._rows, logits)
         self._check_finite(scores, drafted)
         if self._sampling:
             accepted, following = _sampled(scores.softmax(dim=-1), draft, drafted)

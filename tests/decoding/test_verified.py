@@ -222,6 +222,19 @@ def test_samples_have_the_distribution_of_full_depth(tiny, draft, vocabulary, op
     assert 0 < accepted["accepted_drafts"] < accepted["draft_tokens"]
 
 
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}], ids=repr)
+def test_where_no_token_can_be_drafted_the_text_is_full_depths(tiny, options):
+    """The draft's vocabulary holds the ids below 30 and those of the prompts, and the text may only have others."""
+    inputs = call(3, **options, eos_token_id=None)
+    outside = [token for token in range(30, 64) if token not in inputs["input_ids"]]
+    inputs |= {"prefix_allowed_tokens_fn": lambda row, text: outside}
+    output = generate(tiny(), strategy=Verified(HSD(2, 0, 4), draft_vocabulary=30), **inputs)
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    assert torch.isin(new, torch.tensor(outside)).all()
+    if not options:
+        assert torch.equal(output.sequences, generate(tiny(), strategy=FullDepth(), **inputs).sequences)
+
+
 @pytest.mark.parametrize(
     ("strategy", "options", "message"),
     [
