@@ -247,13 +247,16 @@ def _decode(
     rows = len(input_ids) * max(config.num_beams, config.num_return_sequences)
     seen_from_outside = config.output_hidden_states or config.output_attentions
     searches = config.num_beams > 1
+    if searches:  # a criterion of the caller's may look at the running beams of other sources
+        knows_the_end = not (config.do_sample or kwargs.get("stopping_criteria"))
+    else:  # without an end-of-sequence token, transformers writes on after an end
+        knows_the_end = rows == len(input_ids) and config.eos_token_id is not None
     leaves_out = (
-        len(input_ids) > 1
+        knows_the_end
+        and len(input_ids) > 1
         and model.device.type == "cpu"
         and not (seen_from_outside or compilation or decisions.may_fill)
         and decisions.same_for_all_rows
-        # without an end-of-sequence token, transformers writes on after an end
-        and (not config.do_sample if searches else rows == len(input_ids) and config.eos_token_id is not None)
     )
     if not searches and (custom or leaves_out or (decisions.asks and rows > 1)):
         criteria = list(kwargs.get("stopping_criteria") or [])

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessor,
     LogitsProcessorList,
     PrefixConstrainedLogitsProcessor,
@@ -12,7 +14,12 @@ from transformers import (
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.finite import FiniteLogits
 
-_KNOWS_ROWS = (PrefixConstrainedLogitsProcessor, RepetitionPenaltyLogitsProcessor)
+_KNOWS_ROWS = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 
 class NextScores:
@@ -24,7 +31,7 @@ class NextScores:
         processors: Those that transformers has prepared. :class:`FiniteLogits` among them is left out, since it counts
             calls.
         rows: Rows of the batch. Processors that may know a row by its place in the batch are called for all of them:
-            two of transformers' own, and all others.
+            some of transformers' own, and all others.
     """
 
     def __init__(self, processors: LogitsProcessorList, rows: int) -> None:
@@ -52,7 +59,7 @@ class NextScores:
                 continue
             group = (lengths == length).nonzero().squeeze(1)
             places = sent(group, text.device)
-            scores[places] = self._processed(text[places, :length], rows[group], scores[places])
+            scores[places] = self._processed(text[places, :length], rows[group], scores[places]).to(scores.dtype)
         return scores
 
     def of_places(self, text: Tensor, lengths: Tensor, rows: Tensor, logits: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from transformers import MaxLengthCriteria, StoppingCriteriaList
+from transformers import MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from hsdlab.decoding.device import sent
 
@@ -17,16 +18,18 @@ class TextEnds:
         criteria: Those that transformers has prepared.
         prompt_length: Length of the (padded) prompts, tokens.
         max_new_tokens: T.
+
+    Attributes:
+        max_new_tokens: The most new tokens: T, or fewer where a criterion says so.
     """
 
     def __init__(self, criteria: StoppingCriteriaList, prompt_length: int, max_new_tokens: int) -> None:
-        tokens = [each.eos_token_id.flatten().cpu() for each in criteria if hasattr(each, "eos_token_id")]
+        tokens = [each.eos_token_id.flatten().cpu() for each in criteria if type(each) is EosTokenCriteria]
         self._end_tokens = torch.cat(tokens) if tokens else torch.zeros(0, dtype=torch.long)
-        self._others = [
-            each for each in criteria if not hasattr(each, "eos_token_id") and not isinstance(each, MaxLengthCriteria)
-        ]
+        lengths = [each.max_length - prompt_length for each in criteria if type(each) is MaxLengthCriteria]
+        self._others = [each for each in criteria if type(each) not in (EosTokenCriteria, MaxLengthCriteria)]
         self._prompt_length = prompt_length
-        self._max_new_tokens = max_new_tokens
+        self.max_new_tokens = max(1, min([max_new_tokens, *lengths]))
 
     def of(self, text: Tensor, before: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         """Look for ends among the tokens that were added.
@@ -49,7 +52,12 @@ class TextEnds:
         ):
             if self._others and place < added[row] and not stops[row, :place].any():
                 length = self._prompt_length + int(before[row]) + place + 1
-                stops[row, place] |= any(bool(each(text[row : row + 1, :length], None).all()) for each in self._others)
+                stops[row, place] |= any(self._asked(each, text[row : row + 1, :length]) for each in self._others)
         ended = stops.any(dim=1)
         belong = torch.where(ended, stops.long().argmax(dim=1) + 1, added)
-        return ended | (before + belong >= self._max_new_tokens), belong
+        return ended | (before + belong >= self.max_new_tokens), belong
+
+    @staticmethod
+    def _asked(criterion: StoppingCriteria, text: Tensor) -> bool:
+        """Ask a criterion about one row, [1, length]. It is not given scores."""
+        return bool(torch.as_tensor(criterion(text, None)).all())

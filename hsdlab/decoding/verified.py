@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.compiled import Compilation
@@ -47,7 +48,7 @@ def verified_decode(
     Raises:
         UserError: The call asks for what drafts cannot give: beams, compiled steps, hidden states or attention weights.
     """
-    _check(strategy, config, compilation)
+    _check(strategy, config, kwargs, compilation)
     model = parts.model
     cache = SkipCache(parts, Decisions(strategy, parts.num_layers, max_steps))
     loop = VerifiedLoop(parts, strategy, cache, max_steps)
@@ -73,12 +74,23 @@ def verified_decode(
     return raw, output
 
 
-def _check(strategy: DraftedStrategy, config: GenerationConfig, compilation: Compilation | None) -> None:
+def _check(
+    strategy: DraftedStrategy, config: GenerationConfig, kwargs: dict[str, Any], compilation: Compilation | None
+) -> None:
     if config.num_beams > 1:
         raise UserError(
             f"{strategy!r}: num_beams={config.num_beams}. Beam search compares all beams after every token, so that "
             "several drafted tokens cannot be verified at once; decode greedily or sample (num_beams=1)."
         )
+    if config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise UserError(
+            f"{strategy!r}: {config.get_generation_mode().value} cannot be verified; decode greedily or sample."
+        )
+    for name in ("streamer", "watermarking_config"):
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise UserError(
+                f"{strategy!r}: {name} needs one token after the other, which drafts are not; leave it out."
+            )
     if compilation is not None:
         raise UserError(f"{strategy!r}: verified drafts cannot be compiled yet; leave compile out.")
     if config.output_hidden_states or config.output_attentions or config.output_logits:

@@ -116,6 +116,7 @@ class VerifiedLoop:
         **model_kwargs: Any,
     ) -> GenerateDecoderOnlyOutput:
         """Decode; the arguments are those of transformers' own loops."""
+        input_ids = input_ids.long()
         rows, self._prompt_length = input_ids.shape
         self._sampling = bool(generation_config.do_sample)
         self._scores = NextScores(logits_processor, rows)
@@ -124,6 +125,7 @@ class VerifiedLoop:
         allowed = self._strategy.draft_tokens(input_ids)
         self._head = None if allowed is None else DraftHead(self._parts, allowed)
         ends = TextEnds(stopping_criteria, self._prompt_length, self._max_steps)
+        self._most = ends.max_new_tokens
         self.counts = DraftCounts(self._parts.num_layers, self._prompt_length, rows)
         self._text = input_ids.new_zeros(rows, self._prompt_length + self._max_steps)
         self._text[:, : self._prompt_length] = input_ids
@@ -154,7 +156,7 @@ class VerifiedLoop:
 
     def _drafted(self) -> _Draft:
         """Draft tokens of each row."""
-        left = self._max_steps - self._written - 1  # the last new token is the verification's
+        left = self._most - self._written - 1  # the last new token is the verification's
         counts = torch.minimum(self._length.of_rows(self._rows), left)
         start = self._cache.lengths
         tokens: list[Tensor] = []
@@ -251,7 +253,7 @@ class VerifiedLoop:
         text = self._with([] if draft is None else list(draft.tokens.unbind(dim=1)))
         first = self._prompt_length + self._written
         scores = self._scores.of_places(text, first, self._rows, logits)
-        self._check_finite(scores, drafted)
+        self._check_finite(logits, drafted)
         if self._sampling:
             accepted, following = _sampled(scores.softmax(dim=-1), draft, drafted)
         else:
@@ -276,8 +278,8 @@ class VerifiedLoop:
             if len(stay) > 0:
                 self._passes.keep(stay)
 
-    def _check_finite(self, scores: Tensor, drafted: Tensor) -> None:
-        bad = ~torch.isfinite(scores.amax(dim=-1)).cpu()  # (rows, drafts + 1)
+    def _check_finite(self, logits: Tensor, drafted: Tensor) -> None:
+        bad = ~torch.isfinite(logits.amax(dim=-1)).cpu()  # (rows, drafts + 1)
         bad &= torch.arange(bad.shape[1]) <= drafted[:, None]
         if bad.any():
             rows = bad.any(dim=1).nonzero().squeeze(1)

@@ -141,8 +141,8 @@ class ComparisonRow:
 
     @property
     def saves_layers_but_no_time(self) -> bool:
-        """Whether layers were skipped and a decode step still took longer than the baseline's."""
-        return self.average_layers < self.num_layers and self.speed_up < 1
+        """Whether layers were skipped, in text or drafts, and a decode step still took longer than the baseline's."""
+        return (self.average_layers < self.num_layers or self.verifies) and self.speed_up < 1
 
     @property
     def faster_than_its_layers(self) -> bool:

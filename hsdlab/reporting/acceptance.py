@@ -46,7 +46,7 @@ def acceptance_notes(rows: Sequence[ComparisonRow]) -> list[str]:
     """
     verified = [row for row in rows if row.verifies]
     notes = [
-        f"{row.number} {row.label}: {row.figure('acceptance_rate'):.0%} of its drafts were accepted, "
+        f"{row.number} {row.label}: {row.figure('acceptance_rate'):.0%} of the drafted tokens were accepted, "
         f"{row.figure('tokens_per_verification'):.2f} tokens per verification, "
         f"{row.figure('compute_layers'):.1f} layers computed per token."
         for row in verified
@@ -80,15 +80,16 @@ def acceptance_figure(rows: Sequence[ComparisonRow], results: Sequence[StrategyR
         axes.plot(
             range(1, len(shares) + 1),
             shares,
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
+            color=COLOURS[1 + place % (len(COLOURS) - 1)],  # the first is that of FullDepth in other pictures
+            marker=MARKERS[1 + place % (len(MARKERS) - 1)],
+            clip_on=False,
             label=f"{row.number}  {row.label}",
         )
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Place in the draft", color=INK)
-    axes.set_ylabel("Drafts accepted up to here", color=INK)
+    axes.set_ylabel("Verifications that accepted the draft\nup to here", color=INK)
     axes.grid(color=FAINT, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)

@@ -145,9 +145,11 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
     slow = [row for row in rows if time_mark(row) == SLOW]
     if slow:
         text = f"{SLOW} Layers were saved, but a decode step took longer than {baseline}'s."
+        if drafted := [row.label for row in slow if row.verifies]:
+            text += f" Too few drafted tokens were accepted: {', '.join(drafted)}."
         if reading := [row.label for row in slow if row.figure("intermediate_predictions_per_token") > 0]:
             text += f" Confidence measures read the head after every layer that they check: {', '.join(reading)}."
-        if len(reading) < len(slow):
+        if len(reading) + len(drafted) < len(slow):
             text += " If a schedule is slow, the machine may have done other work: `bench` measures it again."
         notes.append(text)
     if any(time_mark(row) == TOO_FAST for row in rows):

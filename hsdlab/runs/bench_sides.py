@@ -24,6 +24,7 @@ from hsdlab.decoding.sub_layers import StepLayers
 from hsdlab.decoding.timing import now_s
 from hsdlab.runs.bench_cells import Batch
 from hsdlab.strategies.base import SkipStrategy
+from hsdlab.strategies.verified import Verified
 
 
 @contextmanager
@@ -185,9 +186,9 @@ class StrategySide:
         """Look up the layers of each decode step.
 
         Returns:
-            Layer indices of each step, or its sub-layers; None where the strategy decides while it decodes.
+            Layer indices of each step, or its sub-layers; None where the strategy decides while it decodes, or drafts.
         """
-        if hasattr(self.strategy, "should_exit"):  # may leave the schedule early
+        if hasattr(self.strategy, "should_exit") or isinstance(self.strategy, Verified):  # more or other layers run
             return None
         num_layers = decoder_parts(self._model).num_layers
         return self.strategy.scheduled_layers(num_layers, self._options["max_new_tokens"])

@@ -17,7 +17,7 @@ from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
-from hsdlab.reporting.comparison import print_comparison, write_comparison
+from hsdlab.reporting.comparison import ACCEPTANCE, print_comparison, write_comparison
 from hsdlab.reporting.tables import console
 from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.rotation import Rotation
@@ -91,9 +91,11 @@ def compare(
             tensorboard.write_strategy(comparison, row, result, events / tensorboard.run_name(row))
         tensorboard.write_comparison(comparison, results, events / tensorboard.COMPARISON_RUN)
         print_comparison(comparison, terminal)
+        acceptance = f", {ACCEPTANCE}" if any(row.verifies for row in comparison.rows) else ""
         terminal.print(
             f"{len(results)} strategies over {len(records[0])} examples. In {folder}: the tables in "
-            "comparison.md and .json, the pictures in pareto.png and depth.png, the texts in predictions/.",
+            f"comparison.md and .json, the pictures in pareto.png{acceptance} and depth.png, "
+            "the texts in predictions/.",
             highlight=False,
         )
         terminal.print(f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True)

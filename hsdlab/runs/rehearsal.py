@@ -19,7 +19,7 @@ from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models.generation import check_token_ids, fixed_length
 from hsdlab.modules import DecodeModule
 from hsdlab.reasons import reason
-from hsdlab.strategies import FullDepth, ScheduledStrategy, SkipStrategy
+from hsdlab.strategies import FullDepth, ScheduledStrategy, SkipStrategy, Verified
 
 PROMPT_TOKENS, NEW_TOKENS = 8, 3  # two decode steps
 
@@ -77,8 +77,15 @@ def rehearse(
                     metric.score(["a text"], [["a text"]])
         for strategy in strategies:
             if not isinstance(strategy, ScheduledStrategy) or hasattr(strategy, "should_exit"):
+                verifies = isinstance(strategy, Verified)  # with the run's beams, which it refuses
                 with own_faults(strategy):
-                    _decode(module, prompt, strategy, module.generation(fixed_length).options)
+                    _decode(
+                        module,
+                        prompt,
+                        strategy,
+                        module.generation(form if verifies else fixed_length).options,
+                        compiled=verifies and module.compiled,
+                    )
 
 
 @contextmanager
@@ -128,10 +135,16 @@ def _with_options(module: DecodeModule, prompt: Sequence[int], form: Callable[..
         raise
 
 
-def _decode(module: DecodeModule, prompt: Sequence[int], strategy: SkipStrategy, options: Mapping[str, Any]) -> None:
+def _decode(
+    module: DecodeModule,
+    prompt: Sequence[int],
+    strategy: SkipStrategy,
+    options: Mapping[str, Any],
+    compiled: bool = False,
+) -> None:
     ids = torch.tensor([list(prompt)[-PROMPT_TOKENS:]], device=module.model.device)
     length = {"max_new_tokens": min(NEW_TOKENS, module.max_new_tokens)}
     with strategy.applied_to(module.model):
         module.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **{**options, **length, "compile": False}
+            input_ids=ids, attention_mask=torch.ones_like(ids), **{**options, **length, "compile": compiled}
         )

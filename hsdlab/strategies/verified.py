@@ -4,7 +4,7 @@ Self-speculative decoding: Draft & Verify (Zhang et al. 2023, arXiv 2309.08168) 
 arXiv 2404.16710) draft with a fixed set of layers; here any strategy drafts, in batches of any size.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from hsdlab.decoding.cost import draft_cost
 from hsdlab.decoding.draft_length import VERIFIED_TOKEN, DraftLength
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.errors import UserError
+from hsdlab.strategies.arguments import init_arguments
 from hsdlab.strategies.base import SkipStrategy
 
 
@@ -55,6 +56,8 @@ class Verified(SkipStrategy):
                 value is not None or name == "num_draft_tokens"
             ):
                 raise UserError(f"Verified: {name}={value!r}; expected a whole number, 1 or more.")
+        if not isinstance(adaptive, bool):
+            raise UserError(f"Verified: adaptive={adaptive!r}; expected true or false.")
         if isinstance(stop_below, bool) or not isinstance(stop_below, int | float) or not 0 <= stop_below <= 1:
             raise UserError(f"Verified: stop_below={stop_below!r}; expected a probability from 0 to 1.")
         self.draft = draft
@@ -64,7 +67,7 @@ class Verified(SkipStrategy):
         self.draft_vocabulary = draft_vocabulary
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Refuse a model that the draft does not fit, and a prompt schedule."""
+        """Refuse a model that the draft does not fit, a prompt schedule, and more tokens than the model has."""
         super().check_model(parts)
         self.draft.check_model(parts)
         if getattr(self.draft, "scheduled_prompt", lambda *_: None)(1, parts.num_layers) is not None:
@@ -74,6 +77,15 @@ class Verified(SkipStrategy):
             )
         if self.draft_vocabulary is not None:
             parts.check_head_rows()
+            if self.draft_vocabulary > parts.vocabulary_size:
+                raise UserError(
+                    f"Verified: draft_vocabulary={self.draft_vocabulary}; this model has {parts.vocabulary_size} tokens."
+                )
+
+    def shown_parameters(self) -> dict[str, Any]:
+        """Show the draft and its length, and of the others those that are not at their defaults."""
+        always, defaults = ("draft", "num_draft_tokens"), init_arguments(type(self))
+        return {name: value for name, value in self.parameters().items() if name in always or value != defaults[name]}
 
     def plan(self, state: StepState) -> Tensor:
         """Give all layers, which every token of the text has run."""

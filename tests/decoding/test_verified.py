@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
 
 from hsdlab import CALM, HSD, FullDepth, OracleExit, SkipDecode, StaticDepth, UserError, Verified, generate
 from hsdlab.decoding.draft_length import DraftLength
@@ -61,6 +61,11 @@ PROCESSED = {
     "suppressed": {"suppress_tokens": [10, 11, 12], "begin_suppress_tokens": [20, 21]},
     "no end": {"eos_token_id": None},
     "own processor": {"logits_processor": LogitsProcessorList([PenaltyByLength()])},
+    "encoder penalties": {"encoder_repetition_penalty": 2.0, "encoder_no_repeat_ngram_size": 2},
+    "a length of a criterion": {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(20)])},
+    "a criterion that answers for all": {
+        "stopping_criteria": StoppingCriteriaList([lambda ids, scores: ids.shape[1] > 19])
+    },
     "own criterion": {"stopping_criteria": StoppingCriteriaList([EndsAtOddToken()])},
     "a token": {"max_new_tokens": 1},
     "two tokens": {"max_new_tokens": 2},
@@ -240,6 +245,9 @@ def test_where_no_token_can_be_drafted_the_text_is_full_depths(tiny, options):
     [
         (Verified(HSD(2, 0, 4)), {"num_beams": 2}, "Beam search"),
         (Verified(HSD(2, 0, 4)), {"compile": True}, "compiled"),
+        (Verified(HSD(2, 0, 4)), {"penalty_alpha": 0.6, "top_k": 4}, "cannot be verified"),
+        (Verified(HSD(2, 0, 4)), {"streamer": object()}, "streamer"),
+        (Verified(HSD(2, 0, 4), draft_vocabulary=65), {}, "this model has 64 tokens"),
         (Verified(HSD(2, 0, 4)), {"output_hidden_states": True}, "output_hidden_states"),
         (Verified(HSD(2, 0, 4, prompt_min_exit=1, prompt_max_exit=5)), {}, "prompt"),
         (Verified(StaticDepth(9)), {}, "StaticDepth"),
@@ -259,6 +267,7 @@ def test_what_cannot_be_verified_is_refused(tiny, strategy, options, message):
         {"draft": HSD(), "num_draft_tokens": 0},
         {"draft": HSD(), "num_draft_tokens": True},
         {"draft": HSD(), "stop_below": 1.5},
+        {"draft": HSD(), "adaptive": "yes"},
         {"draft": HSD(), "draft_vocabulary": 0},
     ],
     ids=repr,

@@ -36,7 +36,7 @@ def test_a_comparison_says_and_draws_it(hsd, full_depth, tmp_path):
     comparison = compared(*results)
     assert [row.verifies for row in comparison.rows] == [False, True]
     note, explained = acceptance_notes(comparison.rows)
-    assert "50% of its drafts were accepted" in note
+    assert "50% of the drafted tokens were accepted" in note
     assert "33.33 tokens per verification" in note
     assert "rejected ones too" in explained
     assert not comparison.rows[1].faster_than_its_layers

@@ -4,6 +4,7 @@ import pytest
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import hsdlab.modules.decode
+from hsdlab.errors import UserError
 from hsdlab.records.comparison import Comparison
 from hsdlab.runs.rotation import Rotation
 from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs
@@ -72,3 +73,10 @@ def test_a_run_goes_on_with_the_strategies_that_a_batch_lacks(evaluate, decoded,
     assert decoded == [(0, "FullDepth"), (1, "HSD"), (2, "HSD")]  # the first warms up
     assert without_costs(read_records(hsd)) == whole
     assert len(whole) == EXAMPLES
+
+
+def test_verified_drafts_with_beams_are_refused_before_anything_is_decoded(evaluate, decoded):
+    verified = "{class_path: Verified, init_args: {draft: {class_path: HSD}}}"
+    with pytest.raises(UserError, match="Beam search compares all beams"):
+        evaluate("compare", f"--strategies=[FullDepth, {verified}]", "--model.num_beams=2")
+    assert decoded == []
