@@ -77,10 +77,9 @@ class Verified(SkipStrategy):
             )
         if self.draft_vocabulary is not None:
             parts.check_head_rows()
-            if self.draft_vocabulary > parts.vocabulary_size:
-                raise UserError(
-                    f"Verified: draft_vocabulary={self.draft_vocabulary}; this model has {parts.vocabulary_size} tokens."
-                )
+            size = parts.vocabulary_size
+            if self.draft_vocabulary > size:
+                raise UserError(f"Verified: draft_vocabulary={self.draft_vocabulary}; this model has {size} tokens.")
 
     def shown_parameters(self) -> dict[str, Any]:
         """Show the draft and its length, and of the others those that are not at their defaults."""
