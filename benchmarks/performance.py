@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 
 from benchmarks.markers import filled
 from benchmarks.update_pages import provenance
@@ -83,7 +84,7 @@ def matrix_part(result: BenchResult) -> str:
         *([] if result.run is None else [provenance(result.run)]),
     ]
     picture = f"![Speed-up against the share of layers that are executed]({PICTURE.name})"
-    return "\n\n".join([markdown_table(HEADER, rows), picture, *notes])
+    return "\n\n".join([markdown_table(HEADER, rows), picture, *(fill(note, 120) for note in notes)])
 
 
 def _rows(cell: BenchCell) -> list[list[str]]:
