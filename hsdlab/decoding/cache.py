@@ -3,7 +3,7 @@
 The decoding semantics (Schuster et al. 2022, CALM, arXiv 2207.07061, sections 3.2 and 3.3.1, called state propagation
 there): the keys and values of a token at a layer come from the hidden state with which the token arrived at that layer,
 whether or not the layer ran. Here they are computed only when a later token runs the layer, for all tokens that still
-owe them in one batch (:mod:`hsdlab.decoding.late`). A strategy whose sets of layers only shrink never needs that. The
+owe them in one batch (``hsdlab.decoding.late``). A strategy whose sets of layers only shrink never needs that. The
 keys and values of a layer that no later step runs are freed at once.
 
 The prefill runs once for each source: beams, or several sampled sequences, are rows only from the first decode step

@@ -17,7 +17,7 @@ class HSD(BudgetStrategy):
     """Run every (num_skipped + 1)-th layer, and a decaying budget of layers at the top.
 
     Executed in step t: {i : i mod (num_skipped + 1) = 0} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from
-    ``max_exit`` to ``min_exit`` over T = ``max_new_tokens`` (:func:`budget`). It needs no training. The sets only
+    ``max_exit`` to ``min_exit`` over T = ``max_new_tokens`` (``budget``). It needs no training. The sets only
     shrink, so it needs no late KV computation, unless the prompt skips layers.
 
     Differs from the paper: its formulas and hyper-parameter values are lost in the text that we have, so this is a

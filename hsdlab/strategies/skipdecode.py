@@ -18,7 +18,7 @@ class SkipDecode(BudgetStrategy):
     """Skip the lower and middle layers: run a warm-up at the bottom, and a decaying budget of layers at the top.
 
     Executed in step t: {0 … warmup-1} ∪ {L-l(t) … L-1}. The layer budget l(t) falls from ``max_exit`` to ``min_exit``
-    over T = ``max_new_tokens`` (:func:`budget`). All sequences of a batch run the same layers. The sets only shrink, so
+    over T = ``max_new_tokens`` (``budget``). All sequences of a batch run the same layers. The sets only shrink, so
     it needs no late KV computation, unless the prompt skips layers.
 
     Differs from the paper: the paper's formula is lost in the text that we have. The form was recovered from the
