@@ -168,6 +168,8 @@ def measure(model: PreTrainedModel, case: Case, rounds: int, now_s: Callable[[],
         schedule = case.strategy.scheduled_layers(model.config.num_hidden_layers, NEW_TOKENS)
         reached = ratio_spread(theirs, [ideal_speedup(model, schedule or ()) * each for each in ours])
         line += f" {reached.median:.2f} [{reached.low:.2f}…{reached.high:.2f}] |"
+    else:
+        line += " – |"
     print(line, flush=True)
 
 

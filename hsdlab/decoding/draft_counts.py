@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from hsdlab.decoding.draft_head import DraftHead
-from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.sub_layers import apart
 
 
@@ -44,9 +43,7 @@ class DraftCounts:
         self.rounds: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
         self._prompt_length = prompt_length
 
-    def drafted(
-        self, executed: Tensor, starts: Tensor, drafting: Tensor, head: DraftHead | None, parts: DecoderParts
-    ) -> None:
+    def drafted(self, executed: Tensor, starts: Tensor, drafting: Tensor, head: DraftHead | None) -> None:
         """Count a draft step.
 
         Args:
@@ -54,7 +51,6 @@ class DraftCounts:
             starts: New tokens of each row before the step that have keys and values, LongTensor [rows].
             drafting: The rows that draft, BoolTensor [rows].
             head: The head of the draft; None for the model's own.
-            parts: The model's head.
         """
         self._ran(executed[:, None], starts[:, None])
         count = int(drafting.sum())

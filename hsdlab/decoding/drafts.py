@@ -57,8 +57,7 @@ class DraftDecisions:
         on_device: Copies indices of rows to the device.
     """
 
-    may_fill = True
-    same_for_all_rows = False
+    may_fill = True  # what a draft owes is taken back before the verification
 
     def __init__(self, decisions: Decisions, steps: Tensor, drafting: Tensor) -> None:
         self.drafting = drafting

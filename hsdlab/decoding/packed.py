@@ -1,8 +1,9 @@
 """A model's weight matrices in the layout that its CPU multiplies fastest, for the time of a decode.
 
 A decode step multiplies a few rows with every matrix, and the layout of the matrix decides how fast. That of oneDNN,
-which torch comes with, is the fastest from one row to 128 (docs/performance.md has the figures). It is a copy, which
-costs the memory of the weights again, and is kept with the model for its next decode, while its weights are the same.
+which torch comes with, is faster than the model's own for one row as for many (docs/performance.md). It is a copy,
+which costs the memory of the weights again, and is kept with the model for its next decode, while its weights are the
+same.
 """
 
 from collections.abc import Callable, Iterator

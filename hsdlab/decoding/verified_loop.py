@@ -167,9 +167,7 @@ class VerifiedLoop:
         while bool(drafting.any()):
             step = DraftDecisions(self._decisions, self._written - 1 + len(tokens), drafting)
             logits = self._passes.draft(last, step, noted, self._head)
-            self.counts.drafted(
-                step.executed, start.expand(len(drafting)) + len(tokens), drafting, self._head, self._parts
-            )
+            self.counts.drafted(step.executed, start.expand(len(drafting)) + len(tokens), drafting, self._head)
             scores = self._scores.of(
                 self._with(tokens), self._prompt_length + self._written + len(tokens), self._rows, logits
             )
