@@ -48,7 +48,8 @@ _copies: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
 def packed_weights(parts: DecoderParts, max_steps: int) -> Iterator[None]:
     """Multiply with copies of the weights inside the block, and with the model's own after it.
 
-    Linear layers (and GPT-2's ``Conv1D``) among the decoder layers, and the head, on a CPU in float32 or bfloat16.
+    Linear layers (and GPT-2's ``Conv1D``) among the decoder layers, and the head, on a CPU in float32, or in bfloat16
+    where the CPU has instructions for it.
     Passes with gradients or under autocast use the model's own weights, as does everything else.
 
     Args:
@@ -83,7 +84,12 @@ def _gains(module: nn.Module) -> bool:
     weight = module.weight
     if type(weight) is not nn.Parameter or weight.dim() != 2 or weight.device.type != "cpu":
         return False
-    return weight.dtype in (torch.float32, torch.bfloat16)
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and onednn_takes_bfloat16())
+
+
+def onednn_takes_bfloat16() -> bool:
+    """Tell whether the CPU has the instructions for which oneDNN lays out weights in bfloat16 (AVX-512 on x86)."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _matrix(module: Any) -> Tensor:

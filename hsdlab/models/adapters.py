@@ -129,20 +129,19 @@ def read_adapter(adapter: str) -> Adapter:
     return Adapter(folder, config)
 
 
-def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedModel:
-    """Add the adapter's weights to the model's own, and check on a few tokens that the logits stay the same.
+def beside(model: PreTrainedModel, adapter: Adapter, tokens: int) -> "PeftModel":
+    """Put the adapter's matrices beside the model's own, in place.
 
     Args:
-        model: The base model, changed in place.
+        model: The base model.
         adapter: The adapter, of any kind that peft can merge.
         tokens: Number of the tokenizer's tokens. Embeddings with fewer rows are resized.
 
     Returns:
-        The merged model; all its weights can be trained.
+        A peft model around the model, in eval mode.
 
     Raises:
-        UserError: The adapter does not fit the model, some of its weights are not loaded, or the merged model differs
-            from the model with the adapter beside it.
+        UserError: The adapter does not fit the model, or some of its weights are not loaded.
     """
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
@@ -160,8 +159,8 @@ def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedMo
     _resize(model, weights, tokens, folder)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft warns of tied weights in general; ours are checked below
-            adapted: Any = PeftModel(model, adapter.config).eval()
+            warnings.simplefilter("ignore")  # peft warns of tied weights in general; merge checks them
+            adapted = PeftModel(model, adapter.config).eval()
             loaded = set_peft_model_state_dict(adapted, weights, adapter_name=_ADAPTER)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(
@@ -169,6 +168,25 @@ def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedMo
             "adapter was trained on?"
         ) from error
     _check_arrived(adapted, loaded, folder, model.name_or_path)
+    return adapted
+
+
+def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedModel:
+    """Add the adapter's weights to the model's own, and check on a few tokens that the logits stay the same.
+
+    Args:
+        model: The base model, changed in place.
+        adapter: As for `beside`.
+        tokens: As for `beside`.
+
+    Returns:
+        The merged model; all its weights can be trained.
+
+    Raises:
+        UserError: As `beside`, or the merged model differs from the model with the adapter beside it.
+    """
+    adapted: Any = beside(model, adapter, tokens)
+    folder = adapter.folder
     if not hasattr(adapted, "merge_and_unload"):
         raise UserError(f"{folder} cannot be merged: it is {adapter.config.peft_type}, not LoRA")
     tied = tied_names(adapted)

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from peft import LoraConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,15 +36,17 @@ from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
 from hsdlab.modules.finite import check_finite, check_loss
 from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
-from hsdlab.modules.lora import LoRA, add_lora, described
-from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
+from hsdlab.modules.lora import LoRA, add_lora, continue_lora, described
+from hsdlab.modules.losses import agreement, distilled_loss, perplexity, reference_loss
 from hsdlab.modules.optimizer import LearningRateSchedule, adamw
 from hsdlab.modules.skip_aware import SkipMixture
+from hsdlab.modules.starting_weights import StartingWeights
 from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
 from hsdlab.modules.weight_files import check_safetensors, errors_of_the_system
 from hsdlab.records.files import whole_folder
 
 Draws = Literal["batch", "example"]
+Teacher = Literal["itself", "start"]
 _MOST = 1000  # AdamW moves each weight by about the learning rate: more is a slip
 
 
@@ -57,14 +60,17 @@ class FinetuneModule(LightningModule):
 
     Skip-aware training: with `skip_strategies`, each batch, or each sequence, draws one strategy and computes its loss
     with the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies. They
-    are drawn for each sequence with their final weights, the same in each validation. docs/training.md says when to
-    use which option.
+    are drawn for each sequence with their final weights, the same in each validation. val/acceptance is the share of
+    the references' tokens for which they predict the token that full depth predicts. docs/training.md says when to use
+    which option.
 
     Args:
         model: A decoder-only transformers model.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; T of the strategies' schedules.
         lora: Train LoRA's matrices only, with any option of `peft.LoraConfig`. By default all weights are trained.
+        initial_adapter: Train the matrices of this LoRA adapter further, with its own rank and target layers: a folder,
+            or the name of an installed one ("embedded:smollm2-135m-e2e-skip-aware"). It takes the place of ``lora``.
         learning_rate: Peak of AdamW's learning rate; 5e-5 as in the HSD paper.
         weight_decay: AdamW's weight decay for matrices; 0.01 is torch's default. Norms and biases have none.
         warmup: Share of the steps, 0 to 1, in which the learning rate rises from 0.
@@ -76,9 +82,12 @@ class FinetuneModule(LightningModule):
         final_skip_weights: Weights at the end of training. The draws move from skip_weights to them linearly. By
             default they do not change.
         skip_draws: One draw for each "batch", the same in all processes, or for each "example".
-        distillation: Share of the loss of sequences that skip layers, 0 to 1, that is the divergence from the model's
-            own logits at full depth. The rest is cross-entropy with the reference. It takes a second forward pass,
-            without gradient.
+        distillation: Share of the loss of sequences that skip layers, 0 to 1, that is the divergence from the teacher's
+            logits at full depth. The rest is cross-entropy with the reference. It takes a second forward pass, without
+            gradient.
+        teacher: Who teaches in distillation. "itself" is the model at full depth, as it is in this step. "start" is the
+            model at full depth as it was before the training. Sequences at full depth then learn from it too, so that
+            full depth stays what it was while the drafts of `Verified` come to agree with it.
         seed: Seed of the draws and of dropout.
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if there is
             one, and log val/rouge1 … val/bleu4. 0 never decodes; a strategy that skips is then refused.
@@ -89,9 +98,9 @@ class FinetuneModule(LightningModule):
             can be combined with skip_strategies. By default every layer runs.
 
     Raises:
-        UserError: A number out of its range, a LoRA target that matches nothing, a strategy whose layers are not known
-            before a step, or a tokenizer whose end of sequence does not end `model.generate`. In a Trainer: a skip
-            strategy in a module that never decodes.
+        UserError: A number out of its range, a LoRA target that matches nothing, an adapter that is not LoRA or does
+            not fit, a strategy whose layers are not known before a step, or a tokenizer whose end of sequence does not
+            end `model.generate`. In a Trainer: a skip strategy in a module that never decodes.
 
     Example::
 
@@ -109,6 +118,7 @@ class FinetuneModule(LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int = 50,
         lora: LoRA | None = None,
+        initial_adapter: str | PathLike[str] | None = None,
         learning_rate: float = 5e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
@@ -118,6 +128,7 @@ class FinetuneModule(LightningModule):
         final_skip_weights: Sequence[float] | None = None,
         skip_draws: Draws = "batch",
         distillation: float = 0.0,
+        teacher: Teacher = "itself",
         seed: int = 0,
         generate_every: int = 0,
         generate_batches: int = 2,
@@ -139,6 +150,9 @@ class FinetuneModule(LightningModule):
         _check(generate_batches >= 1, f"generate_batches={generate_batches}: expected 1 or more.")
         _check(skip_draws in ("batch", "example"), f"skip_draws={skip_draws!r}: expected batch or example.")
         _check(0 <= distillation <= 1, f"distillation={distillation}: expected a share of the loss, 0 to 1.")
+        _check(teacher in get_args(Teacher), f"teacher={teacher!r}: expected {' or '.join(get_args(Teacher))}.")
+        _check(teacher == "itself" or distillation > 0, f"teacher={teacher}: it teaches nothing without distillation.")
+        _check(lora is None or initial_adapter is None, "initial_adapter has LoRA's options itself: leave lora out.")
         _check(
             not skip_strategies or (deep_supervision is None and layer_dropout is None),
             "skip_strategies cannot be combined with deep_supervision or layer_dropout: they are alternatives; leave "
@@ -152,17 +166,24 @@ class FinetuneModule(LightningModule):
             _check(not final_skip_weights, "final_skip_weights: there are no skip_strategies to draw.")
             _check(not distillation, "distillation: there are no skip_strategies that could learn from full depth.")
         self._base_weights = weights_fingerprint(model)
-        self.model: nn.Module = model if lora is None else add_lora(model, lora)
+        self.model: nn.Module = model
+        self.lora: LoraConfig | None = lora
+        if initial_adapter is not None:
+            self.model, self.lora = continue_lora(model, fspath(initial_adapter))
+        elif lora is not None:
+            self.model = add_lora(model, lora)
+        self._initial_weights = None if initial_adapter is None else weights_fingerprint(self.model)
+        self._start = StartingWeights(plain_model(self.model)) if teacher == "start" else None
         self.model.train()  # transformers loads in eval mode and Lightning keeps it
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
-        self.lora = lora
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.learning_rate_schedule: LearningRateSchedule = learning_rate_schedule
         self.skip_draws: Draws = skip_draws
         self.distillation = distillation
+        self.teacher: Teacher = teacher
         self.seed = seed
         self.generate_every = generate_every
         self.generate_batches = generate_batches
@@ -171,6 +192,7 @@ class FinetuneModule(LightningModule):
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.validation_loss = MeanMetric(nan_strategy="error")  # by default it leaves a NaN out
         self.skip_validation_loss = MeanMetric(nan_strategy="disable")
+        self.acceptance = MeanMetric(nan_strategy="error")
         self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
         self._validations = 0
         self._ids_before: Sequence[str] = ()  # of the batch before
@@ -253,18 +275,23 @@ class FinetuneModule(LightningModule):
 
         Args:
             batch: As for `loss`.
-            drawn: As for `loss`. Sequences whose strategy skips no layer learn from the reference alone.
+            drawn: As for `loss`. Sequences whose strategy skips no layer learn from the reference alone, unless the
+                teacher is the model as it was before the training.
 
         Returns:
             A scalar in nats, float32 or wider.
         """
-        if drawn is None or self.mixture is None or not self.distillation or not self.mixture.skips[drawn].any():
+        if drawn is None or self.mixture is None or not self.distillation:
+            return self.loss(batch, drawn)
+        taught = self.mixture.skips[drawn]  # (rows or 1,)
+        if self._start is not None:
+            taught = torch.ones_like(taught)
+        if not taught.any():
             return self.loss(batch, drawn)
         with torch.no_grad():
-            teacher = self.training_logits(batch)
+            teacher = self.training_logits(batch) if self._start is None else self._logits_before(batch, self._start)
         logits = self.training_logits(batch, drawn)
-        share = self.distillation * self.mixture.skips[drawn].float()  # (rows or 1,)
-        share = share.expand(len(logits)).to(logits.device)
+        share = (self.distillation * taught.float()).expand(len(logits)).to(logits.device)
         return distilled_loss(logits, teacher, share, *_last(logits.shape[1], batch))
 
     def training_logits(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
@@ -278,18 +305,21 @@ class FinetuneModule(LightningModule):
             Logits [rows, scored, vocabulary] of the last positions. `scored` is the length of the longest reference
             plus 1. The logits at a position predict the token at the next one.
         """
-        longest = int(batch["target_mask"].any(dim=0).sum())
-        with _head_at_the_last(longest + 1, self.model):
+        with _head_at_the_last(_scored(batch), self.model):
             return self._logits(batch, drawn)
 
+    def _logits_before(self, batch: dict[str, Any], start: StartingWeights) -> Tensor:
+        """Compute what `training_logits` gave at full depth before the training."""
+        with _head_at_the_last(_scored(batch), self.model):
+            return start.logits(plain_model(self.model), **_at_full_depth(batch))
+
     def _logits(self, batch: dict[str, Any], drawn: Sequence[int] | None) -> Tensor:
-        text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        text = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self.layer_dropout is not None and self.training:
             executed = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
             return replay(self.model, **text, executed=executed)
         if drawn is None or self.mixture is None:
-            positions = position_ids(batch["attention_mask"])
-            return plain_model(self.model)(**text, position_ids=positions, use_cache=False).logits
+            return plain_model(self.model)(**_at_full_depth(batch)).logits
         executed = self.mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
         return replay(self.model, **text, executed=executed)
 
@@ -323,7 +353,7 @@ class FinetuneModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics; decide whether this validation decodes."""
         self._last_batch_end_s = None  # validation is no training time
-        for metric in (self.validation_loss, self.skip_validation_loss, *self.text_metrics):
+        for metric in (self.validation_loss, self.skip_validation_loss, self.acceptance, *self.text_metrics):
             metric.reset()
         self._decodes = False
         if not self.trainer.sanity_checking:
@@ -337,20 +367,25 @@ class FinetuneModule(LightningModule):
             return  # there are more processes than examples
         pairs = batch["pairs"]
         tokens = pairs["target_mask"].sum()
-        self.validation_loss.update(self._finite_loss(batch, None, "val/loss"), weight=tokens)
+        full = self.training_logits(pairs)
+        self.validation_loss.update(self._finite_loss(batch, full, None, "val/loss"), weight=tokens)
         if self.mixture is not None:
             number = batch_index * self.trainer.world_size + self.global_rank  # as a single process counts
             drawn = self.mixture.draw(number, progress=1.0, rows=len(pairs["input_ids"]))
-            self.skip_validation_loss.update(self._finite_loss(batch, drawn, "val/skip_loss"), weight=tokens)
+            skipping = self.training_logits(pairs, drawn)
+            self.skip_validation_loss.update(self._finite_loss(batch, skipping, drawn, "val/skip_loss"), weight=tokens)
+            drafted = self.mixture.skips[drawn][:, None].to(self.device) & pairs["target_mask"][:, -full.shape[1] :]
+            self.acceptance.update(agreement(skipping, full, drafted).float())
         if self._decodes and batch_index < self.generate_batches:
             texts = self._generate(batch)
             for metric in self.text_metrics:
                 metric.update(texts, batch["references"])  # type: ignore[operator]
 
-    def _finite_loss(self, batch: dict[str, Any], drawn: Sequence[int] | None, name: str) -> Tensor:
-        compute = partial(self.loss, batch["pairs"], drawn)
-        loss = compute()
-        check_loss(loss, f"{name} after step {self.trainer.global_step}", batch["ids"], self.model, compute)
+    def _finite_loss(self, batch: dict[str, Any], logits: Tensor, drawn: Sequence[int] | None, name: str) -> Tensor:
+        pairs = batch["pairs"]
+        loss = reference_loss(logits, *_last(logits.shape[1], pairs))
+        again = partial(self.loss, pairs, drawn)
+        check_loss(loss, f"{name} after step {self.trainer.global_step}", batch["ids"], self.model, again)
         return loss
 
     def _generate(self, batch: dict[str, Any]) -> list[str]:
@@ -370,6 +405,8 @@ class FinetuneModule(LightningModule):
         self.log_dict({"val/loss": loss, "val/perplexity": perplexity(loss)}, prog_bar=True, sync_dist=True)
         if self.mixture is not None:
             self.log("val/skip_loss", self.skip_validation_loss.compute(), prog_bar=True, sync_dist=True)
+            if (acceptance := self.acceptance.compute()).isfinite():  # not in a validation that drew full depth alone
+                self.log("val/acceptance", acceptance, prog_bar=True, sync_dist=True)
         if self._decodes:
             for metric in self.text_metrics:
                 figures = metric.compute()  # type: ignore[operator]
@@ -405,6 +442,7 @@ class FinetuneModule(LightningModule):
                 "final_skip_weights": repr(self.mixture and self.mixture.final_weights),
                 "skip_draws": self.skip_draws,
                 "distillation": self.distillation,
+                "teacher": self.teacher,
                 "deep_supervision": self.deep_supervision and repr(self.deep_supervision),
                 "layer_dropout": self.layer_dropout and repr(self.layer_dropout),
                 "seed": self.seed,
@@ -421,6 +459,7 @@ class FinetuneModule(LightningModule):
         return {
             "model": f"{config.model_type} ({sizes})",
             "lora": self.lora and described(self.lora),
+            "weights of the initial adapter": self._initial_weights,
             **({"weights of the base model": self._base_weights} if self.lora else {}),
             "max_new_tokens": self.max_new_tokens,
         }
@@ -485,6 +524,22 @@ class FinetuneModule(LightningModule):
                 model.generation_config.save_pretrained(fspath(unfinished))
             self.tokenizer.save_pretrained(fspath(unfinished))
             check_safetensors(unfinished)
+
+
+def _scored(batch: dict[str, Any]) -> int:
+    """Return the number of last positions whose logits count: the length of the longest reference plus 1."""
+    return int(batch["target_mask"].any(dim=0).sum()) + 1
+
+
+def _at_full_depth(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a plain forward pass."""
+    mask = batch["attention_mask"]
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": mask,
+        "position_ids": position_ids(mask),
+        "use_cache": False,
+    }
 
 
 def _last(positions: int, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

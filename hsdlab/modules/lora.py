@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hsdlab.errors import UserError
+from hsdlab.models.adapters import beside, read_adapter
+from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
 
 _ALWAYS_NAMED = ("r", "lora_alpha", "lora_dropout", "target_modules")
@@ -116,12 +118,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     """
     check_numbers(lora)
     _check_targets(model, lora)
-    if merged := getattr(model, "merged_adapter", None):
-        raise UserError(
-            f"lora: the model was loaded with the adapter {merged}. A second adapter would name the base model alone, "
-            "and the first one would be lost. Save the merged model and its tokenizer (save_pretrained), and train on "
-            "that folder; or train all weights, without lora."
-        )
+    _refuse_merged(model, "lora")
     config = copy.deepcopy(lora)  # peft notes the model and the layers that it found in it
     config.task_type = "CAUSAL_LM"
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's are transposed
@@ -131,14 +128,57 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"lora: peft cannot add it to {type(model).__name__}: {error}") from error
-    tied = tied_names(adapted)
-    if tied:
+    _refuse_tied(adapted, "lora.target_modules")
+    return adapted
+
+
+def continue_lora(model: PreTrainedModel, name: str) -> tuple[PeftModel, LoraConfig]:
+    """Freeze the model's weights and add an adapter's matrices, in place, to be trained further.
+
+    Args:
+        model: The base model, without another adapter in it.
+        name: The adapter: a folder, or the name of an installed one.
+
+    Returns:
+        A peft model around the model, and the adapter's options.
+
+    Raises:
+        UserError: No such adapter, one that is not LoRA, brings a tokenizer of its own or does not fit the model, or a
+            model into which an adapter was merged.
+    """
+    _refuse_merged(model, "initial_adapter")
+    try:
+        adapter = read_adapter(str(adapter_folder(name) or name))
+    except FileNotFoundError as error:
+        raise UserError(f"initial_adapter: {error}") from error
+    config = adapter.config
+    if not isinstance(config, LoraConfig) or adapter.brings_tokenizer:
+        kind = "brings a tokenizer" if adapter.brings_tokenizer else f"is {config.peft_type}, not LoRA"
+        raise UserError(f"initial_adapter: {name} {kind}. Load it with --model.name and train all weights.")
+    config.inference_mode = False  # else peft freezes the matrices
+    adapted = beside(model, adapter, tokens=0)
+    _refuse_tied(adapted, "initial_adapter")
+    return adapted, config
+
+
+def _refuse_tied(adapted: PeftModel, option: str) -> None:
+    """Take the matrices away again where the head that they change is the embeddings too, and say so."""
+    if tied := tied_names(adapted):
+        name = type(adapted.get_base_model()).__name__
         adapted.unload()
         raise UserError(
-            f"lora.target_modules: {', '.join(tied)} of {type(model).__name__} is tied: the embeddings and the head "
-            f"are one matrix, so that the merged model would not be the trained one. {CURE}"
+            f"{option}: {', '.join(tied)} of {name} is tied: the embeddings and the head are one matrix, so that the "
+            f"merged model would not be the trained one. {CURE}"
         )
-    return adapted
+
+
+def _refuse_merged(model: PreTrainedModel, option: str) -> None:
+    if merged := getattr(model, "merged_adapter", None):
+        raise UserError(
+            f"{option}: the model was loaded with the adapter {merged}. A second adapter would name the base model "
+            "alone, and the first one would be lost. Give the base model and --model.initial_adapter, which trains the "
+            "adapter further; or save the merged model and its tokenizer (save_pretrained), and train on that folder."
+        )
 
 
 def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:

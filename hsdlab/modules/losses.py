@@ -1,4 +1,4 @@
-"""The losses of fine-tuning: cross-entropy of the reference's tokens, and divergence from a teacher's logits."""
+"""The losses of fine-tuning: cross-entropy of the reference's tokens, divergence from a teacher; agreement with it."""
 
 import torch
 from torch import Tensor
@@ -53,6 +53,21 @@ def distilled_loss(logits: Tensor, teacher: Tensor, share: Tensor, input_ids: Te
     surprise = -predicting.gather(1, wanted[:, None])[:, 0]  # (tokens,)
     share = share[:, None].expand_as(input_ids)[:, 1:][target_mask[:, 1:]]  # (tokens,)
     return ((1 - share) * surprise + share * divergence).mean()
+
+
+def agreement(logits: Tensor, other: Tensor, target_mask: Tensor) -> Tensor:
+    """Tell for which tokens two depths of a model predict the same one: a greedy draft of them would be accepted.
+
+    Args:
+        logits: [rows, length, vocabulary]; those at position p predict the token at p + 1.
+        other: Of the same shape.
+        target_mask: BoolTensor [rows, length], true at the tokens that count.
+
+    Returns:
+        BoolTensor [tokens].
+    """
+    wanted = target_mask[:, 1:]
+    return (logits[:, :-1].argmax(dim=-1) == other[:, :-1].argmax(dim=-1))[wanted]
 
 
 def _predicting(logits: Tensor, input_ids: Tensor, target_mask: Tensor) -> Tensor:

@@ -220,13 +220,17 @@ def _installed_version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    """Return the CPU's name: /proc/cpuinfo has it on x86 Linux, the platform module elsewhere."""
+    """Return the CPU's name and torch's instruction set: "AMD EPYC (AVX2)".
+
+    /proc/cpuinfo has the name on x86 Linux, the platform module elsewhere.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"  # cloud machines of one name differ in it
 
 
 def _memory_gib() -> float | None:

@@ -136,6 +136,90 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, whole_run, killed_aft
             assert loss == pytest.approx(whole_run[number][0], abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """The folder of an adapter, trained on a base model that is saved beside it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    save(tiny_llama(), folder / "base")
+    model, _ = load_model(folder / "base", device="cpu")
+    trained = module(model, lora=LoRA(r=4, lora_alpha=12))
+    trainer().fit(trained, datamodule=Toy())
+    trained.export(folder / "adapter")
+    (folder / "adapter/tokenizer.json").unlink()  # which the base model has too
+    (folder / "adapter/tokenizer_config.json").unlink()
+    return folder / "adapter"
+
+
+def continued(adapter, **options):
+    model, _ = load_model(adapter.parent / "base", device="cpu")
+    return module(model, initial_adapter=adapter, **options)
+
+
+def test_an_adapter_is_trained_further(adapter, tmp_path):
+    tested = continued(adapter)
+    assert (tested.lora.r, tested.lora.lora_alpha) == (4, 12)
+    expected, _ = load_model(adapter, device="cpu")
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(tested.model(input_ids=ids).logits, expected(input_ids=ids).logits)
+    trainer(max_epochs=1).fit(tested, datamodule=Toy())
+    tested.export(tmp_path / "further")
+    further, _ = load_model(tmp_path / "further", device="cpu")
+    tested.model.eval()
+    with torch.no_grad():
+        logits = further(input_ids=ids).logits
+        torch.testing.assert_close(logits, tested.model(input_ids=ids).logits)
+        assert (logits - expected(input_ids=ids).logits).abs().max() > 1e-2
+
+
+def test_training_an_adapter_further_goes_on_after_a_kill(adapter, tmp_path):
+    options = {**ROW_BY_ROW, "teacher": "start"}
+
+    def start(recorder, checkpoint=None):
+        run = trainer(recorder, last(tmp_path), enable_checkpointing=True)
+        run.fit(continued(adapter, **options), datamodule=Toy(), ckpt_path=checkpoint)
+
+    whole, after = Recorder(), Recorder()
+    trainer(whole).fit(continued(adapter, **options), datamodule=Toy())
+    with pytest.raises(InterruptedError):
+        start(Recorder(stop_after=8))
+    start(after, "last")
+    assert min(after.steps) == 6
+    for number, (loss, _, _) in after.steps.items():
+        assert loss == pytest.approx(whole.steps[number][0], abs=1e-6)
+
+
+def test_a_checkpoint_of_another_initial_adapter_is_refused(adapter, tmp_path):
+    run = trainer(last(tmp_path), max_epochs=1, enable_checkpointing=True)
+    run.fit(continued(adapter), datamodule=Toy())
+    model, _ = load_model(adapter.parent / "base", device="cpu")
+    fresh = module(model, lora=LoRA(r=4, lora_alpha=12))
+    with pytest.raises(RuntimeError, match="weights of the initial adapter"):
+        trainer().fit(fresh, datamodule=Toy(), ckpt_path=str(tmp_path / "last.ckpt"))
+
+
+def test_acceptance_is_the_share_of_tokens_that_the_drafts_agree_on():
+    options = {"skip_strategies": [HSD(1, 0, 1), FullDepth()], "skip_weights": [1, 1]}
+    tested = module(**options)
+    (logged,) = (run := trainer()).validate(tested, datamodule=(data := Toy()), verbose=False)
+    agreed = tokens = 0
+    tested.eval()
+    for number, batch in enumerate(data.val_dataloader()):
+        pairs = batch["pairs"]
+        drawn = tested.mixture.draw(number, 1.0, rows=len(pairs["input_ids"]))
+        with torch.no_grad():
+            full, skipping = tested.training_logits(pairs), tested.training_logits(pairs, drawn)
+        width = full.shape[1]
+        for row, strategy in enumerate(drawn):
+            for place in range(1, width):
+                if strategy == 0 and pairs["target_mask"][row, -width:][place]:
+                    tokens += 1
+                    agreed += int(full[row, place - 1].argmax() == skipping[row, place - 1].argmax())
+    assert 0 < agreed < tokens
+    assert logged["val/acceptance"] == pytest.approx(agreed / tokens, abs=1e-6)
+    assert "val/acceptance" in run.callback_metrics
+
+
 def test_dropout_and_draws_differ_from_step_to_step(whole_run):
     assert len({loss for loss, _, _ in whole_run.values()}) == len(whole_run)
 
@@ -314,6 +398,10 @@ def test_norms_and_biases_are_not_decayed():
         ({"final_skip_weights": [1.0]}, "final_skip_weights: there are no skip_strategies"),
         ({"distillation": 0.5}, "distillation: there are no skip_strategies"),
         ({"distillation": 1.5, **MIXED}, "distillation=1.5: expected a share"),
+        ({"teacher": "start", **MIXED}, "teacher=start: it teaches nothing without distillation"),
+        ({"teacher": "me", "distillation": 0.5, **MIXED}, "teacher='me': expected itself or start"),
+        ({"lora": LoRA(r=4), "initial_adapter": "x"}, "initial_adapter has LoRA's options itself: leave lora out"),
+        ({"initial_adapter": "nowhere"}, "initial_adapter: no adapter at .*nowhere"),
         ({"skip_draws": "token", **MIXED}, "skip_draws='token': expected batch or example"),
         ({**MIXED, "final_skip_weights": [1.0, 2.0]}, "final_skip_weights has 2 numbers for 3 skip_strategies"),
     ],

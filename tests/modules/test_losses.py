@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hsdlab.modules.losses import distilled_loss, perplexity, reference_loss
+from hsdlab.modules.losses import agreement, distilled_loss, perplexity, reference_loss
 
 VOCABULARY = 7
 
@@ -87,3 +87,11 @@ def test_what_does_not_fit_is_an_error(batch):
         reference_loss(logits, input_ids, target_mask.long())
     with pytest.raises(ValueError, match="marks no token"):
         reference_loss(logits, input_ids, torch.zeros_like(target_mask))
+
+
+def test_agreement_compares_the_most_probable_tokens(batch):
+    logits, _, target_mask = batch
+    other = logits.clone()
+    other[0, 3] = -other[0, 3]  # predicts token 4 of the first row
+    other[1, 2] = -other[1, 2]  # predicts a token of the prompt
+    assert agreement(logits, other, target_mask).tolist() == [True, False, True, True]

@@ -132,10 +132,33 @@ def test_rows_that_skip_learn_from_full_depth_and_the_others_from_the_reference_
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
-def test_the_teachers_pass_takes_no_gradient_away_under_autocast(lora):
+def test_the_model_before_the_training_teaches_every_sequence(tiny, lora):
+    model = tiny("llama")
+    model.generation_config.eos_token_id = 1
+    batch = collate_pairs(pairs(), pad_token_id=0)
+    options = {"lora": lora, "skip_strategies": [FullDepth(), HSD(1, 0, 2)], "distillation": 0.75, "teacher": "start"}
+    module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, **options)
+    module.eval()
+    with torch.no_grad():
+        before = module.training_logits(batch)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05)
+        moved = module.training_logits(batch)
+        assert (moved - before).abs().max() > 1e-3
+        texts = [batch[name][:, -before.shape[1] :] for name in ("input_ids", "target_mask")]
+        for drawn, logits in (([0], moved), ([1], module.training_logits(batch, [1]))):
+            expected = distilled_loss(logits, before, torch.full((4,), 0.75), *texts)
+            assert module.training_loss(batch, drawn) == pytest.approx(expected.item(), abs=1e-12)
+        torch.testing.assert_close(module.training_logits(batch), moved)  # the teacher has left nothing behind
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("teacher", ["itself", "start"])
+def test_the_teachers_pass_takes_no_gradient_away_under_autocast(lora, teacher):
     """Autocast keeps its casts of the weights, and those of a pass without gradients have none."""
     model = tiny_model(dtype=torch.float32, eos_token_id=1)
-    options = {"lora": lora, "skip_strategies": [FullDepth(), HSD(1, 0, 2)], "distillation": 0.5}
+    options = {"lora": lora, "skip_strategies": [FullDepth(), HSD(1, 0, 2)], "distillation": 0.5, "teacher": teacher}
     module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = module.training_loss(collate_pairs(pairs(), pad_token_id=0), [1])
