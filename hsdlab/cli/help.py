@@ -50,6 +50,8 @@ _SAID_BETTER = {
     "model.name": 'A model folder, a .gguf file, a LoRA adapter\'s folder, "embedded:smollm2-135m", or the id of a '
     "model on the hub.",
     "model.distillation": "Share of the loss against full depth's logits.",
+    "model.initial_adapter": "A LoRA adapter to train further, in place of lora.",
+    "model.teacher": 'Full depth as it is in the step ("itself"), or as it was at the "start".',
     "model.learning_rate_schedule": "The learning rate after warm-up.",
     "model.skip_draws": 'One draw per "batch" or per "example".',
     "data.delimiter": "Separates the cells of .csv and .tsv files.",

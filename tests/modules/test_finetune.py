@@ -293,7 +293,7 @@ def test_the_export_loads_everywhere(tmp_path, make, lora):
     trained = logits(tested.model)
     assert not torch.allclose(trained, before, atol=1e-2)
     loaded, its_tokenizer = load_model(tmp_path / "out", device="cpu")
-    torch.testing.assert_close(logits(loaded), trained, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(loaded), trained, atol=1e-4, rtol=0)
     assert its_tokenizer("hello").input_ids == tokenizer("hello").input_ids
     plain = AutoModelForCausalLM.from_pretrained(base if lora else tmp_path / "out", dtype=torch.float32)
     if lora:
