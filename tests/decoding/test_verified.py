@@ -7,9 +7,21 @@ import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
 
-from hsdlab import CALM, HSD, FullDepth, OracleExit, SkipDecode, StaticDepth, UserError, Verified, generate
+from hsdlab import (
+    CALM,
+    HSD,
+    FullDepth,
+    OracleExit,
+    ScheduledStrategy,
+    SkipDecode,
+    StaticDepth,
+    UserError,
+    Verified,
+    generate,
+)
 from hsdlab.decoding.draft_length import DraftLength
 from hsdlab.decoding.finite import NotFiniteLogitsError
+from hsdlab.decoding.history import History
 from hsdlab.decoding.token_counts import TokenCounts
 from hsdlab.testing import decode, prompts, tiny_model
 from tests.strategies_for_tests import RandomPlan
@@ -164,6 +176,38 @@ def test_rejected_drafts_are_in_the_ledger(tiny):
     own = [len(row) for row in trace.drafts.rounds]
     steps = trace.live.sum(dim=0).tolist()
     assert all(a <= s <= a + o for a, s, o in zip(accepted, steps, own, strict=True))
+
+
+def test_the_ledger_says_what_became_of_the_drafts(tiny):
+    drafts = generate(tiny(), strategy=Verified(HSD(2, 0, 4), 4), **call()).trace.drafts
+    sums = drafts.sums()
+    assert repr(drafts) == (
+        f"DraftCounts(sequences=3, verifications={sums['verifications']}, draft_tokens={sums['draft_tokens']}, "
+        f"accepted_drafts={sums['accepted_drafts']})"
+    )
+
+
+class Grows(ScheduledStrategy):
+    """Runs one layer more in each step."""
+
+    def layers_at(self, step, num_layers, max_steps):
+        return range(min(1 + step, num_layers))
+
+
+@pytest.mark.parametrize(
+    ("draft", "notes"),
+    [(HSD(2, 0, 4), False), (SkipDecode(2, 5), False), (StaticDepth(3), False), (Grows(), True), (CALM(0.3), True)],
+    ids=repr,
+)
+def test_what_is_skipped_is_kept_only_for_drafts_that_may_need_it(tiny, draft, notes, monkeypatch):
+    """A layer that a shrinking schedule skips runs for no later draft of the row, whatever step other rows are at."""
+    kept = []
+    passed_by = History.passed_by
+    monkeypatch.setattr(History, "passed_by", lambda *args: kept.append(args[1]) or passed_by(*args))
+    output = generate(tiny(), strategy=Verified(draft, 4), **call())
+    assert bool(kept) == notes
+    assert output.trace.drafts.sums()["draft_tokens"] > 0
+    assert torch.equal(output.sequences, generate(tiny(), strategy=FullDepth(), **call()).sequences)
 
 
 TOP = 3
