@@ -16,13 +16,14 @@ from hsdlab.decoding.cost import draft_cost
 from hsdlab.decoding.draft_length import VERIFIED_TOKEN, DraftLength
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.token_counts import COMMAND, TokenCounts
+from hsdlab.decoding.verified_loop import DraftedStrategy
 from hsdlab.errors import UserError
 from hsdlab.program import typed
 from hsdlab.strategies.arguments import init_arguments
 from hsdlab.strategies.base import SkipStrategy
 
 
-class Verified(SkipStrategy):
+class Verified(SkipStrategy, DraftedStrategy):
     """Drafts tokens under another strategy and verifies them at full depth: greedy text is that of full depth.
 
     Sampled text has the distribution of full depth. Beam search is refused: its scores need every beam at every step.
@@ -129,15 +130,7 @@ class Verified(SkipStrategy):
         return self._with(draft=self.draft.resolved(num_layers))
 
     def draft_length(self, parts: DecoderParts, max_steps: int) -> DraftLength:
-        """Make what decides how many tokens each row drafts.
-
-        Args:
-            parts: The sizes of the model's layers and head.
-            max_steps: T.
-
-        Returns:
-            A new one for each decode.
-        """
+        """Draft ``num_draft_tokens``, or as many as the acceptance so far makes the fastest."""
         cost = None
         if self.adaptive:
             head_tokens = None if self._draft_ids is None else len(self._draft_ids)
@@ -145,14 +138,7 @@ class Verified(SkipStrategy):
         return DraftLength(self.num_draft_tokens, cost, self.stop_below)
 
     def draft_tokens(self, input_ids: Tensor) -> Tensor | None:
-        """Choose the tokens that a draft may write.
-
-        Args:
-            input_ids: The prompts, LongTensor [rows, prompt].
-
-        Returns:
-            LongTensor [n]; None for all.
-        """
+        """Take ``draft_vocabulary`` and the tokens of the prompts."""
         if self.draft_vocabulary is None:
             return None
         if self._draft_ids is None:
