@@ -142,6 +142,15 @@ OPTIONS = {
         "list.yaml: strategies: CALM has no parameter treshold; .* Did you mean threshold",
         files={"list.yaml": "strategies: [HSD, {class_path: CALM, init_args: {treshold: 1}}]"},
     ),
+    "no parameter in a call in a config": usage(
+        "compare",
+        "--config=list.yaml",
+        "list.yaml: strategies: CALM has no parameter treshold; .* Did you mean threshold",
+        files={"list.yaml": "strategies: [HSD, Verified(CALM(treshold=1))]"},
+    ),
+    "no parameter of a draft": usage(
+        "compare", "--strategies=[Verified(HSD(decai=1))]", "--strategies: HSD has no parameter decai", "mean decay"
+    ),
     "no strategies": usage("calibrate", "", "no strategies: give `calibrate` a list"),
     "value in a call": usage(
         "compare", "--strategies=[HSD(9, 9, 9, 9)]", r"--strategies: decay of HSD\(num_skipped, .*\): got '9'; expected"
