@@ -145,7 +145,7 @@ class EvaluateCLI(SubcommandCLI):
         if strategies is not None:
             baseline_first(strategies)
         with faults_of_the_run(), own_faults(made.data):
-            made.data.check(self._split(made))
+            made.data.check(self._split(made), for_training=self.subcommand == COUNT_TOKENS)
             examples = made.data.examples(self._split(made))
         check_enough(config.trainer.as_dict(), self.subcommand, math.ceil(len(examples) / made.data.batch_size))
         if self.subcommand == "bench":

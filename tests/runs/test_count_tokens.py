@@ -65,6 +65,7 @@ def test_what_cannot_be_counted_is_refused(refused, tmp_path):
     out = f"--output={tmp_path / 'counts'}"
     assert "size" in refused("count-tokens", "--size=0", out)
     assert "decodes under no strategy" in refused("count-tokens", "--skip=HSD", out)
+    assert "no file nowhere" in refused("count-tokens", "--data.targets=[nowhere]", out)
     (tmp_path / "data/train.jsonl").unlink()
     assert "train.jsonl" in refused("count-tokens", out)
     assert not (tmp_path / "counts").exists()
