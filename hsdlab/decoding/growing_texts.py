@@ -34,7 +34,11 @@ class GrowingTexts:
         return self.prompt_length + self.written
 
     def last(self) -> Tensor:
-        """Return the last token of each row, LongTensor [rows]."""
+        """Look up the last token of each row.
+
+        Returns:
+            LongTensor [rows].
+        """
         device = self._tokens.device
         return self._tokens[sent(self.rows, device), sent(self.lengths - 1, device)]
 

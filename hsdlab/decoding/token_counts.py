@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
@@ -78,19 +78,21 @@ class TokenCounts:
                 f"draft_vocabulary={str(path)!r}: there is no such file. `{typed(COMMAND)}` writes one."
             )
         try:
-            rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:  # no JSON, or no text in UTF-8
-            raise UserError(f"draft_vocabulary={str(path)!r}: {_expected()} ({error}).") from error
-        seen: set[int] = set()
-        for number, row in enumerate(rows, start=1):
-            if not _is_row(row):
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"draft_vocabulary={str(path)!r}: no text in UTF-8; {_expected()}.") from error
+        rows: dict[int, tuple[int, str, int]] = {}
+        for number, line in enumerate(lines, start=1):
+            row = _row(line)
+            if row is None:
                 raise UserError(f"draft_vocabulary={str(path)!r}, line {number}: {_expected()}.")
-            if row["id"] in seen:
-                raise UserError(f"draft_vocabulary={str(path)!r}, line {number}: the token {row['id']} is there twice.")
-            seen.add(row["id"])
+            if row[0] in rows:
+                raise UserError(f"draft_vocabulary={str(path)!r}, line {number}: the token {row[0]} is there twice.")
+            rows[row[0]] = row
         if not rows:
             raise UserError(f"draft_vocabulary={str(path)!r}: the file is empty; {_expected()}.")
-        return cls(*(tuple(row[name] for row in rows) for name in ("id", "token", "count")))
+        ids, tokens, counts = zip(*rows.values(), strict=True)
+        return cls(ids, tokens, counts)
 
     def check_vocabulary(self, path: str, size: int) -> None:
         """Refuse ids that a model does not have.
@@ -135,9 +137,14 @@ def _expected() -> str:
     return f"expected a line such as {line} for each token, as `{typed(COMMAND)}` writes it"
 
 
-def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and isinstance(row.get("token"), str)
-        and all(type(row.get(name)) is int and row[name] >= 0 for name in ("id", "count"))
-    )
+def _row(line: str) -> tuple[int, str, int] | None:
+    """Return the id, the token and the count of a line; None where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("token"), str):
+        return None
+    if not all(type(row.get(name)) is int and row[name] >= 0 for name in ("id", "count")):
+        return None
+    return row["id"], row["token"], row["count"]

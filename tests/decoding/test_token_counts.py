@@ -57,9 +57,9 @@ LINE = '{"id": 28, "token": ".", "count": 3}\n'
         ('{"id": -1, "token": ".", "count": 3}', "line 1"),
         ('{"id": true, "token": ".", "count": 3}', "line 1"),
         ('{"id": 28, "count": 3}', "line 1"),
-        (f"{LINE}{{", "expected a line such as .* as `hsdlab count-tokens` writes it"),
-        (f"{LINE}\n", "expected a line"),
-        (b"\xff", "expected a line"),
+        (f"{LINE}{{", "line 2: expected a line such as .*, as `.*count.tokens` writes it"),
+        (f"{LINE}\n{LINE}", "line 2: expected a line"),
+        (b"\xff", "no text in UTF-8; expected a line"),
         (LINE * 2, "line 2: the token 28 is there twice"),
     ],
 )
@@ -71,5 +71,7 @@ def test_what_is_no_file_of_token_counts_is_refused(content, says, tmp_path):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(FileNotFoundError, match=r"draft_vocabulary='nowhere': there is no such file\. `hsdlab count"):
+    with pytest.raises(
+        FileNotFoundError, match=r"draft_vocabulary='nowhere': there is no such file\. `.*count.tokens` w"
+    ):
         TokenCounts.load("nowhere")
