@@ -35,8 +35,8 @@ _BASES: dict[str, type] = {
 """What the classes of an option derive from."""
 OF_PATHS = ("--output", "--data.folder", "--model.adapter")
 """Options whose value is a path that may begin with "~"."""
-_OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies")
-"""The options that take any strategy, and "" for the name of any."""
+_OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies", "draft")
+"""The options and arguments that take any strategy, and "" for the name of any."""
 
 set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
 # A class path names a strategy, a data set or a part of Lightning's: never something of Python itself, whose import may

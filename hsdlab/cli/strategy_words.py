@@ -162,15 +162,8 @@ def _written_out(option: str, node: ast.expr, classes: Mapping[str, type]) -> di
     found = classes.get(name.rpartition(".")[2])
     if found is None and "." not in name:
         return {"class_path": name}  # the parser knows which names are near
-    try:
-        given = [_argument(option, each, classes) for each in node.args]
-        arguments = {str(each.arg): _argument(option, each.value, classes) for each in node.keywords}
-    except ValueError:
-        raise UserError(
-            f"{option}: {text} has an argument that is neither a plain value nor a strategy; expected numbers, texts, "
-            "true or false as True or False, or another strategy, such as HSD(2, 0, 8). For anything else give "
-            "class_path and init_args."
-        ) from None
+    given = [_argument(option, text, each, classes) for each in node.args]
+    arguments = {str(each.arg): _argument(option, text, each.value, classes) for each in node.keywords}
     if given:
         if found is None:
             raise UserError(f"{option}: {text}: give the arguments of a class of your own by name, {name}(name=value).")
@@ -181,6 +174,15 @@ def _written_out(option: str, node: ast.expr, classes: Mapping[str, type]) -> di
     return {"class_path": name, "init_args": arguments}
 
 
-def _argument(option: str, node: ast.expr, classes: Mapping[str, type]) -> Any:
-    """Return a strategy among the arguments of another one as a class path, anything else as its value."""
-    return _written_out(option, node, classes) if _means_strategy(node, classes) else ast.literal_eval(node)
+def _argument(option: str, call: str, node: ast.expr, classes: Mapping[str, type]) -> Any:
+    """Return a strategy among the arguments of a call as a class path, anything else as its value."""
+    if _means_strategy(node, classes):
+        return _written_out(option, node, classes)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UserError(
+            f"{option}: {call} has an argument that is neither a plain value nor a strategy; expected numbers, texts, "
+            "true or false as True or False, or another strategy, such as HSD(2, 0, 8). For anything else give "
+            "class_path and init_args."
+        ) from None

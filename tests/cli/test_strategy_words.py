@@ -192,10 +192,14 @@ def test_a_misspelt_class_is_named_with_the_nearest(given, monkeypatch, capsys):
 
 
 def test_a_misspelt_draft_in_a_config_is_named_with_the_nearest(monkeypatch, tmp_path, capsys):
-    for text in ("skip: Verified(HDS(2, 0, 8))", "skip: {class_path: Verified, init_args: {draft: {class_path: HDS}}}"):
+    texts = {
+        "skip: Verified(HDS(2, 0, 8))": "--skip.draft: ",
+        "skip: {class_path: Verified, init_args: {draft: {class_path: HDS}}}": f"{tmp_path / 'mine.yaml'}, line 1: ",
+    }
+    for text, where in texts.items():
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(SystemExit):
             run(monkeypatch, "test", "--data.folder=d", f"--config={tmp_path / 'mine.yaml'}", cli=ParseOnly)
         said = capsys.readouterr().err.splitlines()[0]
-        assert said.startswith(f"error: {tmp_path / 'mine.yaml'}, line 1: skip")
+        assert said.startswith(f"error: {where}")
         assert said.endswith(": unknown class 'HDS'; did you mean HSD?")
