@@ -3,6 +3,7 @@
     python -m benchmarks.verified                                  # all cases
     python -m benchmarks.verified e2e --batch 8 --examples 64      # one model, one batch size
     python -m benchmarks.verified e2e --texts                      # all test inputs: how many texts are not FullDepth's
+    python -m benchmarks.verified e2e --vocabulary 8000 runs/e2e_tokens/token_counts.jsonl  # smaller heads for drafts
 
 Test split, float32, at most 50 new tokens. The sides decode each batch in turns; each ratio is within a batch, and all
 seconds of `generate` count, the prefill too. A text that differs does so at a tie if full depth's two largest logits
@@ -67,14 +68,25 @@ class Side:
         return sequences
 
 
-def measure(name: str, batch_size: int, examples: int, sampling: bool, exits: Sequence[int]) -> None:
+def measure(
+    name: str,
+    batch_size: int,
+    examples: int,
+    sampling: bool,
+    exits: Sequence[int],
+    vocabularies: Sequence[int | str],
+) -> None:
     """Print a table: seconds, speed-up over plain ``generate`` and over FullDepth, what became of the drafts."""
     folder, verified = MODELS[name]
     model, batches = _loaded(name, folder, batch_size, examples)
     options: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if sampling else {"do_sample": False}
     options |= {"max_new_tokens": NEW_TOKENS, "pad_token_id": model.generation_config.eos_token_id}
     sides = [Side("plain `generate`", None, **options), Side("`FullDepth()`", FullDepth(), **options)]
-    sides += [Side(f"`Verified({verified.draft!r}, {verified.num_draft_tokens})`", verified, **options)]
+    shown = f"{verified.draft!r}, {verified.num_draft_tokens}"
+    sides += [Side(f"`Verified({shown})`", verified, **options)]
+    for vocabulary in vocabularies:
+        smaller = Verified(verified.draft, verified.num_draft_tokens, draft_vocabulary=vocabulary)
+        sides += [Side(f"`Verified({shown}, draft_vocabulary={vocabulary!r})`", smaller, **options)]
     sides += [Side(f"`assistant_early_exit={layer}`", None, assistant_early_exit=layer, **options) for layer in exits]
     for side in sides:
         side.decode(model, batches[0])
@@ -153,6 +165,13 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=48)
     parser.add_argument("--sampling", action="store_true", help="temperature 0.7 instead of greedy decoding")
     parser.add_argument("--exits", type=int, nargs="*", default=[], help="transformers' assistant_early_exit, batch 1")
+    parser.add_argument(
+        "--vocabulary",
+        nargs="*",
+        type=lambda word: int(word) if word.isdigit() else word,
+        default=[],
+        help="draft_vocabulary: numbers, or files of `hsdlab count-tokens`",
+    )
     parser.add_argument("--texts", action="store_true", help="count texts that differ, of the whole test split")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -163,7 +182,7 @@ def main() -> None:
             continue
         for batch_size in options.batch:
             exits = options.exits if batch_size == 1 else []
-            measure(name, batch_size, options.examples, options.sampling, exits)
+            measure(name, batch_size, options.examples, options.sampling, exits, options.vocabulary)
 
 
 if __name__ == "__main__":

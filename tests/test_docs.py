@@ -135,7 +135,7 @@ def test_commands_parse(command, as_a_user, monkeypatch):
     else:
         assert program == "hsdlab"
         trained = {of_train(each): each for each in names.TRAIN}
-        name = trained.get(arguments[0], arguments[0])
+        name = trained.get(arguments[0], arguments[0].replace("-", "_"))
         cli = ParseOnlyTraining if arguments[0] in trained else ParseOnly
         config = run(monkeypatch, name, *arguments[1:], cli=cli)
         made = config.parser.instantiate(config.config, instantiate_groups=False)[config.subcommand]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hsdlab.cli.strategy_words import LISTS, ONE
+from hsdlab.cli.strategy_words import LISTS, ONE, with_calls_written_out
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def given_classes(words: Sequence[str], files: Iterable[Path], classes: Mapping[
         if option.removesuffix("+") in (*LISTS, *ONE):
             yield from _found(option, _loaded(value), classes)
     for file in files:
-        config = _loaded(file.read_bytes())
+        config = _loaded(with_calls_written_out(file.read_text(encoding="utf-8"), str(file), classes))
         for option in LISTS:
             node = config
             for part in option.lstrip("-").split("."):
@@ -73,7 +73,7 @@ def given_classes(words: Sequence[str], files: Iterable[Path], classes: Mapping[
             yield from _found(f"{file}: {option.lstrip('-')}", node, classes)
 
 
-def _loaded(text: str | bytes) -> Any:
+def _loaded(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

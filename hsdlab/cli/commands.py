@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     trained = {of_train(each): each for each in names.TRAIN}
     script = "train" if name in trained else "evaluate"
-    _run(script, words, position, trained.get(name, name), args)
+    _run(script, words, position, trained.get(name, name.replace("-", "_")), args)
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:

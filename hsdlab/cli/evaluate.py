@@ -52,7 +52,9 @@ from hsdlab.strategies import SkipStrategy
 
 RESUMABLE = ("validate", "test", "predict", "compare", "calibrate", "tune")
 ON_VALIDATION = ("validate", "calibrate", "tune", "inspect")
-"""The subcommands that read the validation split; `predict` reads `data.predict_split`, the others the test split."""
+"""The subcommands that read the validation split; see `EvaluateCLI._split` for the others."""
+COUNT_TOKENS = "count_tokens"
+"""The subcommand that decodes nothing."""
 BY_DEFAULT = {"compare": ("FullDepth", "HSD", "SkipDecode", "CALM"), "bench": ("HSD", "SkipDecode", "CALM")}
 """The strategies of a subcommand that is given none, with their own defaults; `bench` measures full depth anyway."""
 UNDER_ONE_STRATEGY = ("validate", "test", "predict")
@@ -66,7 +68,7 @@ DESCRIPTION = (
 
 
 class EvaluateCLI(SubcommandCLI):
-    """LightningCLI for decoding: validate, test, predict, compare, calibrate, tune, bench, inspect.
+    """LightningCLI for decoding: validate, test, predict, compare, calibrate, tune, bench, inspect, count_tokens.
 
     Args:
         args: The command line; by default that of the process.
@@ -103,6 +105,7 @@ class EvaluateCLI(SubcommandCLI):
             "tune": {"model", "datamodule", "run"},
             "bench": {"model", "datamodule", "run"},
             "inspect": {"model", "datamodule", "run"},
+            COUNT_TOKENS: {"model", "datamodule"},
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -142,7 +145,7 @@ class EvaluateCLI(SubcommandCLI):
         if strategies is not None:
             baseline_first(strategies)
         with faults_of_the_run(), own_faults(made.data):
-            made.data.check(self._split(made))
+            made.data.check(self._split(made), for_training=self.subcommand == COUNT_TOKENS)
             examples = made.data.examples(self._split(made))
         check_enough(config.trainer.as_dict(), self.subcommand, math.ceil(len(examples) / made.data.batch_size))
         if self.subcommand == "bench":
@@ -178,6 +181,8 @@ class EvaluateCLI(SubcommandCLI):
         """Return the split that the subcommand reads."""
         if self.subcommand == "predict":
             return made.data.predict_split
+        if self.subcommand == COUNT_TOKENS:
+            return "train"
         return "validation" if self.subcommand in ON_VALIDATION else "test"
 
     def _strategies(self, made: Namespace) -> list[SkipStrategy]:
@@ -217,6 +222,9 @@ class EvaluateCLI(SubcommandCLI):
         """Refuse what does not fit the model or the device, and rehearse; only then begin to write."""
         made = self.config_init[self.subcommand]
         check_precision(self.trainer, self.config[self.subcommand].trainer.precision)
+        if self.subcommand == COUNT_TOKENS:
+            self.open_output()
+            return
         strategies = self._strategies(made)
         prompt = self.first_prompt()  # refuses lengths; a schedule is as long as max_new_tokens
         for strategy in strategies:
@@ -292,7 +300,7 @@ class EvaluateCLI(SubcommandCLI):
         self.model.resume = True  # a new run's folder holds nothing that it would read
         self.folder.check_unchanged(self.run_info, *IDENTITY)
         self.run_info = self.folder.open(self.run_info)
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0 and self.subcommand != COUNT_TOKENS:
             Console().print(generation.sentence(), highlight=False, markup=False, soft_wrap=True)
 
     def how_to_go_on(self) -> str:

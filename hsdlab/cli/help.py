@@ -27,6 +27,7 @@ EXAMPLES = {
     "compare": ["--config experiment/quickstart_compare", f"{_OWN_MODEL} --strategies='[FullDepth, HSD]'"],
     "bench": ["--config experiment/quickstart_compare", f"{_OWN_MODEL} --strategies='[HSD(2, 0, 8)]'"],
     "inspect": ["--config experiment/quickstart", _OWN_MODEL],
+    "count_tokens": ["--config experiment/quickstart", f"{_OWN_MODEL} --size=8000"],
     "calibrate": ["--config experiment/calibrate_calm"],
     "tune": ["--config experiment/tune_docstrings", f"{_OWN_MODEL} --max_loss=0.05"],
     "fit": ["--config experiment/finetune_docstrings", f"{_OWN_MODEL} --config training/lora"],
@@ -39,7 +40,8 @@ _RUN = ("config", "output", "overwrite", "checkpoint_every", "ckpt_path", "seed_
 _COMMON = ("data", *_RUN)
 _SWITCHES = ("overwrite", "print_config")
 _OF_TRAINING = ("data.group_by_length", "data.targets")
-_OF_PREDICT = ("data.predict_split",)
+_OF_ONE_COMMAND = {"predict": ("data.predict_split",), "count_tokens": ("data.targets",)}
+"""Options of the data that these commands read, and others do not; those of training apart."""
 _SAID_BETTER = {
     "config": "A YAML file, or a config of hsdlab's by its name, such as model/gpt2. Repeat it to combine several; the "
     "last one wins.",
@@ -84,7 +86,8 @@ def short_help(
     options = {each.dest: each for each in (*parser._actions, *of_data._actions) if _is_option(each)}
     with restore_suppressed_required():
         required = {*iter_required_keys(parser), *iter_required_keys(of_data)}
-    useless = (*(() if trains else _OF_TRAINING), *(() if command == "predict" else _OF_PREDICT))
+    read = _OF_TRAINING if trains else _OF_ONE_COMMAND.get(command, ())
+    useless = {*_OF_TRAINING, *chain(*_OF_ONE_COMMAND.values())} - set(read)
     groups = _with_options_of_their_own(parser)
     sections = {
         f"Options of `{program.split()[-1]}`": [name for name in options if "." not in name and name not in _COMMON],

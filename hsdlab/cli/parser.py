@@ -20,7 +20,7 @@ from hsdlab.cli.help import ALL, own_options_first, short_help
 from hsdlab.cli.names import MORE
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
-from hsdlab.cli.strategy_words import with_strategies_written_out
+from hsdlab.cli.strategy_words import with_calls_written_out, with_strategies_written_out
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import UserError
 from hsdlab.reasons import reason
@@ -35,8 +35,8 @@ _BASES: dict[str, type] = {
 """What the classes of an option derive from."""
 OF_PATHS = ("--output", "--data.folder", "--model.adapter")
 """Options whose value is a path that may begin with "~"."""
-_OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies")
-"""The options that take any strategy, and "" for the name of any."""
+_OF_STRATEGIES = ("", "skip", "strategies", "first", "skip_strategies", "draft")
+"""The options and arguments that take any strategy, and "" for the name of any."""
 
 set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
 # A class path names a strategy, a data set or a part of Lightning's: never something of Python itself, whose import may
@@ -101,6 +101,7 @@ class EvaluateParser(LightningArgumentParser):
         if {"--skip", "--strategies"} & names == {"--strategies"}:
             content = with_strategy_as_list(content)
         try:
+            content = with_calls_written_out(content, str(path) or "a config", _strategies())
             content = with_new_keys(content, getattr(self, "subcommand", None))
         except UserError as error:
             self.error(str(error), error)

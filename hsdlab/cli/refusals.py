@@ -42,7 +42,8 @@ _ELSEWHERE = {
 """What to say of an option that other commands have."""
 _OTHER_PROGRAM = {
     **dict.fromkeys(("fit", "fit_exit_classifier"), "train.py"),
-    **dict.fromkeys(("test", "predict", "compare", "calibrate", "tune", "bench", "inspect", "report"), "evaluate.py"),
+    **dict.fromkeys(("test", "predict", "compare", "calibrate", "tune", "bench", "inspect"), "evaluate.py"),
+    **dict.fromkeys(("count_tokens", "report"), "evaluate.py"),
 }
 
 
@@ -166,10 +167,7 @@ class Refusal:
         Returns:
             The sentence.
         """
-        option = self._named(key)
-        having = next((each for each in self.given if key in each.given and key in each.takes), None)
-        if having is not None and not self._on_line(key):
-            option = f"{having.where}: {key} of {having.name}({', '.join(having.takes)})"
+        option = self._argument(key)
         got = re.search(r"(?:Given value|Got value): (.*?)(?:\n|$)", rest)
         value = got[1].strip() if got else ""
         bounded = re.search(r"Not of type (\w+): (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)", rest)
@@ -234,7 +232,7 @@ class Refusal:
         hint = f"; did you mean {near[0]}?" if near else ""
         word = "unfit" if name in self.classes("") else "unknown"
         got = f"{word} class {name!r}" if name else "no class"
-        return f"{self._named(key)}: {got}{hint or '; ' + self._classes(key)}"
+        return f"{self._argument(key)}: {got}{hint or '; ' + self._classes(key)}"
 
     def no_subclass(self, key: str, name: str, base: str) -> str:
         """Say that a class is of another kind.
@@ -472,6 +470,13 @@ class Refusal:
             return f"--{option}"
         where = self.place(option)
         return f"{where}: {option}" if where else f"--{option}"
+
+    def _argument(self, key: str) -> str:
+        """Return an option as `_named` does; an argument of a class in a list with the class."""
+        having = next((each for each in self.given if key in each.given and key in each.takes), None)
+        if having is None or self._on_line(key):
+            return self._named(key)
+        return f"{having.where}: {key} of {having.name}({', '.join(having.takes)})"
 
 
 _ALIKE = 0.6

@@ -232,6 +232,21 @@ class GenerationDataModule(LightningDataModule, ABC):
             if for_training and self.targets:
                 read_targets(self.targets, examples)
 
+    def target_texts(self, examples: Sequence[Example]) -> list[Sequence[str]]:
+        """Select the texts that training learns to write.
+
+        Args:
+            examples: Of one split.
+
+        Returns:
+            The references of each example, or what was predicted for it in the files of `targets`.
+
+        Raises:
+            UserError: An example has no prediction.
+        """
+        predicted = read_targets(self.targets, examples) if self.targets else {}
+        return [predicted.get(example.id, example.references) for example in examples]
+
     def first_prompt(self, split: str) -> list[int]:
         """Encode all prompts of a split, so that what a template or tokenizer refuses is known before decoding.
 
@@ -378,10 +393,9 @@ class GenerationDataModule(LightningDataModule, ABC):
         if split in self._pairs:
             return self._pairs[split]
         tokenizer = self.connected_tokenizer()
-        predicted = read_targets(self.targets, self.examples(split)) if self.targets else {}
+        prompts = self._prompts_of(split).rows
         pairs, cut, longest = [], 0, 0
-        for prompt in self._prompts_of(split).rows:
-            texts = predicted.get(prompt.example.id, prompt.example.references)
+        for prompt, texts in zip(prompts, self.target_texts([each.example for each in prompts]), strict=True):
             for reference in texts[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
                 pairs.append(Pair(prompt.input_ids, array("i", target_ids), prompt.example.id))

@@ -43,6 +43,13 @@ class DraftCounts:
         self.rounds: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
         self._prompt_length = prompt_length
 
+    def __repr__(self) -> str:
+        sums = self.sums()
+        return (
+            f"{type(self).__name__}(sequences={len(self.rounds)}, "
+            f"{', '.join(f'{name}={value}' for name, value in sums.items())})"
+        )
+
     def drafted(self, executed: Tensor, starts: Tensor, drafting: Tensor, head: DraftHead | None) -> None:
         """Count a draft step.
 

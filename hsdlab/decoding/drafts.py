@@ -54,13 +54,15 @@ class DraftDecisions:
             attention and MLP run apart.
         drafting: As given.
         in_parts: Whether they do.
+        may_fill: Whether a later draft of the round may run a layer that an earlier one skipped. It never does where
+            the sets of layers only shrink, since each row drafts its own steps one after the other. After the round
+            all of it is taken back.
         on_device: Copies indices of rows to the device.
     """
 
-    may_fill = True  # what a draft owes is taken back before the verification
-
     def __init__(self, decisions: Decisions, steps: Tensor, drafting: Tensor) -> None:
         self.drafting = drafting
+        self.may_fill = decisions.may_fill
         self.asks = decisions.asks
         self.on_device: RowsOnDevice = decisions.on_device
         self._groups: list[tuple[Tensor, Decisions]] = []

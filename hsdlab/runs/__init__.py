@@ -6,9 +6,10 @@ Each takes a Trainer, a module that holds the model, the data, and the folder in
 from hsdlab.runs.bench import bench
 from hsdlab.runs.calibrate import calibrate
 from hsdlab.runs.compare import compare
+from hsdlab.runs.count_tokens import count_tokens
 from hsdlab.runs.inspect import inspect
 from hsdlab.runs.report import report
 from hsdlab.runs.test import test
 from hsdlab.runs.tune import TuningOptions, tune
 
-__all__ = ["TuningOptions", "bench", "calibrate", "compare", "inspect", "report", "test", "tune"]
+__all__ = ["TuningOptions", "bench", "calibrate", "compare", "count_tokens", "inspect", "report", "test", "tune"]

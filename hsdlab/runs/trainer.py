@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from hsdlab.calibration import BoundName, LossName
 from hsdlab.data import GenerationDataModule
+from hsdlab.decoding.token_counts import TokenCounts
 from hsdlab.modules import DecodeModule
 from hsdlab.records.bench import BenchResult
 from hsdlab.records.calibration import CalibrationResult
@@ -19,6 +20,7 @@ from hsdlab.runs.bench import bench
 from hsdlab.runs.bench_cells import BenchOptions, CellDtype
 from hsdlab.runs.calibrate import calibrate
 from hsdlab.runs.compare import compare
+from hsdlab.runs.count_tokens import count_tokens
 from hsdlab.runs.inspect import Texts, inspect
 from hsdlab.runs.tune import TuningOptions, tune
 from hsdlab.strategies import ScheduledStrategy, SkipStrategy
@@ -210,3 +212,20 @@ class DecodingTrainer(Trainer):
             The figures of all layers, with bootstrap intervals over the examples.
         """
         return inspect(self, model, datamodule, self.default_root_dir, examples=examples, text=text, run=run)
+
+    def count_tokens(
+        self, model: DecodeModule, datamodule: GenerationDataModule, size: PositiveInt = 8000
+    ) -> TokenCounts:
+        """Count the tokens of the texts of the training split, and write the most frequent ones.
+
+        The texts are the references, or those of --data.targets, each with its end-of-sequence token.
+
+        Args:
+            model: Holds the tokenizer.
+            datamodule: The data.
+            size: The most tokens to write.
+
+        Returns:
+            The tokens, most frequent first.
+        """
+        return count_tokens(self, model, datamodule, self.default_root_dir, size=size)

@@ -7,18 +7,23 @@ arXiv 2404.16710) draft with a fixed set of layers; here any strategy drafts, in
 from typing import Any, Self
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hsdlab.decoding import StepState
 from hsdlab.decoding.cost import draft_cost
 from hsdlab.decoding.draft_length import VERIFIED_TOKEN, DraftLength
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.token_counts import COMMAND, TokenCounts
+from hsdlab.decoding.verified_loop import DraftedStrategy
 from hsdlab.errors import UserError
+from hsdlab.program import typed
 from hsdlab.strategies.arguments import init_arguments
 from hsdlab.strategies.base import SkipStrategy
 
 
-class Verified(SkipStrategy):
+class Verified(SkipStrategy, DraftedStrategy):
     """Drafts tokens under another strategy and verifies them at full depth: greedy text is that of full depth.
 
     Sampled text has the distribution of full depth. Beam search is refused: its scores need every beam at every step.
@@ -31,9 +36,10 @@ class Verified(SkipStrategy):
             the others, so that a fixed number was the faster one there.
         stop_below: A draft ends after a token to which it gives a smaller probability (softmax response), from 0,
             which never ends one, to 1.
-        draft_vocabulary: With how many tokens the head of a draft is computed: those with the lowest ids, which in
-            vocabularies made by byte-pair encoding are the pieces that were merged first, and those of the prompts.
-            None takes all. The text stays that of full depth; a token outside cannot be drafted.
+        draft_vocabulary: For which tokens the head of a draft is computed, besides those of the prompts. A file that
+            ``hsdlab count-tokens`` wrote: the most frequent tokens of some texts (FR-Spec, arXiv 2502.14856). A number:
+            so many tokens with the lowest ids, which in vocabularies made by byte-pair encoding are the pieces that
+            were merged first. None: all tokens. The text stays that of full depth; a token outside cannot be drafted.
 
     Raises:
         UserError: A draft that is an oracle, another ``Verified`` or no strategy, or a number out of its range.
@@ -47,15 +53,17 @@ class Verified(SkipStrategy):
         num_draft_tokens: int = 4,
         adaptive: bool = False,
         stop_below: float = 0.0,
-        draft_vocabulary: int | None = None,
+        draft_vocabulary: int | str | None = None,
     ) -> None:
         if not isinstance(draft, SkipStrategy) or isinstance(draft, Verified) or draft.is_oracle:
             raise UserError(f"Verified: draft={draft!r}; expected a strategy that drafts, such as HSD(3, 0, 4).")
-        for name, value in (("num_draft_tokens", num_draft_tokens), ("draft_vocabulary", draft_vocabulary)):
-            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and (
-                value is not None or name == "num_draft_tokens"
-            ):
-                raise UserError(f"Verified: {name}={value!r}; expected a whole number, 1 or more.")
+        if not _is_number(num_draft_tokens):
+            raise UserError(f"Verified: num_draft_tokens={num_draft_tokens!r}; expected a whole number, 1 or more.")
+        if not (draft_vocabulary is None or isinstance(draft_vocabulary, str) or _is_number(draft_vocabulary)):
+            raise UserError(
+                f"Verified: draft_vocabulary={draft_vocabulary!r}; expected a whole number, 1 or more, or a file of "
+                f"token counts, as `{typed(COMMAND)}` writes it."
+            )
         if not isinstance(adaptive, bool):
             raise UserError(f"Verified: adaptive={adaptive!r}; expected true or false.")
         if isinstance(stop_below, bool) or not isinstance(stop_below, int | float) or not 0 <= stop_below <= 1:
@@ -65,9 +73,17 @@ class Verified(SkipStrategy):
         self.adaptive = adaptive
         self.stop_below = stop_below
         self.draft_vocabulary = draft_vocabulary
+        self._draft_ids: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second strategy, and a draft vocabulary that was counted with another tokenizer."""
+        super().setup(trainer, pl_module, stage)
+        tokenizer = getattr(pl_module, "tokenizer", None)
+        if isinstance(self.draft_vocabulary, str) and isinstance(tokenizer, PreTrainedTokenizerBase):
+            TokenCounts.load(self.draft_vocabulary).check_tokenizer(self.draft_vocabulary, tokenizer)
 
     def check_model(self, parts: DecoderParts) -> None:
-        """Refuse a model that the draft does not fit, a prompt schedule, and more tokens than the model has."""
+        """Refuse a model that the draft does not fit, a prompt schedule, and tokens that the model does not have."""
         super().check_model(parts)
         self.draft.check_model(parts)
         if getattr(self.draft, "scheduled_prompt", lambda *_: None)(1, parts.num_layers) is not None:
@@ -75,11 +91,21 @@ class Verified(SkipStrategy):
                 f"Verified: {self.draft!r} skips layers in the prompt, which full depth does not; leave its prompt "
                 "schedule out."
             )
-        if self.draft_vocabulary is not None:
-            parts.check_head_rows()
-            size = parts.vocabulary_size
-            if self.draft_vocabulary > size:
-                raise UserError(f"Verified: draft_vocabulary={self.draft_vocabulary}; this model has {size} tokens.")
+        self._draft_ids = self._ids_for(parts)
+
+    def _ids_for(self, parts: DecoderParts) -> Tensor | None:
+        """Return the ids of ``draft_vocabulary``, LongTensor [n]; None for all."""
+        wanted = self.draft_vocabulary
+        if wanted is None:
+            return None
+        parts.check_head_rows()
+        if isinstance(wanted, str):
+            counts = TokenCounts.load(wanted)
+            counts.check_vocabulary(wanted, parts.vocabulary_size)
+            return torch.tensor(counts.ids)
+        if wanted > parts.vocabulary_size:
+            raise UserError(f"Verified: draft_vocabulary={wanted}; this model has {parts.vocabulary_size} tokens.")
+        return torch.arange(wanted)
 
     def shown_parameters(self) -> dict[str, Any]:
         """Show the draft and its length, and of the others those that are not at their defaults."""
@@ -104,30 +130,21 @@ class Verified(SkipStrategy):
         return self._with(draft=self.draft.resolved(num_layers))
 
     def draft_length(self, parts: DecoderParts, max_steps: int) -> DraftLength:
-        """Make what decides how many tokens each row drafts.
-
-        Args:
-            parts: The sizes of the model's layers and head.
-            max_steps: T.
-
-        Returns:
-            A new one for each decode.
-        """
+        """Draft ``num_draft_tokens``, or as many as the acceptance so far makes the fastest."""
         cost = None
         if self.adaptive:
-            cost = draft_cost(parts, self.draft, max_steps, self.draft_vocabulary) + VERIFIED_TOKEN
+            head_tokens = None if self._draft_ids is None else len(self._draft_ids)
+            cost = draft_cost(parts, self.draft, max_steps, head_tokens) + VERIFIED_TOKEN
         return DraftLength(self.num_draft_tokens, cost, self.stop_below)
 
     def draft_tokens(self, input_ids: Tensor) -> Tensor | None:
-        """Choose the tokens that a draft may write.
-
-        Args:
-            input_ids: The prompts, LongTensor [rows, prompt].
-
-        Returns:
-            LongTensor [n]; None for all.
-        """
+        """Take ``draft_vocabulary`` and the tokens of the prompts."""
         if self.draft_vocabulary is None:
             return None
-        first = torch.arange(self.draft_vocabulary, device=input_ids.device)
-        return torch.cat([first, input_ids.flatten()]).unique()
+        if self._draft_ids is None:
+            raise RuntimeError("Verified reads its draft vocabulary when it meets a model: use generate().")
+        return torch.cat([self._draft_ids.to(input_ids.device), input_ids.flatten()]).unique()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

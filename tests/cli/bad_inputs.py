@@ -142,6 +142,15 @@ OPTIONS = {
         "list.yaml: strategies: CALM has no parameter treshold; .* Did you mean threshold",
         files={"list.yaml": "strategies: [HSD, {class_path: CALM, init_args: {treshold: 1}}]"},
     ),
+    "no parameter in a call in a config": usage(
+        "compare",
+        "--config=list.yaml",
+        "list.yaml: strategies: CALM has no parameter treshold; .* Did you mean threshold",
+        files={"list.yaml": "strategies: [HSD, Verified(CALM(treshold=1))]"},
+    ),
+    "no parameter of a draft": usage(
+        "compare", "--strategies=[Verified(HSD(decai=1))]", "--strategies: HSD has no parameter decai", "mean decay"
+    ),
     "no strategies": usage("calibrate", "", "no strategies: give `calibrate` a list"),
     "value in a call": usage(
         "compare", "--strategies=[HSD(9, 9, 9, 9)]", r"--strategies: decay of HSD\(num_skipped, .*\): got '9'; expected"
@@ -274,6 +283,11 @@ CLASSES = {
         "test", "--skip=CALM  --skip.measure=foo", "--skip.measure: got 'foo'; expected one of softmax"
     ),
     "nan": usage("test", "--skip=CALM  --skip.threshold=nan", "--skip.threshold: got 'nan'"),
+    "no token counts": fault(
+        "test",
+        "--model.num_beams=1  --skip=Verified  --skip.draft=FullDepth  --skip.draft_vocabulary=nowhere",
+        "there is no such file",
+    ),
     "no classifier": fault(
         "test", "--skip=CALM  --skip.measure=classifier  --skip.classifier=nowhere", "there is no such file"
     ),
@@ -295,6 +309,7 @@ CLASSES = {
     "early exit beyond": usage("bench", "--strategies=[HSD]  --assistant_early_exit=99", "expected at most 2"),
     "too many tokens": usage("bench", "--strategies=[HSD]  --new_tokens=9999", "does not fit the model's context"),
     "inspect what": usage("inspect", "--text=foo", "--text: got 'foo'; expected one of references, generated"),
+    "no tokens": usage("count_tokens", "--size=0", "--size: got '0'; expected a whole number from 1 on"),
     "tune by nothing": usage("tune", "", "--max-loss", "--speedup"),
     "tune by both": usage("tune", "--max_loss=0.1  --speedup=2", "expected one of --max-loss"),
     "tune what": usage("tune", "--max_loss=0.1  --classes=[CALM]", "is no ScheduledStrategy"),

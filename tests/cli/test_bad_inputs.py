@@ -128,7 +128,7 @@ def test_a_damaged_run_does_not_go_on(name, tiny, tmp_path, monkeypatch, capsys)
 def test_the_table_holds_every_command():
     assert len(TABLE) + len(TO_REPORT) + len(TO_RESUME) >= 120
     assert {case.command for case in TABLE.values()} >= {
-        *("test", "predict", "compare", "bench", "inspect", "calibrate", "tune", "report"),
+        *("test", "predict", "compare", "bench", "inspect", "calibrate", "tune", "count_tokens", "report"),
         *("train.py fit", "train.py validate", "train.py fit_exit_classifier"),
     }
 

@@ -11,7 +11,7 @@ import torch
 from hsdlab.cli import EvaluateCLI
 from tests.tiny_runs import ParseOnly, options, run
 
-NAMES = ["validate", "test", "predict", "compare", "calibrate", "tune", "bench", "inspect"]
+NAMES = ["validate", "test", "predict", "compare", "calibrate", "tune", "bench", "inspect", "count_tokens"]
 
 
 @pytest.mark.parametrize("from_the_process", [True, False])

@@ -7,9 +7,22 @@ import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
 
-from hsdlab import CALM, HSD, FullDepth, OracleExit, SkipDecode, StaticDepth, UserError, Verified, generate
+from hsdlab import (
+    CALM,
+    HSD,
+    FullDepth,
+    OracleExit,
+    ScheduledStrategy,
+    SkipDecode,
+    StaticDepth,
+    UserError,
+    Verified,
+    generate,
+)
 from hsdlab.decoding.draft_length import DraftLength
 from hsdlab.decoding.finite import NotFiniteLogitsError
+from hsdlab.decoding.history import History
+from hsdlab.decoding.token_counts import TokenCounts
 from hsdlab.testing import decode, prompts, tiny_model
 from tests.strategies_for_tests import RandomPlan
 
@@ -165,6 +178,38 @@ def test_rejected_drafts_are_in_the_ledger(tiny):
     assert all(a <= s <= a + o for a, s, o in zip(accepted, steps, own, strict=True))
 
 
+def test_the_ledger_says_what_became_of_the_drafts(tiny):
+    drafts = generate(tiny(), strategy=Verified(HSD(2, 0, 4), 4), **call()).trace.drafts
+    sums = drafts.sums()
+    assert repr(drafts) == (
+        f"DraftCounts(sequences=3, verifications={sums['verifications']}, draft_tokens={sums['draft_tokens']}, "
+        f"accepted_drafts={sums['accepted_drafts']})"
+    )
+
+
+class Grows(ScheduledStrategy):
+    """Runs one layer more in each step."""
+
+    def layers_at(self, step, num_layers, max_steps):
+        return range(min(1 + step, num_layers))
+
+
+@pytest.mark.parametrize(
+    ("draft", "notes"),
+    [(HSD(2, 0, 4), False), (SkipDecode(2, 5), False), (StaticDepth(3), False), (Grows(), True), (CALM(0.3), True)],
+    ids=repr,
+)
+def test_what_is_skipped_is_kept_only_for_drafts_that_may_need_it(tiny, draft, notes, monkeypatch):
+    """A layer that a shrinking schedule skips runs for no later draft of the row, whatever step other rows are at."""
+    kept = []
+    passed_by = History.passed_by
+    monkeypatch.setattr(History, "passed_by", lambda *args: kept.append(args[1]) or passed_by(*args))
+    output = generate(tiny(), strategy=Verified(draft, 4), **call())
+    assert bool(kept) == notes
+    assert output.trace.drafts.sums()["draft_tokens"] > 0
+    assert torch.equal(output.sequences, generate(tiny(), strategy=FullDepth(), **call()).sequences)
+
+
 TOP = 3
 
 
@@ -240,6 +285,49 @@ def test_where_no_token_can_be_drafted_the_text_is_full_depths(tiny, options):
         assert torch.equal(output.sequences, generate(tiny(), strategy=FullDepth(), **inputs).sequences)
 
 
+@pytest.fixture
+def counted(tmp_path):
+    """A file that names some tokens of a tiny model, the most frequent first."""
+
+    def write(*ids):
+        path = tmp_path / "token_counts.jsonl"
+        counts = TokenCounts(ids, tuple(map(str, ids)), tuple(range(len(ids), 0, -1)))
+        path.write_text(counts.text(), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_drafts_are_made_of_the_tokens_in_a_file_and_of_the_prompts(tiny, counted):
+    model, inputs = tiny(), call(3, eos_token_id=None)
+    file = counted(50, 7, 31, 12)
+    expected = generate(model, strategy=FullDepth(), **inputs)
+    strategy = Verified(FullDepth(), 4, draft_vocabulary=file)
+    output = generate(model, strategy=strategy, **inputs)
+    assert torch.equal(output.sequences, expected.sequences)
+    allowed = {50, 7, 31, 12, *inputs["input_ids"].flatten().tolist()}
+    assert set(strategy.draft_tokens(inputs["input_ids"]).tolist()) == allowed
+    drafts, new = output.trace.drafts, output.sequences[:, inputs["input_ids"].shape[1] :]
+    assert drafts.head_passes == max(map(len, drafts.rounds))  # of the verifications alone
+    assert drafts.draft_head_weights_read % (len(allowed) * model.config.hidden_size) == 0
+    # a draft at full depth is accepted exactly as far as its tokens are in the file
+    for row, rounds in enumerate(drafts.rounds):
+        place = 1
+        for count, accepted in rounds:
+            inside = [token in allowed for token in new[row, place : place + count].tolist()]
+            assert accepted == (inside.index(False) if False in inside else count)
+            place += accepted + 1
+    assert any(count > accepted for rounds in drafts.rounds for count, accepted in rounds)
+    assert any(accepted for rounds in drafts.rounds for _, accepted in rounds)
+
+
+def test_a_file_whose_ids_the_model_does_not_have_is_refused(tiny, counted):
+    with pytest.raises(UserError, match=r"holds the id 64; this model has 64\. It was counted with another tokenizer"):
+        generate(tiny(), strategy=Verified(HSD(2, 0, 4), draft_vocabulary=counted(3, 64)), **call())
+    with pytest.raises(FileNotFoundError, match="draft_vocabulary='nowhere': there is no such file"):
+        generate(tiny(), strategy=Verified(HSD(2, 0, 4), draft_vocabulary="nowhere"), **call())
+
+
 @pytest.mark.parametrize(
     ("strategy", "options", "message"),
     [
@@ -269,6 +357,8 @@ def test_what_cannot_be_verified_is_refused(tiny, strategy, options, message):
         {"draft": HSD(), "stop_below": 1.5},
         {"draft": HSD(), "adaptive": "yes"},
         {"draft": HSD(), "draft_vocabulary": 0},
+        {"draft": HSD(), "draft_vocabulary": True},
+        {"draft": HSD(), "draft_vocabulary": 0.5},
     ],
     ids=repr,
 )
