@@ -1,27 +1,29 @@
 """Print what verified drafts save, for docs/strategies/verified.md. Needs the prepared data.
 
-    python -m benchmarks.verified                                  # all cases
-    python -m benchmarks.verified e2e --batch 8 --examples 64      # one model, one batch size
-    python -m benchmarks.verified e2e --texts                      # all test inputs: how many texts are not FullDepth's
-    python -m benchmarks.verified e2e --vocabulary 8000 runs/e2e_tokens/token_counts.jsonl  # smaller heads for drafts
+    python -m benchmarks.verified                                  # all models
+    python -m benchmarks.verified e2e-verified --batch 8           # one model, one batch size
+    python -m benchmarks.verified e2e-verified --texts             # all test inputs: how many texts are not FullDepth's
+    python -m benchmarks.verified e2e-verified --split validation --lengths 2 4 6 --vocabulary FILE
 
-Test split, float32, at most 50 new tokens. The sides decode each batch in turns; each ratio is within a batch, and all
-seconds of `generate` count, the prefill too. A text that differs does so at a tie if full depth's two largest logits
-there are within 1e-4 of the largest.
+The last one compares lengths and a smaller head for drafts on the split on which they are chosen. float32, at most 50
+new tokens. The sides decode each batch in turns; each ratio is within a batch, and all seconds of `generate` count, the
+prefill too. A text that differs does so at a tie if full depth's two largest logits there are within 1e-4 of the
+largest.
 """
 
 import argparse
+import ast
 import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import hsdlab
 from hsdlab import HSD, FullDepth, SkipStrategy, Verified, load_model
 from hsdlab.data import JSONLines
 from hsdlab.decoding import DecodeOutput
@@ -29,10 +31,12 @@ from hsdlab.progress import Steps
 from hsdlab.runs.timing import ratio_spread
 
 MODELS: dict[str, tuple[str, Verified]] = {
-    "e2e": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
-    "common_gen": ("data/common_gen", Verified(HSD(2, 0, 8), num_draft_tokens=2)),
+    "e2e-skip-aware": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
+    "e2e-verified": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
+    "common-gen-skip-aware": ("data/common_gen", Verified(HSD(2, 0, 8), num_draft_tokens=2)),
+    "common-gen-verified": ("data/common_gen", Verified(HSD(3, 0, 4), num_draft_tokens=3)),
 }
-"""The data of each embedded model that was trained to skip, and the fastest draft on its validation split."""
+"""The data of each embedded model that was trained to skip or for acceptance, and its draft."""
 
 TIE = 1e-4
 NEW_TOKENS = 50
@@ -68,26 +72,21 @@ class Side:
         return sequences
 
 
-def measure(
-    name: str,
-    batch_size: int,
-    examples: int,
-    sampling: bool,
-    exits: Sequence[int],
-    vocabularies: Sequence[int | str],
-) -> None:
+def measure(name: str, batch_size: int, options: argparse.Namespace) -> None:
     """Print a table: seconds, speed-up over plain ``generate`` and over FullDepth, what became of the drafts."""
     folder, verified = MODELS[name]
-    model, batches = _loaded(name, folder, batch_size, examples)
-    options: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if sampling else {"do_sample": False}
-    options |= {"max_new_tokens": NEW_TOKENS, "pad_token_id": model.generation_config.eos_token_id}
-    sides = [Side("plain `generate`", None, **options), Side("`FullDepth()`", FullDepth(), **options)]
-    shown = f"{verified.draft!r}, {verified.num_draft_tokens}"
-    sides += [Side(f"`Verified({shown})`", verified, **options)]
-    for vocabulary in vocabularies:
-        smaller = Verified(verified.draft, verified.num_draft_tokens, draft_vocabulary=vocabulary)
-        sides += [Side(f"`Verified({shown}, draft_vocabulary={vocabulary!r})`", smaller, **options)]
-    sides += [Side(f"`assistant_early_exit={layer}`", None, assistant_early_exit=layer, **options) for layer in exits]
+    model, batches = _loaded(name, folder, batch_size, options.examples, options.split)
+    call: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if options.sampling else {"do_sample": False}
+    call |= {"max_new_tokens": NEW_TOKENS, "pad_token_id": model.generation_config.eos_token_id}
+    sides = [Side("plain `generate`", None, **call), Side("`FullDepth()`", FullDepth(), **call)]
+    for draft in [verified.draft] if options.draft is None else options.draft:
+        for length in options.lengths or [verified.num_draft_tokens]:
+            for vocabulary in (None, *options.vocabulary):
+                strategy = Verified(draft, length, draft_vocabulary=vocabulary)
+                words = f"{draft!r}, {length}" + (f", draft_vocabulary={vocabulary!r}" if vocabulary else "")
+                sides.append(Side(f"`Verified({words})`", strategy, **call))
+    exits = options.exits if batch_size == 1 else []
+    sides += [Side(f"`assistant_early_exit={layer}`", None, assistant_early_exit=layer, **call) for layer in exits]
     for side in sides:
         side.decode(model, batches[0])
         side.seconds.clear()
@@ -97,8 +96,9 @@ def measure(
             for place in range(len(sides)):
                 sides[(place + turn) % len(sides)].decode(model, batch)
             steps.advance()
-    kind = "temperature 0.7" if sampling else "greedy"
-    print(f"\n{name}, {examples} test inputs, batch {batch_size}, {kind}, {torch.get_num_threads()} threads\n")
+    kind = "temperature 0.7" if options.sampling else "greedy"
+    inputs = f"{options.examples} {options.split} inputs"
+    print(f"\n{name}, {inputs}, batch {batch_size}, {kind}, {torch.get_num_threads()} threads\n")
     print("| Decoded by | Seconds | Speed-up over plain | over FullDepth | Accepted | Tokens per verification |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for side in sides:
@@ -121,7 +121,7 @@ def _drafts(side: Side) -> list[str]:
 def count_differences(name: str, batch_size: int) -> None:
     """Decode all test inputs greedily; print how many texts differ from FullDepth's, and how many not at a tie."""
     folder, verified = MODELS[name]
-    model, batches = _loaded(name, folder, batch_size, None)
+    model, batches = _loaded(name, folder, batch_size, None, "test")
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
     options["pad_token_id"] = pad = model.generation_config.eos_token_id
     full, drafted = Side("", FullDepth(), **options), Side("", verified, **options)
@@ -149,18 +149,27 @@ def _is_tie(model: PreTrainedModel, batch: dict[str, Any], row: int, text: Tenso
     return bool(first - second < TIE * logits.abs().max())
 
 
-def _loaded(name: str, folder: str, batch_size: int, examples: int | None) -> tuple[PreTrainedModel, list[Any]]:
-    model, tokenizer = load_model(f"embedded:smollm2-135m-{name.replace('_', '-')}-skip-aware", device="cpu")
+def _loaded(
+    name: str, folder: str, batch_size: int, examples: int | None, split: str
+) -> tuple[PreTrainedModel, list[Any]]:
+    model, tokenizer = load_model(f"embedded:smollm2-135m-{name}", device="cpu")
     tokenizer.padding_side = "left"
-    prompts = [f"{each.source}\n" for each in JSONLines(folder, prompt="{source}\n", limit=examples).examples("test")]
+    prompts = [f"{each.source}\n" for each in JSONLines(folder, prompt="{source}\n", limit=examples).examples(split)]
     groups = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     return model, [tokenizer(group, return_tensors="pt", padding=True) for group in groups]
+
+
+def _strategy(text: str) -> SkipStrategy:
+    """Make a strategy of a call such as HSD(2, 0, 8)."""
+    name, arguments = text.rstrip(")").split("(")
+    made: SkipStrategy = getattr(hsdlab, name)(*ast.literal_eval(f"[{arguments}]"))
+    return made
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="default: both")
+    parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="default: all")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8], help="batch sizes")
     parser.add_argument("--examples", type=int, default=48)
     parser.add_argument("--sampling", action="store_true", help="temperature 0.7 instead of greedy decoding")
@@ -172,6 +181,9 @@ def main() -> None:
         default=[],
         help="draft_vocabulary: numbers, or files of `hsdlab count-tokens`",
     )
+    parser.add_argument("--lengths", type=int, nargs="*", default=[], help="num_draft_tokens")
+    parser.add_argument("--draft", type=_strategy, nargs="*", help="other drafts, such as 'HSD(2, 0, 8)'")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--texts", action="store_true", help="count texts that differ, of the whole test split")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -181,8 +193,7 @@ def main() -> None:
             count_differences(name, batch_size=8)
             continue
         for batch_size in options.batch:
-            exits = options.exits if batch_size == 1 else []
-            measure(name, batch_size, options.examples, options.sampling, exits, options.vocabulary)
+            measure(name, batch_size, options)
 
 
 if __name__ == "__main__":
