@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._required import iter_required_keys, restore_suppressed_required  # nothing public tells them
 
-from hsdlab.cli.names import EVALUATE, TRAIN
+from hsdlab.cli.names import EVALUATE, SWITCHES, TRAIN
 from hsdlab.program import EVALUATE_SCRIPT, TRAIN_SCRIPT, VALIDATE_LOSS, typed
 
 ALL = "--help=all"
@@ -28,7 +28,11 @@ EXAMPLES = {
     "bench": ["--config experiment/quickstart_compare", f"{_OWN_MODEL} --strategies='[HSD(2, 0, 8)]'"],
     "inspect": ["--config experiment/quickstart", _OWN_MODEL],
     "calibrate": ["--config experiment/calibrate_calm"],
-    "tune": ["--config experiment/tune_docstrings", f"{_OWN_MODEL} --max_loss=0.05"],
+    "tune": [
+        "--config experiment/tune_docstrings",
+        f"{_OWN_MODEL} --max_loss=0.05",
+        f"{_OWN_MODEL} --lossless --model.num_beams=1",
+    ],
     "fit": ["--config experiment/finetune_docstrings", f"{_OWN_MODEL} --config training/lora"],
     "fit_exit_classifier": ["--config experiment/exit_classifier", _OWN_MODEL],
     VALIDATE_LOSS: [_OWN_MODEL],
@@ -37,7 +41,7 @@ EXAMPLES = {
 
 _RUN = ("config", "output", "overwrite", "checkpoint_every", "ckpt_path", "seed_everything", "print_config")
 _COMMON = ("data", *_RUN)
-_SWITCHES = ("overwrite", "print_config")
+_SWITCHES = ("overwrite", "print_config", *SWITCHES)
 _OF_TRAINING = ("data.group_by_length", "data.targets")
 _OF_PREDICT = ("data.predict_split",)
 _SAID_BETTER = {

@@ -6,9 +6,22 @@ Each takes a Trainer, a module that holds the model, the data, and the folder in
 from hsdlab.runs.bench import bench
 from hsdlab.runs.calibrate import calibrate
 from hsdlab.runs.compare import compare
+from hsdlab.runs.draft_options import DraftTuningOptions
 from hsdlab.runs.inspect import inspect
 from hsdlab.runs.report import report
 from hsdlab.runs.test import test
 from hsdlab.runs.tune import TuningOptions, tune
+from hsdlab.runs.tune_drafts import tune_drafts
 
-__all__ = ["TuningOptions", "bench", "calibrate", "compare", "inspect", "report", "test", "tune"]
+__all__ = [
+    "DraftTuningOptions",
+    "TuningOptions",
+    "bench",
+    "calibrate",
+    "compare",
+    "inspect",
+    "report",
+    "test",
+    "tune",
+    "tune_drafts",
+]
