@@ -345,10 +345,10 @@ class EvaluateCLI(SubcommandCLI):
         found = self.trainer.tune(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
-        drafts = isinstance(found, DraftTuningResult)
-        why, picture = (
-            (draft_tuning.summary(found), draft_tuning.PICTURE) if drafts else (tuning.summary(found), tuning.PICTURE)
-        )
+        if isinstance(found, DraftTuningResult):
+            why, picture = draft_tuning.summary(found), draft_tuning.PICTURE
+        else:
+            why, picture = tuning.summary(found), tuning.PICTURE
         command = self._write_choice("strategy.yaml", found.chosen_row.strategy, why, "runs/tuned")
         text = f"In {self.output}: the report in tuning.md and .json, {picture}, the texts in predictions/. Decode so: "
         Console().print(text + command, highlight=False, soft_wrap=True)

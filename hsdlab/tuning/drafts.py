@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hsdlab.decoding.draft_length import VERIFIED_TOKEN
 from hsdlab.decoding.forced import LayerSchedule
@@ -11,6 +11,9 @@ from hsdlab.decoding.sub_layers import depth_sum
 from hsdlab.records.draft_tuning import DraftPrediction
 from hsdlab.strategies import ScheduledStrategy
 from hsdlab.tuning.proposals import try_settings
+
+if TYPE_CHECKING:
+    import optuna
 
 OF_EACH_DRAFT = 2
 """As many lengths and vocabularies of one draft are measured at most."""
@@ -126,11 +129,16 @@ def search_drafts(
         max_steps=max_steps,
         directions=["maximize"],
         judge=judge,
-        tell=lambda study, trial, draft: study.tell(trial, max(each.speed_up for each in draft.predictions)),
+        tell=_tell,
         trials=trials,
         seed=seed,
         first=first,
     )
+
+
+def _tell(study: "optuna.Study", trial: "optuna.Trial", draft: Draft) -> None:
+    """Tell the sampler the highest predicted speed-up of its proposal."""
+    study.tell(trial, max(each.speed_up for each in draft.predictions))
 
 
 def drafts_to_measure(drafts: Sequence[Draft], most: int) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hsdlab.decoding.forced import LayerSchedule, layer_schedule
 from hsdlab.errors import UserError
@@ -41,7 +41,7 @@ def try_settings(
     *,
     num_layers: int,
     max_steps: int,
-    directions: Sequence[str],
+    directions: Sequence[Literal["minimize", "maximize"]],
     judge: Callable[[ScheduledStrategy, LayerSchedule], Tried],
     tell: Callable[["optuna.Study", "optuna.Trial", Tried], None],
     trials: Iterable[Any],
