@@ -28,7 +28,7 @@ CHOSEN = "chosen"
 HEADER = (
     "Drafted tokens",
     "Draft vocabulary",
-    "Layers per draft",
+    "Layers",
     "Accepted % (predicted)",
     "Tokens per verification (predicted)",
     "Predicted speed-up",

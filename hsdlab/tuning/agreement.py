@@ -18,7 +18,7 @@ class ReplayAgreement:
     """Finds the agreement of drafts with given texts, by one masked pass for each schedule, without a decode.
 
     The pass runs the draft's layers for all new tokens. In verified decoding, the keys and values of accepted tokens
-    are those of full depth, so a draft that skips layers agrees there somewhat more often. One of the lowest layers,
+    are those of full depth, so a draft that skips layers may agree there more or less often. One of the lowest layers,
     whose keys and values are the same either way, agrees exactly as often.
 
     Args:
