@@ -31,17 +31,19 @@ from hsdlab.models.identity import config_hash, tokenizer_hash, weights_hash
 from hsdlab.modules import DecodeModule, load_decode_module
 from hsdlab.modules.decode import check_decoding
 from hsdlab.program import typed
+from hsdlab.records.draft_tuning import DraftTuningResult
 from hsdlab.records.identity import IDENTITY
 from hsdlab.records.predictions import PredictionFile, check_same_examples
 from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import METRICS_FILE, RunFolder, fingerprint, prediction_file, write_json, write_yaml
 from hsdlab.records.strategy import StrategyConfig
-from hsdlab.reporting import calibration, tensorboard, tuning
+from hsdlab.reporting import calibration, draft_tuning, tensorboard, tuning
 from hsdlab.reporting.comparison import print_comparison
 from hsdlab.reporting.tables import console
 from hsdlab.runs.bench import check_bench
 from hsdlab.runs.bench_cells import BenchOptions, bench_cells
 from hsdlab.runs.calibrate import check_calibration
+from hsdlab.runs.draft_options import DraftTuningOptions, check_draft_tuning, check_goal, trial_drafts
 from hsdlab.runs.own_code import own_code
 from hsdlab.runs.rehearsal import check_options_fit, own_faults, rehearse
 from hsdlab.runs.strategies import baseline_first, prediction_files, strategy_result
@@ -159,13 +161,20 @@ class EvaluateCLI(SubcommandCLI):
                 batch_size=made.data.batch_size,
             )
         if self.subcommand == "tune":
-            check_tuning(
-                **{name: made[name] for name in ("classes", "max_loss", "speedup", "metric", "trials")},
-                first=made.first or (),
-                computed=config.model.metrics,
-                max_new_tokens=config.model.max_new_tokens,
-                examples=[example.id for example in examples],
-            )
+            check_goal(made.lossless, made.max_loss, made.speedup, made.draft_lengths, made.draft_vocabularies)
+            fitting = {
+                "max_new_tokens": config.model.max_new_tokens,
+                "examples": [example.id for example in examples],
+            }
+            if made.lossless:
+                check_draft_tuning(_draft_options(made), decoding=config.model, **fitting)
+            else:
+                check_tuning(
+                    **{name: made[name] for name in ("classes", "max_loss", "speedup", "metric", "trials")},
+                    first=made.first or (),
+                    computed=config.model.metrics,
+                    **fitting,
+                )
         self.run_info = replace(self.run_info, examples=fingerprint(repr(example) for example in examples))
         if self.resumes:
             with faults_of_the_run():
@@ -225,7 +234,9 @@ class EvaluateCLI(SubcommandCLI):
         if self.subcommand == COUNT_TOKENS:
             self.open_output()
             return
-        strategies = self._strategies(made)
+        strategies: list[SkipStrategy] = self._strategies(made)
+        if made.get("lossless"):
+            strategies = [*strategies, *trial_drafts(_draft_options(made))]
         prompt = self.first_prompt()  # refuses lengths; a schedule is as long as max_new_tokens
         for strategy in strategies:
             strategy.setup(self.trainer, self.model, self.subcommand)  # refuses a second one
@@ -342,11 +353,12 @@ class EvaluateCLI(SubcommandCLI):
         found = self.trainer.tune(**kwargs, run=self.run_info)
         if rank_zero_only.rank != 0:
             return
-        why = tuning.summary(found)
+        if isinstance(found, DraftTuningResult):
+            why, picture = draft_tuning.summary(found), draft_tuning.PICTURE
+        else:
+            why, picture = tuning.summary(found), tuning.PICTURE
         command = self._write_choice("strategy.yaml", found.chosen_row.strategy, why, "runs/tuned")
-        text = (
-            f"In {self.output}: the report in tuning.md and .json, frontier.png, the texts in predictions/. Decode so: "
-        )
+        text = f"In {self.output}: the report in tuning.md and .json, {picture}, the texts in predictions/. Decode so: "
         Console().print(text + command, highlight=False, soft_wrap=True)
 
     def _write_choice(self, name: str, chosen: StrategyConfig, why: str, output: str) -> str:
@@ -415,6 +427,15 @@ def _command(args: list[str] | None) -> None:
 
 def _bench_options(made: Namespace) -> BenchOptions:
     return BenchOptions(**{each.name: made[each.name] for each in fields(BenchOptions)})
+
+
+def _draft_options(made: Namespace) -> DraftTuningOptions:
+    return DraftTuningOptions(
+        **{name: made[name] for name in ("classes", "trials", "examples", "decodes")},
+        first=made.first or (),
+        lengths=made.draft_lengths,
+        vocabularies=made.draft_vocabularies,
+    )
 
 
 def _predictions_file(output: str) -> str:

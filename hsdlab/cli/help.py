@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._required import iter_required_keys, restore_suppressed_required  # nothing public tells them
 
-from hsdlab.cli.names import EVALUATE, TRAIN
+from hsdlab.cli.names import EVALUATE, SWITCHES, TRAIN
 from hsdlab.program import EVALUATE_SCRIPT, TRAIN_SCRIPT, VALIDATE_LOSS, typed
 
 ALL = "--help=all"
@@ -29,7 +29,11 @@ EXAMPLES = {
     "inspect": ["--config experiment/quickstart", _OWN_MODEL],
     "count_tokens": ["--config experiment/quickstart", f"{_OWN_MODEL} --size=8000"],
     "calibrate": ["--config experiment/calibrate_calm"],
-    "tune": ["--config experiment/tune_docstrings", f"{_OWN_MODEL} --max_loss=0.05"],
+    "tune": [
+        "--config experiment/tune_docstrings",
+        f"{_OWN_MODEL} --max_loss=0.05",
+        f"{_OWN_MODEL} --lossless --model.num_beams=1",
+    ],
     "fit": ["--config experiment/finetune_docstrings", f"{_OWN_MODEL} --config training/lora"],
     "fit_exit_classifier": ["--config experiment/exit_classifier", _OWN_MODEL],
     VALIDATE_LOSS: [_OWN_MODEL],
@@ -38,7 +42,7 @@ EXAMPLES = {
 
 _RUN = ("config", "output", "overwrite", "checkpoint_every", "ckpt_path", "seed_everything", "print_config")
 _COMMON = ("data", *_RUN)
-_SWITCHES = ("overwrite", "print_config")
+_SWITCHES = ("overwrite", "print_config", *SWITCHES)
 _OF_TRAINING = ("data.group_by_length", "data.targets")
 _OF_ONE_COMMAND = {"predict": ("data.predict_split",), "count_tokens": ("data.targets",)}
 """Options of the data that these commands read, and others do not; those of training apart."""

@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -17,7 +18,7 @@ from hsdlab.cli.class_arguments import arguments, given_classes
 from hsdlab.cli.config_checks import check_value
 from hsdlab.cli.configs import place_of, with_included_configs, with_strategy_as_list, without_include
 from hsdlab.cli.help import ALL, own_options_first, short_help
-from hsdlab.cli.names import MORE
+from hsdlab.cli.names import MORE, SWITCHES
 from hsdlab.cli.refusals import Refusal
 from hsdlab.cli.renamed import with_new_keys, with_new_options
 from hsdlab.cli.strategy_words import with_calls_written_out, with_strategies_written_out
@@ -67,7 +68,7 @@ class EvaluateParser(LightningArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
         """Parse; configs may include others, and options be written with hyphens (``--max-loss``) or by old names."""
-        args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
+        args = _with_switches_on([_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)])
         outermost = not hasattr(self, "subcommand")  # the rest of the words goes to the parser of the subcommand
         if outermost:
             EvaluateParser.words, EvaluateParser.whole = args, self
@@ -198,6 +199,15 @@ def _at_home(arg: str) -> str:
 def _with_underscores(arg: str) -> str:
     """Return an argument with underscores in the name of its option; values stay."""
     return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg)
+
+
+def _with_switches_on(args: Sequence[str]) -> list[str]:
+    """Return a command line in which a switch without a value is true."""
+    words = {f"--{name}" for name in SWITCHES}
+    return [
+        f"{arg}=true" if arg in words and (after is None or after.startswith("-")) else arg
+        for arg, after in zip_longest(args, args[1:])
+    ]
 
 
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:

@@ -213,3 +213,24 @@ class ForcedTexts:
             [steps], nats.
         """
         return cross_entropy(logits, self._next, reduction="none")
+
+    def prompt_ids(self) -> Tensor:
+        """Give the tokens of the prompts.
+
+        Returns:
+            LongTensor [tokens]: those of all rows, one after the other, without padding.
+        """
+        return self._input_ids[self._mask.bool() & ~self._new_tokens]
+
+    def agrees(self, logits: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
+        """Tell in which decode steps the most probable token is the text's next one.
+
+        Args:
+            logits: [steps, vocabulary], of :meth:`logits`.
+            tokens: The tokens that may be chosen, LongTensor [n] without repetition; None for all.
+
+        Returns:
+            For each row a BoolTensor [its decode steps] on the CPU.
+        """
+        chosen = logits.argmax(dim=-1) if tokens is None else tokens[logits[:, tokens].argmax(dim=-1)]
+        return list((chosen == self._next).cpu().split(self.decode.sum(dim=1).tolist()))

@@ -110,6 +110,21 @@ def from_plain(content: Mapping[str, JsonValue], record: type[Record]) -> Record
         raise ValueError("; ".join(cattrs.transform_error(errors))) from errors
 
 
+def kind_of(path: Path) -> str | None:
+    """Look up what a file holds.
+
+    Args:
+        path: A file that `Document.write` wrote.
+
+    Returns:
+        The `kind` of its class; None where the file names none, or is damaged.
+    """
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))[KIND_KEY])
+    except NOT_A_RECORD:  # reading it as what it should be says what is wrong
+        return None
+
+
 class Document:
     """A frozen dataclass that is written to a file of its own.
 

@@ -15,7 +15,10 @@ WITHOUT_EFFECT = (
 OF_THE_PROCESSES = ("trainer.devices.", "trainer.num_nodes.", "trainer.strategy.")
 """Options that set the number of processes. They change no text: the processes share the batches of a single one."""
 
-OF_THE_SEARCH = ("max_loss.", "speedup.", "metric.", "classes.", "first.", "trials.", "decodes.")
+OF_THE_SEARCH = (
+    *("max_loss.", "speedup.", "metric.", "classes.", "first.", "trials.", "decodes."),
+    *("draft_lengths.", "draft_vocabularies."),
+)
 """Options of `tune` that change what is scored and decoded next, and not what has been. Other values can be resumed."""
 
 FREE: dict[str, tuple[str, ...]] = {

@@ -27,12 +27,14 @@ from hsdlab.reporting.tables import (
     cost_cells,
     estimate,
     interval,
+    interval_below,
     number,
     percent_of_baseline,
     quality_notes,
     shown_name,
     terminal_table,
     time_notes,
+    widen_for_intervals,
 )
 
 FILE, ACCEPTANCE = "comparison.json", "acceptance.png"
@@ -162,27 +164,19 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     header = ["Average\ndepth", *(METRIC_LABELS[name] for name in metrics), "Tokens"]
     quality = terminal_table(f"Quality (value, {'' if alone else '% of the baseline, '}interval)", "Strategy", header)
     cost = terminal_table("Cost", "Strategy", columns)
-    for column in cost.columns:
-        if column.header == "Measured speed-up":
-            column.min_width = len("1.41–1.51")  # an interval
+    widen_for_intervals(cost)
     for row in comparison.rows:
         style = "bold" if row.is_baseline else ""
         percent = {name: math.nan if alone else row.percent_of_baseline[name].value for name in metrics}
         cells = [_two_lines(row.quality[name], 3, percent[name]) for name in metrics]
         name = Text(shown_name(row))
         quality.add_row(name, number(row.average_layers, 2), *cells, _two_lines(row.output_tokens, 1), style=style)
-        costs = [_interval_below(cell) for cell in cost_cells(row, columns)]
+        costs = [interval_below(cell) for cell in cost_cells(row, columns)]
         cost.add_row(name, *costs, style="yellow" if row.saves_layers_but_no_time else style)
     console.print(quality)
     console.print(cost)
     for note in notes(comparison):
         console.print(Text(note, style="dim"))
-
-
-def _interval_below(cell: str) -> str:
-    """Put the interval of a cell, if it has one, on a line of its own, in which a narrow column finds no break."""
-    value, bracket, ends = cell.partition(" [")
-    return f"{value}\n{ends.rstrip(']').replace(', ', '–')}" if bracket else cell
 
 
 def _two_lines(figure: Estimate, digits: int, percent: float = math.nan) -> str:

@@ -69,6 +69,30 @@ def terminal_table(title: str, first: str, header: Sequence[str]) -> Table:
     return table
 
 
+def widen_for_intervals(table: Table) -> None:
+    """Widen the column of the speed-up for the interval below it.
+
+    Args:
+        table: For the terminal, changed in place.
+    """
+    for column in table.columns:
+        if column.header == "Measured speed-up":
+            column.min_width = len("1.41–1.51")
+
+
+def interval_below(cell: str) -> str:
+    """Put the interval of a cell on a line of its own, in which a narrow column finds no break.
+
+    Args:
+        cell: A figure, with its interval or without one.
+
+    Returns:
+        "1.46×", a line break and "1.41–1.51"; a cell without an interval as it is.
+    """
+    value, bracket, ends = cell.partition(" [")
+    return f"{value}\n{ends.rstrip(']').replace(', ', '–')}" if bracket else cell
+
+
 def time_mark(row: ComparisonRow) -> str:
     """Choose the mark of a time that needs an explanation, the same in tables and pictures.
 

@@ -25,7 +25,7 @@ from hsdlab.reporting.tables import (
 )
 from hsdlab.reporting.tuning_figure import tuning_figure
 
-FILE = "tuning.json"
+FILE, PICTURE = "tuning.json", "frontier.png"
 CHOSEN, MET, MISSED = "chosen", "met", "missed"
 
 
@@ -37,7 +37,7 @@ def write_tuning(result: TuningResult, folder: Path) -> None:
         folder: A missing folder is created. Files of an earlier tuning are replaced.
     """
     result.write(folder / FILE)
-    replace_figure(folder / "frontier.png", tuning_figure(result))
+    replace_figure(folder / PICTURE, tuning_figure(result))
     replace_file(folder / "tuning.md", tuning_markdown(result))
 
 
@@ -56,7 +56,7 @@ def tuning_markdown(result: TuningResult) -> str:
         summary(result),
         markdown_table(["Strategy", *_header(result)], rows),
         "\n".join(f"- {note}" for note in notes(result)),
-        "![Quality and score against average depth](frontier.png)",
+        f"![Quality and score against average depth]({PICTURE})",
         folded_run(result.run),
     ]
     return "\n\n".join(parts) + "\n"

@@ -4,24 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
 from hsdlab.data import GenerationDataModule
-from hsdlab.errors import RunError
 from hsdlab.modules import DecodeModule
 from hsdlab.records.comparison import Comparison, compare_results
-from hsdlab.records.corpus import corpus_scores
-from hsdlab.records.example import ExampleRecord
 from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.provenance import RunInfo, run_info
-from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting import tensorboard
 from hsdlab.reporting.comparison import ACCEPTANCE, print_comparison, write_comparison
 from hsdlab.reporting.tables import console
 from hsdlab.runs.folder import holding_folder
-from hsdlab.runs.rotation import Rotation
-from hsdlab.runs.strategies import StrategyRuns, baseline_first, check_fit, prediction_files, result_of
+from hsdlab.runs.rotation import decode_in_turn, results_in, results_of
+from hsdlab.runs.strategies import StrategyRuns, baseline_first, check_fit, prediction_files
 from hsdlab.strategies import SkipStrategy
 
 
@@ -70,18 +65,15 @@ def compare(
     terminal = console(quiet=not trainer.is_global_zero)
     for number, strategy in enumerate(ordered, start=1):
         terminal.print(f"Strategy {number} of {len(ordered)}: {strategy!r}", highlight=False)
-    StrategyRuns(trainer, module, datamodule, "test").warm_up(files)
+    runs = StrategyRuns(trainer, module, datamodule, "test")
+    runs.warm_up(files)
     try:
-        with isolate_rng():
-            trainer.test(Rotation(module, ordered, files), datamodule=datamodule, verbose=False)
+        decode_in_turn(runs, ordered, files)
     except BaseException:
         if trainer.is_global_zero:
             _print_finished(module, ordered, files, run, terminal)
         raise
-    records = [PredictionFile(file).records() for file in files]
-    if not records[0]:
-        raise RunError(f"{files[0]} holds no prediction: nothing was decoded. Look at --trainer.limit_test_batches.")
-    results = _results(module, ordered, records)
+    results = results_in(runs, ordered, files)
     comparison = compare_results(results, run, in_turn=True)
     if trainer.is_global_zero:
         events = folder / tensorboard.FOLDER
@@ -93,23 +85,13 @@ def compare(
         print_comparison(comparison, terminal)
         acceptance = f", {ACCEPTANCE}" if any(row.verifies for row in comparison.rows) else ""
         terminal.print(
-            f"{len(results)} strategies over {len(records[0])} examples. In {folder}: the tables in "
+            f"{len(results)} strategies over {len(results[0].examples)} examples. In {folder}: the tables in "
             f"comparison.md and .json, the pictures in pareto.png{acceptance} and depth.png, "
             "the texts in predictions/.",
             highlight=False,
         )
         terminal.print(f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True)
     return comparison
-
-
-def _results(
-    module: DecodeModule, strategies: Sequence[SkipStrategy], records: Sequence[list[ExampleRecord]]
-) -> list[StrategyResult]:
-    """Return what each strategy gave, from its records."""
-    return [
-        result_of(module, strategy, corpus_scores(examples), examples)
-        for strategy, examples in zip(strategies, records, strict=True)
-    ]
 
 
 def _print_finished(
@@ -125,7 +107,7 @@ def _print_finished(
     common = sorted(set.intersection(*(set(each) for _, each in begun))) if begun else []
     if common:
         records = [[record for number in common for record in each[number]] for _, each in begun]
-        results = _results(module, [strategy for strategy, _ in begun], records)
+        results = results_of(module, [strategy for strategy, _ in begun], records)
         print_comparison(compare_results(results, run, in_turn=True), terminal)
     decoded = sum(map(len, batches))
     terminal.print(

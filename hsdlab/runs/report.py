@@ -18,7 +18,8 @@ from hsdlab.reasons import reason
 from hsdlab.records.bench import BenchResult
 from hsdlab.records.calibration import CalibrationResult
 from hsdlab.records.comparison import Comparison, ComparisonRow, compare_results
-from hsdlab.records.document import Document
+from hsdlab.records.document import Document, kind_of
+from hsdlab.records.draft_tuning import DraftTuningResult
 from hsdlab.records.example import ExampleRecord, batch_costs
 from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.inspection import InspectionResult
@@ -28,7 +29,16 @@ from hsdlab.records.provenance import run_info
 from hsdlab.records.run_folder import RESULT_FILE, RUN_FILE, held, prediction_file
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.records.tuning import TuningResult
-from hsdlab.reporting import bench, calibration, comparison, exit_quality, inspection, tensorboard, tuning
+from hsdlab.reporting import (
+    bench,
+    calibration,
+    comparison,
+    draft_tuning,
+    exit_quality,
+    inspection,
+    tensorboard,
+    tuning,
+)
 from hsdlab.reporting.tables import console
 
 
@@ -134,14 +144,26 @@ def _drawing(
     return draw
 
 
+_draw_settings = _drawing(TuningResult, tuning.FILE, tuning.write_tuning, tuning.print_tuning)
+_draw_drafts = _drawing(
+    DraftTuningResult, draft_tuning.FILE, draft_tuning.write_draft_tuning, draft_tuning.print_draft_tuning
+)
+
+
+def _draw_tuning(folder: Path, terminal: Console) -> Document:
+    """Draw a tuning; one of drafts has a file of the same name."""
+    drafts = kind_of(folder / tuning.FILE) == DraftTuningResult.kind
+    return (_draw_drafts if drafts else _draw_settings)(folder, terminal)
+
+
 DRAWN: dict[str, Callable[[Path, Console], Document]] = {
     comparison.FILE: _draw_comparison,
     RESULT_FILE: _draw_result,
+    tuning.FILE: _draw_tuning,
     **{
         file: _drawing(record, file, write, show)
         for record, file, write, show in (
             (CalibrationResult, calibration.FILE, calibration.write_calibration, calibration.print_calibration),
-            (TuningResult, tuning.FILE, tuning.write_tuning, tuning.print_tuning),
             (BenchResult, bench.FILE, bench.write_bench, bench.print_bench),
             (InspectionResult, inspection.FILE, inspection.write_inspection, inspection.print_inspection),
             (ExitQuality, exit_quality.FILE, exit_quality.write_exit_quality, exit_quality.print_exit_quality),

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from hsdlab.costs import Cost
@@ -95,15 +95,26 @@ class StrategyRuns:
 
     def _run(self, strategy: SkipStrategy) -> dict[str, float]:
         """Decode under a strategy, from the same random state each time; return what it logs."""
-        run = self.trainer.validate if self.split == "validation" else self.trainer.test
         callbacks = self.trainer.callbacks
         callbacks.append(strategy)
         try:
             with isolate_rng():
-                (logged,) = run(self.module, datamodule=self.datamodule, verbose=False)
+                (logged,) = self.run_split(self.module)
         finally:
             callbacks.remove(strategy)
         return dict(logged)
+
+    def run_split(self, module: LightningModule) -> Any:
+        """Run a module over the split.
+
+        Args:
+            module: The module, or one that decodes with it.
+
+        Returns:
+            What `validate` or `test` of the Trainer returns.
+        """
+        run = self.trainer.validate if self.split == "validation" else self.trainer.test
+        return run(module, datamodule=self.datamodule, verbose=False)
 
 
 def strategy_result(

@@ -13,6 +13,7 @@ from hsdlab.modules import DecodeModule
 from hsdlab.records.bench import BenchResult
 from hsdlab.records.calibration import CalibrationResult
 from hsdlab.records.comparison import Comparison
+from hsdlab.records.draft_tuning import DraftTuningResult
 from hsdlab.records.inspection import InspectionResult
 from hsdlab.records.provenance import RunInfo
 from hsdlab.records.tuning import TuningResult
@@ -21,8 +22,10 @@ from hsdlab.runs.bench_cells import BenchOptions, CellDtype
 from hsdlab.runs.calibrate import calibrate
 from hsdlab.runs.compare import compare
 from hsdlab.runs.count_tokens import count_tokens
+from hsdlab.runs.draft_options import LENGTHS, VOCABULARIES, DraftTuningOptions, check_goal
 from hsdlab.runs.inspect import Texts, inspect
 from hsdlab.runs.tune import TuningOptions, tune
+from hsdlab.runs.tune_drafts import tune_drafts
 from hsdlab.strategies import ScheduledStrategy, SkipStrategy
 from hsdlab.tuning import Goal
 
@@ -109,11 +112,14 @@ class DecodingTrainer(Trainer):
         trials: PositiveInt = 100,
         examples: PositiveInt = 32,
         decodes: PositiveInt = 8,
+        lossless: bool = False,
+        draft_lengths: Sequence[PositiveInt] = LENGTHS,
+        draft_vocabularies: Sequence[PositiveInt | str | None] = VOCABULARIES,
         run: RunInfo | None = None,
-    ) -> TuningResult:
+    ) -> TuningResult | DraftTuningResult:
         """Search the settings of scheduled strategies: the fastest that keeps the quality, or the best at a speed-up.
 
-        Give one of max_loss and speedup.
+        Give one of max_loss, speedup and lossless.
 
         Args:
             model: Holds the loaded model.
@@ -124,16 +130,24 @@ class DecodingTrainer(Trainer):
             first: Settings to try before any is proposed, such as those that the model was trained for or a paper's:
                 class names, or class_path and init_args.
             metric: The quality: rouge1, rouge2, rougeL, bleu1 to bleu4, bertscore_precision, bertscore_recall or
-                bertscore_f1.
+                bertscore_f1. With lossless it is not read.
             trials: How many settings are tried, the first ones among them.
             examples: How many of full depth's texts a setting is scored on, at most.
             decodes: The most settings to decode besides full depth.
+            lossless: Search the fastest draft of Verified; no token of the text changes.
+            draft_lengths: With lossless, the numbers of drafted tokens to try.
+            draft_vocabularies: With lossless, the draft vocabularies to try, such as '[null, 8000]': null for all
+                tokens, a number, or a file of `hsdlab count-tokens`.
             run: Provenance for the record. None notes it now.
 
         Returns:
             All settings; its `chosen_row` is the chosen one, or full depth where none meets the goal.
         """
+        check_goal(lossless, max_loss, speedup, draft_lengths, draft_vocabularies)
         given = cast(list[ScheduledStrategy], first or [])
+        if lossless:
+            drafts = DraftTuningOptions(classes, given, trials, examples, decodes, draft_lengths, draft_vocabularies)
+            return tune_drafts(self, model, datamodule, drafts, self.default_root_dir, run=run)
         options = TuningOptions(Goal(max_loss, speedup), classes, given, metric, trials, examples, decodes)
         return tune(self, model, datamodule, options, self.default_root_dir, run=run)
 

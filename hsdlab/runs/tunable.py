@@ -61,6 +61,39 @@ def _scheduled_class(name: str) -> type[ScheduledStrategy]:
     return found
 
 
+def check_search(
+    classes: Sequence[str],
+    *,
+    max_new_tokens: int,
+    examples: Sequence[str],
+    first: Sequence[SkipStrategy] = (),
+    trials: int = 1,
+) -> None:
+    """Refuse a search that could not end well, whatever it is for.
+
+    Args:
+        classes: Names of the classes whose settings are searched.
+        max_new_tokens: T; 2 or more, for there to be a decode step.
+        examples: Ids of the validation examples, each once.
+        first: Settings to try first. Their layers must be known before a step.
+        trials: Number of settings to try, at least those of `first`.
+
+    Raises:
+        UserError: One of them does not fit; the message names the option.
+        RunError: Optuna is not installed.
+    """
+    check_optuna()
+    scheduled_classes(classes)
+    for setting in first:
+        if not isinstance(setting, ScheduledStrategy):
+            raise UserError(f"first: {setting!r} has no layers that are known before a step, and replay scores those.")
+    if len(first) > trials:
+        raise UserError(f"first lists {len(first)} settings and trials={trials}: give as many trials, or more.")
+    if max_new_tokens < 2:
+        raise UserError(f"model.max_new_tokens={max_new_tokens}: there is no decode step to skip layers in; give more.")
+    check_ids(examples, "validation")
+
+
 def check_tuning(
     classes: Sequence[str],
     *,
@@ -73,34 +106,25 @@ def check_tuning(
     first: Sequence[SkipStrategy] = (),
     trials: int = 1,
 ) -> None:
-    """Refuse a tuning that could not end well.
+    """Refuse a tuning for quality or speed that could not end well.
 
     Args:
-        classes: Names of the classes whose settings are searched.
+        classes: See `check_search`.
         max_loss: See `Goal`.
         speedup: See `Goal`.
         metric: One of a whole split, such as rougeL or bleu4.
         computed: Names of the metrics that DecodeModule computes.
-        max_new_tokens: T; 2 or more, for there to be a decode step.
-        examples: Ids of the validation examples, each once.
-        first: Settings to try first. Their layers must be known before a step.
-        trials: Number of settings to try, at least those of `first`.
+        max_new_tokens: See `check_search`.
+        examples: Likewise.
+        first: Likewise.
+        trials: Likewise.
 
     Raises:
         UserError: One of them does not fit; the message names the option.
         RunError: Optuna is not installed.
     """
-    check_optuna()
     Goal(max_loss, speedup)
-    scheduled_classes(classes)
-    for setting in first:
-        if not isinstance(setting, ScheduledStrategy):
-            raise UserError(f"first: {setting!r} has no layers that are known before a step, and replay scores those.")
-    if len(first) > trials:
-        raise UserError(f"first lists {len(first)} settings and trials={trials}: give as many trials, or more.")
+    check_search(classes, max_new_tokens=max_new_tokens, examples=examples, first=first, trials=trials)
     if metric not in CORPUS_METRICS:
         raise UserError(f"metric={metric}; expected one of {', '.join(CORPUS_METRICS)}.")
     check_computed(metric, CORPUS_METRICS[metric], computed)
-    if max_new_tokens < 2:
-        raise UserError(f"model.max_new_tokens={max_new_tokens}: there is no decode step to skip layers in; give more.")
-    check_ids(examples, "validation")

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import Tensor
 
 from hsdlab.data import GenerationDataModule
-from hsdlab.data.sample import sample_batches
 from hsdlab.decoding.cost import ideal_speedup
 from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import decoder_parts
-from hsdlab.decoding.forced import LayerSchedule, decode_steps
+from hsdlab.decoding.forced import LayerSchedule
 from hsdlab.decoding.sub_layers import depth_sum, step_layers
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
@@ -31,6 +29,7 @@ from hsdlab.reporting.pareto import frontier
 from hsdlab.reporting.tables import console
 from hsdlab.reporting.tuning import print_tuning, write_tuning
 from hsdlab.runs.folder import holding_folder
+from hsdlab.runs.replayed import own_texts, search_seed, searched
 from hsdlab.runs.strategies import StrategyRuns
 from hsdlab.runs.tunable import check_tuning, scheduled_classes
 from hsdlab.strategies import FullDepth, ScheduledStrategy
@@ -162,12 +161,10 @@ class _Tuning:
 
     def search(self) -> None:
         """Decode at full depth and try all settings; in the first process, whose findings the others take over."""
-        full, found = self.full, None
-        if self.trainer.is_global_zero:
-            self.terminal.print(f"Searching: {self.options.trials} settings", highlight=False)
-            with Steps("Searching", self.options.trials, "settings") as steps:
-                found = self._searched(full, steps)
-        self._settings, self._reference_score, self._scored_texts = self.trainer.strategy.broadcast(found)
+        full = self.full
+        self._settings, self._reference_score, self._scored_texts = searched(
+            self.runs, self.terminal, self.options.trials, lambda steps: self._searched(full, steps)
+        )
         self._frontier = settings_on_the_frontier(self._settings)
         self._report()
 
@@ -194,7 +191,7 @@ class _Tuning:
         net = self.module.model.to(self.trainer.strategy.root_device)
         num_layers, max_steps = decoder_parts(net).num_layers, self.module.max_new_tokens
         taken = [sum(record.decode_steps > step for record in full.examples) for step in range(max_steps - 1)]
-        batches = _own_texts(self.module, self.runs.datamodule, full, self.options.examples)
+        batches = own_texts(self.runs, full, self.options.examples)
         file = ScoreFile(self.folder / "scores.jsonl")
 
         @cache
@@ -220,7 +217,7 @@ class _Tuning:
             score=score,
             least_ideal_speedup=self.options.goal.least_ideal_speedup,
             trials=steps.counting(range(self.options.trials)),
-            seed=torch.initial_seed() % 2**32,
+            seed=search_seed(),
             first=self.options.first,
         )
         whole = LayerSchedule(Decisions(FullDepth(), num_layers, max_steps))
@@ -263,21 +260,6 @@ def _tuned_setting(setting: Setting) -> TunedSetting:
         ideal_speed_up=setting.ideal_speedup,
         nats_per_token=setting.score,
     )
-
-
-def _own_texts(
-    module: DecodeModule, datamodule: GenerationDataModule, full: StrategyResult, examples: int
-) -> list[dict[str, Tensor]]:
-    """Return batches of prompts with the texts that full depth decoded."""
-    datamodule.connect_to(module)
-    texts = {record.id: record.token_ids for record in full.examples}
-    batches = [batch["pairs"] for batch in sample_batches(datamodule, "validation", examples, texts)]
-    if not any(decode_steps(batch["target_mask"]).any() for batch in batches):
-        raise UserError(
-            "None of full depth's texts that are to be scored has two tokens or more: there is no decode step to skip "
-            "layers in."
-        )
-    return batches
 
 
 def settings_on_the_frontier(settings: Sequence[Setting]) -> list[Setting]:

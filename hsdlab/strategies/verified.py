@@ -131,11 +131,21 @@ class Verified(SkipStrategy, DraftedStrategy):
 
     def draft_length(self, parts: DecoderParts, max_steps: int) -> DraftLength:
         """Draft ``num_draft_tokens``, or as many as the acceptance so far makes the fastest."""
-        cost = None
-        if self.adaptive:
-            head_tokens = None if self._draft_ids is None else len(self._draft_ids)
-            cost = draft_cost(parts, self.draft, max_steps, head_tokens) + VERIFIED_TOKEN
+        cost = self.cost_of_a_draft(parts, max_steps) + VERIFIED_TOKEN if self.adaptive else None
         return DraftLength(self.num_draft_tokens, cost, self.stop_below)
+
+    def cost_of_a_draft(self, parts: DecoderParts, max_steps: int) -> float:
+        """Compute what a draft step costs of a decode step at full depth, where reading the weights takes the time.
+
+        Args:
+            parts: Of a model that ``check_model`` has taken.
+            max_steps: T.
+
+        Returns:
+            A share, from 0 to 1, without the tokens of the prompts that a ``draft_vocabulary`` gets too.
+        """
+        head_tokens = None if self._draft_ids is None else len(self._draft_ids)
+        return draft_cost(parts, self.draft, max_steps, head_tokens)
 
     def draft_tokens(self, input_ids: Tensor) -> Tensor | None:
         """Take ``draft_vocabulary`` and the tokens of the prompts."""

@@ -27,7 +27,8 @@ class Goal:
             given = "neither" if self.max_loss is None else f"max-loss={self.max_loss:g} and speedup={self.speedup:g}"
             raise UserError(
                 f"Got {given}; expected one of --max-loss (the fastest setting that loses at most that share of the "
-                "quality) and --speedup (the best quality at a speed-up of at least that much)."
+                "quality) and --speedup (the best quality at a speed-up of at least that much), or --lossless (the "
+                "fastest draft of Verified, whose text is that of full depth)."
             )
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise UserError(

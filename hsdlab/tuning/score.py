@@ -1,19 +1,14 @@
 """The teacher-forced score of a schedule: how well it predicts the texts that full depth wrote."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hsdlab.decoding.forced import ForcedTexts, LayerSchedule, decode_steps
-from hsdlab.errors import RunError
-from hsdlab.records.document import to_plain
-from hsdlab.records.files import append_whole, replace_file
-from hsdlab.records.lines import from_line, to_line
+from hsdlab.tuning.schedule_file import ScheduleFile, schedule_key
 
 
 class ReplayScore:
@@ -46,34 +41,10 @@ class ReplayScore:
         return float(torch.cat(losses).mean())
 
 
-class ScoreFile:
-    """The scores of a run in a file, one JSON object a line. An interrupted run resumes with them.
+class ScoreFile(ScheduleFile[float]):
+    """The scores of a run."""
 
-    Args:
-        path: The file. It is read if it exists; an incomplete last line is cut off. A missing folder is created by the
-            first `add`.
-
-    Raises:
-        RunError: A line is no score, or was changed after it was written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._scores: dict[str, float] = {}
-        if path.exists():
-            *lines, cut_off = path.read_bytes().split(b"\n")
-            for number, line in enumerate(lines, start=1):
-                try:
-                    content = from_line(line)
-                    score = content["nats_per_token"]
-                    self._scores[content["schedule"]] = math.nan if score is None else float(score)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise RunError(
-                        f"{path}, line {number}: expected a score as the run wrote it, got {line[:80]!r} ({error}). "
-                        "Restore the file, or start the run over with --overwrite."
-                    ) from error
-            if cut_off:
-                replace_file(path, b"".join(line + b"\n" for line in lines))
+    holds = "a score"
 
     def get(self, schedule: LayerSchedule) -> float | None:
         """Look up the score of a schedule.
@@ -84,7 +55,7 @@ class ScoreFile:
         Returns:
             Nats per token, NaN where the model gave none; None if the schedule has no score yet.
         """
-        return self._scores.get(_key(schedule))
+        return self._values.get(schedule_key(schedule))
 
     def add(self, schedule: LayerSchedule, strategy: Mapping[str, Any], score: float) -> None:
         """Append the score of a schedule to the file.
@@ -94,12 +65,9 @@ class ScoreFile:
             strategy: Configuration of a strategy with this schedule, for readers of the file.
             score: Nats per token. A score that is not finite is written as null and read back as NaN.
         """
-        self._scores[_key(schedule)] = score
-        nats_per_token = score if math.isfinite(score) else None
-        line = {"schedule": _key(schedule), "strategy": strategy, "nats_per_token": nats_per_token}
-        append_whole(self.path, to_line(to_plain(line)))
+        key, nats_per_token = schedule_key(schedule), score if math.isfinite(score) else None
+        self._add(key, score, {"schedule": key, "strategy": strategy, "nats_per_token": nats_per_token})
 
-
-def _key(schedule: LayerSchedule) -> str:
-    """Return 16 hex digits that tell schedules of one shape apart."""
-    return hashlib.sha256(schedule.content).hexdigest()[:16]
+    def _read(self, content: Mapping[str, Any]) -> tuple[str, float]:
+        score = content["nats_per_token"]
+        return content["schedule"], math.nan if score is None else float(score)

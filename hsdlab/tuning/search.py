@@ -1,17 +1,15 @@
-"""The search: Optuna proposes settings, and those whose ideal speed-up is large enough are scored."""
+"""The search for quality at a speed: settings whose ideal speed-up is large enough are scored."""
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hsdlab.decoding.forced import LayerSchedule, layer_schedule
-from hsdlab.errors import UserError
-from hsdlab.extras import of_extra
+from hsdlab.decoding.forced import LayerSchedule
 from hsdlab.strategies import ScheduledStrategy
+from hsdlab.tuning.proposals import try_settings
 
 if TYPE_CHECKING:
     import optuna
@@ -35,27 +33,6 @@ class Setting:
     score: float | None = None
 
 
-class _Named:
-    """A trial that puts the class before the name of each parameter: two classes may both have a `max_exit`."""
-
-    def __init__(self, trial: "optuna.trial.BaseTrial", name: str) -> None:
-        self._trial = trial
-        self._name = name
-
-    def __getattr__(self, method: str) -> Any:
-        return lambda name, *args, **kwargs: getattr(self._trial, method)(f"{self._name}.{name}", *args, **kwargs)
-
-
-def check_optuna() -> None:
-    """Refuse a search where Optuna, of the extra `tune`, is not installed.
-
-    Raises:
-        RunError: Optuna is missing; the message names the command that installs it.
-    """
-    with of_extra("tune", "`tune`"):
-        import optuna  # noqa: F401
-
-
 def search(
     classes: Sequence[type[ScheduledStrategy]],
     *,
@@ -70,9 +47,7 @@ def search(
 ) -> list[Setting]:
     """Search for settings on the frontier of a large ideal speed-up and a low score.
 
-    The proposals come from Optuna's multi-objective tree-structured Parzen estimator (arXiv 2304.11127). They depend on
-    the seed, the scores and the given settings only. Settings of equal schedules are one setting: the first that was
-    proposed. After a repeated schedule the next proposal is drawn at random.
+    The proposals come from :func:`~hsdlab.tuning.proposals.try_settings`, with two objectives.
 
     Args:
         classes: Strategy classes whose `propose` makes the settings.
@@ -81,10 +56,9 @@ def search(
         cost: Computes average layers and ideal speed-up of the decode steps, from a BoolTensor [T, layers].
         score: Computes the score of a setting in nats, from it and its schedule. It is called once for each schedule.
         least_ideal_speedup: Settings with a smaller ideal speed-up are not scored.
-        trials: One trial is made for each element: `range(100)`, or that under a progress bar, for 100 proposals.
-        seed: Seed of the proposals.
-        first: Settings to try before any is proposed. They count as trials. The estimator learns from those that
-            `propose` could have made with their own parameters.
+        trials: As for `try_settings`.
+        seed: Likewise.
+        first: Likewise.
 
     Returns:
         All different settings, in the order in which they were tried.
@@ -93,79 +67,22 @@ def search(
         UserError: A class whose layers are not known before a step.
         RunError: Optuna is not installed.
     """
-    check_optuna()
-    import optuna
 
-    by_name = {f"{each.__module__}.{each.__qualname__}": each for each in classes}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler, at_random = optuna.samplers.TPESampler(seed=seed), optuna.samplers.RandomSampler(seed=seed)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    found: dict[bytes, Setting] = {}
-
-    def tried(strategy: ScheduledStrategy) -> Setting | None:
-        """Return the setting, None if its schedule was tried before."""
-        schedule = layer_schedule(strategy, num_layers, max_steps)
-        if schedule is None:
-            raise UserError(f"{strategy!r} decides while it decodes; expected layers that are known before a step.")
-        key = schedule.content
-        if key in found:
-            return None
+    def judge(strategy: ScheduledStrategy, schedule: LayerSchedule) -> Setting:
         layers, speedup = cost(schedule.steps)
-        fast = speedup >= least_ideal_speedup
-        found[key] = Setting(strategy, layers, speedup, score(strategy, schedule) if fast else None)
-        return found[key]
+        return Setting(strategy, layers, speedup, score(strategy, schedule) if speedup >= least_ideal_speedup else None)
 
-    given = iter(first)
-    for _ in trials:
-        if (strategy := next(given, None)) is not None:
-            parameters = trial_parameters(strategy, by_name, num_layers, max_steps)
-            if parameters is None:
-                tried(strategy)
-                continue
-            study.enqueue_trial(parameters)
-        trial = study.ask()
-        name = trial.suggest_categorical("strategy", list(by_name))
-        setting = tried(by_name[name].propose(_Named(trial, name), num_layers, max_steps))
-        study.sampler = at_random if setting is None else sampler  # else the next proposal may be the same again
-        if setting is None:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # the sampler leaves failed trials out
-        else:
-            _tell(study, trial, setting, least_ideal_speedup)
-    return list(found.values())
-
-
-def trial_parameters(
-    strategy: ScheduledStrategy, classes: Mapping[str, type[ScheduledStrategy]], num_layers: int, max_steps: int
-) -> dict[str, Any] | None:
-    """Express a setting as the parameters of a trial in which its class would propose it.
-
-    A class may draw other values from its trial than it has parameters, and a parameter may be out of the range that it
-    draws from. So the class proposes a setting with these parameters, and the result is compared with the setting.
-
-    Args:
-        strategy: The setting.
-        classes: The classes of the search by the names that they have in it.
-        num_layers: L.
-        max_steps: T.
-
-    Returns:
-        Values by the names of the trial's parameters; None if the class is not in the search, or does not propose the
-        setting with its parameters.
-    """
-    name = next((name for name, cls in classes.items() if cls is type(strategy)), None)
-    if name is None:
-        return None
-    import optuna
-
-    parameters = {f"{name}.{parameter}": value for parameter, value in strategy.parameters().items()}
-    fixed = optuna.trial.FixedTrial({"strategy": name, **parameters})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Optuna warns of a value out of its range
-            proposed = classes[name].propose(_Named(fixed, name), num_layers, max_steps)
-    except (ValueError, TypeError, UserWarning):
-        return None
-    return fixed.params | {"strategy": name} if proposed.config() == strategy.config() else None
+    return try_settings(
+        classes,
+        num_layers=num_layers,
+        max_steps=max_steps,
+        directions=["maximize", "minimize"],
+        judge=judge,
+        tell=lambda study, trial, setting: _tell(study, trial, setting, least_ideal_speedup),
+        trials=trials,
+        seed=seed,
+        first=first,
+    )
 
 
 def _tell(study: "optuna.Study", trial: "optuna.Trial", setting: Setting, least_ideal_speedup: float) -> None:

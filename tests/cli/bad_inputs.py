@@ -312,6 +312,8 @@ CLASSES = {
     "no tokens": usage("count_tokens", "--size=0", "--size: got '0'; expected a whole number from 1 on"),
     "tune by nothing": usage("tune", "", "--max-loss", "--speedup"),
     "tune by both": usage("tune", "--max_loss=0.1  --speedup=2", "expected one of --max-loss"),
+    "tune by drafts and loss": usage("tune", "--lossless  --max_loss=0.1", "Got --lossless and --max-loss=0.1"),
+    "tune drafts with beams": usage("tune", "--lossless  --model.num_beams=2", "--lossless needs --model.num_beams=1"),
     "tune what": usage("tune", "--max_loss=0.1  --classes=[CALM]", "is no ScheduledStrategy"),
     "calibrate nothing": usage("calibrate", "--strategies=[]", "names no setting besides full depth"),
     "tolerance": usage("calibrate", "--strategies=[HSD]  --tolerance=2", "tolerance=2.0: expected a number between"),

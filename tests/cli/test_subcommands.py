@@ -42,6 +42,21 @@ def test_no_seed_is_set_where_none_is_wanted(monkeypatch):
     assert torch.initial_seed() == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "on"),
+    [
+        (["--lossless"], True),
+        (["--lossless", "--trials=3"], True),
+        (["--lossless=true"], True),
+        (["--lossless", "false"], False),
+        ([], False),
+    ],
+)
+def test_a_switch_needs_no_value(words, on, monkeypatch):
+    words = ("tune", "--model.name=m", "--data=Docstrings", *words)
+    assert run(monkeypatch, *words, cli=ParseOnly).config.tune.lossless is on
+
+
 @pytest.mark.parametrize("word", ["--output=~/x", "--data.folder=~/x", "--model.adapter=~/x"])
 def test_the_home_folder_is_written_out_in_paths(word, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
