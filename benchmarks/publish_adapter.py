@@ -1,6 +1,6 @@
 """Put the adapters of finished training runs into adapters/, in bfloat16, with how and on what they were trained.
 
-    python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its five like)
+    python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its three like)
     python -m benchmarks.publish_adapter
 
 A run that is not there leaves its adapter as it is. The model cards are written anew, from training.json and from the
@@ -24,16 +24,7 @@ from hsdlab.records.provenance import RunInfo
 from hsdlab.records.run_folder import RUN_FILE
 from hsdlab.reporting.markdown import markdown_table
 
-KINDS = {
-    "": "It was trained at full depth on the references.",
-    "-skip-aware": "It was trained to skip: each training example drew its own strategy. The training targets are the "
-    f"texts that {PREFIX}smollm2-135m-{{data}} writes for the training sources.",
-    "-verified": f"{PREFIX}smollm2-135m-{{data}}-skip-aware was trained further, for Verified(HSD(3, 0, 4)): the "
-    "layers of the draft learned to agree with its full depth, on texts that it writes itself, and full depth to stay "
-    "what it was.",
-}
-"""How a name ends, and how its adapter was trained."""
-NAMES = tuple(f"{data}{kind}" for data in ("e2e", "common-gen") for kind in KINDS)
+NAMES = ("e2e", "e2e-skip-aware", "common-gen", "common-gen-skip-aware")
 LARGEST_MB = 10
 DATA = {
     "e2e": (
@@ -49,33 +40,19 @@ DATA = {
 DATA["common-gen-skip-aware"] = (
     f"{DATA['common-gen']} In addition, as many longer sets, which benchmarks/longer_concept_sets.py makes from them."
 )
-DATA["common-gen-verified"] = f"{DATA['common-gen-skip-aware']} 2,560 sets were drawn from both."
-DATA["e2e-verified"] = f"{DATA['e2e']} 960 of its 4,862 inputs were drawn."
 SHA256 = {
     "e2e": "f4524089f5b3cb2a6ef094c4d788399fb24856914338c1c4921de0818af59a2f",
     "common-gen": "dbcd1af26ab909c1601f3da0bfde83362a59ae55609cfad0935ad7fccacd22f9",
 }
 """Of the train.jsonl with these sets, taken on 2026-11-26; a training records no hash of its data."""
 SCORES = ("rougeL", "bleu4", "bertscore_f1")
-SETTINGS = ("FullDepth()", "HSD(2, 0, 8)", "HSD(3, 0, 4)", "SkipDecode(10, 20)")
+SETTINGS = ("FullDepth()", "HSD(2, 0, 8)", "SkipDecode(10, 20)")
 """The rows of docs/results.md that a model card repeats."""
 
 
 def folder_of(name: str) -> Path:
     """Return the folder of an adapter in the companion distribution."""
     return ADAPTERS / name.replace("-", "_")
-
-
-def parts_of(name: str) -> tuple[str, str]:
-    """Split an adapter's name into its data set and its kind, one of `KINDS`."""
-    kind = next((kind for kind in KINDS if kind and name.endswith(kind)), "")
-    return name.removesuffix(kind), kind
-
-
-def file_of(name: str) -> str:
-    """Return the name of an adapter's run, as its config and the files of docs/results have it."""
-    data, kind = parts_of(name)
-    return f"{data}{kind or '-plain'}".replace("-", "_")
 
 
 def publish(run: Path, folder: Path) -> None:
@@ -125,7 +102,13 @@ def card(name: str, folder: Path) -> str:
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
     megabytes = (folder / "adapter_model.safetensors").stat().st_size / 1e6
-    data, kind = parts_of(name)
+    data = name.removesuffix("-skip-aware")
+    kind = (
+        "It was trained to skip: each training example drew its own strategy. The training targets are the texts that "
+        f"{PREFIX}smollm2-135m-{data} writes for the training sources."
+        if name != data
+        else "It was trained at full depth on the references."
+    )
     git = training["git"]
     tree = "with uncommitted changes" if git["dirty"] else "a clean tree"
     lines = [
@@ -136,7 +119,7 @@ def card(name: str, folder: Path) -> str:
         "",
         f"# {PREFIX}smollm2-135m-{name}",
         "",
-        f"A LoRA adapter of rank {rank}, {megabytes:.1f} MB in bfloat16. {KINDS[kind].format(data=data)}",
+        f"A LoRA adapter of rank {rank}, {megabytes:.1f} MB in bfloat16. {kind}",
         "",
         f'- Load: `load_model("{PREFIX}smollm2-135m-{name}")`',
         "- Base model: SmolLM2-135M-Instruct (Hugging Face TB, arXiv 2502.02737), Apache-2.0, in the form that "
@@ -150,7 +133,7 @@ def card(name: str, folder: Path) -> str:
         "",
         "## Scores",
         "",
-        *_scores(file_of(name)),
+        *_scores(data.replace("-", "_"), "plain" if name == data else "skip_aware"),
     ]
     return "\n".join(lines) + "\n"
 
@@ -160,9 +143,9 @@ def _last_losses(losses: dict[str, list[tuple[int, float]]]) -> str:
     return ", ".join(f"{points[-1][1]:.3f} {words[name]}" for name, points in losses.items())
 
 
-def _scores(file: str) -> list[str]:
+def _scores(data: str, model: str) -> list[str]:
     """Return the lines on an adapter's scores: a table, or that nothing was measured yet."""
-    found = {name: row for name, row in rows(f"{file}_greedy").items() if name in SETTINGS}
+    found = {name: row for name, row in rows(f"{data}_{model}_greedy").items() if name in SETTINGS}
     if not found:
         return ["Not measured yet."]
     header = ["Strategy", "Layers per decode step, of 30", *(METRIC_LABELS[metric] for metric in SCORES)]
@@ -181,7 +164,8 @@ def _scores(file: str) -> list[str]:
 def main() -> None:
     """Publish what is there, and write the model cards."""
     for name in NAMES:
-        run, folder = RUNS / file_of(name), folder_of(name)
+        data = name.removesuffix("-skip-aware").replace("-", "_")
+        run, folder = RUNS / f"{data}_{'plain' if name.replace('-', '_') == data else 'skip_aware'}", folder_of(name)
         if (run / "model/adapter_model.safetensors").is_file():
             publish(run, folder)
             print(f"{folder.relative_to(ROOT)}: from {run.relative_to(ROOT)}")

@@ -1,9 +1,9 @@
 """Print what verified drafts save, for docs/strategies/verified.md. Needs the prepared data.
 
     python -m benchmarks.verified                                  # all models
-    python -m benchmarks.verified e2e-verified --batch 8           # one model, one batch size
-    python -m benchmarks.verified e2e-verified --texts             # all test inputs: how many texts are not FullDepth's
-    python -m benchmarks.verified e2e-verified --split validation --lengths 2 4 6 --vocabulary FILE
+    python -m benchmarks.verified e2e --batch 8                    # one model, one batch size
+    python -m benchmarks.verified e2e --texts                      # all test inputs: how many texts are not FullDepth's
+    python -m benchmarks.verified e2e --split validation --lengths 2 4 6 --vocabulary FILE
 
 The last one compares lengths and a smaller head for drafts on the split on which they are chosen. float32, at most 50
 new tokens. The sides decode each batch in turns; each ratio is within a batch, and all seconds of `generate` count, the
@@ -31,12 +31,10 @@ from hsdlab.progress import Steps
 from hsdlab.runs.timing import ratio_spread
 
 MODELS: dict[str, tuple[str, Verified]] = {
-    "e2e-skip-aware": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
-    "e2e-verified": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
-    "common-gen-skip-aware": ("data/common_gen", Verified(HSD(2, 0, 8), num_draft_tokens=2)),
-    "common-gen-verified": ("data/common_gen", Verified(HSD(3, 0, 4), num_draft_tokens=3)),
+    "e2e": ("data/e2e_nlg", Verified(HSD(3, 0, 4), num_draft_tokens=4)),
+    "common_gen": ("data/common_gen", Verified(HSD(2, 0, 8), num_draft_tokens=2)),
 }
-"""The data of each embedded model that was trained to skip or for acceptance, and its draft."""
+"""The data of each embedded model that was trained to skip, and the fastest draft on its validation split."""
 
 TIE = 1e-4
 NEW_TOKENS = 50
@@ -152,7 +150,7 @@ def _is_tie(model: PreTrainedModel, batch: dict[str, Any], row: int, text: Tenso
 def _loaded(
     name: str, folder: str, batch_size: int, examples: int | None, split: str
 ) -> tuple[PreTrainedModel, list[Any]]:
-    model, tokenizer = load_model(f"embedded:smollm2-135m-{name}", device="cpu")
+    model, tokenizer = load_model(f"embedded:smollm2-135m-{name.replace('_', '-')}-skip-aware", device="cpu")
     tokenizer.padding_side = "left"
     prompts = [f"{each.source}\n" for each in JSONLines(folder, prompt="{source}\n", limit=examples).examples(split)]
     groups = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
