@@ -10,6 +10,10 @@ from hsdlab.decoding.skipping import LayerCall, LayerRunner
 CACHE = object()
 """Stands for the cache among the arguments that are kept."""
 
+_BIAS_BY_ROW = "alibi"  # BLOOM: [rows · heads, 1, keys], Falcon: [rows, heads, 1, keys]
+_BIASES = (_BIAS_BY_ROW, "position_bias")  # MPT: [heads, 1, keys], the same for all rows
+"""Arguments that are added to attention scores. Keys and values do not depend on them."""
+
 
 def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
     """Select rows from every tensor that has one entry for each row.
@@ -32,7 +36,10 @@ def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> A
             return value.expand(len(rows), *value.shape[1:])
         return value
     if isinstance(value, dict):
-        return {name: select_rows(item, rows, count, expand) for name, item in value.items()}
+        return {
+            name: _bias_of_rows(name, item, rows, count) if name in _BIASES else select_rows(item, rows, count, expand)
+            for name, item in value.items()
+        }
     if type(value) in (tuple, list):
         return type(value)(select_rows(item, rows, count, expand) for item in value)
     return value
@@ -60,10 +67,22 @@ def select_tokens(value: Any, rows: Tensor, slots: Tensor, count: int, length: i
             return value[of_row, :, slots].transpose(1, 2)
         return value[of_row, slots] if value.shape[1] == length else value
     if isinstance(value, dict):
-        return {name: select_tokens(item, rows, slots, count, length) for name, item in value.items()}
+        return {
+            name: _bias_of_rows(name, item, rows, count)
+            if name in _BIASES
+            else select_tokens(item, rows, slots, count, length)
+            for name, item in value.items()
+        }
     if type(value) in (tuple, list):
         return type(value)(select_tokens(item, rows, slots, count, length) for item in value)
     return value
+
+
+def _bias_of_rows(name: str, value: Any, rows: Tensor, count: int) -> Any:
+    """Select rows from one of ``_BIASES``, which has no entry for each query token."""
+    if name != _BIAS_BY_ROW or not isinstance(value, Tensor):
+        return value
+    return value.unflatten(0, (count, -1)).index_select(0, rows).flatten(0, 1)
 
 
 class RowArguments:
@@ -114,6 +133,27 @@ def argument(call: LayerCall, name: str, args: tuple, kwargs: dict[str, Any]) ->
     return args[place] if place < len(args) else None
 
 
+def with_argument(
+    call: LayerCall, name: str, value: Any, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """Replace an argument of a layer's call that :func:`argument` finds.
+
+    Args:
+        call: The call.
+        name: Of the parameter.
+        value: To be given instead.
+        args: The positional arguments after the hidden state.
+        kwargs: The keyword arguments.
+
+    Returns:
+        Both with the new value.
+    """
+    if name in kwargs:
+        return args, {**kwargs, name: value}
+    place = call.places[name]
+    return (*args[:place], value, *args[place + 1 :]), kwargs
+
+
 def bound_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Bind a layer's arguments by name, without the hidden state.
 
@@ -139,7 +179,8 @@ def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dic
     """Bind a layer's arguments by name, without the hidden state and without a mask, which keys and values ignore.
 
     The cache holds what is returned, and a circle of references would keep the keys and values of a finished decode in
-    memory until Python's garbage collector runs. So ``CACHE`` stands for the cache.
+    memory until Python's garbage collector runs. So ``CACHE`` stands for the cache. A bias of attention scores is
+    replaced by a single 0, since its presence may mean that keys are not rotated (Falcon).
 
     Args:
         call: The call.
@@ -152,4 +193,7 @@ def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dic
     """
     bound = bound_arguments(call, hidden, args, kwargs)
     bound["attention_mask"] = None
+    for name in _BIASES:
+        if isinstance(bound.get(name), Tensor):
+            bound[name] = bound[name].new_zeros(())
     return {name: CACHE if isinstance(value, LayerRunner) else value for name, value in bound.items()}

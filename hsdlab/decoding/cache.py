@@ -9,6 +9,9 @@ keys and values of a layer that no later step runs are freed at once.
 The prefill runs once for each source: beams, or several sampled sequences, are rows only from the first decode step
 on (``once``).
 
+A layer with a sliding window holds the last tokens of each row only, and owes only those that its query can see. A
+window as long as the text is full attention.
+
 A forward pass may also carry several tokens of each row, each with its own set of executed layers: the prefill under a
 prompt schedule, and every pass that ``next_pass`` announces. Rows then differ in length, and ``forget`` takes the last
 tokens of a row back. ``next_draft`` announces a step in which each row is at its own t.
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hsdlab.decoding.arguments import RowArguments, argument
+from hsdlab.decoding.arguments import RowArguments, argument, with_argument
 from hsdlab.decoding.decisions import Decisions, Rows, rows_of
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.drafts import DraftDecisions, Resumed
@@ -95,6 +98,10 @@ class SkipCache(LayerRunner, DynamicCache):
         self._late = LateKeyValues(parts, self._store, decisions.max_steps)
         self._starts: int | Tensor = 0  # new tokens before the current pass, LongTensor [rows] where rows differ
         self._end = 0  # columns of new tokens in the current pass
+        self._windows = parts.windows  # of the layers in which a window hides some token of this decode
+        self._window_masks: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by window: the mask of an announced pass, and its own
         self._row_arguments = RowArguments()
         self._split: StepRows | None = None  # where the prompt's keys and values are held apart
         self._masks_groups = can_split(parts.model) and groups_queries(parts.model)
@@ -129,8 +136,9 @@ class SkipCache(LayerRunner, DynamicCache):
         return self._prompt_length + self._longest
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Return the sizes for the keys of all tokens, which every layer has when it runs."""
-        return self.get_seq_length() + query_length, 0
+        """Return the number of keys that a layer attends to, and the first of them: of all tokens, or of its window."""
+        first = self._seen_from(layer_idx)
+        return self.get_seq_length() + query_length - first, first
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -140,10 +148,10 @@ class SkipCache(LayerRunner, DynamicCache):
             raise KeysAndValuesMade(key_states, value_states)
         if self.passes == 0:
             return self._update_prompt(layer_idx, key_states, value_states)
-        storage = self._store[layer_idx]
-        storage.reserve(self._end)
+        storage, seen_from = self._store[layer_idx], self._seen_from(layer_idx)
+        self._reserve(layer_idx)
         if self._tokens is not None:
-            return self._update_tokens(storage, key_states, value_states)
+            return self._update_tokens(storage, seen_from, key_states, value_states)
         called = self._called
         if isinstance(self._starts, int) and called is None:
             storage.append(self._starts, key_states, value_states)
@@ -152,7 +160,7 @@ class SkipCache(LayerRunner, DynamicCache):
             rows = torch.arange(len(key_states), device=device) if called is None else called
             starts = self._starts if isinstance(self._starts, int) else sent(self._starts, device)[rows, None]
             storage.write(rows, starts, key_states, value_states)
-        keys, values = storage.read(self._end)
+        keys, values = storage.read(self._end, seen_from)
         if storage.prompt is not None and self._split is not None:
             prompt_keys, prompt_values = storage.prompt
             return TwoParts(prompt_keys, keys, self._split), TwoParts(prompt_values, values, self._split)
@@ -260,6 +268,40 @@ class SkipCache(LayerRunner, DynamicCache):
         """New tokens of the longest row before the current pass."""
         return self._starts if isinstance(self._starts, int) else int(self._starts.max())
 
+    # Sliding windows -----------------------------------------------------------------------------------------
+
+    def _seen_from(self, index: int) -> int:
+        """Return the first token of the text that a layer's window shows to some query of the current pass."""
+        window = self._windows[index]
+        if window is None:
+            return 0
+        shortest = self._starts if isinstance(self._starts, int) else int(self._starts.min())
+        return max(0, self._prompt_length + shortest - window + 1)
+
+    def _first_seen(self, index: int, first: int | Tensor) -> int | Tensor:
+        """Return the first token that a query at token ``first`` sees, which may be a tensor; below 0 for all."""
+        window = self._windows[index]
+        return 0 if window is None else first - window + 1
+
+    def _reserve(self, index: int) -> None:
+        """Make room for the new tokens of the pass. What a rollback may need again is not dropped."""
+        rolls_back = self._tokens is not None or self._choice is not self._decisions
+        self._store[index].reserve(self._end, 0 if rolls_back else self._seen_from(index))
+
+    def _with_window(self, index: int, call: LayerCall, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Restrict the mask of an announced pass, which is that of full attention, to a layer's window."""
+        window, given = self._windows[index], argument(call, "attention_mask", args, kwargs)
+        if window is None or given is None:
+            return args, kwargs
+        if window not in self._window_masks or self._window_masks[window][0] is not given:
+            seen_from = self._seen_from(index)
+            queries = self.lengths[:, None] + torch.arange(given.shape[2])  # (rows or 1, tokens)
+            keys = torch.arange(seen_from, given.shape[3]) - self._prompt_length
+            hidden = sent(keys <= queries[:, :, None] - window, given.device)[:, None]  # (rows or 1, 1, tokens, keys)
+            closed = False if given.dtype == torch.bool else torch.finfo(given.dtype).min
+            self._window_masks[window] = given, given[..., seen_from:].masked_fill(hidden, closed)
+        return with_argument(call, "attention_mask", self._window_masks[window][1], args, kwargs)
+
     # Running a layer -----------------------------------------------------------------------------------------
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
@@ -270,8 +312,11 @@ class SkipCache(LayerRunner, DynamicCache):
         if self.passes == 0:
             hidden = self._run_prompt(index, call, hidden, args, kwargs)
         elif self._tokens is not None:
+            args, kwargs = self._with_window(index, call, args, kwargs)
             hidden = self._run_tokens(index, call, hidden, args, kwargs)
         else:
+            if self._choice is not self._decisions:
+                args, kwargs = self._with_window(index, call, args, kwargs)
             if self._live is not None:
                 hidden, args, kwargs = self._live.enter(index, hidden, args, kwargs)
             hidden = self._run_decode_step(index, call, hidden, args, kwargs)
@@ -316,7 +361,9 @@ class SkipCache(LayerRunner, DynamicCache):
         self._prompt_rows = PromptRows(rows, copies, device)
         if copies > 1 and can_split(self._parts.model) and split_pays(rows // copies * length):
             self._split = StepRows(copies, length)
-        self._store.begin(rows // copies, copies, length, apart=self._split is not None)
+        whole = length + self._decisions.max_steps
+        self._windows = tuple(None if window is None or window >= whole else window for window in self._windows)
+        self._store.begin(rows // copies, copies, length, self._split is not None, self._windows)
         if not self._decisions.may_skip_prompt:
             return
         mask = torch.ones(rows, length) if self.prompt_mask is None else self.prompt_mask
@@ -377,7 +424,8 @@ class SkipCache(LayerRunner, DynamicCache):
             history.passed_by(index, call, hidden, args, kwargs, starts, running.skipped)
         output = hidden
         if not running.nowhere:
-            self._compute_late(index, call, len(hidden), starts + running.after_last, running.rows)
+            first = self._first_seen(index, starts + running.first)
+            self._compute_late(index, call, len(hidden), starts + running.after_last, running.rows, first)
             ran = self._called_for_tokens(running, call, hidden, args, kwargs, True, tokens.mlp_beside(index))
             output = running.put(output, ran)
         alone = tokens.mlp_alone(index)
@@ -440,7 +488,8 @@ class SkipCache(LayerRunner, DynamicCache):
         if rows is not None and self._choice.may_fill and self._decisions.needed_after(index, len(self.executed)):
             self._passed_by(index, call, hidden, args, kwargs, rows)
         if rows is None or len(rows) > 0:
-            self._compute_late(index, call, len(hidden), self._starts, rows)
+            first = self._first_seen(index, self._starts)
+            self._compute_late(index, call, len(hidden), self._starts, rows, first)
 
     def _called_for(
         self,
@@ -453,16 +502,17 @@ class SkipCache(LayerRunner, DynamicCache):
         mlp: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Run a layer, or a part of it, for some rows; return their hidden states before and after it."""
-        mask = argument(call, "attention_mask", args, kwargs) if self._split is not None else None
+        split = self._split if self._windows[self._index[call.layer]] is None else None
+        mask = argument(call, "attention_mask", args, kwargs) if split is not None else None
         if rows is None:
-            if self._split is not None:
-                self._split.begin_layer(mask, mask, None)
+            if split is not None:
+                split.begin_layer(mask, mask, None)
             return hidden, run_parts(call, hidden, args, self._with_mask(kwargs, hidden), attention, mlp)
         called = self._choice.on_device.get(rows, hidden.device)
         args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
         arrived = hidden.index_select(0, called)
-        if self._split is not None:
-            self._split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
+        if split is not None:
+            split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
         self._called = called
         try:
             return arrived, run_parts(call, arrived, args, self._with_mask(kwargs, hidden), attention, mlp)
@@ -491,6 +541,7 @@ class SkipCache(LayerRunner, DynamicCache):
     def _end_pass(self, length: int) -> None:
         if self.passes == 0:
             self._prompt_length = length
+            self._store.end_prompt()
             self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
         elif self._tokens is not None:
             self._set_lengths(self.lengths + self._tokens.valid.sum(dim=1))
@@ -501,6 +552,7 @@ class SkipCache(LayerRunner, DynamicCache):
             self.executed.append(self._decisions.executed)
             self._starts = self._longest + 1
         self._tokens = None
+        self._window_masks.clear()
         self._row_arguments.forget()
         if self._prompt_rows is not None:
             self._prompt_rows.forget()
@@ -542,11 +594,13 @@ class SkipCache(LayerRunner, DynamicCache):
         keys, values = self._store.write_prompt(index, rows, slots, keys, values).read_prompt()
         return keys.index_select(0, rows), values.index_select(0, rows)
 
-    def _update_tokens(self, storage: LayerStorage, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _update_tokens(
+        self, storage: LayerStorage, seen_from: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         running, starts = self._running, self._starts
         if running is None and isinstance(starts, int):
             storage.append(starts, keys, values)
-            return storage.read(self._end)
+            return storage.read(self._end, seen_from)
         if running is None:
             rows = torch.arange(len(keys), device=keys.device)
             slots = torch.arange(keys.shape[2], device=keys.device)[None]
@@ -554,7 +608,7 @@ class SkipCache(LayerRunner, DynamicCache):
             rows, slots = running.on_device
         first = starts if isinstance(starts, int) else sent(starts, keys.device)[rows, None]
         storage.write(rows, first + slots, keys, values)
-        keys, values = storage.read(self._end)
+        keys, values = storage.read(self._end, seen_from)
         return (keys, values) if running is None else (keys.index_select(0, rows), values.index_select(0, rows))
 
     def _passed_by(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Tensor) -> None:
@@ -564,21 +618,24 @@ class SkipCache(LayerRunner, DynamicCache):
             skipped = torch.ones(len(hidden), 1, dtype=torch.bool).index_fill(0, rows, value=False)
         self._late.new.passed_by(index, call, hidden, args, kwargs, self._starts, skipped)
 
-    def _compute_late(self, index: int, call: LayerCall, count: int, before: int | Tensor, rows: Rows) -> None:
-        """Compute the keys and values that ``rows`` owe at a layer, of tokens ``before`` those that run it."""
+    def _compute_late(
+        self, index: int, call: LayerCall, count: int, before: int | Tensor, rows: Rows, first: int | Tensor
+    ) -> None:
+        """Compute the keys and values that ``rows`` owe at a layer, of tokens from ``first`` to ``before``."""
         late, prompt = self._late, self._late.prompt
         self._filling = True
         try:
             if self.passes == 0 and prompt is not None:
-                late.compute(self, index, call, prompt.take(index, count, before, rows), of_prompt=True)
+                late.compute(self, index, call, prompt.take(index, count, before, rows, first), of_prompt=True)
                 return
             if prompt is not None and self._prompt_rows is not None:
                 copies = self._prompt_rows.copies
                 sources = None if rows is None else (rows // copies).unique()
-                owed = prompt.take(index, count // copies, self._prompt_length, sources)
+                first_of_prompt = first if self._windows[index] is None else self._prompt_length + first
+                owed = prompt.take(index, count // copies, self._prompt_length, sources, first_of_prompt)
                 late.compute(self, index, call, owed, of_prompt=True)
-            if (owed := late.new.take(index, count, before, rows)) is not None:
-                self._store[index].reserve(self._end)
+            if (owed := late.new.take(index, count, before, rows, first)) is not None:
+                self._reserve(index)
                 late.compute(self, index, call, owed)
         finally:
             self._filling = False

@@ -30,7 +30,8 @@ def merged_config(
         kwargs: The keywords of the call. They win over ``generation_config``; None switches an option off.
 
     Returns:
-        A new config. Its ``return_dict_in_generate`` is True unless ``kwargs`` has it.
+        A new config. Its ``return_dict_in_generate`` is True unless ``kwargs`` has it. Its ``use_cache`` is False only
+        where the call says so, and not where the model's own default does (MPT).
 
     Raises:
         UserError: ``generation_config`` is of another type, or a length or a number of beams or of sequences is not a
@@ -40,10 +41,12 @@ def merged_config(
         raise UserError(f"generation_config={generation_config!r}: expected a transformers.GenerationConfig, or None.")
     _check_numbers(kwargs)
     options = {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask")}
+    without_cache = False in (kwargs.get("use_cache"), getattr(generation_config, "use_cache", None))
     generation_config = copy.deepcopy(generation_config) or GenerationConfig()
     generation_config.update(**{**options, "return_dict_in_generate": True})
     merged = model._prepare_generation_config(generation_config)[0]
     merged.update(**options)  # None switches an option off
+    merged.use_cache = not without_cache
     return merged
 
 

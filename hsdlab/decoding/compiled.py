@@ -108,10 +108,10 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
         )
     check_prompt(decisions, torch.ones(1, _PROMPT_TOKENS, dtype=torch.bool))
     name = type(parts.model).__name__
-    if not parts.proven:
+    tested = sorted(name for name, family in FAMILIES.items() if family.compiled)
+    if parts.model.config.get_text_config(decoder=True).model_type not in tested:
         raise UserError(
-            f"compile=True: {name} is not of a family that is tested compiled ({', '.join(sorted(FAMILIES))}); leave "
-            "compile out."
+            f"compile=True: {name} is not of a family that is tested compiled ({', '.join(tested)}); leave compile out."
         )
     attention = parts.model.config.get_text_config(decoder=True)._attn_implementation
     if attention not in _ATTENTIONS:
@@ -258,11 +258,20 @@ class CompiledDecode:
 
     Attributes:
         cache: The KV cache, for transformers' ``generate`` inside of :meth:`steps`.
+
+    Raises:
+        UserError: The text grows beyond a layer's sliding window.
     """
 
     def __init__(
         self, parts: DecoderParts, decisions: Decisions, compilation: Compilation, rows: int, prompt_length: int
     ) -> None:
+        window = min((window for window in parts.windows if window is not None), default=None)
+        if window is not None and window < prompt_length + decisions.max_steps:
+            raise UserError(
+                f"compile=True: a prompt of {prompt_length} tokens and max_new_tokens={decisions.max_steps} exceed the "
+                f"sliding window of {window} tokens; leave compile out."
+            )
         tokens = prompt_length + decisions.max_steps - 1  # the last one is never read
         columns = -(-tokens // COLUMNS) * COLUMNS
         workspace = _workspace(parts, rows, columns, compilation)

@@ -23,6 +23,7 @@ class DraftHead:
 
     def __init__(self, parts: DecoderParts, tokens: Tensor) -> None:
         parts.check_head_rows()
+        self._scaled = parts.scaled
         self._tokens = tokens
         self._vocabulary = parts.vocabulary_size
         self._weight = parts.head.weight.detach()[tokens]  # (n, e)
@@ -38,6 +39,6 @@ class DraftHead:
         Returns:
             [..., vocabulary].
         """
-        logits = linear(hidden, self._weight, self._bias)
+        logits = self._scaled(linear(hidden, self._weight, self._bias))
         whole = logits.new_full((*logits.shape[:-1], self._vocabulary), -torch.inf)
         return whole.index_copy(-1, self._tokens, logits)

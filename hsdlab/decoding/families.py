@@ -1,20 +1,21 @@
 """Where a decoder-only transformers model keeps its layers, final norm and head.
 
-The only file that touches attribute paths of transformers models. Seven families are listed, and the tests cover them.
-The parts of any other decoder-only model are found by its structure, and a numerical check has to confirm them
+The only file that touches attribute paths of transformers models. The tests cover the families that are listed. The
+parts of any other decoder-only model are found by its structure, and a numerical check has to confirm them
 (:mod:`hsdlab.decoding.semantics`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
 
 Longer than other files, so that no other one has to know the structure of a model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from hsdlab.errors import UserError
 
@@ -31,27 +32,81 @@ class Family:
         layers: The ``ModuleList`` of decoder layers.
         after_layers: The modules between the last layer and the head, in order. A name whose attribute is None is
             ignored (OPT-350m has no final norm, most OPT models no ``project_out``).
-        query: The query projection inside one layer, or None where queries, keys and values are one fused matrix.
+        query: The query projection inside one layer, or None where queries, keys and values are one fused matrix, or
+            queries are made in several steps.
+        after_head: The entries of the config that scale or cap the logits after the head, in order.
+        compiled: Whether the tests decode it with ``compile=True``.
     """
 
     layers: str
     after_layers: tuple[str, ...]
     query: str | None
+    after_head: tuple[str, ...] = ()
+    compiled: bool = False
 
 
-_LLAMA_LIKE = Family("layers", ("norm",), "self_attn.q_proj")
+def _llama_like(*after_head: str, compiled: bool = False) -> Family:
+    return Family("layers", ("norm",), "self_attn.q_proj", after_head, compiled)
+
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("h", ("ln_f",), None),
-    "gpt_neox": Family("layers", ("final_layer_norm",), None),
-    "llama": _LLAMA_LIKE,
-    "mistral": _LLAMA_LIKE,
-    "opt": Family("layers", ("final_layer_norm", "project_out"), "self_attn.q_proj"),
-    "phi": Family("layers", ("final_layernorm",), "self_attn.q_proj"),
-    "qwen2": _LLAMA_LIKE,
+    "bloom": Family("h", ("ln_f",), None),
+    "cohere2": _llama_like("logit_scale"),
+    "deepseek_v3": Family("layers", ("norm",), None),
+    "falcon": Family("h", ("ln_f",), None),
+    "gemma": _llama_like(),
+    "gemma2": _llama_like("final_logit_softcapping"),
+    "gemma3_text": _llama_like("final_logit_softcapping"),
+    "glm4": _llama_like(),
+    "gpt2": Family("h", ("ln_f",), None, compiled=True),
+    "gpt_neox": Family("layers", ("final_layer_norm",), None, compiled=True),
+    "gpt_oss": _llama_like(),
+    "gptj": Family("h", ("ln_f",), "attn.q_proj"),
+    "granite": _llama_like("logits_scaling"),
+    "llama": _llama_like(compiled=True),
+    "ministral": _llama_like(),
+    "mistral": _llama_like(compiled=True),
+    "mixtral": _llama_like(),
+    "mpt": Family("blocks", ("norm_f",), None),
+    "olmo2": _llama_like(),
+    "olmo3": _llama_like(),
+    "opt": Family("layers", ("final_layer_norm", "project_out"), "self_attn.q_proj", compiled=True),
+    "phi": Family("layers", ("final_layernorm",), "self_attn.q_proj", compiled=True),
+    "phi3": Family("layers", ("norm",), None),
+    "qwen2": _llama_like(compiled=True),
+    "qwen3": _llama_like(),
+    "qwen3_moe": _llama_like(),
+    "smollm3": _llama_like(),
+    "stablelm": _llama_like(),
+    "starcoder2": _llama_like(),
 }
 
-_NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
+_NORM_NAMES = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "layernorm")
+
+
+def _divided(by: float, logits: Tensor) -> Tensor:
+    return logits / by
+
+
+def _multiplied(by: float, logits: Tensor) -> Tensor:
+    return logits * by
+
+
+def _capped(cap: float, logits: Tensor) -> Tensor:
+    return torch.tanh(logits / cap) * cap
+
+
+_AFTER_HEAD: dict[str, Callable[[float, Tensor], Tensor]] = {
+    "logits_scaling": _divided,  # Granite
+    "logit_scale": _multiplied,  # Cohere
+    "lm_head_multiplier": _multiplied,  # Falcon-H1
+    "final_logit_softcapping": _capped,  # Gemma 2
+}
+"""What an entry of a model's config does to its logits."""
+
+
+_CACHED = (DynamicLayer, DynamicSlidingWindowLayer)
+"""How transformers caches layers whose keys and values can be computed late: those of each token are its own."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +119,10 @@ class DecoderParts:
         after_layers: The modules between the last layer and the head, in order: the final norm, for some models also
             a projection.
         head: Hidden state [..., d] to vocabulary logits [..., vocabulary]; a Linear, if no adapter wraps it.
+        after_head: What the model does to the logits after the head, in order: a scale or a cap.
         queries: The query projection of each layer; None where it is fused with keys and values.
+        windows: The sliding window (or chunk) of each layer: how many tokens its attention sees at most, the token
+            itself included; None where it sees all.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
 
@@ -72,7 +130,9 @@ class DecoderParts:
     layers: tuple[nn.Module, ...]
     after_layers: tuple[nn.Module, ...]
     head: Any
+    after_head: tuple[Callable[[Tensor], Tensor], ...]
     queries: tuple[nn.Module | None, ...]
+    windows: tuple[int | None, ...]
     proven: bool
 
     @property
@@ -109,7 +169,20 @@ class DecoderParts:
         Returns:
             [..., vocabulary], in the model's dtype.
         """
-        return self.head(self._before_head(hidden))
+        return self.scaled(self.head(self._before_head(hidden)))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Scale or cap logits as the model does after its head.
+
+        Args:
+            logits: The output of the head, or of some of its rows, [..., tokens].
+
+        Returns:
+            The model's logits of these tokens.
+        """
+        for step in self.after_head:
+            logits = step(logits)
+        return logits
 
     def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Compute ``logits`` for candidate tokens only, from their rows of the head (:meth:`check_head_rows`).
@@ -123,7 +196,25 @@ class DecoderParts:
         """
         hidden = self._before_head(hidden)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
-        return logits if self.head.bias is None else logits + self.head.bias[tokens]
+        return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens])
+
+    def check_masks(self) -> None:
+        """Check that the model takes a mask of four dimensions, with which a pass carries several tokens of each row.
+
+        Raises:
+            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), or has chunked attention.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        if hasattr(self.body, "build_alibi_tensor") or getattr(config, "alibi", False):
+            reason = "computes the bias of its attention (ALiBi) from the padding"
+        elif "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+            reason = "attends in chunks"
+        else:
+            return
+        raise UnsupportedModelError(
+            f"{type(self.model).__name__} {reason}, so that no forward pass can carry tokens of texts of different "
+            "lengths, by which drafts are verified. Decode without Verified."
+        )
 
     def check_head_rows(self) -> None:
         """Check that the head is a plain matrix, so that the rows of candidate tokens can be taken from it.
@@ -211,7 +302,7 @@ def feed_forward_names(layer: nn.Module) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    name = _first_child(layer, ("mlp", "fc1", "feed_forward"))
+    name = _first_child(layer, ("mlp", "fc1", "feed_forward", "ffn"))
     return (name, "fc2") if name == "fc1" else (name,)
 
 
@@ -303,25 +394,31 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         The parts. They are the model's own modules, so changes to one are changes to the other.
 
     Raises:
-        UnsupportedModelError: For encoder-decoder models, sliding-window or linear-attention layers, models that
-            accelerate dispatched over devices, and architectures whose parts are not found.
+        UnsupportedModelError: For encoder-decoder models, layers without attention or with another layer's keys and
+            values, models that accelerate dispatched over devices, and architectures whose parts are not found.
     """
     model = plain_model(module)
     name = type(model).__name__
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder model; hsdlab decodes decoder-only models.")
+    if getattr(config, "add_cross_attention", False):
+        raise UnsupportedModelError(
+            f"{name} has cross-attention to an encoder (add_cross_attention=True); hsdlab decodes decoder-only models."
+        )
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise UnsupportedModelError(
             f"{name} was dispatched over several devices by device_map; load it on one device "
             "(load_model(..., device='cuda:0'))."
         )
-    other = sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers} - {DynamicLayer.__name__})
+    cached = DynamicCache(config=config).layers
+    other = sorted({type(layer).__name__ for layer in cached if type(layer) not in _CACHED})
     if other:
         raise UnsupportedModelError(
-            f"{name} has {', '.join(other)} in its KV cache; skipped layers need full attention in every layer "
-            "(for Mistral and Qwen2, a config with sliding_window=None)."
+            f"{name} has {', '.join(other)} in its KV cache; skipped layers need attention in every layer, with keys "
+            "and values of its own, over the whole text or in a sliding window."
         )
+    windows = tuple(getattr(layer, "sliding_window", None) for layer in cached)
 
     decoder = model.get_decoder()
     family = FAMILIES.get(config.model_type)
@@ -330,6 +427,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         raise UnsupportedModelError(
             f"{name} ({config.model_type}): found no list of {config.num_hidden_layers} decoder layers in "
             f"{type(decoder).__name__}. CONTRIBUTING.md, 'Add a model family', says how to name it."
+        )
+    if len(set(layers)) < len(layers):
+        raise UnsupportedModelError(
+            f"{name} uses one layer several times; each of its layers needs weights of its own."
         )
     names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
     head = model.get_output_embeddings()
@@ -341,7 +442,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     after_layers = tuple(m for m in (getattr(decoder, n) for n in names) if m is not None)
     queries = tuple(_query(layer, family) for layer in layers)
-    return DecoderParts(model, tuple(layers), after_layers, head, queries, proven=family is not None)
+    scales = family.after_head if family else tuple(_AFTER_HEAD)
+    values = {entry: getattr(config, entry, None) for entry in scales}
+    after_head = tuple(partial(_AFTER_HEAD[entry], value) for entry, value in values.items() if value is not None)
+    return DecoderParts(model, tuple(layers), after_layers, head, after_head, queries, windows, family is not None)
 
 
 def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:

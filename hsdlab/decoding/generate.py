@@ -25,7 +25,7 @@ from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.output import DecodeOutput
 from hsdlab.decoding.packed import packed_weights
-from hsdlab.decoding.semantics import check_semantics
+from hsdlab.decoding.semantics import check_passes, check_semantics
 from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.static_cache import StaticCache
@@ -121,6 +121,8 @@ def applied(
     Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
     if not parts.proven:
         check_semantics(parts)
+    if isinstance(strategy, DraftedStrategy):
+        check_passes(parts)
     run = AppliedRun(strategy, max_new_tokens, on_decode)
     attributes = vars(parts.model)
     own = {"generate": attributes["generate"]} if "generate" in attributes else {}
@@ -182,8 +184,8 @@ def generate(
 
     Raises:
         UserError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
-            with skipped layers: assisted decoding, static, sliding-window or linear-attention caches, a pre-filled
-            cache, ``use_cache=False``; with ``compile``, also for what cannot be compiled.
+            with skipped layers: assisted decoding, static caches, a pre-filled cache, ``use_cache=False``; with
+            ``compile``, also for what cannot be compiled.
         UnsupportedModelError: hsdlab cannot decode this model.
         RunError: torch cannot compile a layer.
         RuntimeError: transformers returned without decoding, which no input is known to cause.
@@ -224,7 +226,8 @@ def _decode(
     max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
     check_context(model, prompt_length, max_steps)
 
-    forced: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": max_steps, "max_length": None}
+    forced: dict[str, Any] = {"return_dict_in_generate": True, "use_cache": True}
+    forced |= {"max_new_tokens": max_steps, "max_length": None}
     drafted = isinstance(run.strategy, DraftedStrategy)
     if config.stop_strings is not None and config.num_beams == 1 and not drafted:
         forced["stop_strings"] = None  # RowEnds checks them
@@ -311,6 +314,7 @@ def _decode(
         probes=decisions.probed,
         prompt=cache.prompt_executed,
         prompt_counts=(cache.prompt_tokens, cache.prompt_late_tokens, cache.prompt_late_passes),
+        windows=parts.windows,
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,

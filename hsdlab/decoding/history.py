@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsdlab.decoding.arguments import position_arguments
+from hsdlab.decoding.arguments import argument, position_arguments
 from hsdlab.decoding.device import Reading, sent
 from hsdlab.decoding.skipping import LayerCall
 from hsdlab.decoding.token_pool import ArgumentPools, TokenPool
@@ -31,7 +31,7 @@ class Owed:
 
 @dataclass
 class _LayerType:
-    """Layers that are called with the same arguments besides the hidden state (rotary embeddings differ by type).
+    """Layers that are called with the same arguments besides hidden state and mask (rotary embeddings differ by type).
 
     Attributes:
         pools: The arguments of each token.
@@ -105,7 +105,8 @@ class History:
         self, layer: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any], columns: "_Columns"
     ) -> None:
         """Keep a layer's arguments of this pass, once for all layers that are called with the same ones."""
-        given = [*args, *kwargs.values()]
+        mask = argument(call, "attention_mask", args, kwargs)
+        given = [None if value is mask else value for value in (*args, *kwargs.values())]
         kind = self._type_of.get(layer)
         if kind is None:
             kind = next((each for each in self._types if _same(each.given, given)), None)
@@ -122,7 +123,9 @@ class History:
         elif not _same(kind.given, given):
             raise RuntimeError(f"Layer {layer} no longer has the arguments of those that it shared them with.")
 
-    def take(self, layer: int, count: int, before: int | Tensor, rows: Tensor | None = None) -> Owed | None:
+    def take(
+        self, layer: int, count: int, before: int | Tensor, rows: Tensor | None = None, first: int | Tensor = 0
+    ) -> Owed | None:
         """Take tokens that still owe keys and values at a layer; afterwards they owe none there.
 
         Args:
@@ -130,6 +133,8 @@ class History:
             count: Rows of the batch.
             before: Tokens with a smaller index are taken; LongTensor [count] on the CPU where rows differ.
             rows: The rows whose tokens are taken, LongTensor on the CPU; None for all.
+            first: Tokens with a smaller index stay, since they are outside of the layer's sliding window; LongTensor
+                [count] on the CPU where rows differ.
 
         Returns:
             The tokens; None if there are none.
@@ -139,10 +144,10 @@ class History:
         owes = self._owes[layer]
         if owes is None:
             return None
-        if rows is not None or not isinstance(before, int):
+        if rows is not None or not isinstance(before, int) or not isinstance(first, int):
             owes = self._owes[layer] = owes.expand(count, -1).clone() if len(owes) != count else owes
-        limit = before if isinstance(before, int) else before[:, None]
-        asked = owes & (torch.arange(self._length) < limit)  # (rows or 1, length)
+        tokens = torch.arange(self._length)
+        asked = owes & (tokens < _column(before)) & (tokens >= _column(first))  # (rows or 1, length)
         if rows is not None:
             others = torch.ones(count, dtype=torch.bool).index_fill(0, rows, value=False)
             asked[others] = False
@@ -239,6 +244,10 @@ def _written(table: Tensor | None, length: int, width: int, columns: _Columns, v
         table = table.repeat(width, 1)
     table[columns.where] = values
     return table
+
+
+def _column(tokens: int | Tensor) -> int | Tensor:
+    return tokens if isinstance(tokens, int) else tokens[:, None]
 
 
 def _read(table: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 For the time of one call, an attribute of the layer stands before the module of the same name: a function that returns
 zeros without computing anything, or one that masks what the module returns. The layer's own code adds zeros to the
-hidden state, so a part that is left out passes it on unchanged. Norms are computed nonetheless.
+hidden state, so a part that is left out passes it on unchanged. In place of zeros, a part that adds to the hidden state
+by itself (BLOOM) returns what it was given to add to. Norms are computed nonetheless.
 
 Whether the layers of a model do that is checked once, with the hidden states of one token.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -119,17 +122,20 @@ def _stand_ins(layer: nn.Module, names: tuple[str, ...], runs: Tensor | bool) ->
     last = getattr(layer, names[-1])
     if isinstance(runs, Tensor):
         return {names[-1]: _masked(last, runs)}
-    return dict.fromkeys(names[:-1], _pass_on) | {names[-1]: _nothing(_further_outputs[type(last)])}
+    return dict.fromkeys(names[:-1], _pass_on) | {names[-1]: _nothing(last)}
 
 
 def _pass_on(hidden: Tensor) -> Tensor:
     return hidden
 
 
-def _nothing(further: int | None) -> Callable[..., Any]:
+def _nothing(module: nn.Module) -> Callable[..., Any]:
+    further = _further_outputs[type(module)]
+
     def forward(*args: Any, **kwargs: Any) -> Any:
-        zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
-        return zeros if further is None else (zeros, *[None] * further)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output = _adding_nothing(module, args, kwargs, hidden)
+        return output if further is None else (output, *[None] * further)
 
     return forward
 
@@ -139,10 +145,24 @@ def _masked(module: nn.Module, runs: Tensor) -> Callable[..., Any]:
         output = module(*args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else output
         where = runs.reshape(*hidden.shape[:-1], 1)  # [rows, length, 1], or [rows · length, 1] in OPT
-        hidden = torch.where(where, hidden, torch.zeros_like(hidden))
+        hidden = torch.where(where, hidden, _adding_nothing(module, args, kwargs, hidden))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return forward
+
+
+def _adding_nothing(module: nn.Module, args: tuple, kwargs: dict[str, Any], like: Tensor) -> Tensor:
+    """Return what a part returns that adds nothing: zeros, or the residual if the part adds to it itself (BLOOM)."""
+    place = _place_of_residual(type(module))
+    if place is None:
+        return torch.zeros_like(like)
+    return kwargs["residual"] if "residual" in kwargs else args[place]
+
+
+@cache
+def _place_of_residual(module_class: Any) -> int | None:
+    names = list(inspect.signature(module_class.forward).parameters)[1:]
+    return names.index("residual") if "residual" in names else None
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
         return self._past_length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._past_length + query_length, 0
+        return (query_length, 0) if self._past is None else self._past.get_mask_sizes(query_length, layer_idx)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

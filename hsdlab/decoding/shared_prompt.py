@@ -200,6 +200,8 @@ def _attention(
     """
     if not isinstance(key, TwoParts) or not isinstance(value, TwoParts) or dropout_p or is_causal:
         return None
+    if key._new.shape[3] != value._new.shape[3]:  # latent attention (DeepSeek), which the joined function does not take
+        return None
     step, heads = key._step, key._new.shape[1]
     grouped = query.shape[1] == heads  # the query tokens are query heads, if there are several
     if not step.serves(attn_mask) or not (grouped or (enable_gqa and query.shape[2] == 1)):

@@ -1,6 +1,7 @@
 """Memory for keys and values: preallocated blocks of each layer, written in place and read as views."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,28 +16,37 @@ class LayerStorage:
     With ``apart``, the prompt's keys and values stay apart, once per source. Else they are the first columns of the
     block, once per row.
 
+    The tokens of a text, those of the (padded) prompt first, are counted from 0. A layer with a sliding window needs
+    the last of them only, and its block begins with a later one.
+
     Args:
-        keys: Of the prompt, [sources, heads, prompt, head dim].
+        keys: Of the prompt, or of its last tokens, [sources, heads, tokens, head dim].
         values: Of the prompt, likewise.
         copies: Consecutive rows of the batch that share a source.
         most: The most new tokens that will be written.
         apart: Whether the prompt's part stays apart, in ``prompt``.
+        first: The first token of the text that ``keys`` has; 0 where the prompt's part stays apart.
 
     Attributes:
         prompt: Keys and values of the prompt, [sources, heads, prompt, head dim]; None where the block holds them.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, copies: int, most: int, apart: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, copies: int, most: int, apart: bool, first: int = 0) -> None:
         self.prompt = (keys, values) if apart else None
         self._copies = copies
-        self._prompt_columns = 0 if apart else keys.shape[2]
+        self._prompt_length = first + keys.shape[2]
+        self._first = self._prompt_length if apart else first  # token of the text in column 0 of the block
         self._most = most
         self._pair = [self._block(part, copies, apart) for part in (keys, values)]
+
+    def _column(self, new_token: Any) -> Any:
+        """Return the column of a new token, a number or a tensor of them; below 0 for one that was dropped."""
+        return self._prompt_length - self._first + new_token
 
     def _block(self, prompt: Tensor, copies: int, apart: bool) -> Tensor:
         """Make a block [rows, heads, columns, head dim], with the prompt's keys or values in it unless ``apart``."""
         sources, heads, length, size = prompt.shape
-        columns = self._prompt_columns + min(self._most, GROWTH_TOKENS)
+        columns = self._column(min(self._most, GROWTH_TOKENS))
         block = prompt.new_zeros(sources, copies, heads, columns, size)
         if not apart:
             block[:, :, :, :length] = prompt[:, None]
@@ -47,34 +57,53 @@ class LayerStorage:
         """Bytes of all keys and values, those not yet written included."""
         return sum(part.nbytes for part in (*self._pair, *(self.prompt or ())))
 
-    def reserve(self, new_tokens: int) -> None:
-        """Grow the block, if need be.
+    def reserve(self, new_tokens: int, seen_from: int = 0) -> None:
+        """Make room, if need be: drop what is not needed if it is much, else grow the block.
 
         Args:
             new_tokens: How many it has to hold.
+            seen_from: The first token of the text that is still needed.
         """
-        columns = self._pair[0].shape[2]
-        if columns >= self._prompt_columns + new_tokens:
+        if self._pair[0].shape[2] >= self._column(new_tokens):
             return
-        more = max(new_tokens, min(self._most, columns - self._prompt_columns + GROWTH_TOKENS))
+        if seen_from - self._first >= GROWTH_TOKENS:
+            dropped = min(seen_from - self._first, self._pair[0].shape[2])
+            for block in self._pair:
+                block[:, :, : block.shape[2] - dropped] = block[:, :, dropped:].clone()
+            self._first = seen_from
+        columns = self._pair[0].shape[2]
+        if columns >= self._column(new_tokens):
+            return
+        more = self._column(max(new_tokens, min(self._most, columns - self._column(0) + GROWTH_TOKENS)))
         for index, block in enumerate(self._pair):
             rows, heads, _, size = block.shape
-            grown = block.new_zeros(rows, heads, self._prompt_columns + more, size)
+            grown = block.new_zeros(rows, heads, more, size)
             grown[:, :, :columns] = block
             self._pair[index] = grown
 
-    def read(self, new_tokens: int) -> tuple[Tensor, Tensor]:
+    def drop_before(self, first: int) -> None:
+        """Free what comes before a token of the prompt, which the block holds.
+
+        Args:
+            first: The first token of the text to keep.
+        """
+        if first > self._first:
+            self._pair = [block[:, :, first - self._first :].clone() for block in self._pair]
+            self._first = first
+
+    def read(self, new_tokens: int, seen_from: int = 0) -> tuple[Tensor, Tensor]:
         """Get views of the block.
 
         Args:
             new_tokens: How many of them to include.
+            seen_from: The first token of the text to include, where it is not the first in the block.
 
         Returns:
             Keys and values, [rows, heads, length, head dim] each; where the prompt is apart, of the new tokens alone.
         """
         keys, values = self._pair
-        length = self._prompt_columns + new_tokens
-        return keys[:, :, :length], values[:, :, :length]
+        columns = slice(max(0, seen_from - self._first), self._column(new_tokens))
+        return keys[:, :, columns], values[:, :, columns]
 
     def append(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Write the keys and values of all rows for the next new tokens.
@@ -84,8 +113,7 @@ class LayerStorage:
             keys: [rows, heads, tokens, head dim].
             values: Likewise.
         """
-        stop = start + keys.shape[2]
-        columns = slice(self._prompt_columns + start, self._prompt_columns + stop)
+        columns = slice(self._column(start), self._column(start + keys.shape[2]))
         for block, part in zip(self._pair, (keys, values), strict=True):
             block[:, :, columns] = part
 
@@ -98,7 +126,7 @@ class LayerStorage:
             keys: [entries, heads, tokens, head dim].
             values: Likewise.
         """
-        columns = self._prompt_columns + tokens
+        columns = self._column(tokens)
         for block, part in zip(self._pair, (keys, values), strict=True):
             block[rows[:, None], :, columns] = part.transpose(1, 2)
 
@@ -111,8 +139,9 @@ class LayerStorage:
             keys: [entries, heads, tokens, head dim].
             values: Likewise.
         """
+        columns = tokens if self.prompt is not None else tokens - self._first
         for block, part in zip(self._prompt_blocks(), (keys, values), strict=True):
-            block[sources[:, None], :, :, tokens] = part.transpose(1, 2)[:, :, None]
+            block[sources[:, None], :, :, columns] = part.transpose(1, 2)[:, :, None]
 
     def read_prompt(self) -> tuple[Tensor, Tensor]:
         """Get views of the prompt's part.
@@ -127,7 +156,7 @@ class LayerStorage:
         """Return views of the prompt's keys and values, [sources, copies, heads, prompt, head dim] each."""
         if self.prompt is not None:
             return [part[:, None] for part in self.prompt]
-        return [part.unflatten(0, (-1, self._copies))[:, :, :, : self._prompt_columns] for part in self._pair]
+        return [part.unflatten(0, (-1, self._copies))[:, :, :, : max(0, self._column(0))] for part in self._pair]
 
     def keep(self, rows: Tensor) -> None:
         """Keep some rows and free the others.
@@ -149,7 +178,7 @@ class LayerStorage:
             rows: The rows to copy to, likewise.
             new_tokens: How many of each row to copy.
         """
-        columns = slice(self._prompt_columns, self._prompt_columns + new_tokens)
+        columns = slice(max(0, self._column(0)), self._column(new_tokens))
         for block in self._pair:
             part = block[:, :, columns]
             part.index_copy_(0, rows, part.index_select(0, sources))
@@ -167,17 +196,20 @@ class KeyValueStore:
         self._layers: list[LayerStorage | None] = [None] * num_layers
         self._most = most
         self._sources, self._copies, self._length, self._apart = 0, 1, 0, False
+        self._windows: Sequence[int | None] = [None] * num_layers
 
-    def begin(self, sources: int, copies: int, length: int, apart: bool) -> None:
+    def begin(self, sources: int, copies: int, length: int, apart: bool, windows: Sequence[int | None]) -> None:
         """Note the sizes of the prefill.
 
         Args:
             sources: Prompts.
             copies: Consecutive rows of the batch that share a source.
             length: Of the (padded) prompts, tokens.
-            apart: Whether the prompt's part stays apart (:class:`LayerStorage`).
+            apart: Whether the prompt's part stays apart (:class:`LayerStorage`), in layers without a window.
+            windows: The sliding window of each layer, tokens; None for one that sees the whole text.
         """
         self._sources, self._copies, self._length, self._apart = sources, copies, length, apart
+        self._windows = windows
 
     def __getitem__(self, layer: int) -> LayerStorage:
         storage = self._layers[layer]
@@ -186,14 +218,30 @@ class KeyValueStore:
         return storage
 
     def hold_prompt(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Begin with the keys and values of whole prompts.
+        """Begin with the keys and values of whole prompts, of which a window keeps the last.
 
         Args:
             layer: Index of the layer.
             keys: [sources, heads, prompt, head dim].
             values: Likewise.
         """
-        self._layers[layer] = LayerStorage(keys, values, self._copies, self._most, self._apart)
+        first = self._first_of_prompt(layer)
+        self._hold(layer, keys[:, :, first:], values[:, :, first:], first)
+
+    def _hold(self, layer: int, keys: Tensor, values: Tensor, first: int) -> None:
+        apart = self._apart and self._windows[layer] is None
+        self._layers[layer] = LayerStorage(keys, values, self._copies, self._most, apart, first)
+
+    def _first_of_prompt(self, layer: int) -> int:
+        """Return the first token of the prompts that a new token can see at a layer."""
+        window = self._windows[layer]
+        return 0 if window is None else max(0, self._length - window + 1)
+
+    def end_prompt(self) -> None:
+        """Free what no new token can see, after a prefill that wrote some tokens at a time."""
+        for layer, storage in enumerate(self._layers):
+            if storage is not None and self._windows[layer] is not None:
+                storage.drop_before(self._first_of_prompt(layer))
 
     def write_prompt(self, layer: int, sources: Tensor, tokens: Tensor, keys: Tensor, values: Tensor) -> LayerStorage:
         """Write the keys and values of some tokens of the prompts; a layer that holds none begins with zeros.
@@ -210,7 +258,7 @@ class KeyValueStore:
         """
         if self._layers[layer] is None:
             sizes = self._sources, keys.shape[1], self._length
-            self.hold_prompt(layer, *(part.new_zeros(*sizes, part.shape[3]) for part in (keys, values)))
+            self._hold(layer, *(part.new_zeros(*sizes, part.shape[3]) for part in (keys, values)), first=0)
         storage = self[layer]
         storage.write_prompt(sources, tokens, keys, values)
         return storage

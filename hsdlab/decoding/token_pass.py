@@ -58,6 +58,11 @@ class RunningTokens:
         return (self.mask * places).amax(dim=1)
 
     @cached_property
+    def first(self) -> Tensor:
+        """The first token that runs in each row of the pass, LongTensor [rows] on the CPU; 0 where none does."""
+        return self.mask.to(torch.uint8).argmax(dim=1)
+
+    @cached_property
     def on_device(self) -> tuple[Tensor, Tensor]:
         """``rows`` and ``slots`` on the device."""
         return sent(self.rows, self.device), sent(self.slots, self.device)

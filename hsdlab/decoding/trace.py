@@ -19,7 +19,8 @@ class LayerCounts:
 
     Attributes:
         tokens: New tokens for which the layer, or each of its parts, ran.
-        attended: Keys that these tokens attended to, summed over the tokens; padding of the prompt counts.
+        attended: Keys that these tokens attended to, summed over the tokens; padding of the prompt counts, and what is
+            outside of a sliding window does not.
         passes: Decode steps in which the layer ran for some sequence. Of a part: calls of the layer that ran it, one
             for the sequences that run both parts, and one for those that run this part only.
         late_tokens: Tokens whose keys and values were computed late, in decode steps.
@@ -152,6 +153,7 @@ def trace_along(
     probes: ProbeCost | None = None,
     prompt: Tensor | None = None,
     prompt_counts: tuple[Tensor, Tensor, Tensor] | None = None,
+    windows: Sequence[int | None] | None = None,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
 
@@ -173,6 +175,7 @@ def trace_along(
             of the batch; None for all.
         prompt_counts: ``prompt_tokens``, ``prompt_late_tokens`` and ``prompt_late_passes`` of :class:`LayerCounts`;
             None for zeros.
+        windows: The sliding window of each layer, tokens, or None where there is none; None if no layer has one.
 
     Returns:
         The trace, on the CPU.
@@ -194,7 +197,9 @@ def trace_along(
     none = torch.zeros(num_layers, *parts, dtype=torch.long)
     ran_for = torch.stack([none, *(ran.sum(dim=0) for ran in computed)])[1:]  # (steps, layers), rows or beams
     attention_for = ran_for[..., 0] if parts else ran_for
-    keys = prompt_length + 1 + torch.arange(len(ran_for))  # (steps), keys that the step's token attends to
+    whole = prompt_length + len(ran_for)
+    most = torch.tensor([window or whole for window in windows or [None] * num_layers])
+    keys = (prompt_length + 1 + torch.arange(len(ran_for)))[:, None].minimum(most)  # (steps, layers), attended to
     no_tokens = torch.zeros(num_layers, dtype=torch.long)
     late_tokens, late_passes = late or (no_tokens, no_tokens)
     prompt_tokens, prompt_late_tokens, prompt_late_passes = prompt_counts or (no_tokens, no_tokens, no_tokens)
@@ -204,7 +209,7 @@ def trace_along(
         prompt_length=prompt_length,
         layers=LayerCounts(
             tokens=ran_for.sum(dim=0),
-            attended=(attention_for * keys[:, None]).sum(dim=0),
+            attended=(attention_for * keys).sum(dim=0),
             passes=sum((_calls(ran) for ran in computed), start=none),
             late_tokens=late_tokens - prompt_late_tokens,
             late_passes=late_passes - prompt_late_passes,

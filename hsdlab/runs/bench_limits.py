@@ -133,21 +133,24 @@ class _CacheOfSomeLayers(DynamicCache):
         return self.layers[self._latest].get_seq_length()
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Return the sizes for the keys of all tokens."""
-        return self.get_seq_length() + query_length, 0
+        """Return the number of keys that a layer attends to, and the first of them: of all tokens, or of its window."""
+        window = getattr(self.layers[layer_idx], "sliding_window", None)
+        first = 0 if window is None else max(0, self._seen - window + 1)
+        return self._seen + query_length - first, first
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values, [rows, heads, length, head dim], after stand-ins for those that are missing."""
-        layer = self.layers[layer_idx]
+        layer, (seen, _) = self.layers[layer_idx], self.get_mask_sizes(key_states.shape[2], layer_idx)
         missing = self._seen - layer.get_seq_length()
         if missing > 0:
             stand_ins = [held[:, :, -1:].expand(-1, -1, missing, -1) for held in (layer.keys, layer.values)]
             key_states = torch.cat([stand_ins[0], key_states], dim=2)
             value_states = torch.cat([stand_ins[1], value_states], dim=2)
         self._latest = layer_idx
-        return layer.update(key_states, value_states)
+        keys, values = layer.update(key_states, value_states)
+        return keys[:, :, -seen:], values[:, :, -seen:]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Move the sequences to those from which beam search continues, in the layers that are still to run."""

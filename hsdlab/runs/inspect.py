@@ -23,7 +23,7 @@ from hsdlab.data.sample import sample_batches
 from hsdlab.decoding import generate
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.forced import ForcedTexts, decode_steps
-from hsdlab.decoding.semantics import check_semantics
+from hsdlab.decoding.semantics import check_predictions, check_semantics
 from hsdlab.errors import UserError
 from hsdlab.models.generation import greedy
 from hsdlab.modules import DecodeModule
@@ -143,6 +143,7 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
     parts = decoder_parts(model)
     if not parts.proven:
         check_semantics(parts)
+    check_predictions(parts)
     batches = [batch for batch in batches if decode_steps(batch["target_mask"]).any()]
     if not batches:
         raise UserError("No text has two tokens or more after its prompt: there is no decode step to measure.")

@@ -19,6 +19,7 @@ from hsdlab.costs import Cost
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.semantics import check_predictions
 from hsdlab.decoding.sub_layers import StepLayers
 from hsdlab.errors import UserError
 from hsdlab.metrics.efficiency import Efficiency
@@ -63,10 +64,18 @@ class SkipStrategy(Callback, ABC):
             parts: The model's layers, head and sizes. A subclass that checks them also calls ``super().check_model``.
 
         Raises:
-            UserError: The strategy does not fit. The base class refuses only a strategy that does not keep its
-                arguments (:meth:`parameters`).
+            UserError: The strategy does not fit. The base class refuses a strategy that does not keep its arguments
+                (:meth:`parameters`), and, for one that reads intermediate predictions, a model of an unknown family
+                whose logits are not those of its final norm and head.
         """
         self.parameters()
+        if self.reads_predictions:
+            check_predictions(parts)
+
+    @property
+    def reads_predictions(self) -> bool:
+        """Whether the strategy reads intermediate predictions; the base class assumes it of all that decide late."""
+        return hasattr(self, "should_exit") or hasattr(self, "exit_layers")
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[StepLayers] | None:
         """Give the layer schedule of a decode.

@@ -107,6 +107,11 @@ class CALM(ProbingStrategy):
         if self.classifier is not None:
             self._classifier = ExitClassifier.load(self.classifier, parts.hidden_size).to(parts.model.device)
 
+    @property
+    def reads_predictions(self) -> bool:
+        """Whether the confidence is that of an intermediate prediction."""
+        return self.measure == "softmax"
+
     def threshold_at(self, layer: int, step: int, max_steps: int) -> float:
         """Compute the threshold λ_i(t).
 

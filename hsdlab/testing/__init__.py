@@ -23,13 +23,14 @@ from hsdlab.testing.laws import (
     law_9_knob,
 )
 from hsdlab.testing.remembered import RememberedDecodes
-from hsdlab.testing.tiny import PROMPT_TOKENS, TINY_FAMILIES, VOCABULARY, prompts, tiny_model
+from hsdlab.testing.tiny import MORE_FAMILIES, PROMPT_TOKENS, TINY_FAMILIES, VOCABULARY, TinyFamily, prompts, tiny_model
 from hsdlab.testing.watching import END_TOKENS, MODES, NEW_TOKENS, Decode, Passes, decode, watched
 
 __all__ = [
     "END_TOKENS",
     "LAWS_OF_A_DECODE",
     "MODES",
+    "MORE_FAMILIES",
     "NEW_TOKENS",
     "NOT_FOR_ORACLES",
     "PROMPT_TOKENS",
@@ -40,6 +41,7 @@ __all__ = [
     "LawViolationError",
     "Passes",
     "RememberedDecodes",
+    "TinyFamily",
     "check_strategy",
     "decode",
     "law_2_never_skip",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -9,19 +10,22 @@ class LawViolationError(AssertionError):
     """A strategy breaks one of the laws; the message says which and how."""
 
 
-def expect_close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+def expect_close(got: Tensor, expected: Tensor, what: str, tolerance: float | None = None) -> None:
     """Expect two tensors of one shape that nowhere differ by more than ``tolerance``.
 
     Args:
         got: The tensor of the strategy, of any dtype; compared in float64.
         expected: The tensor that it should be.
         what: Begins the message.
-        tolerance: Largest absolute difference. The default is for float64, where two orders of the same arithmetic stay
-            far below it.
+        tolerance: Largest absolute difference. None means 1e-9, of which two orders of the same arithmetic stay far
+            below in float64; where ``expected`` is float32, 1e-4 of its largest number.
 
     Raises:
         LawViolationError: The shapes differ, or a difference is larger or NaN.
     """
+    if tolerance is None:
+        single = expected.dtype == torch.float32 and expected.numel() > 0
+        tolerance = 1e-4 * float(expected.abs().max()) if single else 1e-9
     if got.shape != expected.shape:
         raise LawViolationError(f"{what}: got shape {tuple(got.shape)}, expected {tuple(expected.shape)}.")
     distance = float((got.double() - expected.double()).abs().max()) if got.numel() else 0.0

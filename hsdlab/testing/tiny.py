@@ -1,5 +1,6 @@
 """Tiny random models of every family, and prompts for them."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -7,17 +8,146 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TINY_FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2")
-"""The model families on which the laws are tested, by transformers' ``model_type``."""
+"""The model families on which every law is tested with every strategy, by transformers' ``model_type``."""
 
 VOCABULARY = 64
 PROMPT_TOKENS = 5
+WINDOW = 4
+"""Tokens of the sliding windows of tiny models: less than a prompt."""
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A family on which the laws are tested with a few strategies, chosen for what it adds to the others.
+
+    Attributes:
+        model_type: transformers' name.
+        models: What people call its models.
+        adds: What its layers, its attention or its head do that those of ``TINY_FAMILIES`` do not.
+        options: Of its config, for :func:`tiny_model`.
+        dtype: float32 where transformers has no attention for it but one that gives NaN at padding in float64, where it
+            routes to experts in float32, or where the product of all experts is tested, which has no float64.
+    """
+
+    model_type: str
+    models: str
+    adds: str
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+
+
+_GROUPED = {"num_key_value_heads": 2}
+_HEADS = {**_GROUPED, "head_dim": 8}
+_IN_TURN = ["sliding_attention", "full_attention", "sliding_attention"] * 2
+_WINDOWS = {"sliding_window": WINDOW, "layer_types": _IN_TURN}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LATENT = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
+MORE_FAMILIES: dict[str, TinyFamily] = {
+    "bloom": TinyFamily("bloom", "BLOOM", "ALiBi; residual inside attention and MLP", dtype=torch.float32),
+    "cohere2": TinyFamily(
+        "cohere2",
+        "Command R7B, Command A (Cohere 2)",
+        "windows, no rotation without; parallel MLP; scale after the head",
+        {**_HEADS, **_WINDOWS, "logit_scale": 0.5},
+    ),
+    "deepseek_v3": TinyFamily(
+        "deepseek_v3",
+        "DeepSeek V3, R1",
+        "latent attention; some layers with experts, one shared",
+        {**_LATENT, **_EXPERTS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 2},
+        dtype=torch.float32,
+    ),
+    "falcon": TinyFamily("falcon", "Falcon 7B", "parallel MLP; one key and value head", {"multi_query": True}),
+    "falcon_alibi": TinyFamily(
+        "falcon",
+        "Falcon-RW 1B, 7B",
+        "ALiBi inside the mask",
+        {"alibi": True, "multi_query": False, "parallel_attn": False},
+    ),
+    "falcon_new": TinyFamily(
+        "falcon",
+        "Falcon 40B, Falcon2",
+        "parallel MLP with a norm of its own",
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "gemma": TinyFamily("gemma", "Gemma 1", "scaled embeddings; norms with 1 + weight", _HEADS),
+    "gemma2": TinyFamily(
+        "gemma2",
+        "Gemma 2",
+        "windows in every second layer; caps on attention and after the head; norms around each part",
+        {**_HEADS, "sliding_window": WINDOW, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8},
+        dtype=torch.float32,
+    ),
+    "gemma3": TinyFamily("gemma3_text", "Gemma 3", "windows; rotation by layer type", {**_HEADS, **_WINDOWS}),
+    "glm4": TinyFamily("glm4", "GLM-4-0414", "norms around each part; interleaved, partial rotation", _HEADS),
+    "gpt_oss": TinyFamily(
+        "gpt_oss",
+        "GPT-OSS",
+        "windows; attention sinks; experts with biases",
+        {**_HEADS, "sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
+        dtype=torch.float32,
+    ),
+    "gptj": TinyFamily("gptj", "GPT-J", "parallel MLP; interleaved rotation", {"rotary_dim": 4}, dtype=torch.float32),
+    "granite": TinyFamily(
+        "granite",
+        "Granite 3",
+        "scales of embeddings, residuals and logits",
+        {**_GROUPED, "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    ),
+    "ministral": TinyFamily("ministral", "Ministral 8B", "windows in some layers", {**_HEADS, **_WINDOWS}),
+    "mistral_window": TinyFamily(
+        "mistral", "Mistral 7B 0.1", "a window in every layer", {**_GROUPED, "sliding_window": WINDOW}
+    ),
+    "mixtral": TinyFamily(
+        "mixtral",
+        "Mixtral",
+        "experts in every layer, all in one product",
+        {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+        dtype=torch.float32,
+    ),
+    "mpt": TinyFamily("mpt", "MPT", "ALiBi for all rows; inverted mask", {"max_seq_len": 64}, dtype=torch.float32),
+    "olmo2": TinyFamily("olmo2", "OLMo 2", "norms after each part; norms of queries and keys", _GROUPED),
+    "olmo3": TinyFamily("olmo3", "OLMo 3", "windows; rotation by layer type", {**_GROUPED, **_WINDOWS}),
+    "phi3": TinyFamily("phi3", "Phi-3 128k, Phi-4", "fused projections of grouped heads", _GROUPED),
+    "phi3_window": TinyFamily("phi3", "Phi-3 4k", "a window in every layer", {**_GROUPED, "sliding_window": WINDOW}),
+    "qwen2_window": TinyFamily(
+        "qwen2",
+        "Qwen2 with a window",
+        "windows in the upper layers",
+        {**_GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 3},
+    ),
+    "qwen3": TinyFamily("qwen3", "Qwen3", "norms of queries and keys", _HEADS),
+    "qwen3_moe": TinyFamily(
+        "qwen3_moe",
+        "Qwen3-MoE",
+        "experts in every second layer",
+        {**_HEADS, **_EXPERTS, "num_experts": 4, "decoder_sparse_step": 2},
+    ),
+    "smollm3": TinyFamily("smollm3", "SmolLM3", "layers without rotation", {**_GROUPED, "no_rope_layer_interval": 3}),
+    "stablelm": TinyFamily(
+        "stablelm",
+        "StableLM 2",
+        "partial rotation; norms of each head; parallel residual",
+        {**_GROUPED, "qk_layernorm": True, "use_parallel_residual": True},
+    ),
+    "starcoder2": TinyFamily("starcoder2", "StarCoder2", "biases everywhere", _GROUPED),
+}
+"""Further families and variants of families, by a name of ours: each mechanism, and what people use much."""
 
 
 def tiny_model(
     family: str = "llama",
     *,
     num_layers: int = 6,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
     **options: Any,
 ) -> PreTrainedModel:
@@ -28,10 +158,10 @@ def tiny_model(
     times as large, so that confidences spread over 0 to 1.
 
     Args:
-        family: One of ``TINY_FAMILIES``, or another ``model_type`` of transformers.
+        family: One of ``TINY_FAMILIES`` or ``MORE_FAMILIES``, or another ``model_type`` of transformers.
         num_layers: L.
         dtype: Dtype of the weights. In float64, two orders of the same arithmetic differ by far less than any law
-            allows.
+            allows. None means float64, or the dtype of one of ``MORE_FAMILIES``.
         seed: Seed of the weights; torch's global random state is not changed.
         **options: Further entries of the model's config, which win over those set here.
 
@@ -61,10 +191,13 @@ def tiny_model(
         sizes["sliding_window"] = None
     if family == "opt":
         sizes["word_embed_proj_dim"] = 16  # with the projections of OPT-350m
-    config = AutoConfig.for_model(family, **{**sizes, **options})
+    known = MORE_FAMILIES.get(family, TinyFamily(family, family, ""))
+    config = AutoConfig.for_model(known.model_type, **{**sizes, **known.options, **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        model = AutoModelForCausalLM.from_config(config).to(dtype or known.dtype).eval()
+    if known.dtype == torch.float64 and getattr(config, "num_experts_per_tok", None):
+        model.set_experts_implementation("eager")  # torch's product of all experts at once has no float64
     with torch.no_grad():
         model.get_output_embeddings().weight *= 4
     return model

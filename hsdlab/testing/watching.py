@@ -33,7 +33,7 @@ class Passes:
     ``with watched(model) as (logits, tokens_run)`` takes the first two.
 
     Attributes:
-        logits: For each forward pass, the head's output at the last position, [rows, vocabulary].
+        logits: For each forward pass, the model's logits at the last position, [rows, vocabulary].
         tokens_run: For each forward pass and layer, the number of tokens for which the feed-forward part was called.
         tokens_attended: The same, of tokens for which attention ran to its end.
         tokens_late: The same, of tokens for which attention was called but stopped before its end: the late KV
@@ -63,7 +63,7 @@ class Decode:
 
     @property
     def logits(self) -> list[Tensor]:
-        """For each forward pass, the head's output at the last position, [rows, vocabulary]; the prefill first."""
+        """For each forward pass, the model's logits at the last position, [rows, vocabulary]; the prefill first."""
         return self.passes.logits
 
 
@@ -86,7 +86,7 @@ def watched(model: PreTrainedModel) -> Iterator[Passes]:
 
     def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if output.dim() == 3:  # (rows, length, vocabulary); an intermediate prediction is (rows, vocabulary)
-            passes.logits.append(output[:, -1].detach().clone())
+            passes.logits.append(parts.scaled(output[:, -1]).detach().clone())
 
     handles = [parts.body.register_forward_pre_hook(begin), parts.head.register_forward_hook(keep)]
     for index, layer in enumerate(parts.layers):

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import AutoConfig, DynamicCache, GenerationConfig
 
 from hsdlab import CALM, HSD, FullDepth, ScheduledStrategy, SkipDecode, SkipStrategy, generate
 from hsdlab.decoding import UnsupportedModelError, active_run
@@ -247,32 +247,6 @@ def test_a_setting_beyond_the_model_is_refused_before_anything_is_decoded(tiny):
         pass
 
 
-@pytest.mark.parametrize(
-    ("family", "options"), [("gptj", {"rotary_dim": 4}), ("gemma", {"num_key_value_heads": 2, "head_dim": 8})]
-)
-def test_an_unknown_family_that_obeys_the_law_is_served(call, family, options):
-    model = tiny_model(family, **options)
-    output = generate(model, strategy=Changing(), **call)
-    assert output.trace.average_layers == pytest.approx(4.0)
-
-
-@pytest.mark.parametrize(
-    ("family", "options", "message"),
-    [
-        ("granite", {"logits_scaling": 4.0}, "final norm and head do not give its logits"),
-        ("mamba", {}, "LinearAttentionLayer"),
-        ("gemma3_text", {}, "DynamicSlidingWindowLayer"),
-        ("mistral", {"sliding_window": 8}, "sliding_window=None"),
-    ],
-)
-def test_models_that_cannot_be_served_are_refused_by_name_of_what_is_missing(call, family, options, message):
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    config = AutoConfig.for_model(family, **sizes, num_attention_heads=4, num_key_value_heads=2, **options)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedModelError, match=message):
-        generate(model, strategy=FullDepth(), **call)
-
-
 def test_models_that_are_no_decoders_are_refused(call):
     config = AutoConfig.for_model("t5", vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
     from transformers import T5ForConditionalGeneration
@@ -281,6 +255,25 @@ def test_models_that_are_no_decoders_are_refused(call):
         generate(T5ForConditionalGeneration(config), strategy=FullDepth(), **call)
     with pytest.raises(UnsupportedModelError, match="Got a Linear"):
         generate(torch.nn.Linear(2, 2), strategy=FullDepth(), **call)
+
+
+def test_a_model_whose_own_default_is_no_cache_is_decoded_on_one(call):
+    """MPT's configs say so; a call that says so is refused."""
+    model = tiny_model()
+    model.generation_config.use_cache = False
+    assert torch.equal(generate(model, strategy=FullDepth(), **call).sequences, model.generate(**call))
+    for options in ({"use_cache": False}, {"generation_config": GenerationConfig(use_cache=False)}):
+        with pytest.raises(ValueError, match="use_cache=False"):
+            generate(model, strategy=FullDepth(), **call, **options)
+
+
+def test_models_whose_cache_or_layers_serve_twice_are_refused(call):
+    with pytest.raises(UnsupportedModelError, match=r"cross-attention to an encoder \(add_cross_attention=True\)"):
+        generate(tiny_model("gpt2", add_cross_attention=True), strategy=FullDepth(), **call)
+    model = tiny_model()
+    model.model.layers[3] = model.model.layers[1]
+    with pytest.raises(UnsupportedModelError, match="uses one layer several times"):
+        generate(model, strategy=FullDepth(), **call)
 
 
 def test_a_peft_model_is_decoded_through_its_adapter(call):

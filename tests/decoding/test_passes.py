@@ -13,6 +13,7 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.passes import Passes
 from hsdlab.decoding.sub_layers import apart
 from hsdlab.testing import prompts, watched
+from hsdlab.testing.expect import expect_close
 from hsdlab.testing.tiny import VOCABULARY
 from tests.strategies_for_tests import RandomPlan
 
@@ -58,7 +59,7 @@ class Text:
             with torch.no_grad():
                 expected = replay(self.model, input_ids=text, executed=executed)[0, len(prompt) :]
             logits = torch.stack([each for _, _, each in entries])
-            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+            expect_close(logits, expected, f"the logits of row {row} differ from replay's")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 1.0])

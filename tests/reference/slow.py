@@ -171,7 +171,12 @@ def _append(input_ids, attention_mask, logits):
 
 def _hooked_pass(model, input_ids, attention_mask, runs):
     def hook(i):
-        return lambda module, args, out: torch.where(runs(i, out, args[0])[..., None], out, args[0])
+        def undo(module, args, out):
+            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = torch.where(runs(i, hidden, args[0])[..., None], hidden, args[0])
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        return undo
 
     handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(decoder_parts(model).layers)]
     return _pass_with(handles, model, input_ids, attention_mask)

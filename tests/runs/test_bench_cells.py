@@ -54,10 +54,13 @@ def test_removed_layers_take_the_time_of_those_that_stay(model, prompts, layer_c
     assert not model.model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_removed_layer_may_return(beams, model, prompts, monkeypatch):
+def test_a_removed_layer_may_return(beams, window, model, prompts):
     schedule = [[0, 3], [0, 1, 2, 3], [1, 3], [3], [0, 1, 2, 3]]
     ran = []
+    if window is not None:
+        model = tiny_model("mistral_window", num_layers=LAYERS, vocab_size=model.config.vocab_size)
     for index, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
     LayersRemovedSide(model, [batch(prompts[0])], {**OPTIONS, "num_beams": beams}, schedule)(0)

@@ -1,0 +1,79 @@
+"""Fill docs/families.md with what the tiny models of tests/test_families.py show: ``python -m benchmarks.families``.
+
+A test fails when the page's families are not those of the suite.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.markers import filled
+from hsdlab import CALM, FullDepth, SkipStrategy, Verified, replay
+from hsdlab import testing as laws
+from hsdlab.decoding.families import UnsupportedModelError
+from hsdlab.reporting.markdown import markdown_table
+from tests.strategies_for_tests import ChangingPrompt, RandomPlan
+
+PAGE = Path(__file__).parents[1] / "docs/families.md"
+SKIPPING = [RandomPlan(share=0.5), ChangingPrompt(), CALM(0.4, probe_layers=2, shortlist=8)]
+
+
+def of_largest(got: Tensor, expected: Tensor) -> float:
+    """The largest difference of logits, as a share of the largest logit."""
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def from_generate(model: PreTrainedModel, mode: str) -> float:
+    """How far the logits of full depth are from those of plain ``generate``."""
+    call = {"max_new_tokens": laws.NEW_TOKENS, "eos_token_id": None, **laws.MODES[mode]}
+    here = laws.decode(model, FullDepth(), mode, eos_token_id=None)
+    input_ids, mask = laws.prompts(3)
+    with laws.watched(model) as (logits, _), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.generate(input_ids=input_ids, attention_mask=mask, **call)
+    return max(of_largest(got, expected) for got, expected in zip(here.logits, logits, strict=True))
+
+
+def from_replay(model: PreTrainedModel, strategy: SkipStrategy) -> float:
+    """How far the logits of a decode with skipped layers are from those of ``replay``."""
+    seen = laws.decode(model, strategy, eos_token_id=None)
+    mask = torch.cat([laws.prompts(3)[1], torch.ones(3, laws.NEW_TOKENS, dtype=torch.long)], dim=1)
+    executed = seen.output.trace.mask(laws.PROMPT_TOKENS)
+    with torch.no_grad():
+        expected = replay(model, input_ids=seen.output.sequences, attention_mask=mask, executed=executed)
+    return of_largest(torch.stack(seen.logits, dim=1), expected[:, laws.PROMPT_TOKENS - 1 : -1])
+
+
+def takes_drafts(model: PreTrainedModel) -> bool:
+    """Whether ``Verified`` decodes the model."""
+    try:
+        laws.decode(model, Verified(RandomPlan(share=0.5), 3), eos_token_id=None)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def table() -> str:
+    """A line for each of ``MORE_FAMILIES``."""
+    rows = []
+    for name, family in laws.MORE_FAMILIES.items():
+        model = laws.tiny_model(name)
+        rows.append(
+            [
+                family.models,
+                f"`{family.model_type}`",
+                family.adds,
+                str(model.dtype).removeprefix("torch."),
+                f"{max(from_generate(model, mode) for mode in laws.MODES):.0e}",
+                f"{max(from_replay(model, strategy) for strategy in SKIPPING):.0e}",
+                "yes" if takes_drafts(model) else "refused",
+            ]
+        )
+    heads = ["Models", "`model_type`", "What they add", "Tested in", "From `generate`", "From `replay`", "`Verified`"]
+    return markdown_table(heads, rows, align=["left"] * 4 + ["right"] * 2 + ["left"])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "families", table()), encoding="utf-8")
