@@ -153,7 +153,8 @@ def _masked(module: nn.Module, runs: Tensor) -> Callable[..., Any]:
 
 def _adding_nothing(module: nn.Module, args: tuple, kwargs: dict[str, Any], like: Tensor) -> Tensor:
     """Return what a part returns that adds nothing: zeros, or the residual if the part adds to it itself (BLOOM)."""
-    place = _place_of_residual(type(module))
+    module_class: Any = type(module)
+    place = _place_of_residual(module_class)
     if place is None:
         return torch.zeros_like(like)
     return kwargs["residual"] if "residual" in kwargs else args[place]
