@@ -153,15 +153,16 @@ def _masked(module: nn.Module, runs: Tensor) -> Callable[..., Any]:
 
 def _adding_nothing(module: nn.Module, args: tuple, kwargs: dict[str, Any], like: Tensor) -> Tensor:
     """Return what a part returns that adds nothing: zeros, or the residual if the part adds to it itself (BLOOM)."""
-    place = _place_of_residual(type(module).forward)
+    module_class: Any = type(module)
+    place = _place_of_residual(module_class)
     if place is None:
         return torch.zeros_like(like)
     return kwargs["residual"] if "residual" in kwargs else args[place]
 
 
 @cache
-def _place_of_residual(forward: Callable[..., Any]) -> int | None:
-    names = list(inspect.signature(forward).parameters)[1:]  # without self
+def _place_of_residual(module_class: Any) -> int | None:
+    names = list(inspect.signature(module_class.forward).parameters)[1:]
     return names.index("residual") if "residual" in names else None
 
 

@@ -258,7 +258,8 @@ class KeyValueStore:
         """
         if self._layers[layer] is None:
             sizes = self._sources, keys.shape[1], self._length
-            self._hold(layer, keys.new_zeros(*sizes, keys.shape[3]), values.new_zeros(*sizes, values.shape[3]), first=0)
+            zeros = [part.new_zeros(*sizes, part.shape[3]) for part in (keys, values)]
+            self._hold(layer, zeros[0], zeros[1], first=0)
         storage = self[layer]
         storage.write_prompt(sources, tokens, keys, values)
         return storage
