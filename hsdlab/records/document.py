@@ -39,6 +39,10 @@ for _type, _accepted in ((float, (int, float)), (int, (int,)), (str, (str,)), (b
 _converter.register_structure_hook(
     int | float, lambda value, _: _of(int if isinstance(value, int) else float, value, (int, float))
 )
+_converter.register_structure_hook(
+    int | str | None,
+    lambda value, _: None if value is None else _of(str if isinstance(value, str) else int, value, (int, str)),
+)
 
 
 @_converter.register_structure_hook_factory(lambda type_: get_origin(type_) is tuple)
