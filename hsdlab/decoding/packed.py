@@ -88,7 +88,11 @@ def _gains(module: nn.Module) -> bool:
 
 
 def onednn_takes_bfloat16() -> bool:
-    """Tell whether the CPU has the instructions for which oneDNN lays out weights in bfloat16 (AVX-512 on x86)."""
+    """Ask for the instructions without which oneDNN lays out no weights in bfloat16.
+
+    Returns:
+        Whether this CPU has them (AVX-512 on x86).
+    """
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
