@@ -465,6 +465,6 @@ def position_ids(attention_mask: Tensor) -> Tensor:
         attention_mask: [rows, length], 1 for tokens and 0 for padding.
 
     Returns:
-        LongTensor [rows, length]: 0, 1, 2 … from the first token of each sequence; 0 at padding.
+        LongTensor [rows, length], which counts 0, 1, 2 … from the first token of each sequence; 0 at padding.
     """
     return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
