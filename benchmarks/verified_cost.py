@@ -1,4 +1,4 @@
-"""Print what bounds the gain of verified drafts on this machine, for docs/strategies/verified.md.
+"""Print what bounds the gain of verified drafts on this machine: a and v of docs/strategies/verified.md.
 
     python -m benchmarks.verified_cost                      # SmolLM2-135M, batches of 1, 8 and 32
     python -m benchmarks.verified_cost --batch 1 --draft-vocabulary 2000

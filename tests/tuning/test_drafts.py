@@ -179,3 +179,12 @@ def test_agreements_are_read_back_by_schedule_and_vocabulary(tmp_path):
 def test_a_vocabulary_below_one_is_refused(tiny, own):
     with pytest.raises(UserError, match="draft_vocabulary=0"):
         ReplayAgreement(tiny("llama"), [own])(DRAFTS[0], schedule(DRAFTS[0]), [0])
+
+
+def test_a_file_of_tokens_agrees_as_the_same_tokens_do(tiny, own, tmp_path):
+    path = tmp_path / "token_counts.jsonl"
+    lines = [json.dumps({"id": each, "token": str(each), "count": 1}) for each in range(8)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = ReplayAgreement(tiny("llama"), [own])(DRAFTS[0], schedule(DRAFTS[0]), [None, 8, str(path)])
+    assert found[str(path)] == found[8]
+    assert found[8] != found[None]
