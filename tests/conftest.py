@@ -36,7 +36,23 @@ def tiny():
             made[key] = tiny_model(family, **options)
         return made[key]
 
+    get.made = made
     return get
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shared_models_stay_as_they_are(tiny):
+    """A test that changes one of the tiny models, and so others' results, is found in its own file."""
+    seen = {key: state_of(model) for key, model in tiny.made.items()}
+    yield
+    for key, model in tiny.made.items():
+        assert state_of(model) == seen.get(key, state_of(tiny_model(key[0], **dict(key[1:])))), key
+
+
+def state_of(model):
+    """Names, sizes and sums of the weights, and the options of decoding."""
+    weights = {name: (weight.shape, weight.double().sum().item()) for name, weight in model.named_parameters()}
+    return weights, model.generation_config.to_dict(), model.config.to_dict()
 
 
 @pytest.fixture(scope="session", params=[pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in TINY_FAMILIES])

@@ -81,18 +81,36 @@ CELLS = [cell for cell in PRODUCT if laws.not_applicable(*cell) is None]
 WAYS = {pair: [mode for _, _, mode in group] for pair, group in itertools.groupby(CELLS, key=lambda cell: cell[:2])}
 """The ways to decode that are tests of a law and a strategy."""
 
+IN_FULL = "llama"
+IN_TURNS = [family for family in laws.TINY_FAMILIES if family != IN_FULL]
+"""`make test` holds one family to everything; the others take turns."""
+
 
 def in_make_test(family, law, strategy, mode):
     """Whether a cell is part of `make test`; `make test-all` runs them all.
 
-    Every law on every strategy on every family is, in one way to decode: the next family and the next strategy have
-    the next way, so that each of them is decoded in all ways. One family, and the hard strategies on all families, run
-    in full.
+    One family is held to every law with every strategy in every way to decode, and so are all families with the hard
+    strategies. Each further strategy takes turns: every third family is held to all laws with it, in one way to decode,
+    and the next such family in the next way.
     """
-    if family == "llama" or strategy in HARD:
+    if family == IN_FULL or strategy in HARD:
         return True
+    turn = IN_TURNS.index(family) + ALL.index(strategy)
     ways = WAYS[law, strategy]
-    return mode == ways[(laws.TINY_FAMILIES.index(family) + ALL.index(strategy)) % len(ways)]
+    return turn % 3 == 0 and mode == ways[turn // 3 % len(ways)]
+
+
+def by_family(settings):
+    """The parameters ``family_model`` and one more of tests that `make test` runs on one family, the others in turns.
+
+    Args:
+        settings: Strategies, or whatever else a test is given beside the model.
+    """
+    for family, (number, setting) in itertools.product(laws.TINY_FAMILIES, enumerate(settings)):
+        marks = [pytest.mark.xdist_group(family)]
+        if family != IN_FULL and (IN_TURNS.index(family) + number) % 3:
+            marks.append(pytest.mark.slow)
+        yield pytest.param(family, setting, marks=marks)
 
 
 def cells():

@@ -3,12 +3,13 @@
 import importlib
 import inspect
 import pkgutil
+from itertools import product
 
 import hsdlab.strategies
-from hsdlab import HSD, SkipStrategy, Verified
+from hsdlab import HSD, SkipStrategy
 from hsdlab import testing as laws
 from hsdlab.testing import law_2_never_skip, law_3_replay, law_4_trace, law_7_rows, law_8_config, not_applicable
-from tests.law_cells import ALL, CELLS, HARD, PRODUCT, SETTINGS, cells, ids, in_make_test
+from tests.law_cells import ALL, CELLS, HARD, IN_FULL, IN_TURNS, PRODUCT, SETTINGS, cells, ids, in_make_test
 
 EVERY_WAY = {"greedy", "beam", "sampling"}
 NO_FULL_DEPTH = "never_skip() is None: no setting of the class is full depth"
@@ -73,17 +74,19 @@ def test_the_product_is_of_all_laws_settings_and_ways():
     }
 
 
-def test_the_short_suite_keeps_every_law_on_every_strategy_and_family():
-    applicable = {(family, law, ids(strategy)) for family in laws.TINY_FAMILIES for law, strategy, _ in CELLS}
+def test_the_short_suite_keeps_every_law_on_every_strategy_and_on_every_family():
     short = [cell.values for cell in cells() if in_make_test(*cell.values)]
-    assert {(family, law, ids(strategy)) for family, law, strategy, _ in short} == applicable
-    taking_turns = [cell for cell in short if cell[0] != "llama" and cell[2] not in HARD]
-    assert len({(family, mode) for family, _, _, mode in taking_turns}) == (len(laws.TINY_FAMILIES) - 1) * 3
-    one_row = [strategy for strategy in ALL if isinstance(strategy, Verified)]  # not with beams
-    ways = (len(ALL) - len(HARD)) * 3 - len(one_row)
-    assert len({(ids(strategy), mode) for _, _, strategy, mode in taking_turns}) == ways
     assert len(short) == sum(not any(mark.name == "slow" for mark in cell.marks) for cell in cells())
-    assert len(short) < len(CELLS) * len(laws.TINY_FAMILIES) / 2
+    assert len(short) < len(CELLS) * len(laws.TINY_FAMILIES) / 3
+    assert {cell[1:] for cell in short if cell[0] == IN_FULL} == set(CELLS)
+    for family in IN_TURNS:
+        assert {cell[1:] for cell in short if cell[0] == family} >= {cell for cell in CELLS if cell[1] in HARD}
+    taking_turns = [cell for cell in short if cell[0] != IN_FULL and cell[2] not in HARD]
+    assert {(family, law) for family, law, _, _ in taking_turns} == set(product(IN_TURNS, laws.LAWS_OF_A_DECODE))
+    assert {(family, mode) for family, _, _, mode in taking_turns} == set(product(IN_TURNS, EVERY_WAY))
+    rest = {(law, strategy) for law, strategy, _ in CELLS if strategy not in HARD}
+    assert {(law, strategy) for _, law, strategy, _ in taking_turns} == rest
+    assert len({(law, strategy, family) for family, law, strategy, _ in taking_turns}) == 2 * len(rest)
 
 
 def test_a_class_inside_a_function_has_no_config():

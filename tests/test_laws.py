@@ -18,7 +18,7 @@ from hsdlab import (
 )
 from hsdlab import testing as laws
 from hsdlab.decoding.families import decoder_parts
-from tests.law_cells import ALL, CLASSIFIER, SETTINGS, cells, ids
+from tests.law_cells import ALL, CLASSIFIER, SETTINGS, by_family, cells, ids
 from tests.reference import slow
 from tests.strategies_for_tests import RandomPlan
 
@@ -124,28 +124,35 @@ def test_law_8_config_and_pickling(strategy):
 
 # A schedule cannot break law 9. A confidence can in principle: an earlier exit changes what later tokens attend to, and
 # so how sure they are; next to the full model and to an exit after the first layer it cannot.
+KNOBS = [
+    [HSD(0), HSD(1, 0, 4), HSD(2, 0, 4), HSD(2, 0, 2), HSD(5, 0, 2)],
+    [SkipDecode(None, None), SkipDecode(3, 6), SkipDecode(2, 4), SkipDecode(1, 2)],
+    [SubLayerStrategy(a, m) for a, m in ((None, None), ([1], None), ([1, 3], None), ([1, 2, 3], [2, 4]))],
+    [CALM(t) for t in (1.0, 0.9, 0.5, 0.2, 0.0)],
+    [CALM(schedule="depth", slope=s) for s in (0.0, 0.05, 0.2, 1.0)],
+    [CALM(t, measure="saturation") for t in (1.0, 0.8, 0.5, 0.0)],
+    [CALM(t, measure="classifier", classifier=CLASSIFIER) for t in (1.0, 0.8, 0.5, 0.0)],
+    [CALM(t, exit_rule="min") for t in (1.0, 0.3, 0.0)],
+    [DeeBERT(t) for t in (1.0, 0.9, 0.5, 0.0)],
+    [PABEE(p) for p in (None, 3, 2, 1)],
+    [Compose(HSD(1, 0, 4), CALM(t)) for t in (1.0, 0.9, 0.5, 0.0)],
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        [HSD(0), HSD(1, 0, 4), HSD(2, 0, 4), HSD(2, 0, 2), HSD(5, 0, 2)],
-        [SkipDecode(None, None), SkipDecode(3, 6), SkipDecode(2, 4), SkipDecode(1, 2)],
-        [SubLayerStrategy(a, m) for a, m in ((None, None), ([1], None), ([1, 3], None), ([1, 2, 3], [2, 4]))],
-        [CALM(t) for t in (1.0, 0.9, 0.5, 0.2, 0.0)],
-        [CALM(schedule="depth", slope=s) for s in (0.0, 0.05, 0.2, 1.0)],
-        [CALM(t, measure="saturation") for t in (1.0, 0.8, 0.5, 0.0)],
-        [CALM(t, measure="classifier", classifier=CLASSIFIER) for t in (1.0, 0.8, 0.5, 0.0)],
-        [CALM(t, exit_rule="min") for t in (1.0, 0.3, 0.0)],
-        [DeeBERT(t) for t in (1.0, 0.9, 0.5, 0.0)],
-        [PABEE(p) for p in (None, 3, 2, 1)],
-        [Compose(HSD(1, 0, 4), CALM(t)) for t in (1.0, 0.9, 0.5, 0.0)],
-    ],
-    ids=lambda settings: repr(settings[-1]),
+    ("family_model", "settings"),
+    by_family(KNOBS),
+    ids=lambda value: ids(value[-1] if isinstance(value, list) else value),
+    indirect=["family_model"],
 )
 def test_law_9_more_skipping_never_runs_more_layers(family_model, settings):
     laws.law_9_knob(family_model, settings)
 
 
-@pytest.mark.parametrize("strategy", [s for s in ALL if isinstance(s, ScheduledStrategy)], ids=ids)
+SCHEDULED = [strategy for strategy in ALL if isinstance(strategy, ScheduledStrategy)]
+
+
+@pytest.mark.parametrize(("family_model", "strategy"), by_family(SCHEDULED), ids=ids, indirect=["family_model"])
 def test_scheduled_strategies_equal_a_reference_without_cache(family_model, decodes, strategy):
     input_ids, mask = laws.prompts(3)
     here = decodes(family_model, strategy, eos_token_id=None)
@@ -154,12 +161,15 @@ def test_scheduled_strategies_equal_a_reference_without_cache(family_model, deco
     torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("strategy", [*SETTINGS[CALM], *SETTINGS[DeeBERT], *SETTINGS[PABEE]], ids=ids)
+CONFIDENT = [*SETTINGS[CALM], *SETTINGS[DeeBERT], *SETTINGS[PABEE]]
+
+
+@pytest.mark.parametrize(("family_model", "strategy"), by_family(CONFIDENT), ids=ids, indirect=["family_model"])
 def test_confidence_strategies_equal_a_reference_without_cache(family_model, decodes, strategy):
     _compare_with_slow_confidence(family_model, decodes, strategy, strategy)
 
 
-@pytest.mark.parametrize("strategy", SETTINGS[Compose], ids=ids)
+@pytest.mark.parametrize(("family_model", "strategy"), by_family(SETTINGS[Compose]), ids=ids, indirect=["family_model"])
 def test_composed_strategies_equal_a_reference_without_cache(family_model, decodes, strategy):
     _compare_with_slow_confidence(family_model, decodes, strategy, strategy.confidence, strategy.schedule)
 

@@ -32,7 +32,7 @@ EXAMPLES = {
     "tune": [
         "--config experiment/tune_docstrings",
         f"{_OWN_MODEL} --max_loss=0.05",
-        f"{_OWN_MODEL} --lossless --model.num_beams=1",
+        "--config experiment/quickstart --lossless --model.num_beams=1",
     ],
     "fit": ["--config experiment/finetune_docstrings", f"{_OWN_MODEL} --config training/lora"],
     "fit_exit_classifier": ["--config experiment/exit_classifier", _OWN_MODEL],
@@ -53,15 +53,16 @@ _SAID_BETTER = {
     "print_config": "Print the configuration that would run, and end.",
     "ckpt_path": "The checkpoint to resume from; last for the newest in the output folder.",
     "data": "The class of the data.",
-    "model.name": 'A model folder, a .gguf file, a LoRA adapter\'s folder, "embedded:smollm2-135m", or the id of a '
-    "model on the hub.",
+    "model.name": 'A folder, a .gguf file, a LoRA adapter\'s folder, "embedded:smollm2-135m", or an id on the hub.',
     "model.distillation": "Share of the loss against full depth's logits.",
-    "model.initial_adapter": "A LoRA adapter to train further, in place of lora.",
+    "model.lora": "Train LoRA's matrices only; peft's options.",
+    "model.initial_adapter": "An adapter to train further, in place of lora.",
     "model.teacher": 'Full depth as it is in the step ("itself"), or as it was at the "start".',
-    "model.learning_rate_schedule": "The learning rate after warm-up.",
+    "model.learning_rate_schedule": "After warm-up.",
     "model.skip_draws": 'One draw per "batch" or per "example".',
     "data.delimiter": "Separates the cells of .csv and .tsv files.",
-    "model.generate_every": "Decode in every so many validations and log ROUGE and BLEU.",
+    "model.generate_every": "Decode in every so many validations, for ROUGE.",
+    "model.generate_batches": "Batches to decode then, per process.",
     "data.targets": "Files of `predict`, whose texts to train on in place of the references.",
 }
 """Options of which the first sentence is long, or in the terms of a library."""

@@ -16,7 +16,7 @@ EVALUATE = {
     "bench": "time several strategies in alternation",
     "inspect": "measure how early each layer predicts the final token; no training needed",
     "calibrate": "choose a threshold with a guarantee on the loss of quality",
-    "tune": "search the settings that decode fastest at a given quality, or the fastest draft",
+    "tune": "search the fastest settings at a given quality, or the fastest draft",
     "count_tokens": "count the tokens of the training texts: the vocabulary of Verified's drafts",
     "report": "draw the tables and pictures of finished runs again, without a model",
 }

@@ -60,7 +60,10 @@ def test_no_name_of_a_strategy_leaves_the_folder(name, tmp_path):
     assert file.parent == tmp_path / "predictions"
 
 
-@pytest.mark.parametrize("command", ["test", "compare", "bench", "inspect", "fit"])
+OFTEN, SELDOM = ["compare", "fit"], ["test", "bench", "inspect"]
+
+
+@pytest.mark.parametrize("command", [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in SELDOM)])
 def test_a_local_model_needs_no_network(command, tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError("the network was asked")

@@ -458,8 +458,15 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
 TRAINING = sorted((ROOT / "configs/training").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-@pytest.mark.parametrize("model", ["gpt2", "phi2", "opt_1.3b", "smollm2_135m"])
+MODELS = ["gpt2", "phi2", "opt_1.3b", "smollm2_135m"]
+PAIRS = [  # each config on one model in `make test`
+    pytest.param(path, model, marks=[pytest.mark.slow] * (model != MODELS[number % 4]), id=f"{model}-{path.stem}")
+    for number, path in enumerate(TRAINING)
+    for model in MODELS
+]
+
+
+@pytest.mark.parametrize(("path", "model"), PAIRS)
 def test_each_training_config_fits_each_model(path, model, cli, monkeypatch):
     family, num_layers = ARCHITECTURES[
         yaml.safe_load((ROOT / f"configs/model/{model}.yaml").read_text())["model"]["name"]
@@ -477,8 +484,8 @@ def test_each_training_config_fits_each_model(path, model, cli, monkeypatch):
     made = cli("fit", f"--config=configs/model/{model}.yaml", *configs, cls=InstantiateOnly)
     stated = COMMITTED[f"training/{path.name}"]["model"]
     assert made.model.learning_rate == stated.get("learning_rate", 5e-5)
-    assert (made.model.lora is not None) == ("lora" in path.stem or "600_steps" in command)
-    assert (made.model.mixture is not None) == path.stem.startswith("skip_aware")
+    assert (made.model.lora is not None) == ("training/lora" in command)
+    assert (made.model.mixture is not None) == path.stem.startswith(("skip_aware", "for_acceptance"))
     assert (made.model.deep_supervision is not None) == (path.stem == "deep_supervision")
     assert (made.model.layer_dropout is not None) == (path.stem == "layer_dropout")
 

@@ -193,9 +193,22 @@ WORK = {  # options: steps that they take, and validations
     "enable_model_summary=true use_distributed_sampler=false": (6, 1),
     "callbacks=[{class_path: EarlyStopping, init_args: {monitor: val/loss}}]": (6, 1),
 }
+RARE = [
+    "limit_val_batches=1",
+    "val_check_interval=0.5",
+    "accumulate_grad_batches=4",
+    "gradient_clip_val=0",
+    "num_sanity_val_steps=-1",
+    "precision=bf16-true",
+    "precision=64-true deterministic=true",
+    "profiler=advanced deterministic=warn",
+    "reload_dataloaders_every_n_epochs=1 max_epochs=2",
+    "enable_model_summary=true use_distributed_sampler=false",
+]
+"""Each has a neighbour that does much the same: they run in `make test-all`."""
 
 
-@pytest.mark.parametrize("flags", WORK)
+@pytest.mark.parametrize("flags", [pytest.param(f, marks=[pytest.mark.slow] * (f in RARE)) for f in WORK])
 def test_it_works(fit, tmp_path, flags):
     words = [flags] if flags.startswith("callbacks") else flags.replace("{out}", str(tmp_path)).split()
     made, out = fit(*words)

@@ -1,5 +1,6 @@
 """Verified decoding: whatever drafts, the greedy text is that of full depth, token by token."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -24,6 +25,7 @@ from hsdlab.decoding.finite import NotFiniteLogitsError
 from hsdlab.decoding.history import History
 from hsdlab.decoding.token_counts import TokenCounts
 from hsdlab.testing import decode, prompts, tiny_model
+from tests.law_cells import by_family, ids
 from tests.strategies_for_tests import RandomPlan
 
 NEW = 14
@@ -54,12 +56,13 @@ def call(rows=3, **options):
     return {"input_ids": ids, "attention_mask": mask, "max_new_tokens": NEW, "eos_token_id": [3, 4, 5], **options}
 
 
-@pytest.mark.parametrize("draft", DRAFTS, ids=repr)
-@pytest.mark.parametrize("count", [1, 4, 20])
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_greedy_text_is_that_of_full_depth(family_model, draft, count, adaptive):
+LOSSLESS = [Verified(*options) for options in itertools.product(DRAFTS, [1, 4, 20], [False, True])]
+
+
+@pytest.mark.parametrize(("family_model", "strategy"), by_family(LOSSLESS), ids=ids, indirect=["family_model"])
+def test_greedy_text_is_that_of_full_depth(family_model, strategy):
     expected = generate(family_model, strategy=FullDepth(), **call(), output_scores=True)
-    output = generate(family_model, strategy=Verified(draft, count, adaptive), **call(), output_scores=True)
+    output = generate(family_model, strategy=strategy, **call(), output_scores=True)
     assert torch.equal(output.sequences, expected.sequences)
     assert output.trace.average_layers == 6
     assert torch.equal(output.trace.executed, expected.trace.executed)

@@ -101,8 +101,7 @@ def test_training_logits_equal_decode_logits(family_model, strategy):
 
 
 def test_each_row_may_have_a_strategy_of_its_own(tiny):
-    model = tiny("llama")
-    model.generation_config.eos_token_id = 1
+    model = tiny("llama", eos_token_id=1)
     batch = collate_pairs(pairs(), pad_token_id=0)
     module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, skip_strategies=STRATEGIES)
     model.eval()
@@ -116,8 +115,7 @@ def test_each_row_may_have_a_strategy_of_its_own(tiny):
 
 
 def test_rows_that_skip_learn_from_full_depth_and_the_others_from_the_reference_alone(tiny):
-    model = tiny("llama")
-    model.generation_config.eos_token_id = 1
+    model = tiny("llama", eos_token_id=1)
     batch = collate_pairs(pairs(), pad_token_id=0)
     options = {"skip_strategies": [FullDepth(), HSD(1, 0, 2)]}
     module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, distillation=0.5, **options)
@@ -132,9 +130,8 @@ def test_rows_that_skip_learn_from_full_depth_and_the_others_from_the_reference_
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
-def test_the_model_before_the_training_teaches_every_sequence(tiny, lora):
-    model = tiny("llama")
-    model.generation_config.eos_token_id = 1
+def test_the_model_before_the_training_teaches_every_sequence(lora):
+    model = tiny_model("llama", eos_token_id=1)
     batch = collate_pairs(pairs(), pad_token_id=0)
     options = {"lora": lora, "skip_strategies": [FullDepth(), HSD(1, 0, 2)], "distillation": 0.75, "teacher": "start"}
     module = FinetuneModule(model, tiny_tokenizer(), MAX_NEW_TOKENS, **options)
