@@ -82,6 +82,7 @@ WAYS = {pair: [mode for _, _, mode in group] for pair, group in itertools.groupb
 """The ways to decode that are tests of a law and a strategy."""
 
 IN_FULL = "llama"
+IN_EVERY_WAY = [laws.law_3_replay, laws.law_4_trace]
 IN_TURNS = [family for family in laws.TINY_FAMILIES if family != IN_FULL]
 """`make test` holds one family to everything; the others take turns."""
 
@@ -89,14 +90,16 @@ IN_TURNS = [family for family in laws.TINY_FAMILIES if family != IN_FULL]
 def in_make_test(family, law, strategy, mode):
     """Whether a cell is part of `make test`; `make test-all` runs them all.
 
-    One family is held to every law with every strategy in every way to decode, and so are all families with the hard
-    strategies. Each further strategy takes turns: every third family is held to all laws with it, in one way to decode,
-    and the next such family in the next way.
+    One family is held to every law with every strategy: to those of replay and trace in every way to decode, to the
+    others in one. All families are held to all laws with the hard strategies. Each further strategy takes turns: every
+    third family is held to all laws with it, in one way to decode, and the next such family in the next way.
     """
-    if family == IN_FULL or strategy in HARD:
+    if strategy in HARD or (family == IN_FULL and law in IN_EVERY_WAY):
         return True
-    turn = IN_TURNS.index(family) + ALL.index(strategy)
     ways = WAYS[law, strategy]
+    if family == IN_FULL:
+        return mode == ways[ALL.index(strategy) % len(ways)]
+    turn = IN_TURNS.index(family) + ALL.index(strategy)
     return turn % 3 == 0 and mode == ways[turn // 3 % len(ways)]
 
 
@@ -104,13 +107,20 @@ def by_family(settings):
     """The parameters ``family_model`` and one more of tests that `make test` runs on one family, the others in turns.
 
     Args:
-        settings: Strategies, or whatever else a test is given beside the model.
+        settings: Strategies, or whatever else a test is given beside the model; tuples for several parameters.
     """
     for family, (number, setting) in itertools.product(laws.TINY_FAMILIES, enumerate(settings)):
         marks = [pytest.mark.xdist_group(family)]
         if family != IN_FULL and (IN_TURNS.index(family) + number) % 3:
             marks.append(pytest.mark.slow)
-        yield pytest.param(family, setting, marks=marks)
+        yield pytest.param(family, *(setting if isinstance(setting, tuple) else [setting]), marks=marks)
+
+
+def in_turns(settings, every):
+    """Parameters of which `make test` takes each so many-th, and `make test-all` all."""
+    for number, setting in enumerate(settings):
+        marks = [pytest.mark.slow] * (number % every > 0)
+        yield pytest.param(*(setting if isinstance(setting, tuple) else [setting]), marks=marks)
 
 
 def cells():

@@ -95,6 +95,7 @@ def test_python_examples_run(page, as_a_user):
         exec(compile(block, f"{page.name}: {block[:40]!r}", "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.slow
 def test_the_report_commands_draw_the_run_of_the_python_example(as_a_user):
     names = {}
     exec(compile(RUN_FROM_PYTHON, "README.md", "exec"), names)
@@ -261,6 +262,7 @@ def result(strategy, layers):
     return strategy_result(strategy, layers, scores, num_layers=4, step_ms=5 * layers)
 
 
+@pytest.mark.slow
 def test_update_pages_takes_the_reports_as_they_are_written(tmp_path):
     """On a copy of the page, with the reports of two comparisons."""
     for folder in ("docs", "benchmarks"):

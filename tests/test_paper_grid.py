@@ -19,6 +19,7 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.records.comparison import Comparison
 from hsdlab.testing import tiny_model
 from tests.data.test_hub import EXAMPLES, ROWS
+from tests.law_cells import in_turns
 from tests.strategies.test_paper_tables import PUBLISHED
 from tests.test_configs import ARCHITECTURES
 from tests.tiny_checkpoints import TOKENS, tiny_tokenizer
@@ -83,7 +84,7 @@ def test_there_is_a_layer_for_each_model_and_hub_set():
 
 
 @pytest.mark.filterwarnings("ignore:common_gen. the references of the test split")
-@pytest.mark.parametrize(("model", "data"), list(itertools.product(MODELS, DATA)))
+@pytest.mark.parametrize(("model", "data"), in_turns(itertools.product(MODELS, DATA), 5))
 def test_each_model_fits_each_data_set_and_all_strategies(model, data, tiny_world, tmp_path, monkeypatch):
     cli = compare(monkeypatch, model, data, tmp_path / "run", cli=UpToTheRun)
     family, num_layers = ARCHITECTURES[cli.config.compare.model.name]

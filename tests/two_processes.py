@@ -1,4 +1,4 @@
-"""Every subcommand in one launch of two processes: `python -m tests.two_processes FOLDER OPTION...`.
+"""Several subcommands in one launch of two processes: `python -m tests.two_processes FOLDER NAMES OPTION...`.
 
 Lightning starts this script a second time for the second process; starting it once per subcommand would take minutes.
 """
@@ -41,20 +41,23 @@ FITS = {  # a layer that the drawn strategy skips in the whole text must not be 
 }
 
 
-def fit_all(folder: Path, options: list[str]) -> None:
-    """Train whole and with LoRA, each into a folder of its own."""
-    options = [option for option in options if not option.startswith(("--model.num_beams", "--model.metrics"))]
-    for name, args in FITS.items():
-        train(["fit", *options, *args, "--trainer.max_epochs=2", f"--output={folder / name}"])
+OFTEN = ["test", "compare", "fit_lora"]
+"""What `make test` runs."""
+
+SELDOM = [name for name in (*RUNS, *FITS) if name not in OFTEN]
 
 
-def run_all(folder: Path, options: list[str]) -> None:
-    """Run every subcommand into a folder of its own."""
-    for name, args in RUNS.items():
-        main([args[0], *options, *args[1:], f"--output={folder / name}"])
+def run_all(folder: Path, names: list[str], options: list[str]) -> None:
+    """Run some of ``RUNS`` and ``FITS``, each into a folder of its own."""
+    of_training = [option for option in options if not option.startswith(("--model.num_beams", "--model.metrics"))]
+    for name in names:
+        output = f"--output={folder / name}"
+        if name in RUNS:
+            main([RUNS[name][0], *options, *RUNS[name][1:], output])
+        else:
+            train(["fit", *of_training, *FITS[name], "--trainer.max_epochs=2", output])
 
 
 if __name__ == "__main__":
-    folder, options = Path(sys.argv[1]), [*sys.argv[2:], "--trainer.devices=2", "--trainer.strategy=ddp"]
-    run_all(folder, options)
-    fit_all(folder, options)
+    folder, names, *given = sys.argv[1:]
+    run_all(Path(folder), names.split(","), [*given, "--trainer.devices=2", "--trainer.strategy=ddp"])

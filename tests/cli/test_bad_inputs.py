@@ -13,6 +13,7 @@ import pytest
 from hsdlab.cli.evaluate import main as evaluate
 from hsdlab.cli.train import main as train
 from tests.cli.bad_inputs import RUN, TABLE, TO_REPORT, TO_RESUME, BadInput
+from tests.law_cells import in_turns
 from tests.tiny_checkpoints import save, tiny_llama
 from tests.tiny_runs import write_examples
 
@@ -90,7 +91,7 @@ def check_sentence(said, patterns):
     assert len(sentence) < 1100
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", in_turns(TABLE, 2))
 def test_a_bad_input_is_one_sentence(name, tiny, tmp_path, monkeypatch, capsys):
     case = TABLE[name]
     monkeypatch.chdir(tmp_path)

@@ -330,6 +330,7 @@ def test_compare_keeps_what_finished_when_a_strategy_breaks(error, raised, evalu
     assert "FullDepth is the baseline (100 %). 2 examples, 3 layers." in printed
 
 
+@pytest.mark.slow
 def test_compare_in_the_folder_of_another_leaves_none_of_its_runs(evaluate, tmp_path):
     cli = evaluate("compare", "--strategies=[HSD]")
     cli.trainer.compare(cli.model, cli.datamodule, [])
@@ -355,6 +356,7 @@ def test_lightnings_own_logger_works_beside(evaluate, tmp_path):
     assert logged.Scalars("test/average_layers")[0].value == 3
 
 
+@pytest.mark.slow
 def test_compare_samples_alike_for_each_strategy(evaluate, tmp_path):
     evaluate(
         "compare",

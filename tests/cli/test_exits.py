@@ -106,6 +106,7 @@ def test_a_run_that_was_stopped_tells_by_what(command, code, says, capsys):
     assert capsys.readouterr().err.strip() == says
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_evaluate_does():
     done = subprocess.run(
         [sys.executable, "-m", "hsdlab.cli", "report", "nowhere"],

@@ -73,6 +73,7 @@ def finished(tmp_path_factory):
     return folder / "run", words
 
 
+@pytest.mark.slow
 @settings(RANDOM, max_examples=15)  # each reports or resumes a run
 @given(file=st.sampled_from(["run.json", "result.json", "predictions.jsonl"]), data=st.data())
 def test_any_damage_of_a_run(file, data, finished, tmp_path, monkeypatch):

@@ -120,6 +120,7 @@ def test_a_second_signal_does_not_disturb_the_end():
     assert (end.value.code, ended) == (130, ["table printed"])
 
 
+@pytest.mark.slow
 def test_an_end_that_takes_too_long_is_cut_short():
     script = (
         "import os, signal, time, hsdlab.cli.stops as stops\n"

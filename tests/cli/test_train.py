@@ -19,6 +19,7 @@ from hsdlab.cli.train import TrainCLI, main
 from hsdlab.errors import UserError
 from hsdlab.modules import FinetuneModule
 from hsdlab.testing import tiny_model
+from tests.law_cells import in_turns
 from tests.test_configs import ARCHITECTURES, COMMITTED
 from tests.tiny_checkpoints import save, tiny_llama, tiny_tokenizer
 
@@ -173,7 +174,7 @@ class Killed(BaseException):
     """A kill: no handler of an Exception sees it."""
 
 
-@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_end", "on_train_end"])
+@pytest.mark.parametrize("hook", in_turns(["on_validation_end", "on_validation_start", "on_train_end"], 3))
 def test_a_run_killed_around_a_validation_exports_what_an_unbroken_one_does(monkeypatch, cli, options, tmp_path, hook):
     """As in finetune_docstrings.yaml: checkpoints and validations are due at the same steps, the run has two."""
     proportions = ["--trainer.max_steps=6", "--trainer.val_check_interval=3", "--checkpoint_every=3"]
@@ -325,6 +326,7 @@ def test_a_folder_that_no_run_wrote_is_refused_whatever_is_asked_for(monkeypatch
         assert contents(tmp_path / "out") == {"config.yaml": b"mine"}
 
 
+@pytest.mark.slow
 def test_last_begins_anew_where_there_is_no_checkpoint_of_the_same_run(monkeypatch, cli, options, tmp_path, capsys):
     """Also in a new folder: a job that may be started again gives it from the beginning."""
     out = tmp_path / "out"

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.law_cells import in_turns
+
 LATER = {"sacrebleu", "rouge_score", "nltk", "tensorboard", "bert_score", "datasets", "optuna", "scipy", "pandas"}
 """What only a run needs."""
 CODE = """
@@ -21,7 +23,7 @@ print(json.dumps([said.getvalue(), time.process_time() - start, lightning, sorte
 """
 
 
-@pytest.mark.parametrize(("command", "needs_peft"), [("compare", False), ("fit", True)])
+@pytest.mark.parametrize(("command", "needs_peft"), in_turns([("compare", False), ("fit", True)], 2))
 def test_a_usage_error_imports_nothing_that_only_a_run_needs(command, needs_peft):
     """The options of `fit` are those of peft's LoRA too; the seconds are of the CPU."""
     done = subprocess.run([sys.executable, "-c", CODE, command], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.layer_parts import check_parts
 from hsdlab.testing import TINY_FAMILIES, decode, prompts, tiny_model
 from tests.decoding.counted import counted
-from tests.law_cells import ALL, HARD
+from tests.law_cells import ALL, HARD, in_turns
 
 WAYS = {
     "greedy": {"rows": 1},
@@ -75,9 +75,11 @@ def test_flops_and_bytes_equal_those_that_torch_runs(tiny, prefill, family, stra
     compare(tiny(family), strategy, prefill, **WAYS[way])
 
 
-@pytest.mark.parametrize("draft", [HSD(2, 0, 4), CALM(0.5), StaticDepth(4, keep="bottom"), *HARD[:1]], ids=ids)
-@pytest.mark.parametrize("vocabulary", [None, 20])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+DRAFTS = [HSD(2, 0, 4), CALM(0.5), StaticDepth(4, keep="bottom"), *HARD[:1]]
+DRAFTED = itertools.product(["llama", "gpt2", "opt"], DRAFTS, [None, 20])
+
+
+@pytest.mark.parametrize(("family", "draft", "vocabulary"), in_turns(DRAFTED, 5), ids=ids)
 def test_drafts_and_verifications_count(tiny, prefill, family, draft, vocabulary):
     compare(tiny(family), Verified(draft, 3, draft_vocabulary=vocabulary), prefill, rows=1)
 

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hsdlab import CALM, HSD, PABEE, Compose, DeeBERT, FullDepth, SkipDecode
 from hsdlab import testing as laws
 from hsdlab.decoding import applied
 from tests.fake_device import DEVICE, DeviceTensor, FakeDevice, on_fake_device
-from tests.law_cells import CLASSIFIER
+from tests.law_cells import CLASSIFIER, ids, in_turns
 from tests.strategies_for_tests import Changing, RandomPlan
 
 WAYS = {
@@ -175,8 +175,10 @@ def test_a_check_waits_once(there, strategy, way):
         assert len(waits) - len(plain.waits[0]) == answers.count("maia")
 
 
-@pytest.mark.parametrize("strategy", [*SCHEDULED, *CONFIDENT, GATED, CALM(0.3, late_exit=True)], ids=repr)
-@pytest.mark.parametrize("way", WAYS)
+EVERY = list(product([*SCHEDULED, *CONFIDENT, GATED, CALM(0.3, late_exit=True)], WAYS))
+
+
+@pytest.mark.parametrize(("strategy", "way"), in_turns(EVERY, 3), ids=ids)
 def test_the_tokens_are_those_of_the_cpu(there, tiny, strategy, way):
     with torch.no_grad(), strategy.applied_to(tiny("llama")):
         expected = tiny("llama").generate(**calls(way))

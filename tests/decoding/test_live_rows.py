@@ -1,11 +1,14 @@
 """Sequences of a batch that have ended, and finished sources of a beam search, run no layer; the others go on."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from hsdlab import HSD, FullDepth
 from hsdlab.decoding import ends, live_rows
 from hsdlab.testing import decode
+from tests.law_cells import by_family
 from tests.strategies_for_tests import Changing
 
 ROWS, ENDS = 12, list(range(3, 20))
@@ -75,8 +78,10 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize("search", SEARCHES, ids=repr)
-@pytest.mark.parametrize("strategy", [FullDepth(), HSD(2, 0, 4)], ids=repr)
+SEARCHED = by_family(product([FullDepth(), HSD(2, 0, 4)], SEARCHES))
+
+
+@pytest.mark.parametrize(("family_model", "strategy", "search"), SEARCHED, ids=str, indirect=["family_model"])
 def test_finished_sources_of_a_beam_search_are_left_out(family_model, strategy, search, monkeypatch):
     seen = decode(family_model, strategy, **batch(), **search)
     ran = rows_run(seen)

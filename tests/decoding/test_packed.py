@@ -10,6 +10,7 @@ from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.testing import tiny_model
 from hsdlab.testing.snapshot import snapshot
+from tests.law_cells import by_family
 
 LONG = {"max_new_tokens": packed.FEWEST_STEPS, "eos_token_id": None}
 
@@ -23,7 +24,10 @@ def copies(model):
     return [packed._copies[module] for module in model.modules() if module in packed._copies]
 
 
-@pytest.mark.parametrize(("mode", "rows"), [("greedy", [0]), ("greedy", [0, 1, 2]), ("beam", [0, 1, 2])])
+WAYS = [("greedy", [0]), ("greedy", [0, 1, 2]), ("beam", [0, 1, 2])]
+
+
+@pytest.mark.parametrize(("family_model", "mode", "rows"), by_family(WAYS), indirect=["family_model"])
 def test_full_depth_is_plain_generate(model, mode, rows):
     input_ids, mask = laws.prompts(3)
     with laws.watched(model) as (plain_logits, _):

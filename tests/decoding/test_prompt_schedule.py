@@ -1,11 +1,14 @@
 """A prefill in which each token of the prompt runs its own layers (the decoding semantics extended, point 8)."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from hsdlab import HSD, FullDepth, UserError, generate
 from hsdlab import testing as laws
 from hsdlab.testing import prompts, watched
+from tests.law_cells import by_family, ids
 from tests.strategies_for_tests import Changing, RandomPlan
 
 
@@ -34,8 +37,10 @@ class Rows(RandomPrompt, RandomPlan):
 STRATEGIES = [Scheduled(1, 0, 3), Grows(), Rows()]
 
 
-@pytest.mark.parametrize("mode", laws.MODES)
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
+WAYS = list(product(STRATEGIES, laws.MODES))
+
+
+@pytest.mark.parametrize(("family_model", "strategy", "mode"), by_family(WAYS), ids=ids, indirect=["family_model"])
 def test_decoding_equals_replay(family_model, strategy, mode):
     laws.law_3_replay(family_model, strategy, mode)
 

@@ -9,6 +9,7 @@ from hsdlab.decoding import shared_prefill as sharing
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.shared_prefill import shared_prefill
 from hsdlab.testing import decode
+from tests.law_cells import by_family
 from tests.strategies_for_tests import Changing, RandomPlan
 
 STRATEGIES = [HSD(2, 0, 4), FullDepth(), CALM(0.5), OracleExit(), RandomPlan(), Changing()]
@@ -19,7 +20,7 @@ def layers_run_in_prefills(decodes):
     return sum(count > 0 for each in decodes for count in each.passes.tokens_run[0])
 
 
-@pytest.mark.parametrize("mode", laws.MODES)
+@pytest.mark.parametrize(("family_model", "mode"), by_family(laws.MODES), indirect=["family_model"])
 def test_a_prefill_that_is_taken_over_changes_nothing(family_model, mode):
     alone = [decode(family_model, strategy, mode) for strategy in STRATEGIES]
     with shared_prefill():

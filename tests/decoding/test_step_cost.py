@@ -1,5 +1,7 @@
 """What a decode step costs, in counts that no machine changes: numbers copied, and answers awaited from the device."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,6 +9,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hsdlab import HSD, FullDepth
 from hsdlab import testing as laws
+from tests.law_cells import by_family, ids
 from tests.strategies_for_tests import RandomPlan
 
 COPIES = ("cat", "index_select", "index", "gather", "copy_", "clone", "repeat", "_to_copy")
@@ -63,8 +66,10 @@ def counted(model, strategy, mode, padding):
     return counter
 
 
-@pytest.mark.parametrize("mode", ["greedy", "beam"])
-@pytest.mark.parametrize("strategy", [FullDepth(), HSD(2, 0, 4)], ids=repr)
+WAYS = list(product([FullDepth(), HSD(2, 0, 4)], ["greedy", "beam"]))
+
+
+@pytest.mark.parametrize(("family_model", "strategy", "mode"), by_family(WAYS), ids=ids, indirect=["family_model"])
 def test_a_step_copies_nothing_of_the_prompt(family_model, strategy, mode):
     short, long = (counted(family_model, strategy, mode, padding) for padding in (0, 40))
     # the last gap ends with the decode; padding in the mask costs one conversion of it, [sources, prompt], a step

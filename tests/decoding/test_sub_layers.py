@@ -1,5 +1,7 @@
 """Attention and MLP apart in a decode: what the laws do not say."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from hsdlab.decoding.forced import forced_mask, layer_schedule
 from hsdlab.decoding.layer_parts import check_parts
 from hsdlab.decoding.sub_layers import alike, step_layers, step_mask
 from hsdlab.testing import decode, law_3_replay, prompts, tiny_model
+from tests.law_cells import by_family, ids
 from tests.strategies_for_tests import ChangingParts, RandomPlan
 
 
@@ -39,10 +42,11 @@ class Given(ScheduledStrategy):
         return self.layers
 
 
-@pytest.mark.parametrize("mode", ["greedy", "beam", "sampling"])
-@pytest.mark.parametrize(
-    ("whole", "parts"), [(HSD(1, 0, 3), InParts(1, 0, 3)), (RandomPlan(0.5), RandomPlanInParts(0.5))], ids=repr
-)
+IN_PARTS = [(HSD(1, 0, 3), InParts(1, 0, 3)), (RandomPlan(0.5), RandomPlanInParts(0.5))]
+WAYS = by_family([(mode, *pair) for mode, pair in product(["greedy", "beam", "sampling"], IN_PARTS)])
+
+
+@pytest.mark.parametrize(("family_model", "mode", "whole", "parts"), WAYS, ids=ids, indirect=["family_model"])
 def test_both_parts_of_a_layer_are_the_layer(family_model, mode, whole, parts):
     here, there = decode(family_model, parts, mode), decode(family_model, whole, mode)
     assert torch.equal(here.output.sequences, there.output.sequences)

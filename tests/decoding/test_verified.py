@@ -25,7 +25,7 @@ from hsdlab.decoding.finite import NotFiniteLogitsError
 from hsdlab.decoding.history import History
 from hsdlab.decoding.token_counts import TokenCounts
 from hsdlab.testing import decode, prompts, tiny_model
-from tests.law_cells import by_family, ids
+from tests.law_cells import by_family, ids, in_turns
 from tests.strategies_for_tests import RandomPlan
 
 NEW = 14
@@ -90,8 +90,9 @@ PROCESSED = {
 
 
 @pytest.mark.parametrize("options", PROCESSED.values(), ids=PROCESSED)
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("draft", [HSD(2, 0, 4), CALM(0.3)], ids=repr)
+@pytest.mark.parametrize(
+    ("draft", "rows"), in_turns([(HSD(2, 0, 4), 3), (HSD(2, 0, 4), 1), (CALM(0.3), 3), (CALM(0.3), 1)], 2), ids=ids
+)
 def test_processors_and_criteria_act_as_at_full_depth(tiny, draft, rows, options):
     model, inputs = tiny(), call(3, **options)
     inputs |= {name: inputs[name][:rows] for name in ("input_ids", "attention_mask")}
@@ -131,8 +132,10 @@ def test_stop_strings_end_a_text_within_a_draft(family_model):
     assert output.sequences[0, start : start + first].tolist() == free[0, start : start + first].tolist()
 
 
-@pytest.mark.parametrize("draft", [HSD(2, 0, 4), StaticDepth(4, keep="bottom"), SkipDecode(2, 5)], ids=repr)
-@pytest.mark.parametrize("vocabulary", [None, 16])
+COUNTED = by_family(itertools.product([HSD(2, 0, 4), StaticDepth(4, keep="bottom"), SkipDecode(2, 5)], [None, 16]))
+
+
+@pytest.mark.parametrize(("family_model", "draft", "vocabulary"), COUNTED, ids=ids, indirect=["family_model"])
 def test_what_is_counted_is_what_ran(family_model, draft, vocabulary):
     """A single row has no padding: each layer ran for as many tokens as the ledger says."""
     ids, mask = prompts(3)

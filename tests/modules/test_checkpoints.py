@@ -1,6 +1,7 @@
 """Killed and resumed runs, by fault injection: the same validations, curves, best state and last weights."""
 
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hsdlab.modules import Checkpoints, LoRA
 from hsdlab.modules.checkpoint_files import CheckpointFiles, read_checkpoint
 from hsdlab.modules.checkpoints import state_in
 from hsdlab.modules.event_files import continue_events
+from tests.law_cells import in_turns
 from tests.modules.test_finetune import Toy, module
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -129,7 +131,7 @@ def whole(tmp_path_factory):
     return run
 
 
-OFTEN = ("each-epoch", "both-at-once", "accumulated")  # the others belong to the slow tests
+OFTEN = ("both-at-once",)  # the others belong to the slow tests
 
 
 @pytest.mark.parametrize(
@@ -193,8 +195,7 @@ def dying(function, number, half=False):
     return die
 
 
-@pytest.mark.parametrize("number", [2, 3, 4])
-@pytest.mark.parametrize("write", ["torch.save", "replace", "link"])
+@pytest.mark.parametrize(("write", "number"), in_turns(product(["torch.save", "replace", "link"], [2, 3, 4]), 4))
 def test_a_kill_within_a_write_leaves_what_can_be_gone_on_from(tmp_path, monkeypatch, whole, write, number):
     expected, points = whole("in-the-epoch")
     every, options = PROPORTIONS["in-the-epoch"]

@@ -14,6 +14,7 @@ from hsdlab.modules import FinetuneModule, LoRA
 from hsdlab.modules.losses import distilled_loss
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.testing import VOCABULARY, tiny_model, watched
+from tests.law_cells import by_family, ids
 from tests.strategies_for_tests import Changing, ChangingParts, ChangingPrompt, RandomPlan
 from tests.tiny_checkpoints import tiny_tokenizer
 
@@ -79,7 +80,10 @@ def test_every_scheduled_strategy_is_tested():
     assert scheduled <= {type(strategy) for strategy in STRATEGIES}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES + PROMPT_SCHEDULES, ids=repr)
+SCHEDULED = STRATEGIES + PROMPT_SCHEDULES
+
+
+@pytest.mark.parametrize(("family_model", "strategy"), by_family(SCHEDULED), ids=ids, indirect=["family_model"])
 def test_training_logits_equal_decode_logits(family_model, strategy):
     rows = pairs()
     batch = collate_pairs(rows, pad_token_id=0)

@@ -123,6 +123,7 @@ def test_no_path_out_of_the_folder_is_removed(tmp_path):
     assert names(out) == [".hsdlab.written", "config.yaml", "run.json"]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_list_of_all_that_was_written(tmp_path):
     """The process ends before each step on the disk: --overwrite then leaves the user's file, and nothing of ours."""
     step = 0

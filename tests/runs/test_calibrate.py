@@ -71,6 +71,7 @@ def by_hand(folder, file, loss):
     return losses
 
 
+@pytest.mark.slow
 def test_the_list_is_gone_through_until_one_does_not_pass(calibrate, tmp_path, monkeypatch, capsys):
     report = calibrate("--loss=textual", "--seed_everything=3")
     out = tmp_path / "out"

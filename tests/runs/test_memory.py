@@ -93,6 +93,7 @@ def test_memory_is_steady_over_two_thousand_examples(tmp_path):
     assert max(line[1] for line in lines) < 1.02 * settled
 
 
+@pytest.mark.slow
 def test_a_comparison_holds_one_copy_of_the_model(tmp_path):
     model = tiny_model("llama", hidden_size=256, vocab_size=300, dtype=torch.float32)
     weights = sum(parameter.nbytes for parameter in model.parameters())

@@ -82,6 +82,7 @@ def test_predictions_that_vanish_in_the_run_are_an_error(module, tmp_path, monke
     assert len(read_records(tmp_path / "out/predictions.jsonl")) < 5
 
 
+@pytest.mark.slow
 def test_report_does_not_replace_a_run_or_files_of_others(tmp_path, monkeypatch, capsys):
     given = options(tmp_path)
     for name in ("a", "b"):

@@ -14,7 +14,7 @@ import yaml
 from hsdlab.cli.train import TrainCLI
 from hsdlab.decoding import shared_prompt
 from tests.tiny_runs import options, read_records, run, without_costs
-from tests.two_processes import FITS, RUNS, run_all
+from tests.two_processes import FITS, OFTEN, RUNS, SELDOM, run_all
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # one worker runs the two processes once, for all tests here
@@ -31,18 +31,29 @@ def _prompts_as_in_a_process_of_its_own():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What all subcommands write, run in one process and in two; and what the two print."""
-    folder = tmp_path_factory.mktemp("processes")
+    """Of a run: what it writes in one process and in two, and what the two print. Each launch has several runs."""
+    made = {}
+
+    def get(name):
+        names = OFTEN if name in OFTEN else SELDOM
+        if names[0] not in made:
+            made[names[0]] = launched(tmp_path_factory.mktemp("processes"), names)
+        one, two, done = made[names[0]]
+        return one / name, two / name, done
+
+    return get
+
+
+def launched(folder, names):
     tiny = options(folder)
     shutil.copy(folder / "data" / "test.jsonl", folder / "data" / "train.jsonl")
     validation = folder / "data" / "validation.jsonl"  # with a reference that the model meets: a quality to keep
     validation.write_text(validation.read_text(encoding="utf-8").replace('"hell"', '"hell", "m"'), encoding="utf-8")
-    argv = sys.argv
-    sys.argv = ["evaluate.py"]
-    run_all(folder / "one", tiny)
-    sys.argv = argv
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate.py"])
+        run_all(folder / "one", [name for name in names if name in RUNS], tiny)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.two_processes", str(folder / "two"), *tiny],
+        [sys.executable, "-m", "tests.two_processes", str(folder / "two"), ",".join(names), *tiny],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -53,26 +64,38 @@ def folders(tmp_path_factory):
     return folder / "one", folder / "two", done
 
 
+def often(names):
+    """The runs of `make test`, and those of `make test-all`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN)) for name in names]
+
+
 def written(folder):
     """The files of a run; those of TensorBoard without the time and process in their names."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [path.with_name("events") if path.name.startswith("events.") else path for path in files]
 
 
-@pytest.mark.parametrize("name", RUNS)
+def results(folders, name):
+    """A file of JSON of a run in one process, and of that in two."""
+    one, two, _ = folders
+    return [json.loads((folder / name).read_text(encoding="utf-8")) for folder in (one, two)]
+
+
+@pytest.mark.parametrize("name", often(RUNS))
 def test_the_files_are_those_of_one_process(name, folders):
-    one, two = (sorted(written(folder / name)) for folder in folders[:2])
+    folder_of_one, folder_of_two, _ = folders(name)
+    one, two = sorted(written(folder_of_one)), sorted(written(folder_of_two))
     assert one == two
     for file in (path for path in one if path.suffix == ".jsonl"):
-        expected, records = (read_records(folder / name / file) for folder in folders[:2])
+        expected, records = read_records(folder_of_one / file), read_records(folder_of_two / file)
         assert without_costs(records) == without_costs(expected)
         if file.name != "scores.jsonl":  # of the search, which has no batches
             assert [r["batch"]["number"] for r in records] == [r["batch"]["number"] for r in expected]
 
 
-@pytest.mark.parametrize("name", ["test", "sampled", "validate", "one_example"])
+@pytest.mark.parametrize("name", often(["test", "sampled", "validate", "one_example"]))
 def test_the_figures_are_those_of_one_process(name, folders):
-    one, two = (json.loads((folder / name / "metrics.json").read_text(encoding="utf-8")) for folder in folders[:2])
+    one, two = results(folders(name), "metrics.json")
     assert one.keys() == two.keys()
     for figure in one:
         if not figure.endswith(TIMES):
@@ -80,9 +103,7 @@ def test_the_figures_are_those_of_one_process(name, folders):
 
 
 def test_the_comparison_is_that_of_one_process(folders):
-    one, two = (
-        json.loads((folder / "compare" / "comparison.json").read_text(encoding="utf-8")) for folder in folders[:2]
-    )
+    one, two = results(folders("compare"), "comparison.json")
     for expected, row in zip(one["rows"], two["rows"], strict=True):
         for name in ("name", "examples", "quality", "output_tokens"):
             assert row[name] == expected[name]
@@ -91,16 +112,16 @@ def test_the_comparison_is_that_of_one_process(folders):
             assert {name: row[kind][name] for name in costs} == pytest.approx(costs)
 
 
+@pytest.mark.slow
 def test_the_calibration_is_that_of_one_process(folders):
-    one, two = (
-        json.loads((folder / "calibrate" / "calibration.json").read_text(encoding="utf-8")) for folder in folders[:2]
-    )
+    one, two = results(folders("calibrate"), "calibration.json")
     for name in ("losses", "p_value", "risk_upper_bound", "passed"):
         assert [test[name] for test in two["tests"]] == [test[name] for test in one["tests"]]
 
 
+@pytest.mark.slow
 def test_the_tuning_is_that_of_one_process(folders):
-    one, two = (json.loads((folder / "tune" / "tuning.json").read_text(encoding="utf-8")) for folder in folders[:2])
+    one, two = results(folders("tune"), "tuning.json")
     assert two["chosen"] == one["chosen"]
     assert two["settings"] == one["settings"]
     assert two["decoded"] == one["decoded"]
@@ -110,16 +131,16 @@ def test_the_tuning_is_that_of_one_process(folders):
 
 
 def test_only_the_first_process_prints(folders):
-    done = folders[2]
+    _, _, done = folders("compare")
     assert done.stdout.count("2 strategies over 5 examples") == 1
     assert done.stdout.count("Strategy 1 of 2") == 1
-    assert done.stdout.count("Setting 1 of 1") == 1
     assert "sync_dist=True" not in done.stderr  # Lightning's advice where figures are not those of all processes
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("name", often(FITS))
 def test_training_with_two_processes_validates_as_one_does(name, folders, monkeypatch):
-    config, best = folders[1] / name / "config.yaml", folders[1] / name / "checkpoints" / "best.ckpt"
+    _, folder, _ = folders(name)
+    config, best = folder / "config.yaml", folder / "checkpoints" / "best.ckpt"
     callbacks = torch.load(best, map_location="cpu", weights_only=True)["callbacks"]
     loss = "val/loss" if "layerskip" in name else "val/skip_loss"
     assert callbacks["Checkpoints"]["monitor"] == loss
@@ -133,13 +154,13 @@ def test_training_with_two_processes_validates_as_one_does(name, folders, monkey
 
 
 def test_one_process_goes_on_with_what_two_have_left(folders, monkeypatch, capsys):
-    out = folders[1] / "test"
+    _, out, _ = folders("test")
     records = read_records(out / "predictions.jsonl")
     for rank in (0, 1):  # as if the last batch, and the merge, had not come to be
         share = [json.dumps(r) for r in records if r["batch"]["number"] % 2 == rank and r["batch"]["number"] < 2]
         (out / f"predictions.rank{rank}.jsonl").write_text("".join(f"{line}\n" for line in share), encoding="utf-8")
     (out / "predictions.jsonl").unlink()
-    run(monkeypatch, *RUNS["test"], *options(folders[0].parent), f"--output={out}")
+    run(monkeypatch, *RUNS["test"], *options(out.parents[1]), f"--output={out}")
     assert "4 of 5 predictions are done" in capsys.readouterr().out
     assert [path.name for path in out.glob("*.jsonl")] == ["predictions.jsonl"]
     assert without_costs(read_records(out / "predictions.jsonl")) == without_costs(records)

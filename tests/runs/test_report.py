@@ -94,6 +94,7 @@ def test_a_folder_of_each_kind_is_drawn_byte_for_byte(kind, full_depth, hsd, tmp
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     folder = comparison_folder(tmp_path / "run", *results)
     before = contents(folder)
@@ -142,6 +143,7 @@ def test_several_runs_make_one_comparison(results, tmp_path):
     assert [row.run for row in report([plain, tuned], output).rows] == ["plain", "plain", "tuned"]
 
 
+@pytest.mark.slow
 def test_names_are_as_much_of_the_path_as_tells_them_apart(results, tmp_path):
     folders = [comparison_folder(tmp_path / name / "run", results[0]) for name in "ab"]
     assert [row.run for row in report(folders, tmp_path / "both").rows] == ["a/run", "b/run"]
@@ -208,6 +210,7 @@ def test_a_folder_of_version_1(tmp_path):
     assert json.loads((tmp_path / "comparison.json").read_text())["schema_version"] == 2
 
 
+@pytest.mark.slow
 def test_the_command_line(results, tmp_path, capsys):
     folders = [comparison_folder(tmp_path / name, results[0]) for name in "ab"]
     main(["report", f"first={folders[0]}", f"second={folders[1]}", "--output", str(tmp_path / "both")])

@@ -193,6 +193,7 @@ def test_a_finished_run_gives_its_figures_again_without_decoding(evaluate, decod
     assert decoded == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_finished_comparison_is_printed_again_and_takes_new_strategies(evaluate, decoded, refused, tmp_path, capsys):
     evaluate("compare", f"--strategies=[{HSD}]")
     report = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
@@ -322,6 +323,7 @@ def test_what_an_earlier_version_did_not_note_is_warned_of(evaluate, decoded, tm
     ]
 
 
+@pytest.mark.slow
 def test_an_argument_that_an_earlier_version_did_not_have_changes_nothing(evaluate, decoded, tmp_path):
     evaluate("compare", f"--strategies=[{HSD}]")
     file = tmp_path / "out" / "run.json"
@@ -352,6 +354,7 @@ def test_a_changed_prediction_is_refused(subcommand, evaluate, refused, monkeypa
     assert expected in str(end.value)
 
 
+@pytest.mark.slow
 def test_overwrite_leaves_the_users_files(evaluate, tmp_path):
     evaluate("test", "--skip=HSD", "--skip.max_exit=2")
     (tmp_path / "out" / "predictions_gold.jsonl").write_text("mine", encoding="utf-8")

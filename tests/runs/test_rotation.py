@@ -33,6 +33,7 @@ def decoded(monkeypatch):
     return turns
 
 
+@pytest.mark.slow
 def test_the_first_strategy_of_a_batch_rotates(evaluate, decoded):
     evaluate("compare", f"--strategies=[{HSD_1}, {SKIPDECODE}]")
     names = ["FullDepth", "HSD", "SkipDecode"]
@@ -62,6 +63,7 @@ def test_each_strategy_gives_what_it_gives_alone(evaluate, tmp_path):
     assert without_costs(read_records(hsd)) == without_costs(read_records(tmp_path / "test" / "predictions.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_strategies_that_a_batch_lacks(evaluate, decoded, tmp_path):
     evaluate("compare", f"--strategies=[{HSD_1}]")
     _, hsd = sorted((tmp_path / "compare" / "predictions").iterdir())

@@ -211,6 +211,7 @@ def test_a_run_cut_short_goes_on_and_does_nothing_twice(tune, counted, layers_as
             assert without_costs(records) == without_costs(expected)
 
 
+@pytest.mark.slow
 def test_another_question_takes_over_what_was_scored_and_decoded(tune, counted, layers_as_time, capsys):
     first = tune("--max-loss=0.4", *SHORT)
     counted |= {"replays": 0, "decodes": 0}

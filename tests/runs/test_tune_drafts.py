@@ -183,6 +183,7 @@ def test_a_run_cut_short_goes_on_and_does_nothing_twice(tune, counted, bytes_as_
         assert without_times(again) == without_times(whole)
 
 
+@pytest.mark.slow
 def test_other_lengths_take_over_what_was_replayed(tune, counted):
     tune(*SHORT)
     counted |= {"replays": 0, "decodes": []}
