@@ -1,8 +1,12 @@
+import inspect
 import os
+from functools import partial
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jsonargparse.typing
 import pytest
 import torch
 import transformers
@@ -12,6 +16,8 @@ from hsdlab.testing import TINY_FAMILIES, RememberedDecodes, tiny_model
 from tests import results
 
 transformers.logging.set_verbosity_error()
+# jsonargparse asks for the stack of each new parser, with the source of each frame; under pytest there are many.
+jsonargparse.typing.inspect = SimpleNamespace(**(vars(inspect) | {"stack": partial(inspect.stack, context=0)}))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,26 +32,30 @@ def _prompts_apart():
 
 
 @pytest.fixture(scope="session")
-def tiny():
+def shared_models():
+    """The tiny models that there are, by family and options."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def tiny(shared_models):
     """Tiny models by family, made once."""
-    made = {}
 
     def get(family="llama", **options):
         key = (family, *sorted(options.items()))
-        if key not in made:
-            made[key] = tiny_model(family, **options)
-        return made[key]
+        if key not in shared_models:
+            shared_models[key] = tiny_model(family, **options)
+        return shared_models[key]
 
-    get.made = made
     return get
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _shared_models_stay_as_they_are(tiny):
+def _shared_models_stay_as_they_are(shared_models):
     """A test that changes one of the tiny models, and so others' results, is found in its own file."""
-    seen = {key: state_of(model) for key, model in tiny.made.items()}
+    seen = {key: state_of(model) for key, model in shared_models.items()}
     yield
-    for key, model in tiny.made.items():
+    for key, model in shared_models.items():
         assert state_of(model) == seen.get(key, state_of(tiny_model(key[0], **dict(key[1:])))), key
 
 

@@ -157,8 +157,7 @@ CONFIDENT = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("strategy", SCHEDULED, ids=repr)
+@pytest.mark.parametrize(("strategy", "way"), in_turns(product(SCHEDULED, WAYS), 3), ids=ids)
 def test_a_step_whose_layers_are_known_waits_no_more_than_plain_generate(there, strategy, way):
     ours, plain = (there(each, way) for each in (strategy, None))
     assert {len(waits) for waits in plain.waits} <= {1, 2}  # transformers asks whether to go on, and about padding
@@ -166,8 +165,7 @@ def test_a_step_whose_layers_are_known_waits_no_more_than_plain_generate(there, 
         assert [wait.what for wait in waits] == [wait.what for wait in of_plain]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("strategy", CONFIDENT, ids=repr)
+@pytest.mark.parametrize(("strategy", "way"), in_turns(product(CONFIDENT, WAYS), 3), ids=ids)
 def test_a_check_waits_once(there, strategy, way):
     ours, plain = (there(each, way) for each in (strategy, None))
     assert any("maia" in answers for answers in ours.answers)

@@ -56,7 +56,8 @@ def call(rows=3, **options):
     return {"input_ids": ids, "attention_mask": mask, "max_new_tokens": NEW, "eos_token_id": [3, 4, 5], **options}
 
 
-LOSSLESS = [Verified(*options) for options in itertools.product(DRAFTS, [1, 4, 20], [False, True])]
+LENGTHS = [(1, False), (4, True), (20, False)]  # and whether adaptive
+LOSSLESS = [Verified(draft, *length) for draft, length in itertools.product(DRAFTS, LENGTHS)]
 
 
 @pytest.mark.parametrize(("family_model", "strategy"), by_family(LOSSLESS), ids=ids, indirect=["family_model"])
