@@ -352,6 +352,7 @@ def test_last_begins_anew_where_there_is_no_checkpoint_of_the_same_run(monkeypat
     assert again["model/model.safetensors"] == whole["model/model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_never_trained_anew_without_overwrite(monkeypatch, cli, options, tmp_path, capsys):
     options = [*options, "--checkpoint_every=100", "--trainer.max_epochs=1"]  # it ends before any last.ckpt
     out = tmp_path / "out"

@@ -157,6 +157,7 @@ def test_a_run_killed_anywhere_comes_to_what_an_unbroken_one_does(tmp_path, whol
     assert killed >= 4
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_comes_to_the_same(tmp_path, whole):
     """Each kill comes just after the run has gone on, from a checkpoint of a validation too, and before the next."""
     expected, points = whole("both-at-once")

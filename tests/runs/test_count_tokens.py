@@ -82,6 +82,7 @@ def skip(file):
     return f"--skip={{class_path: Verified, init_args: {{{draft}, draft_vocabulary: {file}}}}}"
 
 
+@pytest.mark.slow
 def test_a_run_drafts_with_the_file_and_notes_it(given, counts, refused, monkeypatch, tmp_path):
     full, drafted = tmp_path / "full", tmp_path / "drafted"
     run(monkeypatch, "test", *given, f"--output={full}")

@@ -38,7 +38,7 @@ COMMANDS = {
     ],
 }
 
-IN_TURN = ["test", pytest.param("compare", marks=pytest.mark.slow), "fit"]
+IN_TURN = ["test", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compare", "fit"))]
 
 
 class Runs:

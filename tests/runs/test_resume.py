@@ -163,7 +163,9 @@ def test_compare_killed_twice_and_interrupted_ends_as_if_nothing_had_happened(tm
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("by", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_stopped_says_so_by_its_exit_code(by, code, tmp_path):
     """`&&` and SLURM take 0 for a success."""
     slow = "--skip={class_path: tests.runs.test_resume.Slow, init_args: {layers: 2}}"
