@@ -45,16 +45,20 @@ def layer_sizes(parts: DecoderParts) -> list[LayerSizes]:
     Returns:
         The sizes of the layers 0 … L-1.
     """
-    return [_sizes(layer, query) for layer, query in zip(parts.layers, parts.queries, strict=True)]
+    config = parts.model.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return [_sizes(layer, query, width) for layer, query in zip(parts.layers, parts.queries, strict=True)]
 
 
-def _sizes(layer: nn.Module, query: nn.Module | None) -> LayerSizes:
+def _sizes(layer: nn.Module, query: nn.Module | None, width: int) -> LayerSizes:
+    """Measure a layer; ``width`` is that of its query heads where its output projection has no known name."""
     of_attention = attention(layer)
     expansion = sum(map(matrix_weights, _named(of_attention, _EXPANSIONS)))
     outputs = _named(of_attention, _OUTPUTS)
     after = sum(map(matrix_weights, (*outputs, *_named(of_attention, _GATES)))) + expansion
     active = token_weights(of_attention, layer)
-    returned = _inputs(outputs[0])
+    returned = _inputs(outputs[0]) if outputs else width
     value_size: Any = getattr(of_attention, "v_head_dim", None)
     key_size: Any = getattr(of_attention, "qk_head_dim", None) or getattr(of_attention, "head_dim", None)
     queries = returned if value_size is None or key_size is None else returned // value_size * key_size

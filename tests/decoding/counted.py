@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hsdlab import generate
+from hsdlab.decoding import cache
 from hsdlab.decoding.cache import SkipCache
 
 aten = torch.ops.aten
@@ -65,9 +66,10 @@ def _cache_reads() -> Iterator[list[int]]:
 def counted(model, strategy, **call):
     """Decode; return the output, and what was counted in the whole decode, prefill included.
 
-    Attention is computed as matrix products, which torch counts.
+    Attention is computed as matrix products, which torch counts, over keys of one prompt for each of its rows.
     """
     flops, read = FlopCounterMode(display=False), _ParameterReads(model)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _cache_reads() as cached, flops, read:
+    whole = mock.patch.object(cache, "can_split", return_value=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), whole, _cache_reads() as cached, flops, read:
         output = generate(model, strategy=strategy, eos_token_id=None, **call)
     return output, Counted(flops.get_total_flops(), read.bytes + cached[0])
