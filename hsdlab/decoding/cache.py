@@ -38,7 +38,7 @@ from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.shared_prefill import Prefill
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split, split_pays
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
-from hsdlab.decoding.storage import KeyValueStore, LayerStorage
+from hsdlab.decoding.storage import KeyValueStore, LayerStorage, token_numbers
 from hsdlab.decoding.timing import now_s
 from hsdlab.decoding.token_pass import RunningTokens, TokenPass
 from hsdlab.errors import RunError, UserError
@@ -67,8 +67,10 @@ class SkipCache(LayerRunner, DynamicCache):
         late_passes: Calls of each layer that computed them, LongTensor [layers].
         prompt_tokens: Tokens of the prompts for which each layer was computed in the prefill, LongTensor [layers]; with
             padding, and with those that a row repeats to be as long as the others.
+        prompt_keys: Keys that attention read in the prefill, LongTensor [layers]: those of a prompt once.
         prompt_late_tokens: The tokens of ``late_tokens`` that were computed in the prefill, LongTensor [layers].
         prompt_late_passes: The calls of ``late_passes`` in the prefill, LongTensor [layers].
+        cached_numbers: Numbers that a token has in each layer, keys and values together; 0 where the layer never ran.
         passes: Forward passes so far, the prefill included.
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
@@ -123,7 +125,8 @@ class SkipCache(LayerRunner, DynamicCache):
         self.prompt_mask: Tensor | None = None
         self.late_tokens, self.late_passes = self._late.tokens, self._late.passes
         self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
-        self.prompt_tokens = torch.zeros_like(self.late_tokens)
+        self.prompt_tokens, self.prompt_keys = torch.zeros_like(self.late_tokens), torch.zeros_like(self.late_tokens)
+        self.cached_numbers = [0] * parts.num_layers
         self.passes = 0
         self.peak_bytes = 0
         self.readings_s: list[float] = []
@@ -144,6 +147,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add the keys and values of the tokens that run; [rows, heads, length, head dim] as in transformers."""
+        self.cached_numbers[layer_idx] = token_numbers(key_states, value_states)
         if self._filling:
             raise KeysAndValuesMade(key_states, value_states)
         if self.passes == 0:
@@ -384,7 +388,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if prefill is not None and prefill.output is not None:
             self.taken_over_s = prefill.layers_s
             self.prompt_tokens[index] = prefill.output.shape[:2].numel()
-            self._update_prompt(index, *prefill.keys_and_values[index])
+            self.update(*prefill.keys_and_values[index], index)
             return prompt.all(prefill.output) if is_last else hidden
         if index == 0:
             hidden = prompt.first(hidden)
@@ -589,9 +593,11 @@ class SkipCache(LayerRunner, DynamicCache):
                 self._prefill.keys_and_values[index] = keys, values
             if self._decisions.needed_after(index, -1):
                 self._store.hold_prompt(index, keys, values)
+            self.prompt_keys[index] = len(keys) * keys.shape[2]
             return keys, values
         rows, slots = running.on_device
         keys, values = self._store.write_prompt(index, rows, slots, keys, values).read_prompt()
+        self.prompt_keys[index] = len(rows) * keys.shape[2]
         return keys.index_select(0, rows), values.index_select(0, rows)
 
     def _update_tokens(

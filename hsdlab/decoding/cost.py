@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from hsdlab.costs import Cost
 from hsdlab.decoding.decisions import Strategy
-from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, key_value_size, matrix_weights
+from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
+from hsdlab.decoding.layer_sizes import layer_sizes, read_bytes
 from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
 from hsdlab.decoding.trace import Trace
 
@@ -63,9 +64,10 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     (OPT-350m), its layers, the head, the rows of the head that intermediate predictions used, exit classifiers,
     projections of late KV computations. Of a layer with experts, those count to which a token is sent. A late KV
     computation runs the key and value projections, and the query projection where it cannot be left out: where it is
-    one matrix with them (GPT-2, GPT-NeoX), and in families that hsdlab does not know by name. Four per attended token
-    and attention channel: scores, weighted sum. Norms, biases, activations, embeddings and the cosines of hidden-state
-    saturation are not counted.
+    one matrix with them (GPT-2, GPT-NeoX) or in several steps (DeepSeek-V3), and in families that hsdlab does not know
+    by name. Four per attended token and attention channel: scores, weighted sum. Latent attention (DeepSeek-V3) also
+    expands what is cached of each token to keys and values whenever it is read. Norms, biases, activations, embeddings
+    and the cosines of hidden-state saturation are not counted.
 
     Args:
         model: The model that decoded, which gives the sizes of its matrices.
@@ -78,15 +80,16 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     """
     parts = decoder_parts(model)
     counts = trace.layers
-    layers = 2 * (apart(counts.tokens, dims=1) * _part_weights(parts)).sum()
-    attended = 4 * _attention_channels(parts) * counts.attended.sum()
-    late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
+    sizes, drafts = _Sizes(parts), trace.drafts
+    layers = 2 * (apart(counts.tokens, dims=1) * sizes.parts).sum()
+    attended = 2 * (sizes.channels * counts.attended).sum()
+    expanded = 2 * (sizes.expansion * (counts.attended if drafts is None else drafts.keys_read)).sum()
+    late = 2 * (counts.late_tokens * sizes.late).sum()
     *around, head = (matrix_weights(module) for module in _outside(parts))
-    drafts = trace.drafts
     outside = 2 * sum(around) * (drafts.computed if drafts else trace.compute_steps)
     outside += 2 * (head * (drafts.head_tokens if drafts else trace.compute_steps))
     outside += 2 * (drafts.draft_head_weights if drafts else 0)
-    return float(layers + attended + late + outside + 2 * trace.probes.weights)
+    return float(layers + attended + expanded + late + outside + 2 * trace.probes.weights)
 
 
 def prompt_flops(model: nn.Module, trace: Trace) -> float:
@@ -104,14 +107,14 @@ def prompt_flops(model: nn.Module, trace: Trace) -> float:
         Operations of the prefill.
     """
     parts = decoder_parts(model)
-    counts = trace.layers
-    weights = [matrix_weights(layer) - _idle_weights(parts, layer) for layer in parts.layers]
-    layers = 2 * (counts.prompt_tokens * torch.tensor(weights)).sum()
-    attention = 4 * _attention_channels(parts) * trace.prompt_length * counts.prompt_tokens.sum()
-    late = 2 * (counts.prompt_late_tokens * _late_weights(parts)).sum()
+    counts, sizes = trace.layers, _Sizes(parts)
+    layers = 2 * (counts.prompt_tokens * sizes.parts.sum(dim=1)).sum()
+    attention = 2 * trace.prompt_length * (sizes.channels * counts.prompt_tokens).sum()
+    expanded = 2 * (sizes.expansion * counts.prompt_keys).sum()
+    late = 2 * (counts.prompt_late_tokens * sizes.late).sum()
     *around, head = (matrix_weights(module) for module in _outside(parts))
     outside = 2 * trace.batch_rows * (trace.prompt_length * sum(around) + head)
-    return float(layers + attention + late + outside)
+    return float(layers + attention + expanded + late + outside)
 
 
 def decode_bytes(model: nn.Module, trace: Trace) -> float:
@@ -119,10 +122,10 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
 
     A decode step reads once the weights of each layer that runs for some sequence, and once the head and what else is
     outside of the layers. Where attention and MLP run apart, each call of a part reads its weights; norms count with
-    the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one
-    sequence. A late KV computation and an intermediate prediction read their matrices once more. Each token that runs a
-    layer reads the keys and values that it attends to; a verification reads them once for all tokens of a row.
-    Activations and embeddings are not counted.
+    the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one token a pass. A late
+    KV computation and an intermediate prediction read their matrices once more. Each token that runs a layer reads from
+    the KV cache what it attends to; a verification reads it once for all tokens of a row. Activations and embeddings
+    are not counted, nor are the keys and values to which latent attention expands its cache.
 
     Args:
         model: The model that decoded; its dtype is that of the KV cache.
@@ -137,8 +140,8 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     layers = (passes * _part_bytes(parts, tokens[:, 1] / passes[:, 1].clamp(min=1))).sum()
     drafts = trace.drafts
     keys_read = counts.attended if drafts is None else drafts.keys_read
-    cache = key_value_size(parts.model) * size * keys_read.sum()
-    late = (counts.late_passes * _late_weights(parts)).sum() * size
+    cache = (counts.cached_numbers * keys_read).sum() * size
+    late = (counts.late_passes * _Sizes(parts).late).sum() * size
     *around, head = (_bytes(module) for module in _outside(parts))
     outside = sum(around) * (drafts.forward_passes if drafts else trace.decode_passes)
     outside += head * (drafts.head_passes if drafts else trace.decode_passes)
@@ -195,13 +198,15 @@ def draft_cost(parts: DecoderParts, draft: Strategy, max_steps: int, head_tokens
     return (layers + head * outside) / (float(part_bytes.sum()) + outside)
 
 
-def _part_weights(parts: DecoderParts) -> Tensor:
-    """Weights that a token is multiplied with in attention and in the rest of each layer, LongTensor [layers, 2]."""
-    pairs = []
-    for layer in parts.layers:
-        of_attention = matrix_weights(attention(layer))
-        pairs.append([of_attention, matrix_weights(layer) - _idle_weights(parts, layer) - of_attention])
-    return torch.tensor(pairs)
+class _Sizes:
+    """The sizes of all layers, LongTensor [layers] each; those of ``parts``, attention and the rest, [layers, 2]."""
+
+    def __init__(self, parts: DecoderParts) -> None:
+        sizes = layer_sizes(parts)
+        self.parts = torch.tensor([[each.attention, each.rest] for each in sizes])
+        self.late = torch.tensor([each.late for each in sizes])
+        self.channels = torch.tensor([each.channels for each in sizes])
+        self.expansion = torch.tensor([each.expansion for each in sizes])
 
 
 def _part_bytes(parts: DecoderParts, tokens: Tensor) -> Tensor:
@@ -209,37 +214,11 @@ def _part_bytes(parts: DecoderParts, tokens: Tensor) -> Tensor:
 
     ``tokens`` [layers] run the MLP in the call.
     """
-    size, pairs = parts.model.dtype.itemsize, []
+    pairs = []
     for layer, count in zip(parts.layers, tokens.tolist(), strict=True):
-        of_attention = _bytes(attention(layer))
-        pairs.append([of_attention, _bytes(layer) - _idle_weights(parts, layer, count) * size - of_attention])
+        of_attention = read_bytes(attention(layer), layer, count)
+        pairs.append([of_attention, read_bytes(layer, layer, count) - of_attention])
     return torch.tensor(pairs, dtype=torch.float64)
-
-
-def _idle_weights(parts: DecoderParts, layer: nn.Module, tokens: float = 1) -> float:
-    """Weights of the experts that run for none of some tokens of a pass, if each token is sent to others.
-
-    transformers stacks the matrices of a layer's experts in parameters [experts, outputs, inputs].
-    """
-    each = getattr(parts.model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
-    if not each:
-        return 0
-    stacked = [weight for weight in layer.parameters() if weight.dim() == 3]
-    return sum(weight.numel() * (1 - min(1, each * tokens / len(weight))) for weight in stacked)
-
-
-def _attention_channels(parts: DecoderParts) -> int:
-    """Width of all query heads of a layer together."""
-    config = parts.model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head_dim
-
-
-def _late_weights(parts: DecoderParts) -> Tensor:
-    """Weights that a late KV computation multiplies a hidden state with, LongTensor [layers]."""
-    keys_and_values, queries = key_value_size(parts.model), _attention_channels(parts)
-    outputs = [keys_and_values + (queries if query is None else 0) for query in parts.queries]
-    return parts.hidden_size * torch.tensor(outputs)
 
 
 def _outside(parts: DecoderParts) -> list[nn.Module]:

@@ -1,23 +1,27 @@
 """What verified decoding computes: drafts, verifications, and what was accepted of them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hsdlab.decoding.draft_head import DraftHead
 from hsdlab.decoding.sub_layers import apart
 
+_WHOLE_TEXT = 2**40  # tokens: more than any text has
+
 
 class DraftCounts:
     """The ledger of verified decoding. A part of a layer counts by itself: attention, MLP.
 
     Args:
-        num_layers: L.
+        windows: The sliding window of each of the L layers, tokens; None where there is none.
         prompt_length: Length of the (padded) prompt, tokens.
         rows: Sequences of the batch.
 
     Attributes:
         tokens: Tokens for which each part ran in draft steps and verifications, LongTensor [layers, 2].
-        attended: Keys that these tokens attended to, summed, LongTensor [layers].
+        attended: Keys that these tokens attended to, summed, LongTensor [layers]; none outside of a window.
         keys_read: Keys that were read, LongTensor [layers]: those of a row once for all of its tokens in a pass.
         passes: Passes in which each part ran, LongTensor [layers, 2].
         computed: Tokens of all passes.
@@ -29,7 +33,8 @@ class DraftCounts:
         rounds: For each sequence, drafted and accepted tokens of each of its verifications.
     """
 
-    def __init__(self, num_layers: int, prompt_length: int, rows: int) -> None:
+    def __init__(self, windows: Sequence[int | None], prompt_length: int, rows: int) -> None:
+        num_layers = len(windows)
         self.tokens = torch.zeros(num_layers, 2, dtype=torch.long)
         self.attended = torch.zeros(num_layers, dtype=torch.long)
         self.keys_read = torch.zeros(num_layers, dtype=torch.long)
@@ -42,6 +47,7 @@ class DraftCounts:
         self.draft_head_weights_read = 0
         self.rounds: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
         self._prompt_length = prompt_length
+        self._windows = torch.tensor([_WHOLE_TEXT if window is None else window for window in windows])
 
     def __repr__(self) -> str:
         sums = self.sums()
@@ -86,10 +92,11 @@ class DraftCounts:
         """Count a pass: executed [rows, tokens, layers] or [rows, tokens, layers, 2], places [rows, tokens]."""
         executed = apart(executed, dims=3)
         self.tokens += executed.sum(dim=(0, 1))
-        keys = self._prompt_length + places + 1
-        attended = executed[..., 0] * keys[:, :, None]  # (rows, tokens, layers)
-        self.attended += attended.sum(dim=(0, 1))
-        self.keys_read += attended.amax(dim=1).sum(dim=0)
+        ran = executed[..., 0]  # (rows, tokens, layers)
+        ends = (self._prompt_length + places + 1)[:, :, None]  # of the keys of a token
+        self.attended += (ran * ends.minimum(self._windows)).sum(dim=(0, 1))
+        begins = (ends - self._windows).masked_fill(~ran, _WHOLE_TEXT).amin(dim=1).clamp(min=0)
+        self.keys_read += ((ran * ends).amax(dim=1) - begins).clamp(min=0).sum(dim=0)
         self.passes += executed.any(dim=0).any(dim=0)
         self.forward_passes += 1
 

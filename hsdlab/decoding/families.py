@@ -368,22 +368,6 @@ def groups_queries(model: PreTrainedModel) -> bool:
     return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
 
 
-def key_value_size(model: PreTrainedModel) -> int:
-    """Compute how many numbers one token adds to the KV cache of one layer.
-
-    Args:
-        model: Its config gives the key and value heads and their width.
-
-    Returns:
-        Numbers, keys and values together; times the bytes of the dtype for memory.
-    """
-    config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * key_value_heads * head_dim
-
-
 def decoder_parts(module: nn.Module) -> DecoderParts:
     """Find the parts of a model, or say what is missing.
 

@@ -313,7 +313,8 @@ def _decode(
         late=(cache.late_tokens, cache.late_passes),
         probes=decisions.probed,
         prompt=cache.prompt_executed,
-        prompt_counts=(cache.prompt_tokens, cache.prompt_late_tokens, cache.prompt_late_passes),
+        prompt_counts=(cache.prompt_tokens, cache.prompt_keys, cache.prompt_late_tokens, cache.prompt_late_passes),
+        cached_numbers=cache.cached_numbers,
         windows=parts.windows,
     )
     run.output = DecodeOutput(

@@ -18,6 +18,7 @@ from hsdlab.decoding.decisions import Decisions
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
+from hsdlab.decoding.storage import token_numbers
 from hsdlab.decoding.timing import now_s
 
 COLUMNS = 128
@@ -158,6 +159,8 @@ class StaticCache(LayerRunner, DynamicCache):
         executed: As in :class:`~hsdlab.decoding.cache.SkipCache`, like the following.
         prompt_executed: None, for all layers.
         prompt_tokens: Of the prefill.
+        prompt_keys: The same.
+        cached_numbers: Of a token in each layer.
         late_tokens: Zeros, like the following.
         late_passes: Of calls.
         prompt_late_tokens: Of the prefill.
@@ -180,7 +183,8 @@ class StaticCache(LayerRunner, DynamicCache):
         self.layers_now: tuple[int, ...] = ()
         self.executed: list[Tensor] = []
         self.prompt_executed: Tensor | None = None
-        self.prompt_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
+        self.cached_numbers = [0] * parts.num_layers
+        self.prompt_keys = self.prompt_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
         self.late_tokens = torch.zeros(parts.num_layers, dtype=torch.long)
         self.late_passes = self.prompt_late_tokens = self.prompt_late_passes = self.late_tokens
         self.passes = 0
@@ -207,6 +211,7 @@ class StaticCache(LayerRunner, DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Keep the keys and values of the prompt, [sources, heads, prompt, head dim], where a step will need them."""
+        self.cached_numbers[layer_idx] = token_numbers(key_states, value_states)
         if self._decisions.needed_after(layer_idx, -1):
             copies = 1 if self._prompt_rows is None else self._prompt_rows.copies
             self._buffers.write_prompt(layer_idx, key_states, value_states, copies)

@@ -10,6 +10,19 @@ GROWTH_TOKENS = 64
 """By how many new tokens a block grows: each growth copies it once."""
 
 
+def token_numbers(keys: Tensor, values: Tensor) -> int:
+    """Count the numbers that a token has in the cache of a layer.
+
+    Args:
+        keys: [rows, heads, tokens, head dim].
+        values: Likewise.
+
+    Returns:
+        Those of its keys and of its values together.
+    """
+    return keys.shape[1] * keys.shape[3] + values.shape[1] * values.shape[3]
+
+
 class LayerStorage:
     """Keys and values of one layer, those of the prompt first.
 

@@ -25,8 +25,10 @@ class LayerCounts:
             for the sequences that run both parts, and one for those that run this part only.
         late_tokens: Tokens whose keys and values were computed late, in decode steps.
         late_passes: Calls of the layer that computed them, each for all such tokens at once.
+        cached_numbers: Numbers that a token has in the KV cache, keys and values together; 0 where the layer never ran.
         prompt_tokens: Tokens of the prompts for which the layer was computed in the prefill, each source once where the
             engine computes it once; with padding, and with those that a row repeats to be as long as the others.
+        prompt_keys: Keys that these tokens attended to: those of a prompt once for all of its tokens.
         prompt_late_tokens: The same as ``late_tokens``, in the prefill under a prompt schedule.
         prompt_late_passes: The same as ``late_passes``, in the prefill.
     """
@@ -36,7 +38,9 @@ class LayerCounts:
     passes: Tensor
     late_tokens: Tensor
     late_passes: Tensor
+    cached_numbers: Tensor
     prompt_tokens: Tensor
+    prompt_keys: Tensor
     prompt_late_tokens: Tensor
     prompt_late_passes: Tensor
 
@@ -152,7 +156,8 @@ def trace_along(
     late: tuple[Tensor, Tensor] | None = None,
     probes: ProbeCost | None = None,
     prompt: Tensor | None = None,
-    prompt_counts: tuple[Tensor, Tensor, Tensor] | None = None,
+    prompt_counts: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    cached_numbers: Sequence[int] | None = None,
     windows: Sequence[int | None] | None = None,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
@@ -173,8 +178,9 @@ def trace_along(
         probes: The cost of deciding about exits; None for no cost.
         prompt: The layers that ran in the prefill, BoolTensor [sources, prompt, layers], or with an entry for each row
             of the batch; None for all.
-        prompt_counts: ``prompt_tokens``, ``prompt_late_tokens`` and ``prompt_late_passes`` of :class:`LayerCounts`;
-            None for zeros.
+        prompt_counts: ``prompt_tokens``, ``prompt_keys``, ``prompt_late_tokens`` and ``prompt_late_passes`` of
+            :class:`LayerCounts`; None for zeros.
+        cached_numbers: Of :class:`LayerCounts`; None for zeros.
         windows: The sliding window of each layer, tokens, or None where there is none; None if no layer has one.
 
     Returns:
@@ -202,7 +208,7 @@ def trace_along(
     keys = (prompt_length + 1 + torch.arange(len(ran_for)))[:, None].minimum(most)  # (steps, layers), attended to
     no_tokens = torch.zeros(num_layers, dtype=torch.long)
     late_tokens, late_passes = late or (no_tokens, no_tokens)
-    prompt_tokens, prompt_late_tokens, prompt_late_passes = prompt_counts or (no_tokens, no_tokens, no_tokens)
+    prompt_tokens, prompt_keys, prompt_late_tokens, prompt_late_passes = prompt_counts or (no_tokens,) * 4
     return Trace(
         executed=executed,
         live=live,
@@ -213,7 +219,9 @@ def trace_along(
             passes=sum((_calls(ran) for ran in computed), start=none),
             late_tokens=late_tokens - prompt_late_tokens,
             late_passes=late_passes - prompt_late_passes,
+            cached_numbers=no_tokens if cached_numbers is None else torch.tensor(cached_numbers),
             prompt_tokens=prompt_tokens,
+            prompt_keys=prompt_keys,
             prompt_late_tokens=prompt_late_tokens,
             prompt_late_passes=prompt_late_passes,
         ),

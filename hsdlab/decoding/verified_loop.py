@@ -107,7 +107,7 @@ class VerifiedLoop:
         allowed = self._strategy.draft_tokens(input_ids)
         self._head = None if allowed is None else DraftHead(self._parts, allowed)
         self._ends = TextEnds(stopping_criteria, prompt_length, self._max_steps)
-        self.counts = DraftCounts(self._parts.num_layers, prompt_length, rows)
+        self.counts = DraftCounts(self._parts.windows, prompt_length, rows)
         self._texts = GrowingTexts(input_ids, self._max_steps)
         self.new_tokens = self._texts.new_tokens
         self._kept_scores: list[list[Tensor]] | None = (

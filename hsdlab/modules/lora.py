@@ -17,6 +17,7 @@ from hsdlab.models.adapters import beside, read_adapter
 from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
 
+ALL_LINEAR = "all-linear"
 _ALWAYS_NAMED = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _NEVER_NAMED = ("peft_version",)  # the same setting under another version of peft is the same setting
 
@@ -30,8 +31,9 @@ class LoRA(LoraConfig):
         lora_alpha: The added product is scaled by lora_alpha / r; 32 as in the HSD paper.
         lora_dropout: Dropout on the inputs of the added matrices, from 0 to below 1; 0 is peft's default.
         target_modules: Names of the linear layers to adapt, such as [c_attn], or a regular expression for whole names,
-            or "all-linear": every linear layer but the head. The HSD paper names none; QLoRA (arXiv 2305.14314) needed
-            all of them to match full fine-tuning. null takes peft's own choice for the architecture.
+            or "all-linear": every linear layer of the decoder but the head and routers, and the matrices of experts.
+            The HSD paper names none; QLoRA (arXiv 2305.14314) needed all of them to match full fine-tuning. null takes
+            peft's own choice for the architecture.
         task_type: "CAUSAL_LM", the only type that hsdlab trains; any other value is replaced by it.
         loftq_config: Options of peft's LoftQ initialisation. Empty for none.
 
@@ -121,10 +123,14 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     _refuse_merged(model, "lora")
     config = copy.deepcopy(lora)  # peft notes the model and the layers that it found in it
     config.task_type = "CAUSAL_LM"
+    if config.target_modules == ALL_LINEAR:
+        _name_targets(model, config)
+    _say_what_is_left_out(model, config)
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's are transposed
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)  # refused below
+            warnings.filterwarnings("ignore", message=".*_pattern keys did not match")  # peft's own, for older names
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"lora: peft cannot add it to {type(model).__name__}: {error}") from error
@@ -181,10 +187,58 @@ def _refuse_merged(model: PreTrainedModel, option: str) -> None:
         )
 
 
+def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Put names in the place of "all-linear", by which peft would adapt routers and towers, and leave experts out."""
+    decoder = model.get_decoder()
+    outside = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+    stacked = [f"{outside}{name}" for name in _experts(decoder)]
+    if stacked and config.lora_dropout > 0:
+        raise UserError(
+            f"lora.lora_dropout={config.lora_dropout}: peft has no dropout for the experts of {type(model).__name__}. "
+            "Set it to 0, or leave the experts out: name the linear layers in lora.target_modules."
+        )
+    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    config.target_modules = {f"{outside}{name}" for name in linear if not _is_router(decoder, name)}
+    config.target_parameters = [*(config.target_parameters or ()), *stacked] or None
+
+
+def _experts(decoder: nn.Module) -> dict[str, nn.Parameter]:
+    """Find the matrices of experts, which transformers stacks in parameters [experts, outputs, inputs], by name."""
+    return {
+        f"{name}.{own}": weight
+        for name, module in decoder.named_modules()
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and not isinstance(module, nn.Conv1d)
+    }
+
+
+def _is_router(decoder: nn.Module, name: str) -> bool:
+    """Say whether a linear layer chooses experts: it has an output for each, and stands beside them, alone or not."""
+    places = name.split(".")
+    around = [decoder.get_submodule(".".join(places[:-depth])) for depth in (1, 2) if len(places) > depth]
+    if sum(isinstance(child, nn.Linear) for child in around[0].children()) > 1:
+        around = around[:1]  # a layer among others, as in a shared expert
+    beside = [weight for block in around for child in block.children() for weight in child.parameters(recurse=False)]
+    outputs = len(decoder.get_parameter(f"{name}.weight"))
+    return any(weight.dim() == 3 and len(weight) == outputs for weight in beside)
+
+
+def _say_what_is_left_out(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Warn of experts that keep their weights, which are most of a model's."""
+    experts = _experts(model.get_decoder())
+    if experts and not config.target_parameters:
+        share = sum(weight.numel() for weight in experts.values()) / sum(each.numel() for each in model.parameters())
+        warnings.warn(
+            f"lora.target_modules leaves out the experts of {type(model).__name__}, {share:.0%} of its weights, which "
+            f'stay as they are. "{ALL_LINEAR}" adapts them too.',
+            stacklevel=3,
+        )
+
+
 def _check_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
     """Refuse target_modules that match no layer of the model."""
     targets = lora.target_modules
-    if targets is None or targets == "all-linear":
+    if targets is None or targets == ALL_LINEAR:
         return
     if not targets and not lora.target_parameters:
         raise UserError('lora.target_modules is empty: name layers, or give "all-linear".')

@@ -1,6 +1,9 @@
 """What a decode computes and reads, counted where torch runs it: operator by operator, without hsdlab's cost model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -8,28 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from hsdlab import generate
+from hsdlab.decoding import cache
+from hsdlab.decoding.cache import SkipCache
 
 aten = torch.ops.aten
 ROWS_OF = (aten.index, aten.index_select)  # operators that read of a tensor what they return
-ATTENTION = "counted"
-"""transformers' name of an attention of matrix products, which torch counts; it counts the keys and values read."""
-
-_attended_bytes = [0]
-
-
-def _attention(module, query, key, value, attention_mask, **kwargs):
-    _attended_bytes[0] += key.nbytes + value.nbytes
-    with sdpa_kernel(SDPBackend.MATH):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class _ParameterReads(TorchDispatchMode):
@@ -61,14 +49,27 @@ class Counted:
         return Counted(self.flops - other.flops, self.bytes_read - other.bytes_read)
 
 
+@contextmanager
+def _cache_reads() -> Iterator[list[int]]:
+    """Add up the bytes of the keys and values that the cache hands to attention."""
+    usual, read = SkipCache.update, [0]
+
+    def update(*args, **kwargs):
+        keys, values = usual(*args, **kwargs)
+        read[0] += keys.nbytes + values.nbytes
+        return keys, values
+
+    with mock.patch.object(SkipCache, "update", update):
+        yield read
+
+
 def counted(model, strategy, **call):
-    """Decode; return the output, and what was counted in the whole decode, prefill included."""
-    _attended_bytes[0] = 0
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as flops, _ParameterReads(model) as read:
-            output = generate(model, strategy=strategy, eos_token_id=None, **call)
-    finally:
-        model.set_attn_implementation(usual)
-    return output, Counted(flops.get_total_flops(), read.bytes + _attended_bytes[0])
+    """Decode; return the output, and what was counted in the whole decode, prefill included.
+
+    Attention is computed as matrix products, which torch counts, over keys of one prompt for each of its rows.
+    """
+    flops, read = FlopCounterMode(display=False), _ParameterReads(model)
+    whole = mock.patch.object(cache, "can_split", return_value=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), whole, _cache_reads() as cached, flops, read:
+        output = generate(model, strategy=strategy, eos_token_id=None, **call)
+    return output, Counted(flops.get_total_flops(), read.bytes + cached[0])

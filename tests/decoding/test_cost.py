@@ -10,9 +10,10 @@ from hsdlab import testing as laws
 from hsdlab.decoding.cost import decode_bytes, decode_flops, ideal_speedup, prompt_flops
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.decoding.layer_parts import check_parts
-from hsdlab.testing import TINY_FAMILIES, decode, prompts, tiny_model
+from hsdlab.testing import MORE_FAMILIES, TINY_FAMILIES, decode, prompts, tiny_model
 from tests.decoding.counted import counted
 from tests.law_cells import ALL, HARD, in_turns
+from tests.strategies_for_tests import ChangingPrompt, RandomPlan
 
 WAYS = {
     "greedy": {"rows": 1},
@@ -93,13 +94,30 @@ def test_a_family_that_is_not_listed(prefill, family, strategy):
     compare(model, strategy, prefill, rows=2)
 
 
-@pytest.mark.parametrize("strategy", [FullDepth(), CALM(0.5), *HARD], ids=ids)
-def test_experts_that_did_not_run_do_not_count(prefill, strategy):
-    options = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "sliding_window": None}
-    model = tiny_model("mixtral", dtype=torch.float32, **options)
-    model.set_experts_implementation("eager")  # torch's counter does not know the fused product of all experts
-    decode(model, FullDepth())
+def mechanisms():
+    """Strategies on families whose layers hold experts, expand their cache, or repeat or share keys and values.
+
+    `make test-all` takes all other families too.
+    """
+    strategies = [RandomPlan(share=0.5), ChangingPrompt(), CALM(0.5)]
+    for family, strategy in itertools.product([*MORE_FAMILIES, "olmoe"], strategies):
+        often = family == "deepseek_v3" or (family in ("falcon_new", "gpt_oss") and strategy is strategies[0])
+        yield pytest.param(family, strategy, marks=[] if often else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "strategy"), list(mechanisms()), ids=ids)
+def test_experts_and_compressed_caches_count_as_torch_runs_them(prefill, family, strategy):
+    """One sequence: of several, tokens may be sent to the same experts."""
+    model = tiny_model(family, **({"num_experts": 4, "num_experts_per_tok": 2} if family == "olmoe" else {}))
+    if getattr(model.config, "num_experts_per_tok", None):
+        model.set_experts_implementation("eager")  # torch's counter does not know the fused product of all experts
+    decode(model, strategy)  # the first decode of a family that is not listed is checked, and its head too
     compare(model, strategy, prefill, rows=1)
+
+
+def test_drafts_expand_a_compressed_cache_once_a_pass(prefill):
+    model = tiny_model("deepseek_v3", num_layers=3, first_k_dense_replace=3)  # without experts
+    compare(model, Verified(HSD(2, 0, 2), 3), prefill, rows=1)
 
 
 def test_ideal_speedup_is_the_ratio_of_weights_read(tiny):

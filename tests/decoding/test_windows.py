@@ -4,14 +4,17 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hsdlab import HSD, FullDepth, SkipStrategy, UserError, generate, replay
+from hsdlab import HSD, FullDepth, SkipStrategy, UserError, Verified, generate, replay
 from hsdlab import testing as laws
 from hsdlab.decoding import storage
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.compiled import Compilation
+from hsdlab.decoding.cost import decode_bytes
+from hsdlab.decoding.draft_counts import DraftCounts
 from hsdlab.decoding.storage import LayerStorage
 from hsdlab.testing.expect import expect_close
 from hsdlab.testing.tiny import WINDOW
+from tests.decoding.counted import counted
 from tests.strategies_for_tests import ChangingPrompt, RandomPlan
 
 NEW, GROWTH = 60, 8
@@ -142,3 +145,25 @@ def test_a_block_begins_with_a_later_token_of_the_text(monkeypatch):
         assert torch.equal(keys, -values)
         columns.append(block.nbytes // (2 * 2 * 4))
     assert max(columns) <= 2 + 2 * 3
+
+
+def test_a_draft_counts_no_key_outside_of_a_window():
+    """By hand: a prompt of 10 tokens, a window of 4 in the first of two layers."""
+    counts = DraftCounts([WINDOW, None], prompt_length=10, rows=2)
+    one_step = torch.tensor([[True, True], [False, True]])  # (rows, layers)
+    counts.drafted(one_step, starts=torch.tensor([0, 2]), drafting=torch.tensor([True, True]), head=None)
+    assert counts.attended.tolist() == counts.keys_read.tolist() == [WINDOW, 11 + 13]
+    tokens = torch.tensor([[True, True, True], [True, False, False]])  # those of the second row are padding
+    counts.verified(tokens[:, :, None].expand(-1, -1, 2), starts=torch.tensor([0, 2]), valid=tokens)
+    assert counts.attended.tolist() == [WINDOW + 4 * WINDOW, 24 + 11 + 12 + 13 + 13]
+    assert counts.keys_read.tolist() == [WINDOW + (13 - 7) + WINDOW, 24 + 13 + 13]  # tokens 7 … 12 of the first row
+
+
+@pytest.mark.parametrize("family", ["mistral_window", pytest.param("ministral", marks=pytest.mark.slow)])
+def test_verified_reads_of_the_cache_what_it_says(family):
+    model = laws.tiny_model(family)
+    input_ids, mask = laws.prompts(1)
+    call = {"input_ids": input_ids, "attention_mask": mask}
+    output, both = counted(model, Verified(HSD(2, 0, 4), 3), max_new_tokens=12, **call)
+    _, prefill = counted(model, FullDepth(), max_new_tokens=1, **call)
+    assert decode_bytes(model, output.trace) == pytest.approx((both - prefill).bytes_read, rel=0.01)

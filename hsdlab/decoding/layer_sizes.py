@@ -1,0 +1,132 @@
+"""How large a decoder layer is: what a token is multiplied with, and how wide attention is.
+
+Sizes are read from the matrices of the layer, since a config names them differently in each family, and layers of one
+model may differ. The attribute names are those of transformers' attention and experts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hsdlab.decoding.families import DecoderParts, attention, matrix_weights
+
+_OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "output_proj", "wo", "proj")
+_GATES = ("g_proj",)  # Laguna: the gate of what attention returns
+_EXPANSIONS = ("kv_b_proj",)  # latent attention: what is cached of a token to its keys and values
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Numbers of weights and of channels in one decoder layer.
+
+    Attributes:
+        attention: Weights that a token is multiplied with in attention.
+        rest: The same in the rest of the layer. Of experts, those to which a token is sent.
+        late: Weights that a late KV computation multiplies a token with.
+        channels: Width of all query heads together where queries meet keys, plus the width of what they return.
+        expansion: Weights that what is cached of a token is multiplied with whenever it is attended to: 0, but in
+            latent attention.
+    """
+
+    attention: int
+    rest: int
+    late: int
+    channels: int
+    expansion: int
+
+
+def layer_sizes(parts: DecoderParts) -> list[LayerSizes]:
+    """Measure each layer.
+
+    Args:
+        parts: The layers, and their query projections.
+
+    Returns:
+        The sizes of the layers 0 … L-1.
+    """
+    config = parts.model.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return [_sizes(layer, query, width) for layer, query in zip(parts.layers, parts.queries, strict=True)]
+
+
+def _sizes(layer: nn.Module, query: nn.Module | None, width: int) -> LayerSizes:
+    """Measure a layer; ``width`` is that of its query heads where its output projection has no known name."""
+    of_attention = attention(layer)
+    expansion = sum(map(matrix_weights, _named(of_attention, _EXPANSIONS)))
+    outputs = _named(of_attention, _OUTPUTS)
+    after = sum(map(matrix_weights, (*outputs, *_named(of_attention, _GATES)))) + expansion
+    active = token_weights(of_attention, layer)
+    returned = _inputs(outputs[0]) if outputs else width
+    value_size: Any = getattr(of_attention, "v_head_dim", None)
+    key_size: Any = getattr(of_attention, "qk_head_dim", None) or getattr(of_attention, "head_dim", None)
+    queries = returned if value_size is None or key_size is None else returned // value_size * key_size
+    return LayerSizes(
+        attention=active - expansion,
+        rest=token_weights(layer, layer) - active,
+        late=active - after - (0 if query is None else matrix_weights(query)),
+        channels=queries + returned,
+        expansion=expansion,
+    )
+
+
+def token_weights(module: nn.Module, layer: nn.Module) -> int:
+    """Count the weights that a token is multiplied with.
+
+    Args:
+        module: A decoder layer, or a part of one.
+        layer: The layer, whose router says to how many experts a token is sent.
+
+    Returns:
+        Weights of matrices; biases do not count.
+    """
+    stacked = _experts(module)
+    idle = sum(weight.numel() for experts in stacked for weight in experts.parameters(recurse=False))
+    sent = sum(weight.numel() * _share(weight, layer) for experts in stacked for weight in _matrices(experts))
+    return matrix_weights(module) - idle + int(sent)
+
+
+def read_bytes(module: nn.Module, layer: nn.Module, tokens: float) -> float:
+    """Count the bytes of the weights that a call reads, at most.
+
+    Args:
+        module: A decoder layer, or a part of one.
+        layer: The layer.
+        tokens: How many tokens are sent to experts; each may be sent to others.
+
+    Returns:
+        Bytes, biases and norms included.
+    """
+    held = sum(weight.nbytes for weight in module.parameters())
+    idle = sum(
+        weight.nbytes * (1 - _share(weight, layer, tokens))
+        for experts in _experts(module)
+        for weight in experts.parameters(recurse=False)
+    )
+    return held - idle
+
+
+def _experts(module: nn.Module) -> list[nn.Module]:
+    """The modules that hold the matrices of several experts in one parameter each, [experts, outputs, inputs]."""
+    return [each for each in module.modules() if not isinstance(each, nn.Conv1d) and _matrices(each)]
+
+
+def _matrices(experts: nn.Module) -> list[Tensor]:
+    return [weight for weight in experts.parameters(recurse=False) if weight.dim() == 3]
+
+
+def _share(weight: Tensor, layer: nn.Module, tokens: float = 1) -> float:
+    """The share of the experts to which some tokens are sent, if each is sent to others; of all, without a router."""
+    chosen: list[Any] = [getattr(router, "top_k", None) for router in layer.modules()]
+    each = next((count for count in chosen if isinstance(count, int)), None)
+    return 1.0 if each is None else min(1.0, each * tokens / len(weight))
+
+
+def _named(module: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    """The matrices in a module whose attribute has one of the names."""
+    return [each for name, each in module.named_modules() if name.rpartition(".")[2] in names]
+
+
+def _inputs(matrix: Any) -> int:
+    return getattr(matrix, "in_features", None) or matrix.nx  # GPT-2's Conv1D
