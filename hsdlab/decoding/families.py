@@ -81,7 +81,8 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": _llama_like(),
 }
 
-_NORM_NAMES = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "layernorm")
+_NORM_NAMES = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "layernorm",
+    "embedding_norm")
 
 
 def _divided(by: float, logits: Tensor) -> Tensor:
@@ -434,11 +435,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
     head = model.get_output_embeddings()
-    if head is None or not names:
-        missing = "output head (get_output_embeddings() is None)" if head is None else "final norm"
+    if head is None:
         raise UnsupportedModelError(
-            f"{name} ({config.model_type}): found no {missing}. CONTRIBUTING.md, 'Add a model family', says how to "
-            "name it."
+            f"{name} ({config.model_type}): found no output head (get_output_embeddings() is None). CONTRIBUTING.md, "
+            "'Add a model family', says how to name it."
         )
     after_layers = tuple(m for m in (getattr(decoder, n) for n in names) if m is not None)
     queries = tuple(_query(layer, family) for layer in layers)
