@@ -8,7 +8,7 @@ from rich.table import Table
 from hsdlab.cli.exits import run_or_exit
 from hsdlab.models.load import model_config
 from hsdlab.reporting.tables import console
-from hsdlab.testing.check_model import EXACT, REFUSED, ModelReport, check_model
+from hsdlab.testing.model_check import EXACT, REFUSED, ModelReport, check_model
 
 
 def check(name: str) -> None:

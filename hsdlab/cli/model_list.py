@@ -1,4 +1,4 @@
-"""`hsdlab models list | check NAME`: the embedded models and the installed adapters; what hsdlab can do with a model."""
+"""`hsdlab models list | check NAME`: the embedded models and installed adapters; what hsdlab can do with a model."""
 
 import argparse
 import sys

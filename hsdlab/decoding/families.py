@@ -81,8 +81,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": _llama_like(),
 }
 
-_NORM_NAMES = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "layernorm",
-    "embedding_norm")
+_NORM_NAMES = (
+    "norm",
+    "ln_f",
+    "norm_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "final_norm",
+    "layer_norm",
+    "layernorm",
+    "embedding_norm",
+)
 
 
 def _divided(by: float, logits: Tensor) -> Tensor:
@@ -144,7 +153,7 @@ class DecoderParts:
     @property
     def body(self) -> nn.Module:
         """The model without its head; its forward pass runs the layers and the final norm."""
-        return self.model.get_decoder()
+        return _decoder(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -421,7 +430,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     windows = tuple(getattr(layer, "sliding_window", None) for layer in cached)
 
-    decoder = model.get_decoder()
+    decoder = _decoder(model)
     family = FAMILIES.get(config.model_type)
     layers = getattr(decoder, family.layers, None) if family else _find_layers(decoder, config.num_hidden_layers)
     if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:
@@ -446,6 +455,12 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     values = {entry: getattr(config, entry, None) for entry in scales}
     after_head = tuple(partial(_AFTER_HEAD[entry], value) for entry, value in values.items() if value is not None)
     return DecoderParts(model, tuple(layers), after_layers, head, after_head, queries, windows, family is not None)
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """Take the decoder out of a model; transformers gives Llama 4's language model itself, ModernBERT's head."""
+    decoder = model.get_decoder()
+    return getattr(model, "model", decoder) if decoder in (model, model.get_output_embeddings()) else decoder
 
 
 def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:

@@ -1,7 +1,7 @@
 """Any model's config with small sizes, for a random model of the same mechanisms.
 
-Reduced are widths, heads, layers, experts, windows, vocabulary and positions. What decides how a layer is computed stays
-as it is: the kinds of the layers and their order, grouped heads, scales, norms, partial rotation, shared experts.
+Reduced are widths, heads, layers, experts, windows, vocabulary and positions. What decides how a layer is computed
+stays as it is: the kinds of the layers and their order, grouped heads, scales, norms, partial rotation, shared experts.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hsdlab.errors import UserError
@@ -26,7 +26,15 @@ _SCALE = 0.2
 
 _FORGOTTEN = ("quantization_config", "auto_map", "architectures", "torch_dtype", "dtype", "_name_or_path")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "emb_dim")
-_NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_blocks")
+_NUM_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "encoder_layers",
+    "num_blocks",
+)
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads")
 
 _TOKENS = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
@@ -61,11 +69,20 @@ def _layer_number(value: int, sizes: _Sizes) -> int:
 _RULES: tuple[tuple[str, _Rule], ...] = (
     (r"vocab_size.*|.*_vocab_size", lambda value, _: VOCABULARY if value else value),
     (r".*_token_ids?|.*_token_index|.*_idx|.*_index", _at_most(VOCABULARY - 1)),
-    (r"(original_)?max_position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length|max_\w+_positions|context_length",
-     _scaled_to(_POSITIONS, "original_max_position_embeddings", "max_position_embeddings")),
-    (r"(attention_)?(sliding_)?window(_size)?|\w*_window(_size|_len)?|attention_chunk_size|local_attention", _at_most(WINDOW)),
+    (
+        r"(original_)?max_position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length|max_\w+_positions|"
+        r"context_length",
+        _scaled_to(_POSITIONS, "original_max_position_embeddings", "max_position_embeddings"),
+    ),
+    (
+        r"(attention_)?(sliding_)?window(_size)?|\w*_window(_size|_len)?|attention_chunk_size|local_attention",
+        _at_most(WINDOW),
+    ),
     ("|".join(_NUM_LAYERS), lambda value, sizes: sizes["kept"] if value == sizes["layers"] else min(value, 2)),
-    (r"num_kv_shared_layers|max_window_layers|first_k_dense_replace|num_dense_layers|moe_layer_\w+_index", _layer_number),
+    (
+        r"num_kv_shared_layers|max_window_layers|first_k_dense_replace|num_dense_layers|moe_layer_\w+_index",
+        _layer_number,
+    ),
     (r"(\w*_)?(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups)", _key_value_heads),
     (r"\w*num_(local_)?experts|(n|num)_routed_experts|moe_num_experts|n_experts", _at_most(4)),
     (r"num_experts_per_tok\w*|moe_top_?k|moe_k|top_?k_experts", _at_most(2)),
@@ -74,17 +91,21 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
     (r"zero_expert_num|index_topk_?\w*", _at_most(2)),
     (r"\w*_rank", _at_most(8)),
     (r"qk_head_dim", lambda *_: 2 * HEAD_DIM),
-    (r"qk_(nope|rope)_head_dim|v_head_dim", _at_most(HEAD_DIM)),
-    (r"rotary_dim|(global_|swa_|attention_)?head_dim|kv_channels|dim_head|d_kv|d_head|head_size",
-     _scaled_to(HEAD_DIM, "old_head_dim")),
+    (r"(qk_nope|qk_rope|v|index)_head_dim", _at_most(HEAD_DIM)),
+    (
+        r"rotary_dim|(global_|swa_|attention_)?head_dim|kv_channels|dim_head|d_kv|d_head|head_size",
+        _scaled_to(HEAD_DIM, "old_head_dim"),
+    ),
     (r"mamba_(n|num)_heads", lambda *_: 2 * WIDTH // HEAD_DIM),
     (r"mamba_(d_head|head_dim)", lambda *_: HEAD_DIM),
     (r"mamba_d_ssm", lambda *_: 2 * WIDTH),
     (r"\w*heads\w*|n_head", lambda value, sizes: _scaled_to(HEADS, *_HEADS)(value, sizes) if value > HEADS else value),
     (r"\w*chunk_size|\w*block_size", _at_most(8)),
     (r"\w*(d_state|state_size)", _at_most(8)),
-    (r"(\w*_)?(intermediate_size|ffn_dim|ffn_hidden_size|inner_dim|n_inner|dim_ff|dff|feed_forward_size)\w*",
-     lambda value, _: min(value, 2 * WIDTH)),
+    (
+        r"(\w*_)?(intermediate_size|ffn_dim|ffn_hidden_size|inner_dim|n_inner|dim_ff|dff|feed_forward_size)\w*",
+        lambda value, _: min(value, 2 * WIDTH),
+    ),
 )
 
 
@@ -132,7 +153,7 @@ def _reduced(sizes: _Sizes, known: _Sizes) -> _Sizes:
             continue
         out[name] = _reduced_entry(name, value, known)
     for name in ("initializer_range", "init_std", "initializer_factor"):
-        if name in out and out[name]:
+        if out.get(name):
             out[name] = _SCALE
     return out
 
@@ -159,7 +180,7 @@ def _reduced_entry(name: str, value: Any, known: _Sizes) -> Any:
             return rule(value, known)
     if re.search(r"size|dim|width|channels|d_model|n_embd|d_inner", name) and value > 2 and "conv" not in name:
         width = known["width"]
-        return value * WIDTH // width if value % width == 0 or width % value == 0 else min(value, WIDTH)
+        return value * WIDTH // width if value % width == 0 else min(value, WIDTH)
     return value
 
 
@@ -201,6 +222,7 @@ def reduced_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
         raise UserError(
             f"transformers builds no small {config.model_type} model from this config: {reason(error)}."
         ) from error
+    model.generation_config = GenerationConfig(bos_token_id=1, pad_token_id=0)  # no tokens that a family forces
     with torch.no_grad():
         head = model.get_output_embeddings()
         if isinstance(getattr(head, "weight", None), torch.Tensor):

@@ -107,8 +107,8 @@ def test_a_text_that_passes_the_original_context_is_refused(family, monkeypatch)
         assert torch.equal(output.sequences, model.generate(max_new_tokens=new_tokens, **call))
     with pytest.raises(UserError, match=r"A prompt of 10 tokens and max_new_tokens=8 pass 16 tokens, the original"):
         generate(model, input_ids=ids[:, :10], strategy=FullDepth(), max_new_tokens=8)
+    padded = torch.tensor([[0] * 6 + [1] * 14])  # longer than 16 tokens with its padding only
     with pytest.raises(UserError, match=r"A prompt of 14 tokens and max_new_tokens=4 pass 16 tokens, the original"):
-        padded = torch.tensor([[0] * 6 + [1] * 14])  # longer than 16 tokens with its padding only
         generate(model, input_ids=ids, attention_mask=padded, strategy=FullDepth(), max_new_tokens=4)
     past = DynamicCache(config=model.config)
     model(ids[:, :14], past_key_values=past)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hsdlab.decoding import replay
 from hsdlab.decoding.compiled import check_compilation
 from hsdlab.decoding.decisions import Decisions
-from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, decoder_parts
+from hsdlab.decoding.families import DecoderParts, decoder_parts, groups_queries
 from hsdlab.decoding.packed import FEWEST_STEPS
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.states import StepState
@@ -25,7 +25,7 @@ from hsdlab.strategies import CALM, HSD, FullDepth, ScheduledStrategy, SkipStrat
 from hsdlab.testing.expect import LawViolationError, expect_close, expect_equal
 from hsdlab.testing.laws import law_3_replay
 from hsdlab.testing.reduced import reduced_model
-from hsdlab.testing.tiny import PROMPT_TOKENS, prompts
+from hsdlab.testing.tiny import prompts
 from hsdlab.testing.watching import MODES, NEW_TOKENS, Decode, Passes
 
 EXACT, IN_SUITE, REFUSED, WRONG, CRASHED = "exact", "in the suite", "refused", "wrong", "crashed"
@@ -33,6 +33,16 @@ EXACT, IN_SUITE, REFUSED, WRONG, CRASHED = "exact", "in the suite", "refused", "
 
 _MATTERS = 1e-3
 """Without a layer, some logit has to change by this share of the largest one."""
+
+
+_MECHANISMS = {
+    "kv_lora_rank": "latent attention",
+    "num_experts_per_tok": "experts",
+    "alibi": "ALiBi",
+    "num_kv_shared_layers": "shared keys and values",
+    "attn_logit_softcapping": "a cap in attention",
+}
+"""Entry of a config -> what it adds to the layers."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class _OwesMuch(SkipStrategy):
 
 
 class _SkipsInPrompts(ScheduledStrategy):
-    """Other layers for each token of the prompt; every second one of them, and other ones, for new tokens."""
+    """Skips every third layer, another one for each token of the prompt and for each new token."""
 
     def layers_at(self, step: int, num_layers: int, max_steps: int) -> list[int]:
         return [i for i in range(num_layers) if (i + step) % 3]
@@ -256,10 +266,10 @@ def mechanisms(parts: DecoderParts) -> tuple[str, ...]:
         A few words each.
     """
     config = parts.model.config.get_text_config(decoder=True)
-    kinds = Counter(getattr(config, "layer_types", None) or ())
-    windows = Counter("full" if window is None else "windowed" for window in parts.windows)
-    said = [
-        ", ".join(f"{count} {kind}" for kind, count in (kinds or windows).items()) + " layers",
-        *(f"{name} after the head" for name in ("scale or cap",) if parts.after_head),
-    ]
-    return tuple(said)
+    kinds: Counter[str] = Counter(getattr(config, "layer_types", None) or ())
+    kinds = kinds or Counter("windowed" if window else "full_attention" for window in parts.windows)
+    said = [f"{count} layers {kind}" for kind, count in kinds.items()]
+    said += [words for entry, words in _MECHANISMS.items() if getattr(config, entry, None)]
+    said += ["grouped heads"] if groups_queries(parts.model) else []
+    said += ["a scale or cap after the head"] if parts.after_head else []
+    return tuple(dict.fromkeys(said))
