@@ -72,6 +72,8 @@ def judged(model_type: str) -> dict[str, Any]:
     began = time.process_time()
     try:
         config = CONFIG_MAPPING[model_type](**RELEASED.get(model_type, {}))
+        if hasattr(config, "is_decoder"):  # BERT's kin, which else attend to later tokens
+            config.is_decoder = True
     except Exception as error:  # of any class
         return {"result": REFUSED, "reason": f"transformers builds no default config: {reason(error)}."}
     report = check_model(config)

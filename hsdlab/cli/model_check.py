@@ -20,7 +20,7 @@ def check(name: str) -> None:
     Raises:
         SystemExit: With 1 if hsdlab does not decode the model exactly; see `hsdlab.cli.exits.run_or_exit`.
     """
-    run_or_exit(lambda words: _print(*words), [name])
+    run_or_exit(lambda _: _print(name), [])
 
 
 def _print(name: str) -> None:

@@ -464,9 +464,12 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
-    """The one child that is a list of ``num_layers`` modules."""
-    lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    return lists[0] if len(lists) == 1 else None
+    """The one list of ``num_layers`` modules among the children, or else among all modules (BERT's encoder.layer)."""
+    for modules in (decoder.children(), decoder.modules()):
+        lists = [m for m in modules if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+        if len(lists) == 1:
+            return lists[0]
+    return None
 
 
 def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,10 +163,10 @@ def check_model(config: PreTrainedConfig) -> ModelReport:
 def _trials(parts: DecoderParts) -> dict[str, tuple[str, Callable[[], str | None]]]:
     model, replayed = parts.model, "replay (law 3)"
 
-    def equals_replay(strategy: SkipStrategy, *modes: str, **options: int) -> Callable[[], None]:
+    def equals_replay(strategy: SkipStrategy, *modes: str, **options: Any) -> Callable[[], None]:
         def trial() -> None:
             for mode in modes or ("greedy",):
-                law_3_replay(model, strategy, mode, lambda *args, **kwargs: _decoded(*args, **kwargs, **options))
+                law_3_replay(model, strategy, mode, partial(_decoded, **options))
 
         return trial
 
@@ -201,10 +202,10 @@ def _compiled(parts: DecoderParts) -> str:
     return IN_SUITE
 
 
-def _decoded(model: PreTrainedModel, strategy: SkipStrategy | None, mode: str = "greedy", **options: object) -> Decode:
+def _decoded(model: PreTrainedModel, strategy: SkipStrategy | None, mode: str = "greedy", **options: Any) -> Decode:
     """Decode three prompts, as :func:`~hsdlab.testing.decode` does, for layers whose parts have any names."""
     input_ids, mask = prompts(3)
-    call = {
+    call: dict[str, Any] = {
         "input_ids": input_ids,
         "attention_mask": mask,
         "max_new_tokens": NEW_TOKENS,
@@ -224,7 +225,8 @@ def _decoded(model: PreTrainedModel, strategy: SkipStrategy | None, mode: str = 
         run = None if strategy is None else opened.enter_context(strategy.applied_to(model))
         opened.callback(model.register_forward_hook(note).remove)  # now, since a strategy may probe a model it meets
         plain = model.generate(**call)
-    return Decode(plain if run is None else run.output, passes)
+    output: Any = plain if run is None else run.output
+    return Decode(output, passes)
 
 
 def _equals_generate(model: PreTrainedModel) -> None:
@@ -233,8 +235,8 @@ def _equals_generate(model: PreTrainedModel) -> None:
         here, plain = _decoded(model, FullDepth(), mode), _decoded(model, None, mode)
         for step, (got, expected) in enumerate(zip(here.logits, plain.logits, strict=True)):
             expect_close(got, expected, f"{mode}: the logits of pass {step} differ from those of model.generate")
-        tokens = (each.output.sequences.tolist() for each in (here, plain))
-        expect_equal(*tokens, f"{mode}: the tokens of full depth and of model.generate")
+        tokens, expected_tokens = here.output.sequences.tolist(), plain.output.sequences.tolist()
+        expect_equal(tokens, expected_tokens, f"{mode}: the tokens of full depth and of model.generate")
 
 
 def _verified(model: PreTrainedModel) -> None:
@@ -246,7 +248,7 @@ def _verified(model: PreTrainedModel) -> None:
 def _idle_layers(parts: DecoderParts) -> Iterator[int]:
     input_ids, mask = prompts(3)
     executed = torch.ones(*input_ids.shape, parts.num_layers, dtype=torch.bool)
-    call = {"input_ids": input_ids, "attention_mask": mask, "logits_to_keep": 1}
+    call: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "logits_to_keep": 1}
     with torch.no_grad():
         full = replay(parts.model, executed=executed, **call)
         for layer in range(parts.num_layers):
