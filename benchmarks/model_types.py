@@ -134,10 +134,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     rows = [[result, kind, len(found), ", ".join(found)] for (result, kind), found in of_result]
     share = Counter(each["result"] for each in results.values())[EXACT]
     table = markdown_table(["Result", "Why", "Number", "`model_type`"], rows, align=["left", "left", "right", "left"])
-    return (
-        f"Of {len(results)} model types of transformers {transformers.__version__}, hsdlab decodes {share} exactly.\n\n"
-        f"{table}"
-    )
+    return f"Of {len(results)} model types, hsdlab decodes {share} exactly.\n\n{table}"
 
 
 def main() -> None:

@@ -1,16 +1,19 @@
 """`hsdlab models check`: small models of real configs keep their mechanisms, decode exactly, or are refused."""
 
+import json
 import sys
 
 import pytest
 import torch
 from transformers import AutoConfig
 
+from benchmarks import model_types
+from hsdlab import replay
 from hsdlab.cli.commands import main
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.errors import UserError
 from hsdlab.models.load import model_config
-from hsdlab.testing.model_check import EXACT, IN_SUITE, REFUSED, WRONG, check_model
+from hsdlab.testing.model_check import CRASHED, EXACT, IN_SUITE, REFUSED, WRONG, check_model
 from hsdlab.testing.reduced import HEADS, reduced_config, reduced_model
 from hsdlab.testing.tiny import WINDOW
 
@@ -220,27 +223,20 @@ def test_a_reduced_config_keeps_the_mechanisms():
 
 
 def test_what_is_refused_says_why_in_a_sentence():
-    report = check_model(AutoConfig.for_model("bert", is_decoder=True))
+    report = check_model(AutoConfig.for_model("openai-gpt"))  # which has no KV cache
     assert report.result == REFUSED
     assert [trial.result for trial in report.trials] == [REFUSED]
     assert report.reason.endswith(".")
-    broken = check_model(AutoConfig.for_model("deepseek_v2", num_experts_per_tok=None, topk_group="two"))
-    assert broken.result == REFUSED
+    broken = check_model(AutoConfig.for_model("dots1"))  # transformers' default has no number of experts
+    assert broken.reason.startswith("transformers builds no small dots1 model from this config: TypeError: ")
 
 
 def test_a_wrong_decode_is_found(monkeypatch):
-    """A family whose rotation the engine would ignore."""
-    config = config_of("Gemma 3 4B")
-    monkeypatch.setattr("hsdlab.testing.laws.replay", lambda *args, **kwargs: decoder_replay(*args, **kwargs) * 1.001)
-    report = check_model(config)
+    """The definition is off by a thousandth."""
+    monkeypatch.setattr("hsdlab.testing.laws.replay", lambda *args, **kwargs: replay(*args, **kwargs) * 1.001)
+    report = check_model(config_of("Gemma 3 4B"))
     assert report.result == WRONG
     assert "differ from replay's" in report.reason
-
-
-def decoder_replay(*args, **kwargs):
-    from hsdlab import replay
-
-    return replay(*args, **kwargs)
 
 
 def test_a_small_model_has_no_embedding_for_real_tokens():
@@ -250,10 +246,16 @@ def test_a_small_model_has_no_embedding_for_real_tokens():
     assert sum(weight.numel() for weight in model.parameters()) < 1e6
 
 
+def test_the_page_counts_what_was_found_and_nothing_was_wrong():
+    results = json.loads(model_types.RESULTS.read_text(encoding="utf-8"))
+    assert not {WRONG, CRASHED} & {each["result"] for each in results.values()}
+    assert model_types.summary(results) in model_types.PAGE.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A model's folder without weights."""
-    AutoConfig.for_model("bert", architectures=["BertLMHeadModel"]).save_pretrained(tmp_path)
+    AutoConfig.for_model("openai-gpt", architectures=["OpenAIGPTLMHeadModel"]).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -263,7 +265,7 @@ def test_the_command_ends_with_one_sentence_and_1_where_the_model_is_refused(fol
         main(["models", "check", str(folder)])
     assert end.value.code == 1
     *_, last = capsys.readouterr().out.split(f"{folder}: ")
-    assert last.startswith("hsdlab does not decode it. BertLMHeadModel (bert): found no list of 6 decoder layers")
+    assert last.startswith("hsdlab does not decode it. OpenAIGPTLMHeadModel (openai-gpt) is not a known")
 
 
 def test_the_command_needs_a_config(tmp_path, monkeypatch, capsys):
@@ -272,9 +274,9 @@ def test_the_command_needs_a_config(tmp_path, monkeypatch, capsys):
         main(["models", "check", str(tmp_path / "none")])
     assert end.value.code == "error: " + f"no model folder or .gguf file at {tmp_path / 'none'}"
     with pytest.raises(UserError, match="decoder-only"):
-        model_config(bert(tmp_path))
+        model_config(translator(tmp_path))
 
 
-def bert(folder):
+def translator(folder):
     AutoConfig.for_model("t5").save_pretrained(folder)
     return folder

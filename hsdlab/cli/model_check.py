@@ -35,7 +35,7 @@ def _print(name: str) -> None:
     terminal = console()
     terminal.print(f"{report.model_type}, {report.model_class or 'no model'}. {'; '.join(report.mechanisms)}")
     terminal.print(table)
-    terminal.print(f"{name}: {verdict(report)}", highlight=False, markup=False)
+    terminal.print(f"{name}: {verdict(report)}", highlight=False, markup=False, soft_wrap=True)
     if report.result != EXACT:
         sys.exit(1)
 
