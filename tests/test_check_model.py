@@ -222,6 +222,25 @@ def test_a_reduced_config_keeps_the_mechanisms():
     assert reduced_config(config_of("BLOOM 560M")).n_layer == 6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "what", "expected"),
+    [
+        ("beam", "Prompt schedules", EXACT),  # an argument [rows, 1, tokens, 1], of queries alone
+        ("gemma3", "Prompt schedules", EXACT),  # a multimodal model, which gives its decoder a dict of masks
+        ("gemma4_text", "Attention and MLP apart", REFUSED),  # a third part of the layer adds to the hidden state
+        ("gpt_neo", "Prompt schedules", REFUSED),  # makes its mask from the length of the pass
+        ("llama4_text", "Schedules that shrink", EXACT),  # get_decoder() gives the model itself
+        ("mbart", "Early exit", EXACT),
+    ],
+)
+def test_what_other_families_do_otherwise_is_exact_or_refused(model_type, what, expected):
+    report = check_model(AutoConfig.for_model(model_type))
+    assert report.result == EXACT
+    assert not report.proven
+    assert {trial.what: trial.result for trial in report.trials}[what] == expected
+
+
 def test_what_is_refused_says_why_in_a_sentence():
     report = check_model(AutoConfig.for_model("openai-gpt"))  # which has no KV cache
     assert report.result == REFUSED
