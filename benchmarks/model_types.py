@@ -131,7 +131,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
         kind = next(name for part, name in REASONS.items() if re.search(part, each["reason"])) if each["reason"] else ""
         groups.setdefault((each["result"], kind), []).append(model_type)
     of_result = sorted(groups.items(), key=lambda item: (ORDER.index(item[0][0]), -len(item[1])))
-    rows = [[result, kind, len(found), ", ".join(found)] for (result, kind), found in of_result]
+    rows = [[result, kind, str(len(found)), ", ".join(found)] for (result, kind), found in of_result]
     share = Counter(each["result"] for each in results.values())[EXACT]
     table = markdown_table(["Result", "Why", "Number", "`model_type`"], rows, align=["left", "left", "right", "left"])
     return f"Of {len(results)} model types, hsdlab decodes {share} exactly.\n\n{table}"
