@@ -118,7 +118,7 @@ REASONS = {
     r"encoder-decoder|cross-attention": "attention to an encoder",
     r"found no list": "no list of decoder layers (BERT and what derives from it)",
     r"builds no": "transformers builds no small model of the default config",
-    r"differs from|differ from": "the probe: another result than `replay`",
+    r"differs from|differ from|position_ids": "the probe: another result than `replay`",
     r".*": "the probe: an error",
 }
 """A part of the sentence -> how docs/families.md calls it; the first that is found."""

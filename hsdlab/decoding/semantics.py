@@ -6,6 +6,7 @@ by step on ``SkipCache``, by ``replay``, and by the model itself. Whether the fi
 logits is checked apart, for strategies that read intermediate predictions.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -171,6 +172,9 @@ def _decoding_problem(parts: DecoderParts) -> str | None:
     model, (tokens, mask) = parts.model, _tokens(parts)
     positions, everything = position_ids(mask), torch.ones(*tokens.shape, parts.num_layers, dtype=torch.bool)
     plain = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
+    given = "position_ids" in inspect.signature(model.forward).parameters  # by generate
+    if not given and not _close(model(input_ids=tokens, attention_mask=mask).logits, plain, mask):
+        return "generate gives it no position_ids, so that padding moves its tokens"
     if not _close(replay(model, input_ids=tokens, attention_mask=mask, executed=everything), plain, mask):
         return "replay with all layers differs from a plain forward pass"
 
