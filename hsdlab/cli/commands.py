@@ -20,7 +20,7 @@ BESIDE = {
     "demo": ("two models under six strategies, side by side, in a few minutes", "hsdlab.cli.demo"),
     "data": ("prepare the papers' data sets out of their official files", "hsdlab.data.prepare"),
     "configs": ("list, show or copy the configs that come with hsdlab", "hsdlab.cli.packaged_configs"),
-    "models": ("list the embedded models and the installed adapters", "hsdlab.cli.model_list"),
+    "models": ("list the embedded models and adapters; check what works for a model", "hsdlab.cli.model_list"),
 }
 """The commands of `hsdlab` alone: name -> what it does, and the module whose `main` takes the words after it."""
 

@@ -1,8 +1,9 @@
-"""`hsdlab models`: the embedded models, whether each is in the cache, and the installed adapters."""
+"""`hsdlab models list | check NAME`: the embedded models and installed adapters; what hsdlab can do with a model."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from hsdlab.models.cache_folder import cache_folder
 from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, cached_folder
@@ -17,12 +18,28 @@ def main(args: Sequence[str]) -> None:
 
     Raises:
         UserError: Two distributions bring an adapter of one name.
+        SystemExit: See `hsdlab.cli.model_check.check`.
     """
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="hsdlab models",
-        description="List the models that need no model hub, whether each is in the cache, and the installed adapters.",
-    ).parse_args(list(args))
-    sys.stdout.write(listed())
+        description="List the models that need no model hub, or check what hsdlab can do with any model.",
+        epilog="Example: hsdlab models check my_model",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="list | check NAME")
+    commands.add_parser("list", help="List the embedded models and the installed adapters (the default).")
+    checks = commands.add_parser(
+        "check",
+        help="Check what hsdlab can do with a model, on a small random model of its config.",
+        description="Decode with a small random model that has the config of another one: its kinds of layers, "
+        "attention and experts, in their order. Prints what was tried and what came of it. No weights are loaded. "
+        "The exit code is 0 if hsdlab decodes the model exactly, else 1.",
+    )
+    checks.add_argument("name", metavar="NAME", help="A model's folder (config.json is enough), or its id on the hub.")
+    given = parser.parse_args(list(args))
+    if given.command == "check":
+        import_module("hsdlab.cli.model_check").check(given.name)  # torch and transformers, which a list needs not
+    else:
+        sys.stdout.write(listed())
 
 
 def listed() -> str:

@@ -179,13 +179,16 @@ def max_new_tokens_of(
     return length
 
 
-def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> None:
+def check_context(
+    model: PreTrainedModel, prompt_length: int, max_new_tokens: int, attention_mask: Tensor | None = None
+) -> None:
     """Refuse a prompt that, with its new tokens, exceeds the model's context.
 
     Args:
         model: Its config says how long the context is; a model whose config does not say so takes any length.
         prompt_length: Length of the (padded) prompt, tokens.
         max_new_tokens: T.
+        attention_mask: [rows, prompt], 1 for tokens and 0 for padding; None where there is no padding.
 
     Raises:
         UserError: The text exceeds the context, or it grows beyond the original context of a model with longrope
@@ -197,10 +200,29 @@ def check_context(model: PreTrainedModel, prompt_length: int, max_new_tokens: in
             f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
             f"{context} tokens; shorten one of them."
         )
+    check_rotation(model, prompt_length, max_new_tokens - 1)  # Phi-3 counts padding, others do not
+    if attention_mask is not None:
+        check_rotation(model, attention_mask, max_new_tokens - 1)
+
+
+def check_rotation(model: PreTrainedModel, before: int | Tensor, new_tokens: int) -> None:
+    """Refuse to run further tokens on keys that longrope rotates otherwise from there on.
+
+    Args:
+        model: Only a model with longrope is ever refused.
+        before: Tokens whose keys are in the cache; or their mask [rows, length], whose longest row counts.
+        new_tokens: Tokens that are to be run on them.
+
+    Raises:
+        UserError: The text grows beyond the original context.
+    """
     switch = _longrope_switch(model)
-    if switch is not None and prompt_length <= switch < prompt_length + max_new_tokens - 1:
+    if switch is None:
+        return
+    length = before if isinstance(before, int) else int(before.sum(dim=1).max())
+    if length <= switch < length + new_tokens:
         raise UserError(
-            f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} pass {switch} tokens, the "
+            f"A prompt of {length} tokens and max_new_tokens={new_tokens + 1} pass {switch} tokens, the "
             "original context of this model, where its rotary embeddings (longrope) change for all tokens and its "
             "KV cache is no longer valid; decode fewer new tokens, or use a longer prompt."
         )
@@ -210,6 +232,8 @@ def _longrope_switch(model: PreTrainedModel) -> int | None:
     """Return the length in tokens beyond which longrope rotates all positions otherwise; None for other models."""
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
+    by_layer_type = [each for each in rope.values() if isinstance(each, dict)]
+    longrope = next((each for each in [rope, *by_layer_type] if each.get("rope_type") == "longrope"), None)
+    if longrope is None:
         return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return longrope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)

@@ -169,6 +169,12 @@ class Decisions:
         """Whether the strategy can have a prompt schedule (it has ``scheduled_prompt``)."""
         return hasattr(self.strategy, "scheduled_prompt")
 
+    @property
+    def schedules_prompt(self) -> bool:
+        """Whether the strategy has a prompt schedule."""
+        scheduled = getattr(self.strategy, "scheduled_prompt", None)
+        return scheduled is not None and scheduled(1, self.num_layers) is not None
+
     def prompt_layers(self, valid: Tensor) -> Tensor | None:
         """Find the layers that each token of the prompts runs.
 

@@ -81,7 +81,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": _llama_like(),
 }
 
-_NORM_NAMES = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "layernorm")
+_NORM_NAMES = (
+    "norm",
+    "ln_f",
+    "norm_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "final_norm",
+    "layer_norm",
+    "layernorm",
+    "embedding_norm",
+)
 
 
 def _divided(by: float, logits: Tensor) -> Tensor:
@@ -143,7 +153,7 @@ class DecoderParts:
     @property
     def body(self) -> nn.Module:
         """The model without its head; its forward pass runs the layers and the final norm."""
-        return self.model.get_decoder()
+        return _decoder(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -404,7 +414,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     windows = tuple(getattr(layer, "sliding_window", None) for layer in cached)
 
-    decoder = model.get_decoder()
+    decoder = _decoder(model)
     family = FAMILIES.get(config.model_type)
     layers = getattr(decoder, family.layers, None) if family else _find_layers(decoder, config.num_hidden_layers)
     if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:
@@ -418,11 +428,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
     head = model.get_output_embeddings()
-    if head is None or not names:
-        missing = "output head (get_output_embeddings() is None)" if head is None else "final norm"
+    if head is None:
         raise UnsupportedModelError(
-            f"{name} ({config.model_type}): found no {missing}. CONTRIBUTING.md, 'Add a model family', says how to "
-            "name it."
+            f"{name} ({config.model_type}): found no output head (get_output_embeddings() is None). CONTRIBUTING.md, "
+            "'Add a model family', says how to name it."
         )
     after_layers = tuple(m for m in (getattr(decoder, n) for n in names) if m is not None)
     queries = tuple(_query(layer, family) for layer in layers)
@@ -432,10 +441,19 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     return DecoderParts(model, tuple(layers), after_layers, head, after_head, queries, windows, family is not None)
 
 
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """Take the decoder out of a model; transformers gives Llama 4's language model itself, ModernBERT's head."""
+    decoder = model.get_decoder()
+    return getattr(model, "model", decoder) if decoder in (model, model.get_output_embeddings()) else decoder
+
+
 def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
-    """The one child that is a list of ``num_layers`` modules."""
-    lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    return lists[0] if len(lists) == 1 else None
+    """The one list of ``num_layers`` modules among the children, or else among all modules (BERT's encoder.layer)."""
+    for modules in (decoder.children(), decoder.modules()):
+        lists = [m for m in modules if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+        if len(lists) == 1:
+            return lists[0]
+    return None
 
 
 def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:

@@ -25,7 +25,7 @@ from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.output import DecodeOutput
 from hsdlab.decoding.packed import packed_weights
-from hsdlab.decoding.semantics import check_passes, check_semantics
+from hsdlab.decoding.semantics import check_passes, check_prompts, check_semantics
 from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.static_cache import StaticCache
@@ -118,9 +118,11 @@ def applied(
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
     _check_strategy(strategy)
     strategy.check_model(parts)
-    Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused here
+    decisions = Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused
     if not parts.proven:
         check_semantics(parts)
+        if decisions.schedules_prompt:
+            check_prompts(parts)
     if isinstance(strategy, DraftedStrategy):
         check_passes(parts)
     run = AppliedRun(strategy, max_new_tokens, on_decode)
@@ -224,7 +226,7 @@ def _decode(
     check_tokens(input_ids, model)
     prompt_length = input_ids.shape[1]
     max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
-    check_context(model, prompt_length, max_steps)
+    check_context(model, prompt_length, max_steps, kwargs.get("attention_mask"))
 
     forced: dict[str, Any] = {"return_dict_in_generate": True, "use_cache": True}
     forced |= {"max_new_tokens": max_steps, "max_length": None}
@@ -355,7 +357,7 @@ def _prompt_mask_noted(parts: DecoderParts, cache: SkipCache) -> Iterator[None]:
         handle.remove()
         cache.prompt_mask = kwargs.get("attention_mask")
 
-    handle = parts.body.register_forward_pre_hook(note, with_kwargs=True)
+    handle = parts.model.register_forward_pre_hook(note, with_kwargs=True)  # multimodal ones give the decoder others
     try:
         yield
     finally:

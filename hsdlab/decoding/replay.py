@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import DynamicCache
 
-from hsdlab.decoding.calls import check_tokens
+from hsdlab.decoding.calls import check_rotation, check_tokens
 from hsdlab.decoding.decisions import described
 from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
@@ -104,8 +104,8 @@ def replay(
         Logits [rows, length or logits_to_keep, vocabulary]; those at position p are for the token at p + 1.
 
     Raises:
-        UserError: A shape does not fit, an id has no embedding, or the model would drop the mask (activation
-            checkpointing in training).
+        UserError: A shape does not fit, an id has no embedding, the model would drop the mask (activation
+            checkpointing in training), or rotates the keys of ``past`` otherwise in a text of this length (longrope).
         UnsupportedModelError: The model's attention and MLP cannot be skipped apart, or its parts are not found.
     """
     parts = decoder_parts(model)
@@ -136,6 +136,8 @@ def replay(
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(rows, past_length + length)}: rows × "
             "length, the length of past included."
         )
+    if past is not None:
+        check_rotation(model, attention_mask[:, :past_length], length)
     with skippable(parts):
         output = model(
             input_ids=input_ids,

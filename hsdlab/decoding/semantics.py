@@ -6,6 +6,7 @@ by step on ``SkipCache``, by ``replay``, and by the model itself. Whether the fi
 logits is checked apart, for strategies that read intermediate predictions.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,13 +33,26 @@ _REDUCED = 0.1
 
 
 class _InTurn:
-    """Runs every fourth layer, in turn by step and row: every layer then owes keys and values of three steps."""
+    """Runs every fourth layer, in turn by step and row: every layer then owes keys and values of three steps.
+
+    Args:
+        skips_prompt: Whether each token of the prompt skips every third layer, too.
+    """
+
+    def __init__(self, skips_prompt: bool = False) -> None:
+        self._skips_prompt = skips_prompt
 
     def check_model(self, parts: DecoderParts) -> None:
         return
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> None:
         return None
+
+    def scheduled_prompt(self, prompt_length: int, num_layers: int) -> list[list[int]] | None:
+        if not self._skips_prompt or num_layers == 1:
+            return None
+        every = min(3, num_layers)
+        return [[i for i in range(num_layers) if (i + token) % every] for token in range(prompt_length)]
 
     def plan(self, state: StepState) -> Tensor:
         layers, rows = torch.arange(state.num_layers), torch.arange(state.rows)[:, None]
@@ -71,6 +85,19 @@ def check_predictions(parts: DecoderParts) -> None:
         _refuse(parts, _head_problems, _head_problem)
 
 
+def check_prompts(parts: DecoderParts) -> None:
+    """Check that the tokens of a prompt can run different layers. Families that hsdlab knows need no check.
+
+    Args:
+        parts: The parts that were found in the model. The result is remembered, so a model is checked once.
+
+    Raises:
+        UnsupportedModelError: The logits are not those of ``replay`` (a mask that the layers make from the length of
+            the pass).
+    """
+    _refuse(parts, _prompt_problems, _prompt_problem)
+
+
 def check_passes(parts: DecoderParts) -> None:
     """Check that a forward pass can carry several tokens of each row, as the verification of drafts needs.
 
@@ -90,6 +117,7 @@ def check_passes(parts: DecoderParts) -> None:
 _Problems = WeakKeyDictionary[nn.Module, str | None]
 _problems: _Problems = WeakKeyDictionary()  # a model is checked once
 _head_problems: _Problems = WeakKeyDictionary()
+_prompt_problems: _Problems = WeakKeyDictionary()
 _pass_problems: _Problems = WeakKeyDictionary()
 
 
@@ -144,10 +172,26 @@ def _decoding_problem(parts: DecoderParts) -> str | None:
     model, (tokens, mask) = parts.model, _tokens(parts)
     positions, everything = position_ids(mask), torch.ones(*tokens.shape, parts.num_layers, dtype=torch.bool)
     plain = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
+    given = "position_ids" in inspect.signature(model.forward).parameters  # by generate
+    if not given and not _close(model(input_ids=tokens, attention_mask=mask).logits, plain, mask):
+        return "generate gives it no position_ids, so that padding moves its tokens"
     if not _close(replay(model, input_ids=tokens, attention_mask=mask, executed=everything), plain, mask):
         return "replay with all layers differs from a plain forward pass"
 
-    cache = SkipCache(parts, Decisions(_InTurn(), parts.num_layers, _STEPS + 1))
+    return _replay_problem(parts, _InTurn())
+
+
+def _prompt_problem(parts: DecoderParts) -> str | None:
+    problem = _replay_problem(parts, _InTurn(skips_prompt=True))
+    return problem and f"under a prompt schedule {problem}"
+
+
+def _replay_problem(parts: DecoderParts, strategy: _InTurn) -> str | None:
+    """Decode step by step and compare the logits with those of ``replay``."""
+    model, (tokens, mask) = parts.model, _tokens(parts)
+    positions = position_ids(mask)
+    cache = SkipCache(parts, Decisions(strategy, parts.num_layers, _STEPS + 1))
+    cache.prompt_mask = mask[:, :_PROMPT]
     stepwise = []
     with skippable(parts):
         for start, stop in [(0, _PROMPT), *((t, t + 1) for t in range(_PROMPT, _PROMPT + _STEPS))]:
@@ -161,8 +205,10 @@ def _decoding_problem(parts: DecoderParts) -> str | None:
             stepwise.append(output.logits)
     if len(cache.executed) != _STEPS:
         return "its layers were not all called with the cache"
-    executed = everything
+    executed = torch.ones(*tokens.shape, parts.num_layers, dtype=torch.bool)
     executed[:, _PROMPT:] = torch.stack(cache.executed, dim=1)
+    if cache.prompt_executed is not None:
+        executed[:, :_PROMPT] = cache.prompt_executed
     replayed = replay(model, input_ids=tokens, attention_mask=mask, executed=executed)
     if not _close(torch.cat(stepwise, dim=1), replayed, mask):
         return "decoding with skipped layers differs from replay"

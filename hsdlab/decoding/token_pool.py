@@ -75,7 +75,7 @@ class ArgumentPools:
     """
 
     def __init__(self) -> None:
-        self._pools: list[tuple[TokenPool, int]] = []  # with the dimensions of the tensor
+        self._pools: list[tuple[TokenPool, int, int]] = []  # with the dimensions of the tensor, and that of the tokens
         self._nested: Any = None
 
     def append(self, arguments: Any, rows: int, tokens: int) -> int:
@@ -83,7 +83,7 @@ class ArgumentPools:
 
         Args:
             arguments: Tensors in nested tuples, lists and dicts. An entry for each token have those of shape
-                [rows or 1, tokens, …] and [tokens].
+                [rows or 1, tokens, …], [rows or 1, heads or 1, tokens, …] and [tokens].
             rows: Rows of the pass.
             tokens: Tokens of each row.
 
@@ -94,9 +94,9 @@ class ArgumentPools:
         nested = _nested(arguments, rows, tokens, leaves)
         if self._nested is None:
             self._nested = nested
-            self._pools = [(TokenPool(), leaf.dim()) for leaf in leaves]
+            self._pools = [(TokenPool(), leaf.dim(), _token_axis(leaf, rows, tokens) or 0) for leaf in leaves]
         starts = [
-            pool.append(_by_token(leaf, rows, tokens)) for (pool, _), leaf in zip(self._pools, leaves, strict=True)
+            pool.append(_by_token(leaf, rows, tokens)) for (pool, *_), leaf in zip(self._pools, leaves, strict=True)
         ]
         return starts[0] if starts else 0
 
@@ -109,12 +109,15 @@ class ArgumentPools:
         Returns:
             Nested as they were appended, with tensors [entries, 1, …], or [entries] where they had one dimension.
         """
-        read = [pool.gather(indices) if dims > 1 else pool.gather(indices).squeeze(1) for pool, dims in self._pools]
+        read = []
+        for pool, dims, axis in self._pools:
+            values = pool.gather(indices)  # [entries, 1, …]
+            read.append(values.squeeze(1) if dims == 1 else values.transpose(1, axis))
         return _filled(self._nested, read)
 
     def clear(self) -> None:
         """Forget all arguments; the memory is kept for the next ones."""
-        for pool, _ in self._pools:
+        for pool, *_ in self._pools:
             pool.clear()
 
 
@@ -124,7 +127,7 @@ class _Leaf(int):
 
 def _nested(value: Any, rows: int, tokens: int, leaves: list[Tensor]) -> Any:
     """Put a :class:`_Leaf` in place of each tensor with an entry for each token, which goes to ``leaves``."""
-    if isinstance(value, Tensor) and _has_tokens(value, rows, tokens):
+    if isinstance(value, Tensor) and _token_axis(value, rows, tokens) is not None:
         leaves.append(value)
         return _Leaf(len(leaves) - 1)
     if isinstance(value, dict):
@@ -134,15 +137,20 @@ def _nested(value: Any, rows: int, tokens: int, leaves: list[Tensor]) -> Any:
     return value
 
 
-def _has_tokens(value: Tensor, rows: int, tokens: int) -> bool:
-    if value.dim() == 1:
-        return len(value) == tokens
-    return value.dim() > 1 and value.shape[0] in (rows, 1) and value.shape[1] == tokens
+def _token_axis(value: Tensor, rows: int, tokens: int) -> int | None:
+    """Return the dimension of a tensor that has an entry for each token; None where there is none."""
+    if value.dim() < 2:
+        return 0 if value.dim() == 1 and len(value) == tokens else None
+    if value.shape[0] not in (rows, 1):
+        return None
+    return next((axis for axis in (1, 2) if axis < value.dim() and value.shape[axis] == tokens), None)
 
 
 def _by_token(value: Tensor, rows: int, tokens: int) -> Tensor:
     """Repeat what all rows share: [rows, tokens, …]."""
-    return value.expand(rows, tokens) if value.dim() == 1 else value.expand(rows, *value.shape[1:])
+    if value.dim() == 1:
+        return value.expand(rows, tokens)
+    return value.expand(rows, *value.shape[1:]).transpose(1, _token_axis(value, rows, tokens) or 1)
 
 
 def _filled(value: Any, read: list[Tensor]) -> Any:

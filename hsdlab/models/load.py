@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hsdlab.errors import UserError
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
-from hsdlab.models.embedded import PREFIX, adapter_folder, embedded_folder
+from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, adapter_folder, cached_folder, embedded_folder
 from hsdlab.models.weights import (
     NO_CODE,
     check_tokenizer_fits,
@@ -94,6 +94,49 @@ def load_model(
         given = None if adapter is None else read_adapter(fspath(adapter))
         model, tokenizer = _load(name, dtype, revision, attention, given)
     return model.to(target).eval(), tokenizer
+
+
+def model_config(name: str | PathLike[str], revision: str | None = None) -> PreTrainedConfig:
+    """Read a model's config, and no weights.
+
+    Args:
+        name: As `load_model` takes it, of an embedded model only if it is in the cache. A folder needs no weights.
+        revision: As `load_model` takes it.
+
+    Returns:
+        The config, of the class that its model_type has in transformers.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing, or an embedded model is not in the cache.
+        ConnectionError: The hub cannot be reached and the config is not in its local cache.
+        OSError: The hub has no such model, or refuses access to it.
+        UserError: It cannot be read, or is not that of a decoder-only language model.
+    """
+    name = fspath(adapter_folder(fspath(name)) or name)
+    path = Path(name).expanduser()
+    if (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file():
+        name, revision = read_adapter(name).base(revision)
+        path = Path(name).expanduser()
+    if name in EMBEDDED_MODELS and not cached_folder(name).is_dir():
+        raise FileNotFoundError(
+            f"{name} is not in the cache yet, and its config comes with its weights: fetch it with "
+            "`python -m hsdlab.models.embedded`"
+        )
+    if (path / "config.json").is_file():
+        source, options = str(path), dict(NO_CODE)
+    else:
+        source, options = _locate(name, revision)
+    try:
+        config = load_config(name, source, options)
+    except OSError as error:
+        if options.get("local_files_only"):
+            raise ConnectionError(
+                f"{name!r} is not a local folder (there is none at {path.absolute()}), the hub cannot be reached (no "
+                "network, or HF_HUB_OFFLINE is set), and its local cache does not hold the model's config.json."
+            ) from error
+        raise
+    _check_decoder_only(name, config)
+    return config
 
 
 def _load(

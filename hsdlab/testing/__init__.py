@@ -22,6 +22,8 @@ from hsdlab.testing.laws import (
     law_8_config,
     law_9_knob,
 )
+from hsdlab.testing.model_check import ModelReport, Trial, check_model
+from hsdlab.testing.reduced import reduced_config, reduced_model
 from hsdlab.testing.remembered import RememberedDecodes
 from hsdlab.testing.tiny import MORE_FAMILIES, PROMPT_TOKENS, TINY_FAMILIES, VOCABULARY, TinyFamily, prompts, tiny_model
 from hsdlab.testing.watching import END_TOKENS, MODES, NEW_TOKENS, Decode, Passes, decode, watched
@@ -39,9 +41,12 @@ __all__ = [
     "Decode",
     "LawReport",
     "LawViolationError",
+    "ModelReport",
     "Passes",
     "RememberedDecodes",
     "TinyFamily",
+    "Trial",
+    "check_model",
     "check_strategy",
     "decode",
     "law_2_never_skip",
@@ -54,6 +59,8 @@ __all__ = [
     "law_9_knob",
     "not_applicable",
     "prompts",
+    "reduced_config",
+    "reduced_model",
     "tiny_model",
     "watched",
 ]

@@ -10,9 +10,9 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LogitsProcessor, LogitsProcessorList
 
-from hsdlab import HSD, FullDepth, generate
+from hsdlab import HSD, FullDepth, generate, replay
 from hsdlab.decoding.families import UnsupportedModelError
 from hsdlab.errors import RunError, UserError
 from tests.tiny_checkpoints import tiny_llama
@@ -107,6 +107,14 @@ def test_a_text_that_passes_the_original_context_is_refused(family, monkeypatch)
         assert torch.equal(output.sequences, model.generate(max_new_tokens=new_tokens, **call))
     with pytest.raises(UserError, match=r"A prompt of 10 tokens and max_new_tokens=8 pass 16 tokens, the original"):
         generate(model, input_ids=ids[:, :10], strategy=FullDepth(), max_new_tokens=8)
+    padded = torch.tensor([[0] * 6 + [1] * 14])  # longer than 16 tokens with its padding only
+    with pytest.raises(UserError, match=r"A prompt of 14 tokens and max_new_tokens=4 pass 16 tokens, the original"):
+        generate(model, input_ids=ids, attention_mask=padded, strategy=FullDepth(), max_new_tokens=4)
+    past = DynamicCache(config=model.config)
+    model(ids[:, :14], past_key_values=past)
+    call = {"input_ids": ids[:, 14:17], "executed": torch.ones(1, 3, 4, dtype=torch.bool), "past": past}
+    with pytest.raises(UserError, match=r"A prompt of 14 tokens and max_new_tokens=4 pass 16 tokens, the original"):
+        replay(model, **call)
     if family == "phi3":  # which drops the cache there: the guard sees it, if nothing else does
         monkeypatch.setattr("hsdlab.decoding.calls._longrope_switch", lambda model: None)
         with pytest.raises(RunError, match=r"Forward pass 1 of Phi3ForCausalLM"):
