@@ -35,6 +35,7 @@ from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.prompt_rows import PromptRows
+from hsdlab.decoding.recurrent import RecurrentStates
 from hsdlab.decoding.shared_prefill import Prefill
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split, split_pays
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
@@ -86,6 +87,11 @@ class SkipCache(LayerRunner, DynamicCache):
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
         if decisions.in_parts:
             check_parts(parts)
+        if parts.recurrent and decisions.looks_back and not decisions.keeps_full_entries:
+            raise UserError(
+                f"{decisions.name} chooses the exit layer after all layers have run, and {type(parts.model).__name__} has "
+                "recurrent layers: what the layers above have added to their states cannot be taken back."
+            )
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions
@@ -95,6 +101,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
+        self._states = RecurrentStates(self.layers)
         self._late = LateKeyValues(parts, self._store, decisions.max_steps)
         self._starts: int | Tensor = 0  # new tokens before the current pass, LongTensor [rows] where rows differ
         self._end = 0  # columns of new tokens in the current pass
@@ -130,6 +137,11 @@ class SkipCache(LayerRunner, DynamicCache):
         self.taken_over_s = 0.0
 
     # What transformers calls on a cache ----------------------------------------------------------------------
+
+    @property
+    def is_compileable(self) -> bool:
+        """Nothing here is; transformers would compile on a GPU if all layers were recurrent."""
+        return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens of the longest row so far, also where the layer has no keys and values of some of them."""
@@ -179,6 +191,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if self._live is not None:
             beam_idx = self._live.moved(beam_idx)
         self._store.reorder(beam_idx, self._longest)
+        self._states.take(beam_idx)
         self._late.reorder(beam_idx, self._longest)
 
     def check_beams(self) -> None:
@@ -355,6 +368,7 @@ class SkipCache(LayerRunner, DynamicCache):
             stay = self._live.leave_out(rows, hidden.device)
             if stay is not None:
                 self._store.keep(stay)
+                self._states.take(stay)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
@@ -395,7 +409,8 @@ class SkipCache(LayerRunner, DynamicCache):
         if self._tokens is None:
             hidden = call(hidden, *args, **kwargs)
         else:
-            hidden = self._run_tokens(index, call, hidden, args, kwargs)
+            run = self._run_tokens if self._parts.mixers[index] is None else self._run_recurrent_prompt
+            hidden = run(index, call, hidden, args, kwargs)
         if is_last and prefill is not None:
             prefill.finish(hidden)
         return prompt.all(hidden) if is_last else hidden
@@ -405,7 +420,25 @@ class SkipCache(LayerRunner, DynamicCache):
         running = None if self._tokens is None else self._tokens.at(index)
         if running is None or running.everywhere:
             return hidden.shape[0] * hidden.shape[1]
-        return 0 if running.nowhere else running.slots.numel()
+        if running.nowhere:
+            return 0
+        return running.slots.numel() if self._parts.mixers[index] is None else hidden.shape[0] * hidden.shape[1]
+
+    def _run_recurrent_prompt(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a recurrent layer over prompts of which some tokens skip it: all of them enter its state."""
+        running = self._tokens.at(index) if self._tokens is not None else None
+        if running is None or not running.nowhere:
+            output = call(hidden, *args, **kwargs)
+            return output if running is None else torch.where(sent(running.mask, hidden.device)[..., None], output, hidden)
+        if self._decisions.needed_after(index, -1):
+            self._filling = True
+            try:
+                made = self._late.made(index, call, hidden, args, kwargs)
+            finally:
+                self._filling = False
+            if made is not None:
+                self._store.hold_prompt(index, *made)
+        return hidden
 
     def _run_tokens(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer for some tokens of each row; the others owe keys and values from then on."""
@@ -502,12 +535,13 @@ class SkipCache(LayerRunner, DynamicCache):
         mlp: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Run a layer, or a part of it, for some rows; return their hidden states before and after it."""
-        split = self._split if self._windows[self._index[call.layer]] is None else None
+        index = self._index[call.layer]
+        split = self._split if self._windows[index] is None and self._parts.attends[index] else None
         mask = argument(call, "attention_mask", args, kwargs) if split is not None else None
         if rows is None:
             if split is not None:
                 split.begin_layer(mask, mask, None)
-            return hidden, run_parts(call, hidden, args, self._with_mask(kwargs, hidden), attention, mlp)
+            return hidden, run_parts(call, hidden, args, self._with_mask(index, kwargs, hidden), attention, mlp)
         called = self._choice.on_device.get(rows, hidden.device)
         args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
         arrived = hidden.index_select(0, called)
@@ -515,17 +549,21 @@ class SkipCache(LayerRunner, DynamicCache):
             split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
         self._called = called
         try:
-            return arrived, run_parts(call, arrived, args, self._with_mask(kwargs, hidden), attention, mlp)
+            with self._states.of_rows(index, called):
+                kwargs = self._with_mask(index, kwargs, hidden)
+                return arrived, run_parts(call, arrived, args, kwargs, attention, mlp)
         finally:
             self._called = None
 
-    def _with_mask(self, kwargs: dict, hidden: Tensor) -> dict:
+    def _with_mask(self, index: int, kwargs: dict, hidden: Tensor) -> dict:
         """Give a layer of grouped queries a mask that masks nothing, where it has none.
 
         Without one, transformers has torch repeat the keys for the queries of a group. In bfloat16 on a CPU, attention
         then takes several times as long.
         """
         if not self._masks_groups or self._split is not None or kwargs.get("attention_mask", hidden) is not None:
+            return kwargs
+        if not self._parts.attends[index]:
             return kwargs
         if self._open_mask is None:
             length = self._prompt_length + self._end
@@ -542,6 +580,8 @@ class SkipCache(LayerRunner, DynamicCache):
         if self.passes == 0:
             self._prompt_length = length
             self._store.end_prompt()
+            if self._prompt_rows is not None and self._prompt_rows.copies > 1:
+                self._states.take(self._prompt_rows.sources)
             self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
         elif self._tokens is not None:
             self._set_lengths(self.lengths + self._tokens.valid.sum(dim=1))
@@ -559,8 +599,11 @@ class SkipCache(LayerRunner, DynamicCache):
         self._late.end_pass()
         self.passes += 1
         step = len(self.executed) - 1
-        held = self._store.free(lambda layer: self._decisions.needed_after(layer, step))
-        self.peak_bytes = max(self.peak_bytes, held)
+
+        def needed(layer: int) -> bool:
+            return self._decisions.needed_after(layer, step)
+
+        self.peak_bytes = max(self.peak_bytes, self._store.free(needed) + self._states.free(needed))
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._choice.asks:
@@ -634,7 +677,12 @@ class SkipCache(LayerRunner, DynamicCache):
                 first_of_prompt = first if self._windows[index] is None else self._prompt_length + first
                 owed = prompt.take(index, count // copies, self._prompt_length, sources, first_of_prompt)
                 late.compute(self, index, call, owed, of_prompt=True)
-            if (owed := late.new.take(index, count, before, rows, first)) is not None:
+            if self._parts.mixers[index] is not None:
+                while (token := late.new.next_owed(index, rows)) is not None:
+                    owed = late.new.take(index, count, token + 1, rows)
+                    with self._states.of_rows(index, owed.rows):
+                        late.compute(self, index, call, owed)
+            elif (owed := late.new.take(index, count, before, rows, first)) is not None:
                 self._reserve(index)
                 late.compute(self, index, call, owed)
         finally:

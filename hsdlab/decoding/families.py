@@ -10,12 +10,18 @@ Longer than other files, so that no other one has to know the structure of a mod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from hsdlab.errors import UserError
 
@@ -63,6 +69,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": _llama_like(),
     "gptj": Family("h", ("ln_f",), "attn.q_proj"),
     "granite": _llama_like("logits_scaling"),
+    "lfm2": Family("layers", ("embedding_norm",), "self_attn.q_proj"),
     "llama": _llama_like(compiled=True),
     "ministral": _llama_like(),
     "mistral": _llama_like(compiled=True),
@@ -81,7 +88,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": _llama_like(),
 }
 
-_NORM_NAMES = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "layernorm")
+_NORM_NAMES = (
+    "norm",
+    "ln_f",
+    "norm_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "final_norm",
+    "layer_norm",
+    "layernorm",
+    "embedding_norm",  # LFM2, after the layers in spite of its name
+)
 
 
 def _divided(by: float, logits: Tensor) -> Tensor:
@@ -108,6 +125,11 @@ _AFTER_HEAD: dict[str, Callable[[float, Tensor], Tensor]] = {
 _CACHED = (DynamicLayer, DynamicSlidingWindowLayer)
 """How transformers caches layers whose keys and values can be computed late: those of each token are its own."""
 
+_RECURRENT = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+"""How it caches layers with a state, of which the second kind has keys and values too."""
+
+_MIXER_NAMES = ("mamba", "linear_attn", "conv", "mixer", "self_attn")
+
 
 @dataclass(frozen=True)
 class DecoderParts:
@@ -123,6 +145,8 @@ class DecoderParts:
         queries: The query projection of each layer; None where it is fused with keys and values.
         windows: The sliding window (or chunk) of each layer: how many tokens its attention sees at most, the token
             itself included; None where it sees all.
+        attends: Whether each layer has keys and values.
+        mixers: The recurrent part of each layer (Mamba, linear attention, a short convolution); None where it has none.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
 
@@ -133,6 +157,8 @@ class DecoderParts:
     after_head: tuple[Callable[[Tensor], Tensor], ...]
     queries: tuple[nn.Module | None, ...]
     windows: tuple[int | None, ...]
+    attends: tuple[bool, ...]
+    mixers: tuple[nn.Module | None, ...]
     proven: bool
 
     @property
@@ -144,6 +170,16 @@ class DecoderParts:
     def body(self) -> nn.Module:
         """The model without its head; its forward pass runs the layers and the final norm."""
         return self.model.get_decoder()
+
+    @cached_property
+    def recurrent(self) -> bool:
+        """Whether some layer keeps a state, which each token overwrites."""
+        return any(mixer is not None for mixer in self.mixers)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """The name under which the model takes its cache."""
+        return "cache_params" if "cache_params" in signature(self.model.forward).parameters else "past_key_values"
 
     @property
     def hidden_size(self) -> int:
@@ -202,8 +238,14 @@ class DecoderParts:
         """Check that the model takes a mask of four dimensions, with which a pass carries several tokens of each row.
 
         Raises:
-            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), or has chunked attention.
+            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), has chunked attention, or
+                has recurrent layers, whose states cannot be taken back.
         """
+        if self.recurrent:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has recurrent layers: what a rejected draft has added to their states "
+                "cannot be taken back. Decode without Verified."
+            )
         config = self.model.config.get_text_config(decoder=True)
         if hasattr(self.body, "build_alibi_tensor") or getattr(config, "alibi", False):
             reason = "computes the bias of its attention (ALiBi) from the padding"
@@ -282,11 +324,14 @@ def feed_forward(layer: nn.Module) -> nn.Module:
         layer: A decoder layer of a model of any architecture.
 
     Returns:
-        The MLP, or the first of its matrices where the layer has no module for the whole (OPT).
+        The MLP, or the first of its matrices where the layer has no module for the whole (OPT). In a layer that is a
+        recurrent part and nothing else (Mamba), the output projection of that part.
 
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
+    if _has(layer, "mixer"):
+        return getattr(layer.mixer, output_projection(layer.mixer))
     return getattr(layer, feed_forward_names(layer)[0])
 
 
@@ -302,18 +347,20 @@ def feed_forward_names(layer: nn.Module) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    name = _first_child(layer, ("mlp", "fc1", "feed_forward", "ffn"))
+    name = _first_child(layer, ("mlp", "fc1", "feed_forward", "ffn", "shared_mlp"))
     return (name, "fc2") if name == "fc1" else (name,)
 
 
 def attention(layer: nn.Module) -> nn.Module:
-    """Find the self-attention of a decoder layer; a skipped layer calls it only up to its keys and values.
+    """Find the self-attention of a decoder layer, or its recurrent part if it has none.
+
+    A skipped layer calls it only up to its keys and values, or to its state.
 
     Args:
         layer: A decoder layer of a model of any architecture.
 
     Returns:
-        The module with the projections and the attention itself.
+        The module with the projections and the attention, or the recurrence, itself.
 
     Raises:
         UnsupportedModelError: The layer has none under a known name.
@@ -322,7 +369,7 @@ def attention(layer: nn.Module) -> nn.Module:
 
 
 def attention_name(layer: nn.Module) -> str:
-    """Find the attribute of a decoder layer that is its self-attention.
+    """Find the attribute of a decoder layer that is its self-attention, or its recurrent part if it has none.
 
     Args:
         layer: A decoder layer of a model of any architecture.
@@ -333,12 +380,32 @@ def attention_name(layer: nn.Module) -> str:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    return _first_child(layer, ("self_attn", "attn", "attention", "self_attention"))
+    return _first_child(layer, ("self_attn", "attn", "attention", "self_attention", *_MIXER_NAMES))
+
+
+def output_projection(mixer: nn.Module) -> str:
+    """Find the attribute of the recurrent part of a layer that makes its output.
+
+    Args:
+        mixer: A part of :attr:`DecoderParts.mixers`.
+
+    Returns:
+        The name of the last matrix: what it is multiplied with is computed when the state holds the token.
+
+    Raises:
+        UnsupportedModelError: The part has none under a known name.
+    """
+    return _first_child(mixer, ("out_proj", "o_proj"))
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Say whether a module has a part; an attribute that is None (Granite 4) is none."""
+    return getattr(module, name, None) is not None
 
 
 def _first_child(layer: nn.Module, names: tuple[str, ...]) -> str:
     for name in names:
-        if hasattr(layer, name):
+        if _has(layer, name):
             return name
     raise UnsupportedModelError(f"Found no {', '.join(names[:-1])} or {names[-1]} in {type(layer).__name__}.")
 
@@ -365,7 +432,8 @@ def groups_queries(model: PreTrainedModel) -> bool:
         Whether there are fewer key and value heads than query heads.
     """
     config = model.config.get_text_config(decoder=True)
-    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 0)
+    return (getattr(config, "num_key_value_heads", None) or heads) < heads
 
 
 def key_value_size(model: PreTrainedModel) -> int:
@@ -412,12 +480,14 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
             "(load_model(..., device='cuda:0'))."
         )
     cached = DynamicCache(config=config).layers
-    other = sorted({type(layer).__name__ for layer in cached if type(layer) not in _CACHED})
+    other = sorted({type(layer).__name__ for layer in cached if type(layer) not in _CACHED + _RECURRENT})
     if other:
         raise UnsupportedModelError(
-            f"{name} has {', '.join(other)} in its KV cache; skipped layers need attention in every layer, with keys "
-            "and values of its own, over the whole text or in a sliding window."
+            f"{name} has {', '.join(other)} in its KV cache; skipped layers need attention with keys and values of "
+            "their own, over the whole text or in a sliding window, or a recurrent state."
         )
+    if any(getattr(layer, "number_of_states", 1) > 1 for layer in cached):
+        raise UnsupportedModelError(f"{name} has several recurrent states in one layer; hsdlab decodes one.")
     windows = tuple(getattr(layer, "sliding_window", None) for layer in cached)
 
     decoder = model.get_decoder()
@@ -432,6 +502,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         raise UnsupportedModelError(
             f"{name} uses one layer several times; each of its layers needs weights of its own."
         )
+    if len(cached) != len(layers):
+        raise UnsupportedModelError(f"{name} has a KV cache of {len(cached)} layers for {len(layers)} decoder layers.")
+    mixers = tuple(_mixer(layer) if type(held) in _RECURRENT else None for layer, held in zip(layers, cached))
+    attends = tuple(type(held) is not LinearAttentionLayer for held in cached)
     names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
     head = model.get_output_embeddings()
     if head is None or not names:
@@ -445,7 +519,18 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     scales = family.after_head if family else tuple(_AFTER_HEAD)
     values = {entry: getattr(config, entry, None) for entry in scales}
     after_head = tuple(partial(_AFTER_HEAD[entry], value) for entry, value in values.items() if value is not None)
-    return DecoderParts(model, tuple(layers), after_layers, head, after_head, queries, windows, family is not None)
+    return DecoderParts(
+        model=model,
+        layers=tuple(layers),
+        after_layers=after_layers,
+        head=head,
+        after_head=after_head,
+        queries=queries,
+        windows=windows,
+        attends=attends,
+        mixers=mixers,
+        proven=family is not None,
+    )
 
 
 def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
@@ -455,7 +540,14 @@ def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
 
 
 def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:
-    return layer.get_submodule(family.query) if family and family.query else None
+    if family is None or family.query is None or not _has(layer, family.query.split(".")[0]):
+        return None
+    return layer.get_submodule(family.query)
+
+
+def _mixer(layer: nn.Module) -> nn.Module:
+    """The recurrent part of a layer that has one."""
+    return getattr(layer, _first_child(layer, _MIXER_NAMES))
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ def _decode(
     live = LiveRows(decisions) if leaves_out else None
     if compilation is None:
         prefill = None
-        if not seen_from_outside:
+        if not (seen_from_outside or parts.recurrent):
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
         cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
         steps = _uncompiled_steps(parts, cache, max_steps)
@@ -286,7 +286,7 @@ def _decode(
     readings.append(now_s(model.device))
     try:
         with steps, finished_sources_noted(model, decisions, config.num_beams) if searches and live else nullcontext():
-            raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
+            raw = type(model).generate(model, input_ids, generation_config, **{parts.cache_argument: cache}, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
             finite.check(run.strategy, len(input_ids))
@@ -314,7 +314,7 @@ def _decode(
         probes=decisions.probed,
         prompt=cache.prompt_executed,
         prompt_counts=(cache.prompt_tokens, cache.prompt_late_tokens, cache.prompt_late_passes),
-        windows=parts.windows,
+        windows=[window if attends else 0 for window, attends in zip(parts.windows, parts.attends, strict=True)],
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,

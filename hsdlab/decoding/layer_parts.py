@@ -83,7 +83,7 @@ def _problem(parts: DecoderParts) -> str | None:
     token = torch.zeros(1, 1, dtype=torch.long, device=parts.model.device)
     with skippable(parts), torch.no_grad():
         # forward instead of a call, and below too: hooks that count passes and parts do not see the check
-        parts.body.forward(input_ids=token, past_key_values=check, use_cache=True)
+        parts.body.forward(input_ids=token, use_cache=True, **{parts.cache_argument: check})
     if check.changing:
         return f"layers {check.changing} change the hidden state also without both (a norm after the residual?)"
     return None if check.seen == parts.num_layers else "its layers were not called with the cache"

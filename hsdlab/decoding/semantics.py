@@ -155,8 +155,8 @@ def _decoding_problem(parts: DecoderParts) -> str | None:
                 input_ids=tokens[:, start:stop],
                 attention_mask=mask[:, :stop],
                 position_ids=positions[:, start:stop],
-                past_key_values=cache,
                 use_cache=True,
+                **{parts.cache_argument: cache},
             )
             stepwise.append(output.logits)
     if len(cache.executed) != _STEPS:

@@ -102,6 +102,12 @@ MORE_FAMILIES: dict[str, TinyFamily] = {
         "scales of embeddings, residuals and logits",
         {**_GROUPED, "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     ),
+    "lfm2": TinyFamily(
+        "lfm2",
+        "LFM2",
+        "short convolutions with a state in most layers",
+        {**_GROUPED, "layer_types": ["conv", "conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
+    ),
     "ministral": TinyFamily("ministral", "Ministral 8B", "windows in some layers", {**_HEADS, **_WINDOWS}),
     "mistral_window": TinyFamily(
         "mistral", "Mistral 7B 0.1", "a window in every layer", {**_GROUPED, "sliding_window": WINDOW}
