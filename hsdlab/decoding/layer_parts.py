@@ -5,7 +5,7 @@ zeros without computing anything, or one that masks what the module returns. The
 hidden state, so a part that is left out passes it on unchanged. In place of zeros, a part that adds to the hidden state
 by itself (BLOOM) returns what it was given to add to. Norms are computed nonetheless.
 
-Whether the layers of a model do that is checked once, with the hidden states of one token.
+Whether the layers of a model do that is checked once, with the hidden states of two tokens.
 """
 
 import inspect
@@ -79,8 +79,14 @@ _further_outputs: WeakKeyDictionary[type, int | None] = WeakKeyDictionary()
 
 
 def _problem(parts: DecoderParts) -> str | None:
+    if any(mixer is not None and attends for mixer, attends in zip(parts.mixers, parts.attends, strict=True)):
+        return "its layers have a recurrent part beside attention"
+    try:
+        _ = [(attention_name(layer), feed_forward_names(layer)) for layer in parts.layers]
+    except UnsupportedModelError:
+        return "a layer has no attention or no MLP under a known name"
     check = _Check(parts)
-    token = torch.zeros(1, 1, dtype=torch.long, device=parts.model.device)
+    token = torch.arange(2, device=parts.model.device)[:, None]  # the embedding of padding may be 0, as may be all after
     with skippable(parts), torch.no_grad():
         # forward instead of a call, and below too: hooks that count passes and parts do not see the check
         parts.body.forward(input_ids=token, use_cache=True, **{parts.cache_argument: check})

@@ -153,7 +153,7 @@ def _decoding_problem(parts: DecoderParts) -> str | None:
         for start, stop in [(0, _PROMPT), *((t, t + 1) for t in range(_PROMPT, _PROMPT + _STEPS))]:
             output = model(
                 input_ids=tokens[:, start:stop],
-                attention_mask=mask[:, :stop],
+                attention_mask=mask[:, :stop] if start == 0 or any(parts.attends) else None,  # as in generate
                 position_ids=positions[:, start:stop],
                 use_cache=True,
                 **{parts.cache_argument: cache},
