@@ -89,8 +89,8 @@ class SkipCache(LayerRunner, DynamicCache):
             check_parts(parts)
         if parts.recurrent and decisions.looks_back and not decisions.keeps_full_entries:
             raise UserError(
-                f"{decisions.name} chooses the exit layer after all layers have run, and {type(parts.model).__name__} has "
-                "recurrent layers: what the layers above have added to their states cannot be taken back."
+                f"{decisions.name} chooses the exit layer after all layers have run, and {type(parts.model).__name__} "
+                "has recurrent layers: what the layers above have added to their states cannot be taken back."
             )
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
@@ -426,10 +426,12 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _run_recurrent_prompt(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a recurrent layer over prompts of which some tokens skip it: all of them enter its state."""
-        running = self._tokens.at(index) if self._tokens is not None else None
-        if running is None or not running.nowhere:
-            output = call(hidden, *args, **kwargs)
-            return output if running is None else torch.where(sent(running.mask, hidden.device)[..., None], output, hidden)
+        if self._tokens is None:
+            raise RuntimeError("No pass over several tokens has begun.")
+        running = self._tokens.at(index)
+        if not running.nowhere:
+            runs = sent(running.mask, hidden.device)[..., None]  # (rows, tokens, 1)
+            return torch.where(runs, call(hidden, *args, **kwargs), hidden)
         if self._decisions.needed_after(index, -1):
             self._filling = True
             try:
@@ -452,7 +454,7 @@ class SkipCache(LayerRunner, DynamicCache):
             self._resumed = None
         history = self._late.prompt if of_prompt and self._late.prompt is not None else self._late.new
         starts: int | Tensor = 0 if of_prompt else self._starts
-        owe = resumed is None and not running.everywhere
+        owe = resumed is None and not running.everywhere and self._parts.owes(index)
         if owe and (not running.nowhere or self._decisions.needed_after(index, -1)):
             history.passed_by(index, call, hidden, args, kwargs, starts, running.skipped)
         output = hidden
@@ -518,6 +520,8 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _settle(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Rows) -> None:
         """Before attention runs for some rows: compute what they owe, and note what the others owe from now on."""
+        if not self._parts.owes(index):
+            return
         if rows is not None and self._choice.may_fill and self._decisions.needed_after(index, len(self.executed)):
             self._passed_by(index, call, hidden, args, kwargs, rows)
         if rows is None or len(rows) > 0:
@@ -677,13 +681,14 @@ class SkipCache(LayerRunner, DynamicCache):
                 first_of_prompt = first if self._windows[index] is None else self._prompt_length + first
                 owed = prompt.take(index, count // copies, self._prompt_length, sources, first_of_prompt)
                 late.compute(self, index, call, owed, of_prompt=True)
-            if self._parts.mixers[index] is not None:
-                while (token := late.new.next_owed(index, rows)) is not None:
-                    owed = late.new.take(index, count, token + 1, rows)
-                    with self._states.of_rows(index, owed.rows):
-                        late.compute(self, index, call, owed)
-            elif (owed := late.new.take(index, count, before, rows, first)) is not None:
+            if self._parts.attends[index]:
                 self._reserve(index)
-                late.compute(self, index, call, owed)
+            if self._parts.mixers[index] is None:
+                late.compute(self, index, call, late.new.take(index, count, before, rows, first))
+                return
+            while (token := late.new.next_owed(index, rows)) is not None:  # a state takes them one by one
+                owed = late.new.take(index, count, token + 1, rows)
+                with self._states.of_rows(index, None if owed is None else owed.rows):
+                    late.compute(self, index, call, owed)
         finally:
             self._filling = False

@@ -134,6 +134,11 @@ _CACHED = (DynamicLayer, DynamicSlidingWindowLayer)
 _RECURRENT = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
 """How it caches layers with a state, of which the second kind has keys and values too."""
 
+_FREE = ("mlp", "moe")
+"""Types of layers without attention and state (Nemotron-H), to which no token owes anything."""
+
+_NO_LIMIT = (0.0, float("inf"))
+
 _MIXER_NAMES = ("mamba", "linear_attn", "conv", "mixer", "self_attn")
 
 
@@ -181,6 +186,17 @@ class DecoderParts:
     def recurrent(self) -> bool:
         """Whether some layer keeps a state, which each token overwrites."""
         return any(mixer is not None for mixer in self.mixers)
+
+    def owes(self, layer: int) -> bool:
+        """Say whether a token that skips a layer owes it something.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            Whether it has keys and values, or a state.
+        """
+        return self.attends[layer] or self.mixers[layer] is not None
 
     @cached_property
     def cache_argument(self) -> str:
@@ -336,8 +352,9 @@ def feed_forward(layer: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    if _has(layer, "mixer"):
-        return getattr(layer.mixer, output_projection(layer.mixer))
+    mixer: Any = getattr(layer, "mixer", None)
+    if mixer is not None:  # Nemotron-H has layers that are an MLP and nothing else
+        return getattr(mixer, output_projection(mixer), mixer)
     return getattr(layer, feed_forward_names(layer)[0])
 
 
@@ -397,11 +414,8 @@ def output_projection(mixer: nn.Module) -> str:
 
     Returns:
         The name of the last matrix: what it is multiplied with is computed when the state holds the token.
-
-    Raises:
-        UnsupportedModelError: The part has none under a known name.
     """
-    return _first_child(mixer, ("out_proj", "o_proj"))
+    return "o_proj" if _has(mixer, "o_proj") else "out_proj"
 
 
 def _has(module: nn.Module, name: str) -> bool:
@@ -486,7 +500,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
             "(load_model(..., device='cuda:0'))."
         )
     cached = DynamicCache(config=config).layers
-    other = sorted({type(layer).__name__ for layer in cached if type(layer) not in _CACHED + _RECURRENT})
+    types = getattr(config, "layer_types", None) or [None] * len(cached)
+    free = [kind in _FREE for kind in types]
+    known = [alone or type(layer) in _CACHED + _RECURRENT for layer, alone in zip(cached, free, strict=True)]
+    other = sorted({type(layer).__name__ for layer, is_known in zip(cached, known, strict=True) if not is_known})
     if other:
         raise UnsupportedModelError(
             f"{name} has {', '.join(other)} in its KV cache; skipped layers need attention with keys and values of "
@@ -510,8 +527,14 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     if len(cached) != len(layers):
         raise UnsupportedModelError(f"{name} has a KV cache of {len(cached)} layers for {len(layers)} decoder layers.")
-    mixers = tuple(_mixer(layer) if type(held) in _RECURRENT else None for layer, held in zip(layers, cached))
-    attends = tuple(type(held) is not LinearAttentionLayer for held in cached)
+    held = [type(layer) for layer in cached]
+    mixers = tuple(_mixer(layer) if kind in _RECURRENT else None for layer, kind in zip(layers, held, strict=True))
+    if any(tuple(getattr(mixer, "time_step_limit", None) or _NO_LIMIT) != _NO_LIMIT for mixer in mixers):
+        raise UnsupportedModelError(
+            f"{name} limits its time steps (time_step_min, time_step_limit), which transformers does in passes over "
+            "several tokens and not in decode steps, so that its own generate and forward differ."
+        )
+    attends = tuple(kind in (*_CACHED, LinearAttentionAndFullAttentionLayer) for kind in held)
     names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
     head = model.get_output_embeddings()
     if head is None or not names:

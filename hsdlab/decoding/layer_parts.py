@@ -86,7 +86,7 @@ def _problem(parts: DecoderParts) -> str | None:
     except UnsupportedModelError:
         return "a layer has no attention or no MLP under a known name"
     check = _Check(parts)
-    token = torch.arange(2, device=parts.model.device)[:, None]  # the embedding of padding may be 0, as may be all after
+    token = torch.arange(2, device=parts.model.device)[:, None]  # one of them is no padding, whose embedding may be 0
     with skippable(parts), torch.no_grad():
         # forward instead of a call, and below too: hooks that count passes and parts do not see the check
         parts.body.forward(input_ids=token, use_cache=True, **{parts.cache_argument: check})
