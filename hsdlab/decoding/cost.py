@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from hsdlab.costs import Cost
 from hsdlab.decoding.decisions import Strategy
-from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, key_value_size, matrix_weights
+from hsdlab.decoding.families import (
+    DecoderParts,
+    attention,
+    decoder_parts,
+    key_value_size,
+    matrix_weights,
+    output_projection,
+)
 from hsdlab.decoding.generate import DecodeOutput
 from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
 from hsdlab.decoding.trace import Trace
@@ -64,8 +71,8 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     projections of late KV computations. Of a layer with experts, those count to which a token is sent. A late KV
     computation runs the key and value projections, and the query projection where it cannot be left out: where it is
     one matrix with them (GPT-2, GPT-NeoX), and in families that hsdlab does not know by name. Four per attended token
-    and attention channel: scores, weighted sum. Norms, biases, activations, embeddings and the cosines of hidden-state
-    saturation are not counted.
+    and attention channel: scores, weighted sum. Norms, biases, activations, embeddings, the cosines of hidden-state
+    saturation and the update of a recurrent state itself are not counted.
 
     Args:
         model: The model that decoded, which gives the sizes of its matrices.
@@ -107,7 +114,8 @@ def prompt_flops(model: nn.Module, trace: Trace) -> float:
     counts = trace.layers
     weights = [matrix_weights(layer) - _idle_weights(parts, layer) for layer in parts.layers]
     layers = 2 * (counts.prompt_tokens * torch.tensor(weights)).sum()
-    attention = 4 * _attention_channels(parts) * trace.prompt_length * counts.prompt_tokens.sum()
+    attending = (counts.prompt_tokens * torch.tensor(parts.attends)).sum()
+    attention = 4 * _attention_channels(parts) * trace.prompt_length * attending
     late = 2 * (counts.prompt_late_tokens * _late_weights(parts)).sum()
     *around, head = (matrix_weights(module) for module in _outside(parts))
     outside = 2 * trace.batch_rows * (trace.prompt_length * sum(around) + head)
@@ -122,7 +130,7 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one
     sequence. A late KV computation and an intermediate prediction read their matrices once more. Each token that runs a
     layer reads the keys and values that it attends to; a verification reads them once for all tokens of a row.
-    Activations and embeddings are not counted.
+    Activations, embeddings and recurrent states are not counted.
 
     Args:
         model: The model that decoded; its dtype is that of the KV cache.
@@ -224,12 +232,14 @@ def _idle_weights(parts: DecoderParts, layer: nn.Module, tokens: float = 1) -> f
     each = getattr(parts.model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
     if not each:
         return 0
-    stacked = [weight for weight in layer.parameters() if weight.dim() == 3]
+    stacked = [weight for weight in layer.parameters() if weight.dim() == 3 and weight.shape[1] > 1]  # no convolution
     return sum(weight.numel() * (1 - min(1, each * tokens / len(weight))) for weight in stacked)
 
 
 def _attention_channels(parts: DecoderParts) -> int:
     """Width of all query heads of a layer together."""
+    if not any(parts.attends):
+        return 0
     config = parts.model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_attention_heads * head_dim
@@ -239,7 +249,15 @@ def _late_weights(parts: DecoderParts) -> Tensor:
     """Weights that a late KV computation multiplies a hidden state with, LongTensor [layers]."""
     keys_and_values, queries = key_value_size(parts.model), _attention_channels(parts)
     outputs = [keys_and_values + (queries if query is None else 0) for query in parts.queries]
-    return parts.hidden_size * torch.tensor(outputs)
+    of_states = torch.tensor([_state_weights(mixer) for mixer in parts.mixers])
+    return parts.hidden_size * torch.tensor(outputs) * torch.tensor(parts.attends) + of_states
+
+
+def _state_weights(mixer: nn.Module | None) -> int:
+    """Weights that bring a token into the state of a recurrent layer: all but those of the output projection."""
+    if mixer is None:
+        return 0
+    return matrix_weights(mixer) - matrix_weights(mixer.get_submodule(output_projection(mixer)))
 
 
 def _outside(parts: DecoderParts) -> list[nn.Module]:

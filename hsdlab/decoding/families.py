@@ -466,7 +466,9 @@ def key_value_size(model: PreTrainedModel) -> int:
         Numbers, keys and values together; times the bytes of the dtype for memory.
     """
     config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:  # Mamba
+        return 0
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return 2 * key_value_heads * head_dim
