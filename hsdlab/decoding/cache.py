@@ -100,8 +100,10 @@ class SkipCache(LayerRunner, DynamicCache):
         self._live = live
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
+        self._length = 0  # of the current pass, tokens
         self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
         self._states = RecurrentStates(self.layers)
+        self._calls: dict[int, LayerCall] = {}  # of the layers that others read keys and values from
         self._late = LateKeyValues(parts, self._store, decisions.max_steps)
         self._starts: int | Tensor = 0  # new tokens before the current pass, LongTensor [rows] where rows differ
         self._end = 0  # columns of new tokens in the current pass
@@ -160,10 +162,10 @@ class SkipCache(LayerRunner, DynamicCache):
             raise KeysAndValuesMade(key_states, value_states)
         if self.passes == 0:
             return self._update_prompt(layer_idx, key_states, value_states)
-        storage, seen_from = self._store[layer_idx], self._seen_from(layer_idx)
+        storage = self._store[layer_idx]
         self._reserve(layer_idx)
         if self._tokens is not None:
-            return self._update_tokens(storage, seen_from, key_states, value_states)
+            return self._update_tokens(storage, self._seen_from(layer_idx), key_states, value_states)
         called = self._called
         if isinstance(self._starts, int) and called is None:
             storage.append(self._starts, key_states, value_states)
@@ -172,7 +174,12 @@ class SkipCache(LayerRunner, DynamicCache):
             rows = torch.arange(len(key_states), device=device) if called is None else called
             starts = self._starts if isinstance(self._starts, int) else sent(self._starts, device)[rows, None]
             storage.write(rows, starts, key_states, value_states)
-        keys, values = storage.read(self._end, seen_from)
+        return self._read(layer_idx)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of a layer, for the rows with which the current layer was called."""
+        storage, called = self._store[index], self._called
+        keys, values = storage.read(self._end, self._seen_from(index))
         if storage.prompt is not None and self._split is not None:
             prompt_keys, prompt_values = storage.prompt
             return TwoParts(prompt_keys, keys, self._split), TwoParts(prompt_values, values, self._split)
@@ -319,7 +326,7 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer for the tokens that the decisions name; the others skip it."""
-        index, length = self._index[call.layer], hidden.shape[1]
+        index = self._index[call.layer]
         if index == 0:
             self._begin_pass(hidden)
         if self.passes == 0:
@@ -338,11 +345,12 @@ class SkipCache(LayerRunner, DynamicCache):
             if self._live is not None and index == self._parts.num_layers - 1:
                 hidden = self._live.leave(hidden)
         if index == self._parts.num_layers - 1:
-            self._end_pass(length)
+            self._end_pass()
         return hidden
 
     def _begin_pass(self, hidden: Tensor) -> None:
         rows, length = hidden.shape[:2]
+        self._length = length  # the upper layers of Gemma 4 get the last token of a prompt only
         if self.passes == 0:
             self._begin_prompt(rows, length, hidden.device)
             return
@@ -384,6 +392,11 @@ class SkipCache(LayerRunner, DynamicCache):
         valid = mask[::copies].cpu().bool()  # (sources, prompt)
         executed = self._decisions.prompt_layers(valid)
         if executed is not None:
+            if self._parts.shares:
+                raise UserError(
+                    f"{self._decisions.name} skips layers in the prompt, and {type(self._parts.model).__name__} has "
+                    "layers that read another layer's keys and values; leave the prompt at full depth."
+                )
             self._prefill = None  # only whole prefills are shared
             self._tokens = TokenPass(executed, valid, device)
             self.prompt_executed = executed | ~valid[:, :, None]
@@ -522,7 +535,13 @@ class SkipCache(LayerRunner, DynamicCache):
         """Before attention runs for some rows: compute what they owe, and note what the others owe from now on."""
         if not self._parts.owes(index):
             return
-        if rows is not None and self._choice.may_fill and self._decisions.needed_after(index, len(self.executed)):
+        lends = len(self._parts.users(index)) > 1
+        if lends:
+            self._calls[index] = call
+        needed = lends and self._needed_after(index, len(self.executed) - 1)  # in this step, too
+        if rows is not None and self._choice.may_fill:
+            needed = needed or self._decisions.needed_after(index, len(self.executed))
+        if rows is not None and needed:
             self._passed_by(index, call, hidden, args, kwargs, rows)
         if rows is None or len(rows) > 0:
             first = self._first_seen(index, self._starts)
@@ -540,11 +559,18 @@ class SkipCache(LayerRunner, DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Run a layer, or a part of it, for some rows; return their hidden states before and after it."""
         index = self._index[call.layer]
-        split = self._split if self._windows[index] is None and self._parts.attends[index] else None
+        attends = self._parts.attends[index] or self._parts.donors[index] is not None
+        split = self._split if self._windows[index] is None and attends else None
         mask = argument(call, "attention_mask", args, kwargs) if split is not None else None
+        donor = self._parts.donors[index] if attention else None
+        if donor is not None:
+            first = self._first_seen(donor, self._starts)
+            self._compute_late(donor, self._calls[donor], len(hidden), self._starts + 1, rows, first)
         if rows is None:
             if split is not None:
                 split.begin_layer(mask, mask, None)
+            if donor is not None:
+                kwargs = self._with_shared(donor, kwargs)
             return hidden, run_parts(call, hidden, args, self._with_mask(index, kwargs, hidden), attention, mlp)
         called = self._choice.on_device.get(rows, hidden.device)
         args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
@@ -554,10 +580,21 @@ class SkipCache(LayerRunner, DynamicCache):
         self._called = called
         try:
             with self._states.of_rows(index, called):
+                if donor is not None:
+                    kwargs = self._with_shared(donor, kwargs)
                 kwargs = self._with_mask(index, kwargs, hidden)
                 return arrived, run_parts(call, arrived, args, kwargs, attention, mlp)
         finally:
             self._called = None
+
+    def _with_shared(self, donor: int, kwargs: dict) -> dict:
+        """Give a layer the keys and values of another one, as its model does in a forward pass at full depth."""
+        kind = self._parts.model.config.get_text_config(decoder=True).layer_types[donor]
+        return {**kwargs, "shared_kv_states": {kind: self._read(donor)}}
+
+    def _needed_after(self, layer: int, step: int) -> bool:
+        """Say whether some step after this one may read the keys and values, or the state, of a layer."""
+        return any(self._decisions.needed_after(user, step) for user in self._parts.users(layer))
 
     def _with_mask(self, index: int, kwargs: dict, hidden: Tensor) -> dict:
         """Give a layer of grouped queries a mask that masks nothing, where it has none.
@@ -580,9 +617,9 @@ class SkipCache(LayerRunner, DynamicCache):
             return output
         return hidden.index_copy(0, self._choice.on_device.get(rows, hidden.device), output)
 
-    def _end_pass(self, length: int) -> None:
+    def _end_pass(self) -> None:
         if self.passes == 0:
-            self._prompt_length = length
+            self._prompt_length = self._length
             self._store.end_prompt()
             if self._prompt_rows is not None and self._prompt_rows.copies > 1:
                 self._states.take(self._prompt_rows.sources)
@@ -605,7 +642,7 @@ class SkipCache(LayerRunner, DynamicCache):
         step = len(self.executed) - 1
 
         def needed(layer: int) -> bool:
-            return self._decisions.needed_after(layer, step)
+            return self._needed_after(layer, step)
 
         self.peak_bytes = max(self.peak_bytes, self._store.free(needed) + self._states.free(needed))
 
@@ -634,7 +671,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if running is None:  # all tokens
             if self._prefill is not None:
                 self._prefill.keys_and_values[index] = keys, values
-            if self._decisions.needed_after(index, -1):
+            if self._needed_after(index, -1):
                 self._store.hold_prompt(index, keys, values)
             return keys, values
         rows, slots = running.on_device

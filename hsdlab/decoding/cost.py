@@ -15,8 +15,8 @@ from hsdlab.decoding.decisions import Strategy
 from hsdlab.decoding.families import (
     DecoderParts,
     attention,
+    attention_sizes,
     decoder_parts,
-    key_value_size,
     matrix_weights,
     output_projection,
 )
@@ -86,7 +86,7 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     parts = decoder_parts(model)
     counts = trace.layers
     layers = 2 * (apart(counts.tokens, dims=1) * _part_weights(parts)).sum()
-    attended = 4 * _attention_channels(parts) * counts.attended.sum()
+    attended = 4 * (_attention_sizes(parts)[0] * counts.attended).sum()
     late = 2 * (counts.late_tokens * _late_weights(parts)).sum()
     *around, head = (matrix_weights(module) for module in _outside(parts))
     drafts = trace.drafts
@@ -114,8 +114,8 @@ def prompt_flops(model: nn.Module, trace: Trace) -> float:
     counts = trace.layers
     weights = [matrix_weights(layer) - _idle_weights(parts, layer) for layer in parts.layers]
     layers = 2 * (counts.prompt_tokens * torch.tensor(weights)).sum()
-    attending = (counts.prompt_tokens * torch.tensor(parts.attends)).sum()
-    attention = 4 * _attention_channels(parts) * trace.prompt_length * attending
+    attending = counts.prompt_tokens * ~torch.tensor(parts.without_keys)
+    attention = 4 * trace.prompt_length * (_attention_sizes(parts)[0] * attending).sum()
     late = 2 * (counts.prompt_late_tokens * _late_weights(parts)).sum()
     *around, head = (matrix_weights(module) for module in _outside(parts))
     outside = 2 * trace.batch_rows * (trace.prompt_length * sum(around) + head)
@@ -145,7 +145,7 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     layers = (passes * _part_bytes(parts, tokens[:, 1] / passes[:, 1].clamp(min=1))).sum()
     drafts = trace.drafts
     keys_read = counts.attended if drafts is None else drafts.keys_read
-    cache = key_value_size(parts.model) * size * keys_read.sum()
+    cache = size * (_attention_sizes(parts)[1] * keys_read).sum()
     late = (counts.late_passes * _late_weights(parts)).sum() * size
     *around, head = (_bytes(module) for module in _outside(parts))
     outside = sum(around) * (drafts.forward_passes if drafts else trace.decode_passes)
@@ -236,21 +236,18 @@ def _idle_weights(parts: DecoderParts, layer: nn.Module, tokens: float = 1) -> f
     return sum(weight.numel() * (1 - min(1, each * tokens / len(weight))) for weight in stacked)
 
 
-def _attention_channels(parts: DecoderParts) -> int:
-    """Width of all query heads of a layer together."""
-    if not any(parts.attends):
-        return 0
-    config = parts.model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head_dim
+def _attention_sizes(parts: DecoderParts) -> tuple[Tensor, Tensor]:
+    """For each layer, the width of all query heads and that of a token's keys and values, LongTensor [layers] each."""
+    sizes = torch.tensor([attention_sizes(parts.model, layer) for layer in range(parts.num_layers)])
+    return sizes[:, 0], sizes[:, 1]
 
 
 def _late_weights(parts: DecoderParts) -> Tensor:
     """Weights that a late KV computation multiplies a hidden state with, LongTensor [layers]."""
-    keys_and_values, queries = key_value_size(parts.model), _attention_channels(parts)
-    outputs = [keys_and_values + (queries if query is None else 0) for query in parts.queries]
+    queries, keys_and_values = _attention_sizes(parts)
+    of_queries = queries * torch.tensor([query is None for query in parts.queries])
     of_states = torch.tensor([_state_weights(mixer) for mixer in parts.mixers])
-    return parts.hidden_size * torch.tensor(outputs) * torch.tensor(parts.attends) + of_states
+    return parts.hidden_size * (keys_and_values + of_queries) * torch.tensor(parts.attends) + of_states
 
 
 def _state_weights(mixer: nn.Module | None) -> int:

@@ -64,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": _llama_like(),
     "gemma2": _llama_like("final_logit_softcapping"),
     "gemma3_text": _llama_like("final_logit_softcapping"),
+    "gemma4_text": _llama_like("final_logit_softcapping"),
     "glm4": _llama_like(),
     "gpt2": Family("h", ("ln_f",), None, compiled=True),
     "gpt_neox": Family("layers", ("final_layer_norm",), None, compiled=True),
@@ -156,7 +157,8 @@ class DecoderParts:
         queries: The query projection of each layer; None where it is fused with keys and values.
         windows: The sliding window (or chunk) of each layer: how many tokens its attention sees at most, the token
             itself included; None where it sees all.
-        attends: Whether each layer has keys and values.
+        attends: Whether each layer has keys and values of its own.
+        donors: The layer whose keys and values each layer reads in place of its own (Gemma 4); None for none.
         mixers: The recurrent part of each layer (Mamba, linear attention, a short convolution); None where it has none.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
@@ -169,6 +171,7 @@ class DecoderParts:
     queries: tuple[nn.Module | None, ...]
     windows: tuple[int | None, ...]
     attends: tuple[bool, ...]
+    donors: tuple[int | None, ...]
     mixers: tuple[nn.Module | None, ...]
     proven: bool
 
@@ -186,6 +189,27 @@ class DecoderParts:
     def recurrent(self) -> bool:
         """Whether some layer keeps a state, which each token overwrites."""
         return any(mixer is not None for mixer in self.mixers)
+
+    @property
+    def without_keys(self) -> list[bool]:
+        """Whether each layer attends to nothing."""
+        return [not own and donor is None for own, donor in zip(self.attends, self.donors, strict=True)]
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether some layer reads another layer's keys and values."""
+        return any(donor is not None for donor in self.donors)
+
+    def users(self, layer: int) -> list[int]:
+        """List the layers that need the keys and values, or the state, of a layer.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            The layer itself, and those that read from it.
+        """
+        return [layer, *(reader for reader, donor in enumerate(self.donors) if donor == layer)]
 
     def owes(self, layer: int) -> bool:
         """Say whether a token that skips a layer owes it something.
@@ -267,6 +291,11 @@ class DecoderParts:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} has recurrent layers: what a rejected draft has added to their states "
                 "cannot be taken back. Decode without Verified."
+            )
+        if self.shares:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has layers that read another layer's keys and values, which is not "
+                "supported in passes over several tokens. Decode without Verified."
             )
         config = self.model.config.get_text_config(decoder=True)
         if hasattr(self.body, "build_alibi_tensor") or getattr(config, "alibi", False):
@@ -456,22 +485,24 @@ def groups_queries(model: PreTrainedModel) -> bool:
     return (getattr(config, "num_key_value_heads", None) or heads) < heads
 
 
-def key_value_size(model: PreTrainedModel) -> int:
-    """Compute how many numbers one token adds to the KV cache of one layer.
+def attention_sizes(model: PreTrainedModel, layer: int) -> tuple[int, int]:
+    """Compute the widths of a layer's attention.
 
     Args:
-        model: Its config gives the key and value heads and their width.
+        model: Its config gives the heads and their width, which differ by layer in Gemma 4.
+        layer: Index of the layer.
 
     Returns:
-        Numbers, keys and values together; times the bytes of the dtype for memory.
+        Width of all query heads together, and how many numbers one token adds to the KV cache, keys and values
+        together. (0, 0) for a model without attention (Mamba).
     """
-    config = model.config.get_text_config(decoder=True)
+    config = model.config.get_text_config(decoder=True).per_layer_config[layer]
     heads = getattr(config, "num_attention_heads", None)
-    if heads is None:  # Mamba
-        return 0
+    if heads is None:
+        return 0, 0
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * key_value_heads * head_dim
+    return heads * head_dim, 2 * key_value_heads * head_dim
 
 
 def decoder_parts(module: nn.Module) -> DecoderParts:
@@ -504,7 +535,9 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     cached = DynamicCache(config=config).layers
     types = getattr(config, "layer_types", None) or [None] * len(cached)
     free = [kind in _FREE for kind in types]
-    known = [alone or type(layer) in _CACHED + _RECURRENT for layer, alone in zip(cached, free, strict=True)]
+    donors = _donors(config, len(cached))
+    without = [alone or donor is not None for alone, donor in zip(free, donors, strict=True)]
+    known = [nothing or type(layer) in _CACHED + _RECURRENT for layer, nothing in zip(cached, without, strict=True)]
     other = sorted({type(layer).__name__ for layer, is_known in zip(cached, known, strict=True) if not is_known})
     if other:
         raise UnsupportedModelError(
@@ -513,7 +546,9 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         )
     if any(getattr(layer, "number_of_states", 1) > 1 for layer in cached):
         raise UnsupportedModelError(f"{name} has several recurrent states in one layer; hsdlab decodes one.")
-    windows = tuple(getattr(layer, "sliding_window", None) for layer in cached)
+    windows = tuple(
+        getattr(cached[index if donor is None else donor], "sliding_window", None) for index, donor in enumerate(donors)
+    )
 
     decoder = model.get_decoder()
     family = FAMILIES.get(config.model_type)
@@ -526,6 +561,10 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     if len(set(layers)) < len(layers):
         raise UnsupportedModelError(
             f"{name} uses one layer several times; each of its layers needs weights of its own."
+        )
+    if any(hasattr(layer, "altup") for layer in layers):
+        raise UnsupportedModelError(
+            f"{name} passes several hidden states of each token between its layers (AltUp); hsdlab decodes with one."
         )
     if len(cached) != len(layers):
         raise UnsupportedModelError(f"{name} has a KV cache of {len(cached)} layers for {len(layers)} decoder layers.")
@@ -559,6 +598,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         queries=queries,
         windows=windows,
         attends=attends,
+        donors=donors,
         mixers=mixers,
         proven=family is not None,
     )
@@ -574,6 +614,14 @@ def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:
     if family is None or family.query is None or not _has(layer, family.query.split(".")[0]):
         return None
     return layer.get_submodule(family.query)
+
+
+def _donors(config: Any, num_layers: int) -> tuple[int | None, ...]:
+    """For each layer, the one whose keys and values it reads: of those that lend theirs, the one of its type."""
+    modes = getattr(config, "kv_sharing_modes", None) or [None] * num_layers
+    types = getattr(config, "layer_types", None) or [None] * num_layers
+    lenders = {types[index]: index for index, mode in enumerate(modes) if mode == "store"}
+    return tuple(lenders[types[index]] if mode == "reuse" else None for index, mode in enumerate(modes))
 
 
 def _mixer(layer: nn.Module) -> nn.Module:

@@ -258,7 +258,7 @@ def _decode(
         knows_the_end
         and len(input_ids) > 1
         and model.device.type == "cpu"
-        and not (seen_from_outside or compilation or decisions.may_fill)
+        and not (seen_from_outside or compilation or decisions.may_fill or parts.shares)
         and decisions.same_for_all_rows
     )
     if not searches and (custom or leaves_out or (decisions.asks and rows > 1)):
@@ -274,7 +274,7 @@ def _decode(
     live = LiveRows(decisions) if leaves_out else None
     if compilation is None:
         prefill = None
-        if not (seen_from_outside or parts.recurrent):
+        if not (seen_from_outside or parts.recurrent or parts.shares):
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
         cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
         steps = _uncompiled_steps(parts, cache, max_steps)
@@ -314,7 +314,7 @@ def _decode(
         probes=decisions.probed,
         prompt=cache.prompt_executed,
         prompt_counts=(cache.prompt_tokens, cache.prompt_late_tokens, cache.prompt_late_passes),
-        windows=[window if attends else 0 for window, attends in zip(parts.windows, parts.attends, strict=True)],
+        windows=[0 if without else window for window, without in zip(parts.windows, parts.without_keys, strict=True)],
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,

@@ -31,6 +31,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._executed = executed.to(parts.model.device)  # (rows, length, layers) or (rows, length, layers, 2)
         flat = executed.flatten(0, 1)
+        self._donors = set(parts.donors)
         self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
         # a parameter without a gradient leaves DistributedDataParallel's other processes waiting, or out of step
         self._every_layer = torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized()
@@ -68,15 +69,17 @@ class _ReplayCache(LayerRunner, DynamicCache):
         index = self._index[call.layer]
         if self._executed.dim() == 4:
             attention, mlp = self._runs(index, 0), self._runs(index, 1)
+            if attention is False and index in self._donors:
+                attention = self._executed[:, -hidden.shape[1] :, index, 0]
             if attention is False and mlp is False:
                 return hidden
             return run_parts(call, hidden, args, kwargs, attention, mlp)
-        if not self._any[index] and not self._every_layer:
+        if not self._any[index] and not self._every_layer and index not in self._donors:
             return hidden
         output = call(hidden, *args, **kwargs)
         if self._all[index]:
             return output
-        return torch.where(self._executed[:, :, index, None], output, hidden)
+        return torch.where(self._executed[:, -hidden.shape[1] :, index, None], output, hidden)
 
     def _runs(self, index: int, part: int) -> Runs:
         """Say for which tokens a part of a layer runs; 0 is attention, 1 is the MLP."""

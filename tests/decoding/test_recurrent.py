@@ -10,7 +10,7 @@ from hsdlab.decoding.families import UnsupportedModelError, attention, decoder_p
 from hsdlab.decoding.forced import ForcedTexts, layer_schedule
 from hsdlab.testing.expect import expect_close
 from tests.decoding.test_windows import Away
-from tests.strategies_for_tests import Changing, ChangingPrompt
+from tests.strategies_for_tests import Changing, ChangingPrompt, RandomPlan
 
 NEW = 8
 
@@ -42,6 +42,11 @@ def test_a_skipped_token_enters_the_state_once_and_nothing_else_is_computed(mode
     assert output.trace.layers.late_tokens.tolist() == [0, 3 * beams * 4, 0, 0, 0, 0]
     assert output.trace.layers.late_passes.tolist() == [0, 4, 0, 0, 0, 0]
     assert output.trace.layers.attended[1] == 0 < output.trace.layers.attended[2]
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "mamba"])
+def test_a_layer_may_have_keys_and_values_beside_its_state_or_no_mlp(family):
+    laws.law_3_replay(laws.tiny_model(family), RandomPlan(share=0.5), "greedy")
 
 
 def test_a_shrinking_schedule_owes_nothing_and_frees_what_it_no_longer_needs(model):
