@@ -74,6 +74,9 @@ class SkipCache(LayerRunner, DynamicCache):
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
         taken_over_s: Seconds that the layers took in the prefill that was taken over; 0 if none was.
+
+    Raises:
+        UserError: An oracle would take back what layers added to recurrent states.
     """
 
     def __init__(

@@ -442,7 +442,7 @@ def output_projection(mixer: nn.Module) -> str:
         mixer: A part of :attr:`DecoderParts.mixers`.
 
     Returns:
-        The name of the last matrix: what it is multiplied with is computed when the state holds the token.
+        The name of the last matrix. What it is multiplied with is computed when the state holds the token.
     """
     return "o_proj" if _has(mixer, "o_proj") else "out_proj"
 

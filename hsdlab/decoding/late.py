@@ -80,6 +80,9 @@ class LateKeyValues:
 
         Returns:
             Keys and values, [rows, heads, tokens, head dim] each; None for a layer that has only a state.
+
+        Raises:
+            RuntimeError: The layer came to its end without either.
         """
         self.tokens[layer] += hidden.shape[0] * hidden.shape[1]
         self.passes[layer] += 1
