@@ -89,5 +89,8 @@ def test_texts_are_scored_without_a_cache_of_their_prompts(model):
     schedule = layer_schedule(HSD(2, 0, 4), 6, 5)
     with torch.no_grad():
         texts = ForcedTexts(model, batch)
-        executed = schedule.steps[: texts.decode.shape[1]].expand(3, -1, -1)
-        expect_close(texts.logits(executed), texts.scheduled_logits(schedule), "the logits of the decode steps")
+        executed = torch.ones(3, 9, 6, dtype=torch.bool)
+        executed[:, 5:] = schedule.steps[:4]
+        whole = {"input_ids": batch["input_ids"][:, :-1], "attention_mask": batch["attention_mask"][:, :-1]}
+        expected = replay(model, **whole, executed=executed)[:, 5:].flatten(0, 1)
+        expect_close(texts.logits(executed[:, 5:]), expected, "the logits of the decode steps")
