@@ -35,6 +35,7 @@ from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.prompt_rows import PromptRows
+from hsdlab.decoding.recurrent import RecurrentStates
 from hsdlab.decoding.shared_prefill import Prefill
 from hsdlab.decoding.shared_prompt import StepRows, TwoParts, can_split, split_pays
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
@@ -75,6 +76,9 @@ class SkipCache(LayerRunner, DynamicCache):
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
         taken_over_s: Seconds that the layers took in the prefill that was taken over; 0 if none was.
+
+    Raises:
+        UserError: An oracle would take back what layers added to recurrent states.
     """
 
     def __init__(
@@ -88,6 +92,11 @@ class SkipCache(LayerRunner, DynamicCache):
         super().__init__(config=parts.model.config.get_text_config(decoder=True))
         if decisions.in_parts:
             check_parts(parts)
+        if parts.recurrent and decisions.looks_back and not decisions.keeps_full_entries:
+            raise UserError(
+                f"{decisions.name} chooses the exit layer after all layers have run, and {type(parts.model).__name__} "
+                "has recurrent layers: what the layers above have added to their states cannot be taken back."
+            )
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions
@@ -96,7 +105,10 @@ class SkipCache(LayerRunner, DynamicCache):
         self._live = live
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
+        self._length = 0  # of the current pass, tokens
         self._store = KeyValueStore(parts.num_layers, decisions.max_steps - 1)
+        self._states = RecurrentStates(self.layers)
+        self._calls: dict[int, LayerCall] = {}  # of the layers that others read keys and values from
         self._late = LateKeyValues(parts, self._store, decisions.max_steps)
         self._starts: int | Tensor = 0  # new tokens before the current pass, LongTensor [rows] where rows differ
         self._end = 0  # columns of new tokens in the current pass
@@ -134,6 +146,11 @@ class SkipCache(LayerRunner, DynamicCache):
 
     # What transformers calls on a cache ----------------------------------------------------------------------
 
+    @property
+    def is_compileable(self) -> bool:
+        """Nothing here is; transformers would compile on a GPU if all layers were recurrent."""
+        return False
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens of the longest row so far, also where the layer has no keys and values of some of them."""
         return self._prompt_length + self._longest
@@ -152,10 +169,10 @@ class SkipCache(LayerRunner, DynamicCache):
             raise KeysAndValuesMade(key_states, value_states)
         if self.passes == 0:
             return self._update_prompt(layer_idx, key_states, value_states)
-        storage, seen_from = self._store[layer_idx], self._seen_from(layer_idx)
+        storage = self._store[layer_idx]
         self._reserve(layer_idx)
         if self._tokens is not None:
-            return self._update_tokens(storage, seen_from, key_states, value_states)
+            return self._update_tokens(storage, self._seen_from(layer_idx), key_states, value_states)
         called = self._called
         if isinstance(self._starts, int) and called is None:
             storage.append(self._starts, key_states, value_states)
@@ -164,7 +181,12 @@ class SkipCache(LayerRunner, DynamicCache):
             rows = torch.arange(len(key_states), device=device) if called is None else called
             starts = self._starts if isinstance(self._starts, int) else sent(self._starts, device)[rows, None]
             storage.write(rows, starts, key_states, value_states)
-        keys, values = storage.read(self._end, seen_from)
+        return self._read(layer_idx)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of a layer, for the rows with which the current layer was called."""
+        storage, called = self._store[index], self._called
+        keys, values = storage.read(self._end, self._seen_from(index))
         if storage.prompt is not None and self._split is not None:
             prompt_keys, prompt_values = storage.prompt
             return TwoParts(prompt_keys, keys, self._split), TwoParts(prompt_values, values, self._split)
@@ -183,6 +205,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if self._live is not None:
             beam_idx = self._live.moved(beam_idx)
         self._store.reorder(beam_idx, self._longest)
+        self._states.take(beam_idx)
         self._late.reorder(beam_idx, self._longest)
 
     def check_beams(self) -> None:
@@ -310,7 +333,7 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer for the tokens that the decisions name; the others skip it."""
-        index, length = self._index[call.layer], hidden.shape[1]
+        index = self._index[call.layer]
         if index == 0:
             self._begin_pass(hidden)
         if self.passes == 0:
@@ -329,11 +352,12 @@ class SkipCache(LayerRunner, DynamicCache):
             if self._live is not None and index == self._parts.num_layers - 1:
                 hidden = self._live.leave(hidden)
         if index == self._parts.num_layers - 1:
-            self._end_pass(length)
+            self._end_pass()
         return hidden
 
     def _begin_pass(self, hidden: Tensor) -> None:
         rows, length = hidden.shape[:2]
+        self._length = length  # the upper layers of Gemma 4 get the last token of a prompt only
         if self.passes == 0:
             self._begin_prompt(rows, length, hidden.device)
             return
@@ -359,6 +383,7 @@ class SkipCache(LayerRunner, DynamicCache):
             stay = self._live.leave_out(rows, hidden.device)
             if stay is not None:
                 self._store.keep(stay)
+                self._states.take(stay)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
@@ -374,6 +399,11 @@ class SkipCache(LayerRunner, DynamicCache):
         valid = mask[::copies].cpu().bool()  # (sources, prompt)
         executed = self._decisions.prompt_layers(valid)
         if executed is not None:
+            if self._parts.shares:
+                raise UserError(
+                    f"{self._decisions.name} skips layers in the prompt, and {type(self._parts.model).__name__} has "
+                    "layers that read another layer's keys and values; leave the prompt at full depth."
+                )
             self._prefill = None  # only whole prefills are shared
             self._tokens = TokenPass(executed, valid, device)
             self.prompt_executed = executed | ~valid[:, :, None]
@@ -399,7 +429,8 @@ class SkipCache(LayerRunner, DynamicCache):
         if self._tokens is None:
             hidden = call(hidden, *args, **kwargs)
         else:
-            hidden = self._run_tokens(index, call, hidden, args, kwargs)
+            run = self._run_tokens if self._parts.mixers[index] is None else self._run_recurrent_prompt
+            hidden = run(index, call, hidden, args, kwargs)
         if is_last and prefill is not None:
             prefill.finish(hidden)
         return prompt.all(hidden) if is_last else hidden
@@ -409,7 +440,27 @@ class SkipCache(LayerRunner, DynamicCache):
         running = None if self._tokens is None else self._tokens.at(index)
         if running is None or running.everywhere:
             return hidden.shape[0] * hidden.shape[1]
-        return 0 if running.nowhere else running.slots.numel()
+        if running.nowhere:
+            return 0
+        return running.slots.numel() if self._parts.mixers[index] is None else hidden.shape[0] * hidden.shape[1]
+
+    def _run_recurrent_prompt(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run a recurrent layer over prompts of which some tokens skip it: all of them enter its state."""
+        if self._tokens is None:
+            raise RuntimeError("No pass over several tokens has begun.")
+        running = self._tokens.at(index)
+        if not running.nowhere:
+            runs = sent(running.mask, hidden.device)[..., None]  # (rows, tokens, 1)
+            return torch.where(runs, call(hidden, *args, **kwargs), hidden)
+        if self._decisions.needed_after(index, -1):
+            self._filling = True
+            try:
+                made = self._late.made(index, call, hidden, args, kwargs)
+            finally:
+                self._filling = False
+            if made is not None:
+                self._store.hold_prompt(index, *made)
+        return hidden
 
     def _run_tokens(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer for some tokens of each row; the others owe keys and values from then on."""
@@ -423,7 +474,7 @@ class SkipCache(LayerRunner, DynamicCache):
             self._resumed = None
         history = self._late.prompt if of_prompt and self._late.prompt is not None else self._late.new
         starts: int | Tensor = 0 if of_prompt else self._starts
-        owe = resumed is None and not running.everywhere
+        owe = resumed is None and not running.everywhere and self._parts.owes(index)
         if owe and (not running.nowhere or self._decisions.needed_after(index, -1)):
             history.passed_by(index, call, hidden, args, kwargs, starts, running.skipped)
         output = hidden
@@ -489,7 +540,15 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _settle(self, index: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, rows: Rows) -> None:
         """Before attention runs for some rows: compute what they owe, and note what the others owe from now on."""
-        if rows is not None and self._choice.may_fill and self._decisions.needed_after(index, len(self.executed)):
+        if not self._parts.owes(index):
+            return
+        lends = len(self._parts.users(index)) > 1
+        if lends:
+            self._calls[index] = call
+        needed = lends and self._needed_after(index, len(self.executed) - 1)  # in this step, too
+        if rows is not None and self._choice.may_fill:
+            needed = needed or self._decisions.needed_after(index, len(self.executed))
+        if rows is not None and needed:
             self._passed_by(index, call, hidden, args, kwargs, rows)
         if rows is None or len(rows) > 0:
             first = self._first_seen(index, self._starts)
@@ -506,12 +565,20 @@ class SkipCache(LayerRunner, DynamicCache):
         mlp: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Run a layer, or a part of it, for some rows; return their hidden states before and after it."""
-        split = self._split if self._windows[self._index[call.layer]] is None else None
+        index = self._index[call.layer]
+        attends = self._parts.attends[index] or self._parts.donors[index] is not None
+        split = self._split if self._windows[index] is None and attends else None
         mask = argument(call, "attention_mask", args, kwargs) if split is not None else None
+        donor = self._parts.donors[index] if attention else None
+        if donor is not None:
+            first = self._first_seen(donor, self._starts)
+            self._compute_late(donor, self._calls[donor], len(hidden), self._starts + 1, rows, first)
         if rows is None:
             if split is not None:
                 split.begin_layer(mask, mask, None)
-            return hidden, run_parts(call, hidden, args, self._with_mask(kwargs, hidden), attention, mlp)
+            if donor is not None:
+                kwargs = self._with_shared(donor, kwargs)
+            return hidden, run_parts(call, hidden, args, self._with_mask(index, kwargs, hidden), attention, mlp)
         called = self._choice.on_device.get(rows, hidden.device)
         args, kwargs = self._row_arguments.select(called, len(hidden), args, kwargs)
         arrived = hidden.index_select(0, called)
@@ -519,17 +586,32 @@ class SkipCache(LayerRunner, DynamicCache):
             split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
         self._called = called
         try:
-            return arrived, run_parts(call, arrived, args, self._with_mask(kwargs, hidden), attention, mlp)
+            with self._states.of_rows(index, called):
+                if donor is not None:
+                    kwargs = self._with_shared(donor, kwargs)
+                kwargs = self._with_mask(index, kwargs, hidden)
+                return arrived, run_parts(call, arrived, args, kwargs, attention, mlp)
         finally:
             self._called = None
 
-    def _with_mask(self, kwargs: dict, hidden: Tensor) -> dict:
+    def _with_shared(self, donor: int, kwargs: dict) -> dict:
+        """Give a layer the keys and values of another one, as its model does in a forward pass at full depth."""
+        kind = self._parts.model.config.get_text_config(decoder=True).layer_types[donor]
+        return {**kwargs, "shared_kv_states": {kind: self._read(donor)}}
+
+    def _needed_after(self, layer: int, step: int) -> bool:
+        """Say whether some step after this one may read the keys and values, or the state, of a layer."""
+        return any(self._decisions.needed_after(user, step) for user in self._parts.users(layer))
+
+    def _with_mask(self, index: int, kwargs: dict, hidden: Tensor) -> dict:
         """Give a layer of grouped queries a mask that masks nothing, where it has none.
 
         Without one, transformers has torch repeat the keys for the queries of a group. In bfloat16 on a CPU, attention
         then takes several times as long.
         """
         if not self._masks_groups or self._split is not None or kwargs.get("attention_mask", hidden) is not None:
+            return kwargs
+        if not self._parts.attends[index]:
             return kwargs
         if self._open_mask is None:
             length = self._prompt_length + self._end
@@ -542,10 +624,12 @@ class SkipCache(LayerRunner, DynamicCache):
             return output
         return hidden.index_copy(0, self._choice.on_device.get(rows, hidden.device), output)
 
-    def _end_pass(self, length: int) -> None:
+    def _end_pass(self) -> None:
         if self.passes == 0:
-            self._prompt_length = length
+            self._prompt_length = self._length
             self._store.end_prompt()
+            if self._prompt_rows is not None and self._prompt_rows.copies > 1:
+                self._states.take(self._prompt_rows.sources)
             self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
         elif self._tokens is not None:
             self._set_lengths(self.lengths + self._tokens.valid.sum(dim=1))
@@ -563,8 +647,11 @@ class SkipCache(LayerRunner, DynamicCache):
         self._late.end_pass()
         self.passes += 1
         step = len(self.executed) - 1
-        held = self._store.free(lambda layer: self._decisions.needed_after(layer, step))
-        self.peak_bytes = max(self.peak_bytes, held)
+
+        def needed(layer: int) -> bool:
+            return self._needed_after(layer, step)
+
+        self.peak_bytes = max(self.peak_bytes, self._store.free(needed) + self._states.free(needed))
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._choice.asks:
@@ -591,7 +678,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if running is None:  # all tokens
             if self._prefill is not None:
                 self._prefill.keys_and_values[index] = keys, values
-            if self._decisions.needed_after(index, -1):
+            if self._needed_after(index, -1):
                 self._store.hold_prompt(index, keys, values)
             self.prompt_keys[index] = len(keys) * keys.shape[2]
             return keys, values
@@ -640,8 +727,14 @@ class SkipCache(LayerRunner, DynamicCache):
                 first_of_prompt = first if self._windows[index] is None else self._prompt_length + first
                 owed = prompt.take(index, count // copies, self._prompt_length, sources, first_of_prompt)
                 late.compute(self, index, call, owed, of_prompt=True)
-            if (owed := late.new.take(index, count, before, rows, first)) is not None:
+            if self._parts.attends[index]:
                 self._reserve(index)
-                late.compute(self, index, call, owed)
+            if self._parts.mixers[index] is None:
+                late.compute(self, index, call, late.new.take(index, count, before, rows, first))
+                return
+            while (token := late.new.next_owed(index, rows)) is not None:  # a state takes them one by one
+                owed = late.new.take(index, count, token + 1, rows)
+                with self._states.of_rows(index, None if owed is None else owed.rows):
+                    late.compute(self, index, call, owed)
         finally:
             self._filling = False

@@ -66,8 +66,8 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     computation runs the key and value projections, and the query projection where it cannot be left out: where it is
     one matrix with them (GPT-2, GPT-NeoX) or in several steps (DeepSeek-V3), and in families that hsdlab does not know
     by name. Four per attended token and attention channel: scores, weighted sum. Latent attention (DeepSeek-V3) also
-    expands what is cached of each token to keys and values whenever it is read. Norms, biases, activations, embeddings
-    and the cosines of hidden-state saturation are not counted.
+    expands what is cached of each token to keys and values whenever it is read. Norms, biases, activations, embeddings,
+    the cosines of hidden-state saturation and the update of a recurrent state itself are not counted.
 
     Args:
         model: The model that decoded, which gives the sizes of its matrices.
@@ -124,8 +124,8 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     outside of the layers. Where attention and MLP run apart, each call of a part reads its weights; norms count with
     the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one token a pass. A late
     KV computation and an intermediate prediction read their matrices once more. Each token that runs a layer reads from
-    the KV cache what it attends to; a verification reads it once for all tokens of a row. Activations and embeddings
-    are not counted, nor are the keys and values to which latent attention expands its cache.
+    the KV cache what it attends to; a verification reads it once for all tokens of a row. Activations, embeddings and
+    recurrent states are not counted, nor are the keys and values to which latent attention expands its cache.
 
     Args:
         model: The model that decoded; its dtype is that of the KV cache.

@@ -10,12 +10,18 @@ Longer than other files, so that no other one has to know the structure of a mod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from hsdlab.errors import UserError
 
@@ -54,16 +60,23 @@ FAMILIES: dict[str, Family] = {
     "cohere2": _llama_like("logit_scale"),
     "deepseek_v3": Family("layers", ("norm",), None),
     "falcon": Family("h", ("ln_f",), None),
+    "falcon_h1": Family("layers", ("final_layernorm",), "self_attn.q_proj", ("lm_head_multiplier",)),
     "gemma": _llama_like(),
     "gemma2": _llama_like("final_logit_softcapping"),
     "gemma3_text": _llama_like("final_logit_softcapping"),
+    "gemma4_text": _llama_like("final_logit_softcapping"),
     "glm4": _llama_like(),
     "gpt2": Family("h", ("ln_f",), None, compiled=True),
     "gpt_neox": Family("layers", ("final_layer_norm",), None, compiled=True),
     "gpt_oss": _llama_like(),
     "gptj": Family("h", ("ln_f",), "attn.q_proj"),
     "granite": _llama_like("logits_scaling"),
+    "granitemoehybrid": _llama_like("logits_scaling"),
+    "jamba": Family("layers", ("final_layernorm",), "self_attn.q_proj"),
+    "lfm2": Family("layers", ("embedding_norm",), "self_attn.q_proj"),
     "llama": _llama_like(compiled=True),
+    "mamba": Family("layers", ("norm_f",), None),
+    "mamba2": Family("layers", ("norm_f",), None),
     "ministral": _llama_like(),
     "mistral": _llama_like(compiled=True),
     "mixtral": _llama_like(),
@@ -76,6 +89,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _llama_like(compiled=True),
     "qwen3": _llama_like(),
     "qwen3_moe": _llama_like(),
+    "qwen3_next": _llama_like(),
     "smollm3": _llama_like(),
     "stablelm": _llama_like(),
     "starcoder2": _llama_like(),
@@ -90,7 +104,7 @@ _NORM_NAMES = (
     "final_norm",
     "layer_norm",
     "layernorm",
-    "embedding_norm",
+    "embedding_norm",  # LFM2, after the layers in spite of its name
 )
 
 
@@ -118,6 +132,16 @@ _AFTER_HEAD: dict[str, Callable[[float, Tensor], Tensor]] = {
 _CACHED = (DynamicLayer, DynamicSlidingWindowLayer)
 """How transformers caches layers whose keys and values can be computed late: those of each token are its own."""
 
+_RECURRENT = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+"""How it caches layers with a state, of which the second kind has keys and values too."""
+
+_FREE = ("mlp", "moe")
+"""Types of layers without attention and state (Nemotron-H), to which no token owes anything."""
+
+_NO_LIMIT = (0.0, float("inf"))
+
+_MIXER_NAMES = ("mamba", "linear_attn", "conv", "mixer", "self_attn")
+
 
 @dataclass(frozen=True)
 class DecoderParts:
@@ -133,6 +157,9 @@ class DecoderParts:
         queries: The query projection of each layer; None where it is fused with keys and values.
         windows: The sliding window (or chunk) of each layer: how many tokens its attention sees at most, the token
             itself included; None where it sees all.
+        attends: Whether each layer has keys and values of its own.
+        donors: The layer whose keys and values each layer reads in place of its own (Gemma 4); None for none.
+        mixers: The recurrent part of each layer (Mamba, linear attention, a short convolution); None where it has none.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
 
@@ -143,6 +170,9 @@ class DecoderParts:
     after_head: tuple[Callable[[Tensor], Tensor], ...]
     queries: tuple[nn.Module | None, ...]
     windows: tuple[int | None, ...]
+    attends: tuple[bool, ...]
+    donors: tuple[int | None, ...]
+    mixers: tuple[nn.Module | None, ...]
     proven: bool
 
     @property
@@ -154,6 +184,48 @@ class DecoderParts:
     def body(self) -> nn.Module:
         """The model without its head; its forward pass runs the layers and the final norm."""
         return _decoder(self.model)
+
+    @cached_property
+    def recurrent(self) -> bool:
+        """Whether some layer keeps a state, which each token overwrites."""
+        return any(mixer is not None for mixer in self.mixers)
+
+    @property
+    def without_keys(self) -> list[bool]:
+        """Whether each layer attends to nothing."""
+        return [not own and donor is None for own, donor in zip(self.attends, self.donors, strict=True)]
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether some layer reads another layer's keys and values."""
+        return any(donor is not None for donor in self.donors)
+
+    def users(self, layer: int) -> list[int]:
+        """List the layers that need the keys and values, or the state, of a layer.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            The layer itself, and those that read from it.
+        """
+        return [layer, *(reader for reader, donor in enumerate(self.donors) if donor == layer)]
+
+    def owes(self, layer: int) -> bool:
+        """Say whether a token that skips a layer owes it something.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            Whether it has keys and values, or a state.
+        """
+        return self.attends[layer] or self.mixers[layer] is not None
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """The name under which the model takes its cache."""
+        return "cache_params" if "cache_params" in signature(self.model.forward).parameters else "past_key_values"
 
     @property
     def hidden_size(self) -> int:
@@ -212,8 +284,19 @@ class DecoderParts:
         """Check that the model takes a mask of four dimensions, with which a pass carries several tokens of each row.
 
         Raises:
-            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), or has chunked attention.
+            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), has chunked attention, or
+                has recurrent layers, whose states cannot be taken back.
         """
+        if self.recurrent:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has recurrent layers: what a rejected draft has added to their states "
+                "cannot be taken back. Decode without Verified."
+            )
+        if self.shares:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has layers that read another layer's keys and values, which is not "
+                "supported in passes over several tokens. Decode without Verified."
+            )
         config = self.model.config.get_text_config(decoder=True)
         if hasattr(self.body, "build_alibi_tensor") or getattr(config, "alibi", False):
             reason = "computes the bias of its attention (ALiBi) from the padding"
@@ -292,11 +375,15 @@ def feed_forward(layer: nn.Module) -> nn.Module:
         layer: A decoder layer of a model of any architecture.
 
     Returns:
-        The MLP, or the first of its matrices where the layer has no module for the whole (OPT).
+        The MLP, or the first of its matrices where the layer has no module for the whole (OPT). In a layer that is a
+        recurrent part and nothing else (Mamba), the output projection of that part.
 
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
+    mixer: Any = getattr(layer, "mixer", None)
+    if mixer is not None:  # Nemotron-H has layers that are an MLP and nothing else
+        return getattr(mixer, output_projection(mixer), mixer)
     return getattr(layer, feed_forward_names(layer)[0])
 
 
@@ -312,18 +399,20 @@ def feed_forward_names(layer: nn.Module) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    name = _first_child(layer, ("mlp", "fc1", "feed_forward", "ffn"))
+    name = _first_child(layer, ("mlp", "fc1", "feed_forward", "ffn", "shared_mlp"))
     return (name, "fc2") if name == "fc1" else (name,)
 
 
 def attention(layer: nn.Module) -> nn.Module:
-    """Find the self-attention of a decoder layer; a skipped layer calls it only up to its keys and values.
+    """Find the self-attention of a decoder layer, or its recurrent part if it has none.
+
+    A skipped layer calls it only up to its keys and values, or to its state.
 
     Args:
         layer: A decoder layer of a model of any architecture.
 
     Returns:
-        The module with the projections and the attention itself.
+        The module with the projections and the attention, or the recurrence, itself.
 
     Raises:
         UnsupportedModelError: The layer has none under a known name.
@@ -332,7 +421,7 @@ def attention(layer: nn.Module) -> nn.Module:
 
 
 def attention_name(layer: nn.Module) -> str:
-    """Find the attribute of a decoder layer that is its self-attention.
+    """Find the attribute of a decoder layer that is its self-attention, or its recurrent part if it has none.
 
     Args:
         layer: A decoder layer of a model of any architecture.
@@ -343,12 +432,29 @@ def attention_name(layer: nn.Module) -> str:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    return _first_child(layer, ("self_attn", "attn", "attention", "self_attention"))
+    return _first_child(layer, ("self_attn", "attn", "attention", "self_attention", *_MIXER_NAMES))
+
+
+def output_projection(mixer: nn.Module) -> str:
+    """Find the attribute of the recurrent part of a layer that makes its output.
+
+    Args:
+        mixer: A part of :attr:`DecoderParts.mixers`.
+
+    Returns:
+        The name of the last matrix. What it is multiplied with is computed when the state holds the token.
+    """
+    return "o_proj" if _has(mixer, "o_proj") else "out_proj"
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Say whether a module has a part; an attribute that is None (Granite 4) is none."""
+    return getattr(module, name, None) is not None
 
 
 def _first_child(layer: nn.Module, names: tuple[str, ...]) -> str:
     for name in names:
-        if hasattr(layer, name):
+        if _has(layer, name):
             return name
     raise UnsupportedModelError(f"Found no {', '.join(names[:-1])} or {names[-1]} in {type(layer).__name__}.")
 
@@ -375,7 +481,23 @@ def groups_queries(model: PreTrainedModel) -> bool:
         Whether there are fewer key and value heads than query heads.
     """
     config = model.config.get_text_config(decoder=True)
-    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 0)
+    return (getattr(config, "num_key_value_heads", None) or heads) < heads
+
+
+def query_width(model: PreTrainedModel, layer: int) -> int:
+    """Compute the width of all query heads of a layer together.
+
+    Args:
+        model: Its config gives the heads and their width, which differ by layer in Gemma 4.
+        layer: Index of the layer.
+
+    Returns:
+        Channels; 0 for a model without attention (Mamba).
+    """
+    config = model.config.get_text_config(decoder=True).per_layer_config[layer]
+    heads: int = getattr(config, "num_attention_heads", None) or 0
+    return heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def decoder_parts(module: nn.Module) -> DecoderParts:
@@ -406,13 +528,22 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
             "(load_model(..., device='cuda:0'))."
         )
     cached = DynamicCache(config=config).layers
-    other = sorted({type(layer).__name__ for layer in cached if type(layer) not in _CACHED})
+    types = getattr(config, "layer_types", None) or [None] * len(cached)
+    free = [kind in _FREE for kind in types]
+    donors = _donors(config, len(cached))
+    without = [alone or donor is not None for alone, donor in zip(free, donors, strict=True)]
+    known = [nothing or type(layer) in _CACHED + _RECURRENT for layer, nothing in zip(cached, without, strict=True)]
+    other = sorted({type(layer).__name__ for layer, is_known in zip(cached, known, strict=True) if not is_known})
     if other:
         raise UnsupportedModelError(
-            f"{name} has {', '.join(other)} in its KV cache; skipped layers need attention in every layer, with keys "
-            "and values of its own, over the whole text or in a sliding window."
+            f"{name} has {', '.join(other)} in its KV cache; skipped layers need attention with keys and values of "
+            "their own, over the whole text or in a sliding window, or a recurrent state."
         )
-    windows = tuple(getattr(layer, "sliding_window", None) for layer in cached)
+    if any(getattr(layer, "number_of_states", 1) > 1 for layer in cached):
+        raise UnsupportedModelError(f"{name} has several recurrent states in one layer; hsdlab decodes one.")
+    windows = tuple(
+        getattr(cached[index if donor is None else donor], "sliding_window", None) for index, donor in enumerate(donors)
+    )
 
     decoder = _decoder(model)
     family = FAMILIES.get(config.model_type)
@@ -426,6 +557,20 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         raise UnsupportedModelError(
             f"{name} uses one layer several times; each of its layers needs weights of its own."
         )
+    if any(hasattr(layer, "altup") for layer in layers):
+        raise UnsupportedModelError(
+            f"{name} passes several hidden states of each token between its layers (AltUp); hsdlab decodes with one."
+        )
+    if len(cached) != len(layers):
+        raise UnsupportedModelError(f"{name} has a KV cache of {len(cached)} layers for {len(layers)} decoder layers.")
+    held = [type(layer) for layer in cached]
+    mixers = tuple(_mixer(layer) if kind in _RECURRENT else None for layer, kind in zip(layers, held, strict=True))
+    if any(tuple(getattr(mixer, "time_step_limit", None) or _NO_LIMIT) != _NO_LIMIT for mixer in mixers):
+        raise UnsupportedModelError(
+            f"{name} limits its time steps (time_step_min, time_step_limit), which transformers does in passes over "
+            "several tokens and not in decode steps, so that its own generate and forward differ."
+        )
+    attends = tuple(kind in (*_CACHED, LinearAttentionAndFullAttentionLayer) for kind in held)
     names = family.after_layers if family else [n for n in _NORM_NAMES if hasattr(decoder, n)][:1]
     head = model.get_output_embeddings()
     if head is None:
@@ -438,7 +583,19 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     scales = family.after_head if family else tuple(_AFTER_HEAD)
     values = {entry: getattr(config, entry, None) for entry in scales}
     after_head = tuple(partial(_AFTER_HEAD[entry], value) for entry, value in values.items() if value is not None)
-    return DecoderParts(model, tuple(layers), after_layers, head, after_head, queries, windows, family is not None)
+    return DecoderParts(
+        model=model,
+        layers=tuple(layers),
+        after_layers=after_layers,
+        head=head,
+        after_head=after_head,
+        queries=queries,
+        windows=windows,
+        attends=attends,
+        donors=donors,
+        mixers=mixers,
+        proven=family is not None,
+    )
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
@@ -457,7 +614,22 @@ def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
 
 
 def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:
-    return layer.get_submodule(family.query) if family and family.query else None
+    if family is None or family.query is None or not _has(layer, family.query.split(".")[0]):
+        return None
+    return layer.get_submodule(family.query)
+
+
+def _donors(config: Any, num_layers: int) -> tuple[int | None, ...]:
+    """For each layer, the one whose keys and values it reads: of those that lend theirs, the one of its type."""
+    modes = getattr(config, "kv_sharing_modes", None) or [None] * num_layers
+    types = getattr(config, "layer_types", None) or [None] * num_layers
+    lenders = {types[index]: index for index, mode in enumerate(modes) if mode == "store"}
+    return tuple(lenders[types[index]] if mode == "reuse" else None for index, mode in enumerate(modes))
+
+
+def _mixer(layer: nn.Module) -> nn.Module:
+    """The recurrent part of a layer that has one."""
+    return getattr(layer, _first_child(layer, _MIXER_NAMES))
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

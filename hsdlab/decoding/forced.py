@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from hsdlab.decoding.decisions import Decisions, Strategy
-from hsdlab.decoding.families import decoder_parts, position_ids
+from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
 from hsdlab.decoding.replay import replay
 from hsdlab.decoding.sub_layers import alike, apart
 
@@ -127,8 +127,25 @@ def decode_steps(new_tokens: Tensor) -> Tensor:
     return new_tokens[:, :-1] & new_tokens[:, 1:]
 
 
+def _prefilled(parts: DecoderParts, input_ids: Tensor, mask: Tensor) -> DynamicCache:
+    """Compute the KV cache of some prompts at full depth."""
+    past = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
+    parts.model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return past
+
+
 class ForcedTexts:
-    """The texts of one batch, to be scored under many schedules. The KV cache of their prompts is computed once.
+    """The texts of one batch, to be scored under many schedules.
+
+    The KV cache of their prompts is computed once. The state of a recurrent layer is not, since some (Mamba) take none
+    in a pass over several tokens: a model that has one computes its prompts again for each schedule.
 
     Only the positions of decode steps are scored. Their inputs are the new tokens without the last.
 
@@ -151,16 +168,7 @@ class ForcedTexts:
         decode = decode_steps(targets)
         self._start = int(decode.any(dim=0).long().argmax())
         self._parts = parts
-        self._past = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
-        prompt_mask = mask[:, : self._start]
-        parts.model(
-            input_ids=input_ids[:, : self._start],
-            attention_mask=prompt_mask,
-            position_ids=position_ids(prompt_mask),
-            past_key_values=self._past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        self._past = None if parts.recurrent else _prefilled(parts, input_ids[:, : self._start], mask[:, : self._start])
         self._input_ids, self._mask, self._new_tokens = input_ids[:, :-1], mask[:, :-1], targets[:, :-1]
         self.decode = decode[:, self._start :]
         self._next = input_ids[:, self._start + 1 :][self.decode]  # (steps)
@@ -175,7 +183,10 @@ class ForcedTexts:
         Returns:
             [steps, vocabulary], float32 or wider. The decode steps of all rows follow one another, row by row.
         """
-        return self._of_steps(self._input_ids[:, self._start :], executed, self._past)
+        if self._past is not None:
+            return self._of_steps(self._input_ids[:, self._start :], executed, self._past)
+        before = executed.new_ones(len(executed), self._start, *executed.shape[2:])
+        return self._of_steps(self._input_ids, torch.cat([before, executed], dim=1), None)
 
     def scheduled_logits(self, schedule: LayerSchedule) -> Tensor:
         """Compute the logits of the decode steps under a schedule, of the prompt too.

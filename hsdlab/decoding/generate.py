@@ -260,7 +260,7 @@ def _decode(
         knows_the_end
         and len(input_ids) > 1
         and model.device.type == "cpu"
-        and not (seen_from_outside or compilation or decisions.may_fill)
+        and not (seen_from_outside or compilation or decisions.may_fill or parts.shares)
         and decisions.same_for_all_rows
     )
     if not searches and (custom or leaves_out or (decisions.asks and rows > 1)):
@@ -276,7 +276,7 @@ def _decode(
     live = LiveRows(decisions) if leaves_out else None
     if compilation is None:
         prefill = None
-        if not seen_from_outside:
+        if not (seen_from_outside or parts.recurrent or parts.shares):
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
         cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
         steps = _uncompiled_steps(parts, cache, max_steps)
@@ -288,7 +288,7 @@ def _decode(
     readings.append(now_s(model.device))
     try:
         with steps, finished_sources_noted(model, decisions, config.num_beams) if searches and live else nullcontext():
-            raw = type(model).generate(model, input_ids, generation_config, past_key_values=cache, **kwargs)
+            raw = type(model).generate(model, input_ids, generation_config, **{parts.cache_argument: cache}, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
             finite.check(run.strategy, len(input_ids))
@@ -316,8 +316,10 @@ def _decode(
         probes=decisions.probed,
         prompt=cache.prompt_executed,
         prompt_counts=(cache.prompt_tokens, cache.prompt_keys, cache.prompt_late_tokens, cache.prompt_late_passes),
-        cached_numbers=cache.cached_numbers,
-        windows=parts.windows,
+        cached_numbers=[
+            cache.cached_numbers[index if donor is None else donor] for index, donor in enumerate(parts.donors)
+        ],
+        windows=[0 if without else window for window, without in zip(parts.windows, parts.without_keys, strict=True)],
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,

@@ -163,6 +163,24 @@ class History:
             self._owes[layer] = None
         return self._owed(layer, of_rows, of_tokens)
 
+    def next_owed(self, layer: int, rows: Tensor | None = None) -> int | None:
+        """Find the first token that some rows still owe at a layer.
+
+        Args:
+            layer: Index of the layer.
+            rows: LongTensor on the CPU; None for all.
+
+        Returns:
+            Its index; None if they owe none.
+        """
+        if self._owes[layer] is not None:
+            self._follow_moves()
+        owes = self._owes[layer]
+        if owes is None:
+            return None
+        owes = owes.any(dim=0) if rows is None or len(owes) == 1 else owes[rows].any(dim=0)  # (length)
+        return int(owes.long().argmax()) if bool(owes.any()) else None
+
     def _owed(self, layer: int, rows: Tensor, tokens: Tensor) -> Owed:
         hidden, kind = self._places[layer], self._type_of[layer]
         on_cpu = torch.stack([rows, tokens, _read(hidden, rows, tokens), _read(kind.places, rows, tokens)])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hsdlab.decoding.arguments import CACHE
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.history import History, Owed
+from hsdlab.decoding.recurrent import StateMade, no_output
 from hsdlab.decoding.skipping import LayerCall
 from hsdlab.decoding.storage import KeyValueStore
 
@@ -57,27 +58,44 @@ class LateKeyValues:
         """
         if owed is None:
             return
-        keys, values = self._keys_and_values(cache, call, self._parts.queries[layer], owed)
-        tokens = owed.tokens[:, None]
-        if of_prompt:
-            self._store.write_prompt(layer, owed.rows, tokens, keys, values)
-        else:
-            self._store[layer].write(owed.rows, tokens, keys, values)
-        self.tokens[layer] += len(owed.rows)
-        self.passes[layer] += 1
-
-    def _keys_and_values(
-        self, cache: Any, call: LayerCall, query: nn.Module | None, owed: Owed
-    ) -> tuple[Tensor, Tensor]:
-        """Compute them, [entries, heads, 1, head dim] each."""
         arguments = {name: cache if value is CACHE else value for name, value in owed.arguments.items()}
+        made = self.made(layer, call, owed.hidden, (), arguments)
+        tokens = owed.tokens[:, None]
+        if made is not None and of_prompt:
+            self._store.write_prompt(layer, owed.rows, tokens, *made)
+        elif made is not None:
+            self._store[layer].write(owed.rows, tokens, *made)
+
+    def made(
+        self, layer: int, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Compute what tokens leave behind at a layer: keys and values, and its state, which the KV cache holds.
+
+        Args:
+            layer: Index of the layer.
+            call: Its call.
+            hidden: The hidden states that arrived, [rows, tokens, d].
+            args: The other positional arguments.
+            kwargs: The keyword arguments. The ``update`` of the cache has to raise :class:`KeysAndValuesMade`.
+
+        Returns:
+            Keys and values, [rows, heads, tokens, head dim] each; None for a layer that has only a state.
+
+        Raises:
+            RuntimeError: The layer came to its end without either.
+        """
+        self.tokens[layer] += hidden.shape[0] * hidden.shape[1]
+        self.passes[layer] += 1
+        attends = self._parts.attends[layer]
         try:
-            with _no_queries(query):
-                call(owed.hidden, **arguments)
+            with _no_queries(self._parts.queries[layer]), no_output(self._parts.mixers[layer], stops=not attends):
+                call(hidden, *args, **kwargs)
         except KeysAndValuesMade as made:
             keys, values = made.args
             return keys, values
-        raise RuntimeError(f"{type(call.layer).__name__} did not pass keys and values to its KV cache.")
+        except StateMade:
+            return None
+        raise RuntimeError(f"{type(call.layer).__name__} did not pass keys and values, or a state, to its KV cache.")
 
     def reorder(self, beam_idx: Tensor, tokens: int) -> None:
         """Follow the beams (:meth:`History.reorder`); the prompts stay.

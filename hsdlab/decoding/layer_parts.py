@@ -5,7 +5,7 @@ zeros without computing anything, or one that masks what the module returns. The
 hidden state, so a part that is left out passes it on unchanged. In place of zeros, a part that adds to the hidden state
 by itself (BLOOM) returns what it was given to add to. Norms are computed nonetheless.
 
-Whether the layers of a model do that is checked once, with the hidden states of three tokens.
+Whether the layers of a model do that is checked once, with the hidden states of two tokens.
 """
 
 import inspect
@@ -79,11 +79,17 @@ _further_outputs: WeakKeyDictionary[type, int | None] = WeakKeyDictionary()
 
 
 def _problem(parts: DecoderParts) -> str | None:
+    if any(mixer is not None and attends for mixer, attends in zip(parts.mixers, parts.attends, strict=True)):
+        return "its layers have a recurrent part beside attention"
+    try:
+        _ = [(attention_name(layer), feed_forward_names(layer)) for layer in parts.layers]
+    except UnsupportedModelError:
+        return "a layer has no attention or no MLP under a known name"
     check = _Check(parts)
-    tokens = torch.arange(3, device=parts.model.device)[None]  # not padding alone, whose embedding may be 0 (Gemma 4)
+    token = torch.arange(2, device=parts.model.device)[:, None]  # one of them is no padding, whose embedding may be 0
     with skippable(parts), torch.no_grad():
         # forward instead of a call, and below too: hooks that count passes and parts do not see the check
-        parts.body.forward(input_ids=tokens, past_key_values=check, use_cache=True)
+        parts.body.forward(input_ids=token, use_cache=True, **{parts.cache_argument: check})
     if check.changing:
         return f"layers {check.changing} change the hidden state also without both (a norm after the residual?)"
     return None if check.seen == parts.num_layers else "its layers were not called with the cache"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hsdlab.decoding.families import DecoderParts, attention, matrix_weights
+from hsdlab.decoding.families import DecoderParts, attention, matrix_weights, output_projection, query_width
 
 _OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "output_proj", "wo", "proj")
 _GATES = ("g_proj",)  # Laguna: the gate of what attention returns
@@ -23,8 +23,9 @@ class LayerSizes:
     Attributes:
         attention: Weights that a token is multiplied with in attention.
         rest: The same in the rest of the layer. Of experts, those to which a token is sent.
-        late: Weights that a late KV computation multiplies a token with.
-        channels: Width of all query heads together where queries meet keys, plus the width of what they return.
+        late: Weights that a late KV computation multiplies a token with, or that bring it into a recurrent state.
+        channels: Width of all query heads together where queries meet keys, plus the width of what they return; 0
+            without attention.
         expansion: Weights that what is cached of a token is multiplied with whenever it is attended to: 0, but in
             latent attention.
     """
@@ -45,30 +46,35 @@ def layer_sizes(parts: DecoderParts) -> list[LayerSizes]:
     Returns:
         The sizes of the layers 0 … L-1.
     """
-    config = parts.model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return [_sizes(layer, query, width) for layer, query in zip(parts.layers, parts.queries, strict=True)]
+    return [_sizes(parts, index) for index in range(parts.num_layers)]
 
 
-def _sizes(layer: nn.Module, query: nn.Module | None, width: int) -> LayerSizes:
-    """Measure a layer; ``width`` is that of its query heads where its output projection has no known name."""
+def _sizes(parts: DecoderParts, index: int) -> LayerSizes:
+    layer, query, mixer = parts.layers[index], parts.queries[index], parts.mixers[index]
     of_attention = attention(layer)
     expansion = sum(map(matrix_weights, _named(of_attention, _EXPANSIONS)))
     outputs = _named(of_attention, _OUTPUTS)
     after = sum(map(matrix_weights, (*outputs, *_named(of_attention, _GATES)))) + expansion
     active = token_weights(of_attention, layer)
-    returned = _inputs(outputs[0]) if outputs else width
+    returned = _inputs(outputs[0]) if outputs else query_width(parts.model, index)
     value_size: Any = getattr(of_attention, "v_head_dim", None)
     key_size: Any = getattr(of_attention, "qk_head_dim", None) or getattr(of_attention, "head_dim", None)
     queries = returned if value_size is None or key_size is None else returned // value_size * key_size
+    late = active - after - (0 if query is None else matrix_weights(query)) if parts.attends[index] else 0
     return LayerSizes(
         attention=active - expansion,
         rest=token_weights(layer, layer) - active,
-        late=active - after - (0 if query is None else matrix_weights(query)),
-        channels=queries + returned,
+        late=late + _state_weights(mixer),
+        channels=0 if parts.without_keys[index] else queries + returned,
         expansion=expansion,
     )
+
+
+def _state_weights(mixer: nn.Module | None) -> int:
+    """Weights that bring a token into the state of a recurrent layer: all but those of the output projection."""
+    if mixer is None:
+        return 0
+    return matrix_weights(mixer) - matrix_weights(mixer.get_submodule(output_projection(mixer)))
 
 
 def token_weights(module: nn.Module, layer: nn.Module) -> int:

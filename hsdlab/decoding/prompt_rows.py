@@ -26,6 +26,11 @@ class PromptRows:
         self._first = torch.arange(0, batch, copies, device=device)
         self._arguments = RowArguments()
 
+    @property
+    def sources(self) -> Tensor:
+        """The source of each row, LongTensor [rows] on the device."""
+        return torch.arange(len(self._first), device=self._first.device).repeat_interleave(self.copies)
+
     def first(self, hidden: Tensor) -> Tensor:
         """Take the first row of each source.
 

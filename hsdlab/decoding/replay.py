@@ -31,6 +31,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._executed = executed.to(parts.model.device)  # (rows, length, layers) or (rows, length, layers, 2)
         flat = executed.flatten(0, 1)
+        self._donors = set(parts.donors)
         self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
         # a parameter without a gradient leaves DistributedDataParallel's other processes waiting, or out of step
         self._every_layer = torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized()
@@ -50,19 +51,35 @@ class _ReplayCache(LayerRunner, DynamicCache):
         # (rows, heads, past + length, head dim)
         return torch.cat([past.keys, key_states], dim=-2), torch.cat([past.values, value_states], dim=-2)
 
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """The whole text is one pass, so that a recurrent layer begins without a state and leaves none."""
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """See :meth:`get_conv_state`."""
+
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        return conv_states
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        return recurrent_states
+
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         index = self._index[call.layer]
         if self._executed.dim() == 4:
             attention, mlp = self._runs(index, 0), self._runs(index, 1)
+            if attention is False and index in self._donors:
+                attention = self._executed[:, -hidden.shape[1] :, index, 0]
             if attention is False and mlp is False:
                 return hidden
             return run_parts(call, hidden, args, kwargs, attention, mlp)
-        if not self._any[index] and not self._every_layer:
+        if not self._any[index] and not self._every_layer and index not in self._donors:
             return hidden
         output = call(hidden, *args, **kwargs)
         if self._all[index]:
             return output
-        return torch.where(self._executed[:, :, index, None], output, hidden)
+        return torch.where(self._executed[:, -hidden.shape[1] :, index, None], output, hidden)
 
     def _runs(self, index: int, part: int) -> Runs:
         """Say for which tokens a part of a layer runs; 0 is attention, 1 is the MLP."""
@@ -97,7 +114,8 @@ def replay(
             (``trace.mask(prompt_length)``); or [rows, length, layers, 2] for attention and MLP apart.
         past: The KV cache of the text before ``input_ids``, computed by the model itself, so at full depth. Many
             replays over one prompt then need one prefill. It is not changed. ``attention_mask`` is then
-            [rows, past + length]. None means that ``input_ids`` is the whole text.
+            [rows, past + length]. None means that ``input_ids`` is the whole text, as it has to be for a model with
+            recurrent layers.
         logits_to_keep: Compute the logits of so many last positions only, as in transformers; 0 means all.
 
     Returns:
@@ -127,6 +145,8 @@ def replay(
         )
     if in_parts:
         check_parts(parts)
+    if past is not None and parts.recurrent:
+        raise UserError(f"past: {type(model).__name__} has recurrent layers; give the whole text as input_ids.")
     rows, length = input_ids.shape
     past_length = 0 if past is None else past.get_seq_length()
     if attention_mask is None:
@@ -143,8 +163,8 @@ def replay(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids(attention_mask)[:, past_length:],
-            past_key_values=_ReplayCache(parts, executed, past),
             use_cache=True,
             logits_to_keep=logits_to_keep,
+            **{parts.cache_argument: _ReplayCache(parts, executed, past)},
         )
     return output.logits

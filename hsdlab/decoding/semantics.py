@@ -197,10 +197,10 @@ def _replay_problem(parts: DecoderParts, strategy: _InTurn) -> str | None:
         for start, stop in [(0, _PROMPT), *((t, t + 1) for t in range(_PROMPT, _PROMPT + _STEPS))]:
             output = model(
                 input_ids=tokens[:, start:stop],
-                attention_mask=mask[:, :stop],
+                attention_mask=mask[:, :stop] if start == 0 or any(parts.attends) else None,  # as in generate
                 position_ids=positions[:, start:stop],
-                past_key_values=cache,
                 use_cache=True,
+                **{parts.cache_argument: cache},
             )
             stepwise.append(output.logits)
     if len(cache.executed) != _STEPS:

@@ -181,7 +181,8 @@ def trace_along(
         prompt_counts: ``prompt_tokens``, ``prompt_keys``, ``prompt_late_tokens`` and ``prompt_late_passes`` of
             :class:`LayerCounts`; None for zeros.
         cached_numbers: Of :class:`LayerCounts`; None for zeros.
-        windows: The sliding window of each layer, tokens, or None where there is none; None if no layer has one.
+        windows: The sliding window of each layer, tokens, or None where there is none; 0 for a layer without keys and
+            values. None if no layer has one.
 
     Returns:
         The trace, on the CPU.
@@ -204,7 +205,7 @@ def trace_along(
     ran_for = torch.stack([none, *(ran.sum(dim=0) for ran in computed)])[1:]  # (steps, layers), rows or beams
     attention_for = ran_for[..., 0] if parts else ran_for
     whole = prompt_length + len(ran_for)
-    most = torch.tensor([window or whole for window in windows or [None] * num_layers])
+    most = torch.tensor([whole if window is None else window for window in windows or [None] * num_layers])
     keys = (prompt_length + 1 + torch.arange(len(ran_for)))[:, None].minimum(most)  # (steps, layers), attended to
     no_tokens = torch.zeros(num_layers, dtype=torch.long)
     late_tokens, late_passes = late or (no_tokens, no_tokens)

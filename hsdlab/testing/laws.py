@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hsdlab.decoding import Trace, replay
+from hsdlab.decoding.families import DecoderParts, decoder_parts
 from hsdlab.decoding.sub_layers import apart
 from hsdlab.strategies import FullDepth, SkipStrategy
 from hsdlab.testing.expect import LawViolationError, expect_close, expect_equal
@@ -96,7 +97,7 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
     Attention ran for a token if it came to its end, and the MLP if it was called. Where a strategy does not have them
     run apart, both count the executed layers. Attention that was called and stopped before its end is a late KV
     computation. In a prefill under a prompt schedule, a layer computes as many tokens for each prompt as for the prompt
-    that runs it for the most; those that are too many repeat others.
+    that runs it for the most; those that are too many repeat others. A recurrent layer computes all or none.
 
     Args:
         model: A small model in float64.
@@ -111,7 +112,7 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
     # sequence ends early: the engine may compute what follows an end-of-sequence token, and the trace omits it.
     seen = remembered(model, strategy, mode) if mode == "beam" else remembered(model, strategy, mode, eos_token_id=None)
     trace, passes = seen.output.trace, seen.passes
-    of_prompt = _prompt_tokens(trace)
+    of_prompt = _prompt_tokens(trace, decoder_parts(model))
     if passes.tokens_run[0] != of_prompt:  # a family that is not listed prefills each beam
         of_prompt = [MODES[mode].get("num_beams", 1) * tokens for tokens in of_prompt]
     executed, computed = apart(trace.executed, dims=3), apart(trace.layers.tokens, dims=1)
@@ -130,14 +131,19 @@ def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remem
     expect_equal(trace.layers.prompt_late_tokens.tolist(), passes.tokens_late[0], f"in the prefill, {late}")
 
 
-def _prompt_tokens(trace: Trace) -> list[int]:
-    """Count the tokens of the three prompts that each layer computes: all, or a rectangle of those that run it."""
+def _prompt_tokens(trace: Trace, parts: DecoderParts) -> list[int]:
+    """Count the tokens of the three prompts that each layer computes: all, or a rectangle of those that run it.
+
+    A layer that reads another layer's keys and values gets the last token of each prompt from its model.
+    """
     real = prompts(3)[1].bool()[..., None]  # (rows, prompt, 1)
     if trace.prompt is None:
-        return [real.numel()] * trace.num_layers
+        return [real.numel() if donor is None else len(real) for donor in parts.donors]
     ran = (trace.prompt & real).sum(dim=1)  # (rows, layers)
     rectangles = ran.amax(dim=0) * (ran > 0).sum(dim=0)
     everywhere = trace.prompt.flatten(0, 1).all(dim=0)
+    recurrent = torch.tensor([mixer is not None for mixer in parts.mixers])
+    everywhere |= recurrent & (rectangles > 0)
     return torch.where(everywhere, real.numel(), rectangles).tolist()
 
 

@@ -49,6 +49,14 @@ _LATENT = {
     "v_head_dim": 8,
     "num_key_value_heads": 4,
 }
+_STATES_OF_MAMBA_2 = {
+    **_GROUPED,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 4,
+}
 
 MORE_FAMILIES: dict[str, TinyFamily] = {
     "bloom": TinyFamily("bloom", "BLOOM", "ALiBi; residual inside attention and MLP", dtype=torch.float32),
@@ -78,6 +86,13 @@ MORE_FAMILIES: dict[str, TinyFamily] = {
         "parallel MLP with a norm of its own",
         {"new_decoder_architecture": True, "num_kv_heads": 2},
     ),
+    "falcon_h1": TinyFamily(
+        "falcon_h1",
+        "Falcon-H1",
+        "Mamba 2 beside attention in every layer; scale after the head",
+        {**_STATES_OF_MAMBA_2, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
+        dtype=torch.float32,
+    ),
     "gemma": TinyFamily("gemma", "Gemma 1", "scaled embeddings; norms with 1 + weight", _HEADS),
     "gemma2": TinyFamily(
         "gemma2",
@@ -87,6 +102,20 @@ MORE_FAMILIES: dict[str, TinyFamily] = {
         dtype=torch.float32,
     ),
     "gemma3": TinyFamily("gemma3_text", "Gemma 3", "windows; rotation by layer type", {**_HEADS, **_WINDOWS}),
+    "gemma4_shared": TinyFamily(
+        "gemma4_text",
+        "Gemma 4 E2B, E4B",
+        "upper layers read keys and values of lower ones; an embedding for each layer; windows",
+        {
+            **_HEADS,
+            "sliding_window": WINDOW,
+            "layer_types": [*_IN_TURN[:4], "sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 3,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
     "glm4": TinyFamily("glm4", "GLM-4-0414", "norms around each part; interleaved, partial rotation", _HEADS),
     "gpt_oss": TinyFamily(
         "gpt_oss",
@@ -101,6 +130,41 @@ MORE_FAMILIES: dict[str, TinyFamily] = {
         "Granite 3",
         "scales of embeddings, residuals and logits",
         {**_GROUPED, "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    ),
+    "granite_hybrid": TinyFamily(
+        "granitemoehybrid",
+        "Granite 4.0 H",
+        "Mamba 2 in most layers, attention without rotation in the others",
+        {
+            **_STATES_OF_MAMBA_2,
+            "layer_types": ["mamba", "mamba", "attention"] * 2,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 64,
+            "logits_scaling": 4.0,
+        },
+        dtype=torch.float32,
+    ),
+    "jamba": TinyFamily(
+        "jamba",
+        "Jamba",
+        "Mamba 1 in most layers; experts in every second layer",
+        {**_GROUPED, "mamba_d_state": 8, "mamba_dt_rank": 4, "attn_layer_period": 3, "attn_layer_offset": 2}
+        | {"num_experts": 4, "expert_layer_period": 2, "expert_layer_offset": 1},
+        dtype=torch.float32,
+    ),
+    "lfm2": TinyFamily(
+        "lfm2",
+        "LFM2",
+        "short convolutions with a state in most layers",
+        {**_GROUPED, "layer_types": ["conv", "conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
+    ),
+    "mamba": TinyFamily("mamba", "Mamba", "Mamba 1 in every layer; no MLP", {"state_size": 8}, dtype=torch.float32),
+    "mamba2": TinyFamily(
+        "mamba2",
+        "Mamba 2",
+        "Mamba 2 in every layer; no MLP",
+        {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 4},
+        dtype=torch.float32,
     ),
     "ministral": TinyFamily("ministral", "Ministral 8B", "windows in some layers", {**_HEADS, **_WINDOWS}),
     "mistral_window": TinyFamily(
@@ -130,6 +194,24 @@ MORE_FAMILIES: dict[str, TinyFamily] = {
         "Qwen3-MoE",
         "experts in every second layer",
         {**_HEADS, **_EXPERTS, "num_experts": 4, "decoder_sparse_step": 2},
+    ),
+    "qwen3_next": TinyFamily(
+        "qwen3_next",
+        "Qwen3-Next",
+        "gated delta rule in most layers, gated attention in the others; experts",
+        {
+            **_HEADS,
+            **_EXPERTS,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 32,
+            "initializer_range": 0.1,  # with 0.3, transformers' own two orders of arithmetic differ by up to 2e-4
+        },
+        dtype=torch.float32,
     ),
     "smollm3": TinyFamily("smollm3", "SmolLM3", "layers without rotation", {**_GROUPED, "no_rope_layer_interval": 3}),
     "stablelm": TinyFamily(
