@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import families
-from hsdlab import CALM, HSD, FullDepth, UserError, Verified, replay
+from hsdlab import CALM, HSD, FullDepth, OracleExit, UserError, Verified, replay
 from hsdlab import testing as laws
 from hsdlab.decoding.cost import decode_cost
 from hsdlab.decoding.families import FAMILIES, UnsupportedModelError, decoder_parts
@@ -128,6 +128,11 @@ def test_laws(more_family, model, remembered, law, strategy, mode):
             law(model, strategy, mode, remembered)
         return
     law(model, strategy, mode, remembered)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "ministral"])
+def test_an_oracle_gives_each_layer_its_own_rotation_and_window(family, tiny):
+    laws.law_3_replay(tiny(family), OracleExit(), "greedy", laws.RememberedDecodes())
 
 
 def test_an_early_exit_equals_a_reference_without_cache(model, remembered):

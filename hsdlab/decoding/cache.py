@@ -131,7 +131,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._tokens: TokenPass | None = None  # in a pass in which tokens differ
         self._running: RunningTokens | None = None  # those with which the current layer was called; None for all
         self._filling = False
-        self._outputs: list[Tensor] = []  # of the layers of this step, for an oracle
+        self._ran: list[tuple[Tensor, LayerCall, tuple, dict]] = []  # the layers of this step, for an oracle
         self.executed: list[Tensor] = []
         self.prompt_executed: Tensor | None = None
         self.prompt_mask: Tensor | None = None
@@ -659,16 +659,17 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _look_back(self, index: int, call: LayerCall, output: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """After the last layer, return the hidden state of each row at the exit layer that an oracle names."""
-        self._outputs.append(output)
+        self._ran.append((output, call, args, kwargs))
         if index < self._parts.num_layers - 1:
             return output
-        outputs = torch.stack(self._outputs)  # (layers, rows, 1, d)
-        self._outputs.clear()
+        ran, self._ran = self._ran, []
+        outputs = torch.stack([each[0] for each in ran])  # (layers, rows, 1, d)
         exits = self._decisions.look_back(outputs[:, :, -1], self._parts)
         hidden = outputs[exits.to(output.device), torch.arange(len(exits), device=output.device)]  # (rows, 1, d)
         if not self._decisions.keeps_full_entries:
-            for layer in range(1, self._parts.num_layers):
-                self._passed_by(layer, call, hidden, args, kwargs, (exits >= layer).nonzero().squeeze(1))
+            for layer, (_, its_call, its_args, its_kwargs) in enumerate(ran[1:], start=1):
+                rows = (exits >= layer).nonzero().squeeze(1)
+                self._passed_by(layer, its_call, hidden, its_args, its_kwargs, rows)
         return hidden
 
     # Keys and values -----------------------------------------------------------------------------------------
