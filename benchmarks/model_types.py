@@ -114,7 +114,7 @@ def in_a_process(model_type: str) -> dict[str, Any]:
 
 
 REASONS = {
-    r"in its KV cache": "recurrent, shared or sparse attention in the KV cache",
+    r"in its KV cache|AltUp|time steps|recurrent state": "another kind of state, shared or sparse attention",
     r"encoder-decoder|cross-attention": "attention to an encoder",
     r"found no list": "no list of decoder layers (BERT and what derives from it)",
     r"builds no": "transformers builds no small model of the default config",
@@ -152,7 +152,8 @@ def main() -> None:
     for model_type in given.model_types or [each for each in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if each not in results]:
         found = results[model_type] = in_a_process(model_type)
         print(f"{model_type}: {found['result']} {found['reason'][:200]}", flush=True)
-        given.results.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+        lines = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in sorted(results.items())]
+        given.results.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     if given.write:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "model_types", summary(results)), encoding="utf-8")
 

@@ -55,6 +55,7 @@ _SAID_BETTER = {
     "data": "The class of the data.",
     "model.name": 'A folder, a .gguf file, a LoRA adapter\'s folder, "embedded:smollm2-135m", or an id on the hub.',
     "model.distillation": "Share of the loss against full depth's logits.",
+    "model.skip_strategies": "Schedules to train with, one drawn per batch.",
     "model.lora": "Train LoRA's matrices only; peft's options.",
     "model.initial_adapter": "An adapter to train further, in place of lora.",
     "model.teacher": 'Full depth as it is in the step ("itself"), or as it was at the "start".',

@@ -215,6 +215,8 @@ def _experts(decoder: nn.Module) -> dict[str, nn.Parameter]:
 def _is_router(decoder: nn.Module, name: str) -> bool:
     """Say whether a linear layer chooses experts: it has an output for each, and stands beside them, alone or not."""
     places = name.split(".")
+    if len(places) == 1:
+        return False  # between the embedding and the layers, or after them (OPT-350m)
     around = [decoder.get_submodule(".".join(places[:-depth])) for depth in (1, 2) if len(places) > depth]
     if sum(isinstance(child, nn.Linear) for child in around[0].children()) > 1:
         around = around[:1]  # a layer among others, as in a shared expert
