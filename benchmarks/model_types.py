@@ -35,7 +35,7 @@ from hsdlab.testing.tiny import prompts
 from tests.reference import slow
 
 ORDER = (EXACT, REFUSED, WRONG, CRASHED)
-RESULTS = Path(__file__).parents[1] / "docs/results/model_types.json"
+RESULTS = Path(__file__).parents[1] / "docs/model_types.json"
 PAGE = Path(__file__).parents[1] / "docs/families.md"
 LIMIT_CPU_S = 90
 

@@ -183,7 +183,7 @@ class DecoderParts:
     @property
     def body(self) -> nn.Module:
         """The model without its head; its forward pass runs the layers and the final norm."""
-        return _decoder(self.model)
+        return find_decoder(self.model)
 
     @cached_property
     def recurrent(self) -> bool:
@@ -545,7 +545,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         getattr(cached[index if donor is None else donor], "sliding_window", None) for index, donor in enumerate(donors)
     )
 
-    decoder = _decoder(model)
+    decoder = find_decoder(model)
     family = FAMILIES.get(config.model_type)
     layers = getattr(decoder, family.layers, None) if family else _find_layers(decoder, config.num_hidden_layers)
     if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:
@@ -598,8 +598,16 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     )
 
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    """Take the decoder out of a model; transformers gives Llama 4's language model itself, ModernBERT's head."""
+def find_decoder(model: PreTrainedModel) -> nn.Module:
+    """Take the decoder out of a model.
+
+    Args:
+        model: A model of any architecture; of a multimodal one, the decoder of its language model.
+
+    Returns:
+        The model without its head. transformers' own ``get_decoder`` gives Llama 4's language model itself, and
+        ModernBERT's head.
+    """
     decoder = model.get_decoder()
     return getattr(model, "model", decoder) if decoder in (model, model.get_output_embeddings()) else decoder
 

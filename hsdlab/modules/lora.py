@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hsdlab.decoding.families import find_decoder
 from hsdlab.errors import UserError
 from hsdlab.models.adapters import beside, read_adapter
 from hsdlab.models.embedded import adapter_folder
@@ -189,7 +190,7 @@ def _refuse_merged(model: PreTrainedModel, option: str) -> None:
 
 def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
     """Put names in the place of "all-linear", by which peft would adapt routers and towers, and leave experts out."""
-    decoder = model.get_decoder()
+    decoder = find_decoder(model)
     outside = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
     stacked = [f"{outside}{name}" for name in _experts(decoder)]
     if stacked and config.lora_dropout > 0:
@@ -227,7 +228,7 @@ def _is_router(decoder: nn.Module, name: str) -> bool:
 
 def _say_what_is_left_out(model: PreTrainedModel, config: LoraConfig) -> None:
     """Warn of experts that keep their weights, which are most of a model's."""
-    experts = _experts(model.get_decoder())
+    experts = _experts(find_decoder(model))
     if experts and not config.target_parameters:
         share = sum(weight.numel() for weight in experts.values()) / sum(each.numel() for each in model.parameters())
         warnings.warn(
