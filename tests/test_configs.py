@@ -10,6 +10,7 @@ from hsdlab.cli import EvaluateCLI
 from hsdlab.cli.configs import config_files
 from hsdlab.runs.tunable import scheduled_classes
 from hsdlab.testing import tiny_model
+from tests.law_cells import in_turns
 from tests.resolved_configs import CONFIGS, ROOT, SUMMARY, command_of, summary, trains
 from tests.tiny_checkpoints import tiny_tokenizer
 from tests.tiny_runs import run
@@ -75,7 +76,7 @@ def test_it_resolves_as_committed(name):
     assert resolved == COMMITTED.get(name), f"configs/{name} does not resolve as committed. {RENEW}"
 
 
-@pytest.mark.parametrize("name", EVALUATE)
+@pytest.mark.parametrize("name", in_turns(EVALUATE, 2))
 def test_its_strategies_fit_the_model(name, tiny_models, monkeypatch):
     _, *arguments = shlex.split(command_of(CONFIGS[name]))
     cli = run(monkeypatch, *arguments, cli=InstantiateOnly)  # tries each strategy on the model

@@ -91,7 +91,7 @@ def check_sentence(said, patterns):
     assert len(sentence) < 1100
 
 
-@pytest.mark.parametrize("name", in_turns(TABLE, 2))
+@pytest.mark.parametrize("name", in_turns(TABLE, 3))
 def test_a_bad_input_is_one_sentence(name, tiny, tmp_path, monkeypatch, capsys):
     case = TABLE[name]
     monkeypatch.chdir(tmp_path)
