@@ -19,6 +19,9 @@ from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
 
 ALL_LINEAR = "all-linear"
+_READ_BY_KERNEL = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Models whose fused kernel reads the weight of out_proj by itself, so that peft refuses to adapt it."""
+
 _ALWAYS_NAMED = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _NEVER_NAMED = ("peft_version",)  # the same setting under another version of peft is the same setting
 
@@ -33,6 +36,7 @@ class LoRA(LoraConfig):
         lora_dropout: Dropout on the inputs of the added matrices, from 0 to below 1; 0 is peft's default.
         target_modules: Names of the linear layers to adapt, such as [c_attn], or a regular expression for whole names,
             or "all-linear": every linear layer of the decoder but the head and routers, and the matrices of experts.
+            Of Mamba and its kin, not out_proj, which peft cannot adapt.
             The HSD paper names none; QLoRA (arXiv 2305.14314) needed all of them to match full fine-tuning. null takes
             peft's own choice for the architecture.
         task_type: "CAUSAL_LM", the only type that hsdlab trains; any other value is replaced by it.
@@ -199,6 +203,8 @@ def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
             "Set it to 0, or leave the experts out: name the linear layers in lora.target_modules."
         )
     linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    if model.config.model_type in _READ_BY_KERNEL:
+        linear = [name for name in linear if name.rpartition(".")[2] != "out_proj"]
     config.target_modules = {f"{outside}{name}" for name in linear if not _is_router(decoder, name)}
     config.target_parameters = [*(config.target_parameters or ()), *stacked] or None
 
