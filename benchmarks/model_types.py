@@ -47,11 +47,16 @@ RELEASED: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**_ONE_GROUP, "n_routed_experts": 64, "num_experts_per_tok": 6, "first_k_dense_replace": 1},
     "dots1": {**_ONE_GROUP, "n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "granitemoehybrid": {
+        "layer_types": ["attention" if layer % 10 == 5 else "mamba" for layer in range(40)],
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 4,
+    },
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 6, "num_hidden_layers": 24},
     "nemotron": {"num_key_value_heads": 8},
 }
-"""What the configs of released models have (DBRX, DeepSeek-V2-Lite, dots.llm1, LFM2-8B-A1B, Nemotron-4), where the
-default of transformers describes no model."""
+"""What the configs of released models have (DBRX, DeepSeek-V2-Lite, dots.llm1, Granite 4.0 H Tiny, LFM2-8B-A1B,
+Nemotron-4), where the default of transformers describes no model."""
 
 
 def oracle_difference(config: PreTrainedConfig) -> float:

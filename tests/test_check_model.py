@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, GraniteMoeHybridConfig
 
 from benchmarks import model_types
 from hsdlab import replay
@@ -298,3 +298,10 @@ def test_the_command_needs_a_config(tmp_path, monkeypatch, capsys):
 def translator(folder):
     AutoConfig.for_model("t5").save_pretrained(folder)
     return folder
+
+
+def test_a_model_that_transformers_itself_cannot_decode_is_refused():
+    """Without any attention, transformers finds no length of the cache of this model."""
+    report = check_model(GraniteMoeHybridConfig())
+    assert report.result == REFUSED
+    assert report.reason.startswith("transformers' own generate fails: ValueError: `get_seq_length`")

@@ -152,6 +152,10 @@ def check_model(config: PreTrainedConfig) -> ModelReport:
             check_semantics(found[0])
 
     probe = _tried("The parts of the model", "the probe: replay, and the model itself", parts_are_found)
+    if probe.result != REFUSED:
+        plain = _tried("transformers' own generate", "", lambda: _generates(model))
+        if plain.result == CRASHED:  # nothing that hsdlab could decode with fewer layers
+            probe = Trial(plain.what, "", REFUSED, f"transformers' own generate fails: {plain.reason}")
     if probe.result != EXACT:
         return ModelReport(config.model_type, name, False, (), (probe,))
     trials = tuple(_tried(what, *trial) for what, trial in _trials(found[0]).items())
@@ -227,6 +231,10 @@ def _decoded(model: PreTrainedModel, strategy: SkipStrategy | None, mode: str = 
         plain = model.generate(**call)
     output: Any = plain if run is None else run.output
     return Decode(output, passes)
+
+
+def _generates(model: PreTrainedModel) -> None:
+    _decoded(model, None)
 
 
 def _equals_generate(model: PreTrainedModel) -> None:

@@ -97,7 +97,7 @@ def test_a_family_that_is_not_listed(prefill, family, strategy):
 
 
 WITH_A_STATE = {"falcon_h1", "granite_hybrid", "jamba", "lfm2", "mamba", "mamba2", "qwen3_next"}
-"""The update of a recurrent state is not counted (``decode_flops``); tests/test_families.py has what can be compared."""
+"""The update of a recurrent state is not counted (``decode_flops``), and torch counts parts of it."""
 
 
 def mechanisms():
