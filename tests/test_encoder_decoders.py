@@ -226,3 +226,17 @@ def test_a_decoder_deeper_than_its_encoder():
     deeper = type(model)(config).double().eval()
     assert decoder_parts(deeper).num_layers == LAYERS
     laws.law_3_replay(deeper, RandomPlan(share=0.5), "greedy")
+
+
+@pytest.mark.parametrize("model_type", ["umt5", "m2m_100", pytest.param("blenderbot", marks=pytest.mark.slow)])
+def test_a_family_that_is_not_listed_is_found_and_checked(model_type):
+    model = laws.tiny_model(
+        model_type,
+        num_layers=LAYERS,
+        **laws.ENCODER_DECODERS["t5" if model_type == "umt5" else "mbart"].options,
+        **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), LAYERS),
+    )
+    assert not decoder_parts(model).proven
+    laws.decode(model, CALM(0.5))  # the first decode is checked, which runs more passes
+    laws.law_3_replay(model, CALM(0.5), "greedy")
+    laws.law_3_replay(model, RandomPlan(share=0.5), "beam")

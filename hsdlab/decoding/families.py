@@ -665,7 +665,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         layers=tuple(layers),
         after_layers=after_layers,
         head=head,
-        head_scale=config.hidden_size**-0.5 if getattr(config, "scale_decoder_outputs", False) else None,
+        head_scale=_head_scale(config),
         after_head=after_head,
         logits_bias=getattr(model, "final_logits_bias", None),
         queries=queries,
@@ -701,6 +701,14 @@ def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
         if len(lists) == 1:
             return lists[0]
     return None
+
+
+def _head_scale(config: Any) -> float | None:
+    """What T5 and its kin multiply the last hidden state with, some of them only where the head is the embedding."""
+    scales = getattr(config, "scale_decoder_outputs", False)
+    if config.model_type in ("umt5", "switch_transformers"):
+        scales = config.tie_word_embeddings
+    return config.hidden_size**-0.5 if scales else None
 
 
 def _position_bias(layers: nn.ModuleList) -> Callable[..., Tensor] | None:
