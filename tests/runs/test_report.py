@@ -109,7 +109,7 @@ def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     assert sorted(path.name for path in events.iterdir()) == sorted([*names, "comparison"])
     expected, found = tmp_path / "expected", compared(*results)
     tensorboard.write_strategy(found, found.rows[1], results[1], expected / "hsd")
-    tensorboard.write_comparison(found, results, expected / "comparison")
+    tensorboard.write_comparison(found, results, write_comparison(found, results, expected), expected / "comparison")
     assert tags_of(events / names[1]) == tags_of(expected / "hsd")
     assert tags_of(events / "comparison") == tags_of(expected / "comparison")
 
