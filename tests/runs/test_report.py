@@ -74,6 +74,7 @@ def tags_of(folder):
     return events.Tags(), {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 @pytest.mark.parametrize("kind", ["calibration", "tuning", "bench", "inspection", "exit classifier"])
 def test_a_folder_of_each_kind_is_drawn_byte_for_byte(kind, full_depth, hsd, tmp_path):
     tenths = ((0.1, 0.9), (0.2, 0.8))
@@ -95,6 +96,7 @@ def test_a_folder_of_each_kind_is_drawn_byte_for_byte(kind, full_depth, hsd, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn_pictures")
 def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     folder = comparison_folder(tmp_path / "run", *results)
     before = contents(folder)
