@@ -36,7 +36,8 @@ from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.identity import IDENTITY
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import RunFolder, fingerprint
-from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
+from hsdlab.reporting.exit_quality import print_exit_quality, write_exit_quality
+from hsdlab.reporting.tensorboard import add_picture
 from hsdlab.runs.own_code import own_code
 from hsdlab.strategies import SkipStrategy
 
@@ -245,11 +246,11 @@ class TrainCLI(SubcommandCLI):
             self.model.export(file)
             figures = {name: _numbers(values) for name, values in self.model.quality.items()}
             quality = ExitQuality(**figures, run=self.run_info)
-            write_exit_quality(quality, self.output)
+            picture = write_exit_quality(quality, self.output)
             print_exit_quality(quality, Console())
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(quality))
+                    add_picture(logger.experiment, "exit_classifier", picture)
                     logger.experiment.flush()
         self.folder.finish()
         rank_zero_info(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hsdlab.records.exit_quality import ExitQuality
-from hsdlab.reporting.figures import replace_figure
+from hsdlab.reporting.figures import Picture, replace_figure
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
 from hsdlab.reporting.tables import number
 
@@ -23,15 +23,18 @@ COLUMNS = {
 }
 
 
-def write_exit_quality(quality: ExitQuality, folder: Path) -> None:
+def write_exit_quality(quality: ExitQuality, folder: Path) -> Picture:
     """Write exit_classifier.json and exit_classifier.png, each whole or not at all.
 
     Args:
         quality: Figures of each layer but the last.
         folder: A missing folder is created. Earlier files are replaced.
+
+    Returns:
+        The picture, for TensorBoard.
     """
     quality.write(folder / FILE)
-    replace_figure(folder / "exit_classifier.png", exit_quality_figure(quality))
+    return replace_figure(folder / "exit_classifier.png", exit_quality_figure(quality))
 
 
 def print_exit_quality(quality: ExitQuality, console: Console) -> None:

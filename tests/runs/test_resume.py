@@ -1,7 +1,6 @@
 """Runs that were killed go on and end as uninterrupted ones; what cannot go on is refused with the reason."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from hsdlab.cli import main
 from hsdlab.errors import RunError
 from hsdlab.models import load_model
 from hsdlab.records.document import to_plain
+from tests.forked import CONTEXT
 from tests.small_disk import small_disk  # noqa: F401  a fixture
 from tests.tiny_checkpoints import save
 from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs, write_examples
@@ -65,9 +65,7 @@ def evaluate_alone(args):
 
 def interrupt(args, folder, predictions, by):
     """Start a run in a new process, end it by a signal once it has made that many predictions; give its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hsdlab.cli"])
-    process = context.Process(target=evaluate_alone, args=(args,))
+    process = CONTEXT.Process(target=evaluate_alone, args=(args,))
     process.start()
     deadline = time.monotonic() + 100
     while lines(folder) < predictions and process.is_alive() and time.monotonic() < deadline:
