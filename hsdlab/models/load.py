@@ -54,7 +54,8 @@ def load_model(
         name: One of these:
 
             - an embedded model ("embedded:smollm2-135m");
-            - an adapter of an installed distribution ("embedded:smollm2-135m-e2e-skip-aware" of hsdlab-adapters);
+            - an adapter or a small model of an installed distribution ("embedded:smollm2-135m-e2e-skip-aware" and
+              "embedded:t5-tiny-tables" of hsdlab-adapters);
             - a local Hugging Face folder, or a .gguf file;
             - a folder with a LoRA adapter. Its base model is loaded and the adapter merged into it. The tokenizer, chat
               template, generation config and embeddings saved beside the adapter are used;
@@ -84,7 +85,7 @@ def load_model(
         if not isinstance(place, str | PathLike) and not (what == "adapter" and place is None):
             raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
-    name = fspath(adapter_folder(fspath(name)) or name)
+    given_name, name = fspath(name), fspath(adapter_folder(fspath(name)) or name)
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
         named = read_adapter(name)
         name, revision = named.base(revision)
@@ -97,6 +98,7 @@ def load_model(
     else:
         given = None if adapter is None else read_adapter(fspath(adapter))
         model, tokenizer = _load(name, dtype, revision, attention, given)
+        model.name_or_path = given_name  # what an adapter trained on this model notes as its base
     return model.to(target).eval(), tokenizer
 
 
@@ -169,7 +171,7 @@ def _load(
                 "or try again with network."
             ) from error
         raise
-    model.name_or_path = name  # what an adapter trained on this model notes as its base
+    model.name_or_path = name
     if adapter is not None:
         model = merge(model, adapter, len(tokenizer))
         vars(model)["merged_adapter"] = str(adapter.folder)  # `fit` trains no second one on it

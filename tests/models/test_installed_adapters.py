@@ -91,7 +91,9 @@ def test_with_the_companion_it_is_not_advertised(install):
 def test_two_distributions_of_one_name_are_refused(install):
     install("fake-one", {"a": "one.a"}, "one")
     install("fake-two", {"a": "two.a"}, "two")
-    with pytest.raises(UserError, match=r"fake-\w+ and fake-\w+ both contain an adapter called 'a'; uninstall one"):
+    with pytest.raises(
+        UserError, match=r"fake-\w+ and fake-\w+ both contain an adapter or model called 'a'; uninstall one"
+    ):
         adapter_folder("embedded:a")
 
 
