@@ -457,7 +457,7 @@ class FinetuneModule(LightningModule):
     def _model_identity(self) -> dict[str, Any]:
         config = plain_model(self.model).config.get_text_config(decoder=True)
         sizes = (
-            f"{decoder_parts(self.model).num_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
+            f"{config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
         )
         return {
             "model": f"{config.model_type} ({sizes})",
