@@ -49,6 +49,9 @@ class Cost:
         wall_s: Seconds for which a process had decoded at the end of this part; in a sum, the longest of them.
         peak_cache_bytes: Bytes of the largest KV cache.
         shared_prompt_passes: Prefills whose layers ran in the decode of another strategy over the same batch.
+        encoder_flops: Floating-point operations of the encoder of an encoder-decoder model
+            (:func:`hsdlab.decoding.cost.encoder_flops`), which no other figure counts.
+        encoder_s: Seconds of the encoder, which ``prompt_s`` has among its own.
         verifications: Verifications of drafts (``Verified``), each of one sequence.
         draft_tokens: Tokens that were drafted.
         accepted_drafts: Those of them that are in the returned text.
@@ -80,6 +83,8 @@ class Cost:
     wall_s: float = 0.0
     peak_cache_bytes: int = 0
     shared_prompt_passes: int = 0
+    encoder_flops: float = 0.0
+    encoder_s: float = 0.0
     verifications: int = 0
     draft_tokens: int = 0
     accepted_drafts: int = 0
@@ -133,6 +138,10 @@ class Cost:
             - ``intermediate_predictions_per_token``: intermediate predictions, likewise.
             - ``cache_peak_mib``: the largest KV cache, in MiB.
 
+            And where there was an encoder:
+
+            - ``encoder_ms``: the part of ``prompt_ms`` in which it ran.
+
             And where drafts were verified:
 
             - ``acceptance_rate``: the share of the drafted tokens that are in the text.
@@ -154,6 +163,7 @@ class Cost:
             "late_key_values_per_token": _ratio(self.late_key_values, self.decode_steps),
             "intermediate_predictions_per_token": _ratio(self.intermediate_predictions, self.decode_steps),
             "cache_peak_mib": self.peak_cache_bytes / 2**20 if self.num_layers else math.nan,
+            **({"encoder_ms": _ratio(1000 * self.encoder_s, self.prompt_passes)} if self.encoder_flops else {}),
             **(drafts if self.verifications else {}),
         }
 

@@ -11,8 +11,11 @@ CACHE = object()
 """Stands for the cache among the arguments that are kept."""
 
 _BIAS_BY_ROW = "alibi"  # BLOOM: [rows · heads, 1, keys], Falcon: [rows, heads, 1, keys]
-_BIASES = (_BIAS_BY_ROW, "position_bias")  # MPT: [heads, 1, keys], the same for all rows
+_BIASES = (_BIAS_BY_ROW, "position_bias")  # MPT: [heads, 1, keys], T5: [1, heads, tokens, keys], for all rows
 """Arguments that are added to attention scores. Keys and values do not depend on them."""
+
+_OF_ENCODER = ("encoder_hidden_states", "encoder_attention_mask")
+"""Arguments of cross-attention, with an entry for each token of the source: [rows, source, d], and a mask."""
 
 
 def select_rows(value: Any, rows: Tensor, count: int, expand: bool = False) -> Any:
@@ -67,15 +70,21 @@ def select_tokens(value: Any, rows: Tensor, slots: Tensor, count: int, length: i
             return value[of_row, :, slots].transpose(1, 2)
         return value[of_row, slots] if value.shape[1] == length else value
     if isinstance(value, dict):
-        return {
-            name: _bias_of_rows(name, item, rows, count)
-            if name in _BIASES
-            else select_tokens(item, rows, slots, count, length)
-            for name, item in value.items()
-        }
+        return {name: _argument_of_tokens(name, item, rows, slots, count, length) for name, item in value.items()}
     if type(value) in (tuple, list):
         return type(value)(select_tokens(item, rows, slots, count, length) for item in value)
     return value
+
+
+def _argument_of_tokens(name: str, value: Any, rows: Tensor, slots: Tensor, count: int, length: int) -> Any:
+    if name in _OF_ENCODER:
+        if name == "encoder_attention_mask" and isinstance(value, Tensor) and value.dim() == 4:
+            value = value[:, :, :1]  # all queries see the same tokens of the source
+        return select_rows(value, rows, count)
+    of_tokens = name == "position_bias" and isinstance(value, Tensor) and value.dim() == 4
+    if name in _BIASES and not of_tokens:
+        return _bias_of_rows(name, value, rows, count)
+    return select_tokens(value, rows, slots, count, length)
 
 
 def _bias_of_rows(name: str, value: Any, rows: Tensor, count: int) -> Any:
@@ -180,7 +189,8 @@ def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dic
 
     The cache holds what is returned, and a circle of references would keep the keys and values of a finished decode in
     memory until Python's garbage collector runs. So ``CACHE`` stands for the cache. A bias of attention scores is
-    replaced by a single 0, since its presence may mean that keys are not rotated (Falcon).
+    replaced by a single 0, since its presence may mean that keys are not rotated (Falcon). Late keys and values are
+    made before cross-attention, which gets nothing.
 
     Args:
         call: The call.
@@ -193,6 +203,7 @@ def position_arguments(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dic
     """
     bound = bound_arguments(call, hidden, args, kwargs)
     bound["attention_mask"] = None
+    bound.update(dict.fromkeys(bound.keys() & set(_OF_ENCODER)))
     for name in _BIASES:
         if isinstance(bound.get(name), Tensor):
             bound[name] = bound[name].new_zeros(())

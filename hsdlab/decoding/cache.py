@@ -29,7 +29,8 @@ from hsdlab.decoding.arguments import RowArguments, argument, with_argument
 from hsdlab.decoding.decisions import Decisions, Rows, rows_of
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.drafts import DraftDecisions, Resumed
-from hsdlab.decoding.families import DecoderParts, groups_queries
+from hsdlab.decoding.encoder_decoder import CrossAttention
+from hsdlab.decoding.families import DecoderParts, decoder_config, groups_queries
 from hsdlab.decoding.history import History
 from hsdlab.decoding.late import KeysAndValuesMade, LateKeyValues
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
@@ -56,6 +57,8 @@ class SkipCache(LayerRunner, DynamicCache):
         prefill: To take over, or to record; None for neither.
         live: Leaves out rows that have ended, of one row a source or of all its beams. Only for layers that are the
             same for all rows and never owe keys and values. None runs all rows.
+        cross: The keys and values that the layers of an encoder-decoder model make from the encoder's output; None for
+            a decoder-only model.
 
     Attributes:
         executed: The layers that ran in each decode step: BoolTensor [rows or 1, layers] on the CPU, in the row order
@@ -88,8 +91,9 @@ class SkipCache(LayerRunner, DynamicCache):
         once: bool = False,
         prefill: Prefill | None = None,
         live: LiveRows | None = None,
+        cross: CrossAttention | None = None,
     ) -> None:
-        super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        super().__init__(config=decoder_config(parts.model.config))
         if decisions.in_parts:
             check_parts(parts)
         if parts.recurrent and decisions.looks_back and not decisions.keeps_full_entries:
@@ -103,6 +107,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._once = once
         self._prefill = prefill
         self._live = live
+        self._cross = cross or CrossAttention(0)
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._length = 0  # of the current pass, tokens
@@ -150,6 +155,11 @@ class SkipCache(LayerRunner, DynamicCache):
     def is_compileable(self) -> bool:
         """Nothing here is; transformers would compile on a GPU if all layers were recurrent."""
         return False
+
+    @property
+    def self_attention_cache(self) -> "SkipCache":
+        """The cache itself, which T5Gemma asks for when it computes keys and values late."""
+        return self
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens of the longest row so far, also where the layer has no keys and values of some of them."""
@@ -384,6 +394,7 @@ class SkipCache(LayerRunner, DynamicCache):
             if stay is not None:
                 self._store.keep(stay)
                 self._states.take(stay)
+                self._cross.keep(stay)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
@@ -505,7 +516,8 @@ class SkipCache(LayerRunner, DynamicCache):
         arguments = self._tokens.arguments(running, call, hidden, args, kwargs)
         self._running = running
         try:
-            return run_parts(call, running.take(hidden), (), arguments, attention, mlp)
+            with self._cross.of_rows(running.rows, running.on_device[0]):
+                return run_parts(call, running.take(hidden), (), arguments, attention, mlp)
         finally:
             self._running = None
 
@@ -586,7 +598,7 @@ class SkipCache(LayerRunner, DynamicCache):
             split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
         self._called = called
         try:
-            with self._states.of_rows(index, called):
+            with self._states.of_rows(index, called), self._cross.of_rows(rows, called):
                 if donor is not None:
                     kwargs = self._with_shared(donor, kwargs)
                 kwargs = self._with_mask(index, kwargs, hidden)
@@ -596,7 +608,7 @@ class SkipCache(LayerRunner, DynamicCache):
 
     def _with_shared(self, donor: int, kwargs: dict) -> dict:
         """Give a layer the keys and values of another one, as its model does in a forward pass at full depth."""
-        kind = self._parts.model.config.get_text_config(decoder=True).layer_types[donor]
+        kind = decoder_config(self._parts.model.config).layer_types[donor]
         return {**kwargs, "shared_kv_states": {kind: self._read(donor)}}
 
     def _needed_after(self, layer: int, step: int) -> bool:
@@ -628,6 +640,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if self.passes == 0:
             self._prompt_length = self._length
             self._store.end_prompt()
+            self._cross.end_prompt()
             if self._prompt_rows is not None and self._prompt_rows.copies > 1:
                 self._states.take(self._prompt_rows.sources)
             self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
@@ -651,7 +664,8 @@ class SkipCache(LayerRunner, DynamicCache):
         def needed(layer: int) -> bool:
             return self._needed_after(layer, step)
 
-        self.peak_bytes = max(self.peak_bytes, self._store.free(needed) + self._states.free(needed))
+        held = self._store.free(needed) + self._states.free(needed) + self._cross.free(needed)
+        self.peak_bytes = max(self.peak_bytes, held)
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._choice.asks:

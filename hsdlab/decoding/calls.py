@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from hsdlab.decoding.families import context_length
+from hsdlab.decoding.families import context_length, decoder_config
 from hsdlab.errors import UserError
 
 _REFUSED = {
@@ -80,14 +80,15 @@ def check_tokens(input_ids: Any, model: PreTrainedModel) -> None:
         )
 
 
-def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any]) -> None:
+def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any], has_encoder: bool = False) -> None:
     """Refuse bad input and what cannot be combined with skipped layers.
 
     Args:
         config: The merged options of the call (:func:`merged_config`).
         input_ids: The prompts; expected to be [rows, prompt], not empty.
         kwargs: The other keywords of the call. ``attention_mask`` [rows, prompt], if it is among them, has to be 1 in
-            its last column (left padding).
+            its last column (left padding) where the decoder reads the prompts.
+        has_encoder: Whether an encoder reads them.
 
     Raises:
         UserError: The message names the keyword of ``generate`` that is at fault.
@@ -97,8 +98,9 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
             raise UserError(f"{name}: {meaning} cannot be combined with skipped layers.")
     if kwargs.get("past_key_values") is not None:
         raise UserError("past_key_values: a pre-filled cache lacks what skipped layers need; give the whole prompt.")
-    if kwargs.get("inputs_embeds") is not None:
-        raise UserError("inputs_embeds: give the prompt as input_ids.")
+    for name, meaning in (("inputs_embeds", "the prompt"), ("encoder_outputs", "the source")):
+        if kwargs.get(name) is not None:
+            raise UserError(f"{name}: give {meaning} as input_ids.")
     if config.guidance_scale not in (None, 1):
         raise UserError(
             f"guidance_scale={config.guidance_scale}: classifier-free guidance runs a second forward pass at full "
@@ -126,11 +128,40 @@ def check_call(config: GenerationConfig, input_ids: Any, kwargs: dict[str, Any])
         raise UserError(
             f"attention_mask: got shape {tuple(mask.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
         )
-    if bool((mask[:, -1] == 0).any()):
+    if not has_encoder and bool((mask[:, -1] == 0).any()):
         raise UserError(
             "attention_mask: some sequences end in padding; decoding needs left padding "
             "(tokenizer.padding_side = 'left')."
         )
+
+
+def decoder_prompt_length(model: PreTrainedModel, config: GenerationConfig, kwargs: dict[str, Any]) -> int:
+    """Count the tokens from which the decoder of an encoder-decoder model begins.
+
+    Args:
+        model: Its config may name the start token.
+        config: The merged options of the call.
+        kwargs: The keywords of the call. transformers puts the start token before ``decoder_input_ids`` where no row
+            begins with it.
+
+    Returns:
+        1, or the length of the given ids.
+
+    Raises:
+        UserError: ``decoder_input_ids`` is not [rows, length], or ends in padding.
+    """
+    given, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+    if given is None:
+        return 1
+    if not isinstance(given, Tensor) or given.dim() != 2 or given.numel() == 0:
+        raise UserError("decoder_input_ids: expected a LongTensor of shape (rows, length), not empty.")
+    check_tokens(given, model)
+    if mask is not None and bool((mask == 0).any()):
+        raise UserError("decoder_attention_mask: padding is not supported; give prompts of one length to a batch.")
+    start = config.decoder_start_token_id
+    start = config.bos_token_id if start is None else start
+    starts = torch.as_tensor(start, device=given.device).flatten()
+    return given.shape[1] + int(bool((given[:, 0] != starts).all()))
 
 
 def max_new_tokens_of(
@@ -180,21 +211,30 @@ def max_new_tokens_of(
 
 
 def check_context(
-    model: PreTrainedModel, prompt_length: int, max_new_tokens: int, attention_mask: Tensor | None = None
+    model: PreTrainedModel,
+    prompt_length: int,
+    max_new_tokens: int,
+    attention_mask: Tensor | None = None,
+    source_length: int = 0,
 ) -> None:
     """Refuse a prompt that, with its new tokens, exceeds the model's context.
 
     Args:
         model: Its config says how long the context is; a model whose config does not say so takes any length.
-        prompt_length: Length of the (padded) prompt, tokens.
+        prompt_length: Length of the (padded) prompt of the decoder, tokens.
         max_new_tokens: T.
         attention_mask: [rows, prompt], 1 for tokens and 0 for padding; None where there is no padding.
+        source_length: What an encoder reads, tokens; 0 without one.
 
     Raises:
-        UserError: The text exceeds the context, or it grows beyond the original context of a model with longrope
+        UserError: Text or source exceed the context, or it grows beyond the original context of a model with longrope
             while it is decoded.
     """
     context = context_length(model)
+    if context is not None and source_length > context:
+        raise UserError(
+            f"A source of {source_length} tokens exceeds this model's context of {context} tokens; shorten it."
+        )
     if context is not None and prompt_length + max_new_tokens > context:
         raise UserError(
             f"A prompt of {prompt_length} tokens and max_new_tokens={max_new_tokens} exceed this model's context of "
@@ -230,7 +270,7 @@ def check_rotation(model: PreTrainedModel, before: int | Tensor, new_tokens: int
 
 def _longrope_switch(model: PreTrainedModel) -> int | None:
     """Return the length in tokens beyond which longrope rotates all positions otherwise; None for other models."""
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     rope = getattr(config, "rope_parameters", None) or {}
     by_layer_type = [each for each in rope.values() if isinstance(each, dict)]
     longrope = next((each for each in [rope, *by_layer_type] if each.get("rope_type") == "longrope"), None)

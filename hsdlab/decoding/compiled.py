@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hsdlab.decoding.decisions import Decisions
-from hsdlab.decoding.families import FAMILIES, DecoderParts
+from hsdlab.decoding.families import FAMILIES, DecoderParts, decoder_config
 from hsdlab.decoding.guard import unrecorded_pass
 from hsdlab.decoding.static_cache import COLUMNS, LayerBlock, StaticCache, StepBuffers
 from hsdlab.decoding.step_graphs import Capture, StepGraphs, Warmup
@@ -109,19 +109,17 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
     check_prompt(decisions, torch.ones(1, _PROMPT_TOKENS, dtype=torch.bool))
     name = type(parts.model).__name__
     tested = sorted(name for name, family in FAMILIES.items() if family.compiled)
-    if parts.model.config.get_text_config(decoder=True).model_type not in tested:
+    if decoder_config(parts.model.config).model_type not in tested:
         raise UserError(
             f"compile=True: {name} is not of a family that is tested compiled ({', '.join(tested)}); leave compile out."
         )
-    attention = parts.model.config.get_text_config(decoder=True)._attn_implementation
+    attention = decoder_config(parts.model.config)._attn_implementation
     if attention not in _ATTENTIONS:
         raise UserError(
             f"compile=True: {name} attends by {attention!r}, which takes no mask of fixed shape; load it with "
             f"attn_implementation={_ATTENTIONS[0]!r}."
         )
-    rotation = (getattr(parts.model.config.get_text_config(decoder=True), "rope_parameters", None) or {}).get(
-        "rope_type"
-    )
+    rotation = (getattr(decoder_config(parts.model.config), "rope_parameters", None) or {}).get("rope_type")
     if rotation in _ROTATIONS_OF_LENGTH:
         raise UserError(
             f"compile=True: the rotary embeddings of {name} ({rotation}) depend on the length of the text; leave "
@@ -234,7 +232,7 @@ _workspaces: WeakKeyDictionary[nn.Module, _Workspace] = WeakKeyDictionary()  # o
 
 def _workspace(parts: DecoderParts, rows: int, columns: int, compilation: Compilation) -> _Workspace:
     model = parts.model
-    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    attention = decoder_config(model.config)._attn_implementation
     # A CUDA graph reads weights by their addresses.
     weights = tuple((w.data_ptr(), w.dtype, w.shape) for w in (*model.parameters(), *model.buffers()))
     made_for = (rows, columns, compilation, attention, model.device, model.training, weights)

@@ -14,7 +14,7 @@ from hsdlab.costs import Cost
 from hsdlab.decoding.decisions import Strategy
 from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
-from hsdlab.decoding.layer_sizes import layer_sizes, read_bytes
+from hsdlab.decoding.layer_sizes import encoder_sizes, layer_sizes, read_bytes
 from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
 from hsdlab.decoding.trace import Trace
 
@@ -48,6 +48,8 @@ def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
         flops=decode_flops(model, trace),
         bytes_read=decode_bytes(model, trace),
         prompt_flops=prompt_flops(model, trace),
+        encoder_flops=encoder_flops(model, trace),
+        encoder_s=timing.encoder_s,
         prompt_s=timing.prompt_s,
         decode_s=timing.decode_s,
         warmup_s=warmup_s,
@@ -89,7 +91,8 @@ def decode_flops(model: nn.Module, trace: Trace) -> float:
     outside = 2 * sum(around) * (drafts.computed if drafts else trace.compute_steps)
     outside += 2 * (head * (drafts.head_tokens if drafts else trace.compute_steps))
     outside += 2 * (drafts.draft_head_weights if drafts else 0)
-    return float(layers + attended + expanded + late + outside + 2 * trace.probes.weights)
+    crossed = _crossed(sizes, trace, counts.tokens, of_prompt=False)
+    return float(layers + attended + expanded + late + outside + crossed + 2 * trace.probes.weights)
 
 
 def prompt_flops(model: nn.Module, trace: Trace) -> float:
@@ -114,7 +117,34 @@ def prompt_flops(model: nn.Module, trace: Trace) -> float:
     late = 2 * (counts.prompt_late_tokens * sizes.late).sum()
     *around, head = (matrix_weights(module) for module in _outside(parts))
     outside = 2 * trace.batch_rows * (trace.prompt_length * sum(around) + head)
-    return float(layers + attention + expanded + late + outside)
+    return float(layers + attention + expanded + late + outside + _crossed(sizes, trace, counts.prompt_tokens, True))
+
+
+def encoder_flops(model: nn.Module, trace: Trace) -> float:
+    """Count the floating-point operations of the encoder, as :func:`prompt_flops` counts those of a prefill.
+
+    Args:
+        model: The model that decoded.
+        trace: Padding of the sources counts.
+
+    Returns:
+        Operations over all sources, each once; 0 for a decoder-only model.
+    """
+    encoder = decoder_parts(model).encoder
+    if encoder is None or trace.source is None:
+        return 0.0
+    weights, channels = encoder_sizes(encoder)
+    return 2.0 * trace.source.rows * trace.source.length * (weights + channels * trace.source.length)
+
+
+def _crossed(sizes: "_Sizes", trace: Trace, tokens: Tensor, of_prompt: bool) -> Tensor | int:
+    """Operations of cross-attention but for its queries and outputs: its keys and values, and attention itself."""
+    source = trace.source
+    if source is None:
+        return 0
+    made = source.made - source.made_later if of_prompt else source.made_later
+    ran = apart(tokens, dims=1)[:, 1]
+    return 2 * ((sizes.source * made).sum() + source.length * (sizes.source_channels * ran).sum())
 
 
 def decode_bytes(model: nn.Module, trace: Trace) -> float:
@@ -146,6 +176,10 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     outside = sum(around) * (drafts.forward_passes if drafts else trace.decode_passes)
     outside += head * (drafts.head_passes if drafts else trace.decode_passes)
     outside += (drafts.draft_head_weights_read if drafts else 0) * size
+    if trace.source is not None:
+        sizes = _Sizes(parts)
+        layers = layers + ((trace.source.made_later > 0) * sizes.source_bytes).sum()
+        cache = cache + size * trace.source.length * (sizes.source_numbers * tokens[:, 1]).sum()
     return float(layers + cache + late + outside + trace.probes.weights_read * size)
 
 
@@ -207,17 +241,21 @@ class _Sizes:
         self.late = torch.tensor([each.late for each in sizes])
         self.channels = torch.tensor([each.channels for each in sizes])
         self.expansion = torch.tensor([each.expansion for each in sizes])
+        self.source = torch.tensor([each.source for each in sizes])
+        self.source_bytes = torch.tensor([each.source_bytes for each in sizes])
+        self.source_channels = torch.tensor([each.source_channels for each in sizes])
+        self.source_numbers = torch.tensor([each.source_numbers for each in sizes])
 
 
 def _part_bytes(parts: DecoderParts, tokens: Tensor) -> Tensor:
     """Bytes of weights that a call reads of attention and of the rest of each layer, at most, [layers, 2] in float64.
 
-    ``tokens`` [layers] run the MLP in the call.
+    ``tokens`` [layers] run the MLP in the call. The keys and values of cross-attention are there already.
     """
     pairs = []
-    for layer, count in zip(parts.layers, tokens.tolist(), strict=True):
+    for layer, count, sizes in zip(parts.layers, tokens.tolist(), layer_sizes(parts), strict=True):
         of_attention = read_bytes(attention(layer), layer, count)
-        pairs.append([of_attention, read_bytes(layer, layer, count) - of_attention])
+        pairs.append([of_attention, read_bytes(layer, layer, count) - of_attention - sizes.source_bytes])
     return torch.tensor(pairs, dtype=torch.float64)
 
 

@@ -39,6 +39,6 @@ class DraftHead:
         Returns:
             [..., vocabulary].
         """
-        logits = self._scaled(linear(hidden, self._weight, self._bias))
+        logits = self._scaled(linear(hidden, self._weight, self._bias), self._tokens)
         whole = logits.new_full((*logits.shape[:-1], self._vocabulary), -torch.inf)
         return whole.index_copy(-1, self._tokens, logits)

@@ -1,7 +1,7 @@
-"""Where a decoder-only transformers model keeps its layers, final norm and head.
+"""Where a transformers model keeps its decoder layers, final norm and head.
 
 The only file that touches attribute paths of transformers models. The tests cover the families that are listed. The
-parts of any other decoder-only model are found by its structure, and a numerical check has to confirm them
+parts of any other model are found by its structure, and a numerical check has to confirm them
 (:mod:`hsdlab.decoding.semantics`). To add a family, add one entry to ``FAMILIES`` (CONTRIBUTING.md).
 
 Longer than other files, so that no other one has to know the structure of a model.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -42,6 +42,7 @@ class Family:
             queries are made in several steps.
         after_head: The entries of the config that scale or cap the logits after the head, in order.
         compiled: Whether the tests decode it with ``compile=True``.
+        further_outputs: Outputs of a layer after the hidden state, in a tuple; None where it returns that alone.
     """
 
     layers: str
@@ -49,18 +50,25 @@ class Family:
     query: str | None
     after_head: tuple[str, ...] = ()
     compiled: bool = False
+    further_outputs: int | None = None
 
 
 def _llama_like(*after_head: str, compiled: bool = False) -> Family:
     return Family("layers", ("norm",), "self_attn.q_proj", after_head, compiled)
 
 
+def _t5_like() -> Family:
+    query = "layer.0.SelfAttention.q"
+    return Family("block", ("final_layer_norm",), query, further_outputs=2)
+
+
 FAMILIES: dict[str, Family] = {
-    "bloom": Family("h", ("ln_f",), None),
+    "bart": Family("layers", (), "self_attn.q_proj"),
+    "bloom": Family("h", ("ln_f",), None, further_outputs=1),
     "cohere2": _llama_like("logit_scale"),
     "deepseek_v3": Family("layers", ("norm",), None),
-    "falcon": Family("h", ("ln_f",), None),
-    "falcon_h1": Family("layers", ("final_layernorm",), "self_attn.q_proj", ("lm_head_multiplier",)),
+    "falcon": Family("h", ("ln_f",), None, further_outputs=1),
+    "falcon_h1": Family("layers", ("final_layernorm",), "self_attn.q_proj", ("lm_head_multiplier",), further_outputs=0),
     "gemma": _llama_like(),
     "gemma2": _llama_like("final_logit_softcapping"),
     "gemma3_text": _llama_like("final_logit_softcapping"),
@@ -69,7 +77,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family("h", ("ln_f",), None, compiled=True),
     "gpt_neox": Family("layers", ("final_layer_norm",), None, compiled=True),
     "gpt_oss": _llama_like(),
-    "gptj": Family("h", ("ln_f",), "attn.q_proj"),
+    "gptj": Family("h", ("ln_f",), "attn.q_proj", further_outputs=1),
     "granite": _llama_like("logits_scaling"),
     "granitemoehybrid": _llama_like("logits_scaling"),
     "jamba": Family("layers", ("final_layernorm",), "self_attn.q_proj"),
@@ -77,13 +85,17 @@ FAMILIES: dict[str, Family] = {
     "llama": _llama_like(compiled=True),
     "mamba": Family("layers", ("norm_f",), None),
     "mamba2": Family("layers", ("norm_f",), None),
+    "marian": Family("layers", (), "self_attn.q_proj"),
+    "mbart": Family("layers", ("layer_norm",), "self_attn.q_proj"),
     "ministral": _llama_like(),
     "mistral": _llama_like(compiled=True),
     "mixtral": _llama_like(),
-    "mpt": Family("blocks", ("norm_f",), None),
+    "mpt": Family("blocks", ("norm_f",), None, further_outputs=1),
+    "mt5": _t5_like(),
     "olmo2": _llama_like(),
     "olmo3": _llama_like(),
     "opt": Family("layers", ("final_layer_norm", "project_out"), "self_attn.q_proj", compiled=True),
+    "pegasus": Family("layers", ("layer_norm",), "self_attn.q_proj"),
     "phi": Family("layers", ("final_layernorm",), "self_attn.q_proj", compiled=True),
     "phi3": Family("layers", ("norm",), None),
     "qwen2": _llama_like(compiled=True),
@@ -93,6 +105,8 @@ FAMILIES: dict[str, Family] = {
     "smollm3": _llama_like(),
     "stablelm": _llama_like(),
     "starcoder2": _llama_like(),
+    "t5": _t5_like(),
+    "t5_gemma_module": _llama_like("final_logit_softcapping"),
 }
 
 _NORM_NAMES = (
@@ -140,6 +154,8 @@ _FREE = ("mlp", "moe")
 
 _NO_LIMIT = (0.0, float("inf"))
 
+_CROSS_NAMES = ("encoder_attn", "cross_attn", "crossattention", "encoder_attention")
+
 _MIXER_NAMES = ("mamba", "linear_attn", "conv", "mixer", "self_attn")
 
 
@@ -153,13 +169,19 @@ class DecoderParts:
         after_layers: The modules between the last layer and the head, in order: the final norm, for some models also
             a projection.
         head: Hidden state [..., d] to vocabulary logits [..., vocabulary]; a Linear, if no adapter wraps it.
+        head_scale: What the hidden state is multiplied with before the head (T5); None for nothing.
         after_head: What the model does to the logits after the head, in order: a scale or a cap.
+        logits_bias: Added to the logits after the head, [1, vocabulary] (BART, Marian); None for none.
         queries: The query projection of each layer; None where it is fused with keys and values.
         windows: The sliding window (or chunk) of each layer: how many tokens its attention sees at most, the token
             itself included; None where it sees all.
         attends: Whether each layer has keys and values of its own.
         donors: The layer whose keys and values each layer reads in place of its own (Gemma 4); None for none.
         mixers: The recurrent part of each layer (Mamba, linear attention, a short convolution); None where it has none.
+        encoder: The encoder whose output the layers attend to; None in a decoder-only model.
+        position_bias: Makes the bias of relative positions in self-attention, which the first layer shares with all
+            others (T5): from the numbers of queries and keys, [1, heads, queries, keys]. None where there is none.
+        further_outputs: As in :class:`Family`; None also where it is seen at the layer's first call only.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
     """
 
@@ -167,12 +189,17 @@ class DecoderParts:
     layers: tuple[nn.Module, ...]
     after_layers: tuple[nn.Module, ...]
     head: Any
+    head_scale: float | None
     after_head: tuple[Callable[[Tensor], Tensor], ...]
+    logits_bias: Tensor | None
     queries: tuple[nn.Module | None, ...]
     windows: tuple[int | None, ...]
     attends: tuple[bool, ...]
     donors: tuple[int | None, ...]
     mixers: tuple[nn.Module | None, ...]
+    encoder: nn.Module | None
+    position_bias: Callable[..., Tensor] | None
+    further_outputs: int | None
     proven: bool
 
     @property
@@ -230,7 +257,7 @@ class DecoderParts:
     @property
     def hidden_size(self) -> int:
         """d, the width of the hidden state between the layers."""
-        return self.model.config.get_text_config(decoder=True).hidden_size
+        return decoder_config(self.model.config).hidden_size
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -253,18 +280,21 @@ class DecoderParts:
         """
         return self.scaled(self.head(self._before_head(hidden)))
 
-    def scaled(self, logits: Tensor) -> Tensor:
+    def scaled(self, logits: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Scale or cap logits as the model does after its head.
 
         Args:
             logits: The output of the head, or of some of its rows, [..., tokens].
+            tokens: Which tokens these are, LongTensor [rows, tokens] or [tokens]; None for all, in their order.
 
         Returns:
             The model's logits of these tokens.
         """
         for step in self.after_head:
             logits = step(logits)
-        return logits
+        if self.logits_bias is None:
+            return logits
+        return logits + (self.logits_bias[0] if tokens is None else self.logits_bias[0, tokens])
 
     def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Compute ``logits`` for candidate tokens only, from their rows of the head (:meth:`check_head_rows`).
@@ -278,15 +308,20 @@ class DecoderParts:
         """
         hidden = self._before_head(hidden)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
-        return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens])
+        return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens], tokens)
 
     def check_masks(self) -> None:
         """Check that the model takes a mask of four dimensions, with which a pass carries several tokens of each row.
 
         Raises:
-            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), has chunked attention, or
-                has recurrent layers, whose states cannot be taken back.
+            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), has chunked attention or
+                an encoder, or has recurrent layers, whose states cannot be taken back.
         """
+        if self.encoder is not None:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} is an encoder-decoder model, whose drafts cannot be verified yet. Decode "
+                "without Verified."
+            )
         if self.recurrent:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} has recurrent layers: what a rejected draft has added to their states "
@@ -297,7 +332,7 @@ class DecoderParts:
                 f"{type(self.model).__name__} has layers that read another layer's keys and values, which is not "
                 "supported in passes over several tokens. Decode without Verified."
             )
-        config = self.model.config.get_text_config(decoder=True)
+        config = decoder_config(self.model.config)
         if hasattr(self.body, "build_alibi_tensor") or getattr(config, "alibi", False):
             reason = "computes the bias of its attention (ALiBi) from the padding"
         elif "chunked_attention" in (getattr(config, "layer_types", None) or ()):
@@ -324,7 +359,7 @@ class DecoderParts:
     def _before_head(self, hidden: Tensor) -> Tensor:
         for module in self.after_layers:
             hidden = module(hidden)
-        return hidden
+        return hidden if self.head_scale is None else hidden * self.head_scale
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
@@ -356,6 +391,22 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     return base
 
 
+def decoder_config(config: PreTrainedConfig) -> Any:
+    """Take the config of the decoder out of a model's config.
+
+    Args:
+        config: Of a model of any architecture.
+
+    Returns:
+        A config whose ``num_hidden_layers`` are those of the decoder: the given one, its text config, or a copy.
+    """
+    text = config.get_text_config(decoder=True)
+    layers = getattr(text, "num_decoder_layers", None)
+    if layers is not None and config.is_encoder_decoder:  # T5, whose num_hidden_layers are those of the encoder
+        text.num_hidden_layers = layers
+    return text
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Look up the context of a model.
 
@@ -365,7 +416,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     Returns:
         The largest number of positions the model was built for, tokens; None where the config does not say.
     """
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return getattr(decoder_config(model.config), "max_position_embeddings", None)
 
 
 def feed_forward(layer: nn.Module) -> nn.Module:
@@ -384,6 +435,8 @@ def feed_forward(layer: nn.Module) -> nn.Module:
     mixer: Any = getattr(layer, "mixer", None)
     if mixer is not None:  # Nemotron-H has layers that are an MLP and nothing else
         return getattr(mixer, output_projection(mixer), mixer)
+    if _is_t5_block(layer):
+        return layer.layer[-1]  # type: ignore[index, return-value]
     return getattr(layer, feed_forward_names(layer)[0])
 
 
@@ -417,7 +470,28 @@ def attention(layer: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
+    if _is_t5_block(layer):
+        return layer.layer[0].SelfAttention  # type: ignore[index, union-attr]
     return getattr(layer, attention_name(layer))
+
+
+def cross_attention(layer: nn.Module) -> nn.Module | None:
+    """Find the attention of a decoder layer to the encoder.
+
+    Args:
+        layer: A decoder layer of a model of any architecture.
+
+    Returns:
+        The module with its projections; None in a decoder-only model.
+    """
+    if _is_t5_block(layer):
+        return layer.layer[1].EncDecAttention  # type: ignore[index, union-attr]
+    return next((getattr(layer, name) for name in _CROSS_NAMES if _has(layer, name)), None)
+
+
+def _is_t5_block(layer: nn.Module) -> bool:
+    """Say whether a layer is a list of parts: self-attention, cross-attention and MLP, each with its norm."""
+    return isinstance(getattr(layer, "layer", None), nn.ModuleList)
 
 
 def attention_name(layer: nn.Module) -> str:
@@ -463,12 +537,13 @@ def matrix_weights(module: nn.Module) -> int:
     """Count the weights in a module's matrices: each is multiplied and added once for a token.
 
     Args:
-        module: Any module; parameters with one dimension (biases, norms) do not count.
+        module: Any module; parameters with one dimension (biases, norms) do not count, nor do embeddings.
 
     Returns:
         Number of weights.
     """
-    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
+    looked_up = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1 and id(weight) not in looked_up)
 
 
 def groups_queries(model: PreTrainedModel) -> bool:
@@ -480,7 +555,7 @@ def groups_queries(model: PreTrainedModel) -> bool:
     Returns:
         Whether there are fewer key and value heads than query heads.
     """
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     heads = getattr(config, "num_attention_heads", 0)
     return (getattr(config, "num_key_value_heads", None) or heads) < heads
 
@@ -495,7 +570,7 @@ def query_width(model: PreTrainedModel, layer: int) -> int:
     Returns:
         Channels; 0 for a model without attention (Mamba).
     """
-    config = model.config.get_text_config(decoder=True).per_layer_config[layer]
+    config = decoder_config(model.config).per_layer_config[layer]
     heads: int = getattr(config, "num_attention_heads", None) or 0
     return heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
@@ -504,23 +579,25 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
     """Find the parts of a model, or say what is missing.
 
     Args:
-        module: A decoder-only transformers model, or a peft model around one.
+        module: A transformers language model, decoder-only or encoder-decoder, or a peft model around one.
 
     Returns:
         The parts. They are the model's own modules, so changes to one are changes to the other.
 
     Raises:
-        UnsupportedModelError: For encoder-decoder models, layers without attention or with another layer's keys and
-            values, models that accelerate dispatched over devices, and architectures whose parts are not found.
+        UnsupportedModelError: For models that read no text or have an encoder inside of their decoder, layers of an
+            unknown kind, models that accelerate dispatched over devices, and architectures whose parts are not found.
     """
     model = plain_model(module)
     name = type(model).__name__
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name} is an encoder-decoder model; hsdlab decodes decoder-only models.")
-    if getattr(config, "add_cross_attention", False):
+    config = decoder_config(model.config)
+    has_encoder = bool(model.config.is_encoder_decoder)
+    if has_encoder and model.main_input_name != "input_ids":
+        raise UnsupportedModelError(f"{name} reads {model.main_input_name}; hsdlab decodes models that read text.")
+    if getattr(config, "add_cross_attention", False) and not has_encoder:
         raise UnsupportedModelError(
-            f"{name} has cross-attention to an encoder (add_cross_attention=True); hsdlab decodes decoder-only models."
+            f"{name} has cross-attention to an encoder that is no part of it (add_cross_attention=True); hsdlab "
+            "decodes decoder-only and encoder-decoder models."
         )
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise UnsupportedModelError(
@@ -588,12 +665,17 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         layers=tuple(layers),
         after_layers=after_layers,
         head=head,
+        head_scale=config.hidden_size**-0.5 if getattr(config, "scale_decoder_outputs", False) else None,
         after_head=after_head,
+        logits_bias=getattr(model, "final_logits_bias", None),
         queries=queries,
         windows=windows,
         attends=attends,
         donors=donors,
         mixers=mixers,
+        encoder=model.get_encoder() if has_encoder else None,
+        position_bias=_position_bias(layers) if has_encoder else None,
+        further_outputs=family.further_outputs if family else None,
         proven=family is not None,
     )
 
@@ -619,6 +701,17 @@ def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
         if len(lists) == 1:
             return lists[0]
     return None
+
+
+def _position_bias(layers: nn.ModuleList) -> Callable[..., Tensor] | None:
+    """What makes the bias of relative positions in the first layer, if the others have none of their own."""
+    makers = [
+        [module for module in layer.modules() if getattr(module, "has_relative_attention_bias", False)]
+        for layer in layers
+    ]
+    if not makers[0] or (len(layers) > 1 and makers[-1]):
+        return None
+    return makers[0][0].compute_bias  # type: ignore[return-value]
 
 
 def _query(layer: nn.Module, family: Family | None) -> nn.Module | None:

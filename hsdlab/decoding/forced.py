@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from hsdlab.decoding.decisions import Decisions, Strategy
-from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
+from hsdlab.decoding.families import DecoderParts, decoder_config, decoder_parts, position_ids
 from hsdlab.decoding.replay import replay
 from hsdlab.decoding.sub_layers import alike, apart
 
@@ -129,7 +129,7 @@ def decode_steps(new_tokens: Tensor) -> Tensor:
 
 def _prefilled(parts: DecoderParts, input_ids: Tensor, mask: Tensor) -> DynamicCache:
     """Compute the KV cache of some prompts at full depth."""
-    past = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
+    past = DynamicCache(config=decoder_config(parts.model.config))
     parts.model(
         input_ids=input_ids,
         attention_mask=mask,

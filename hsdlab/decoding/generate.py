@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from hsdlab.decoding.cache import SkipCache
-from hsdlab.decoding.calls import check_call, check_context, check_tokens, max_new_tokens_of, merged_config
+from hsdlab.decoding.calls import (
+    check_call,
+    check_context,
+    check_tokens,
+    decoder_prompt_length,
+    max_new_tokens_of,
+    merged_config,
+)
 from hsdlab.decoding.compiled import Compilation, CompiledDecode, check_compilation, compilation_of
 from hsdlab.decoding.decisions import Decisions, Strategy
+from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
 from hsdlab.decoding.ends import RowEnds, finished_sources_noted, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
@@ -170,8 +178,10 @@ def generate(
     """Decode new tokens under a strategy.
 
     Args:
-        model: A decoder-only transformers model, or a peft model around one. It is the same after decoding as before.
-        input_ids: The prompts, LongTensor [rows, prompt], left-padded.
+        model: A transformers language model, decoder-only or encoder-decoder, or a peft model around one. It is the
+            same after decoding as before.
+        input_ids: The prompts, LongTensor [rows, prompt], left-padded. Of an encoder-decoder model, what the encoder
+            reads, padded as the model was trained (on the right).
         attention_mask: [rows, prompt], 1 for tokens and 0 for padding. None lets transformers infer it from the
             padding token.
         strategy: Decides which layers run; ``FullDepth()`` runs all.
@@ -179,7 +189,8 @@ def generate(
             layers shrink, such as HSD's and SkipDecode's. The first decode of a shape takes much longer
             (``DecodeOutput.warmup``).
         **kwargs: Keywords of transformers' ``generate``: ``max_new_tokens``, ``num_beams``, ``do_sample``,
-            ``eos_token_id`` … T is ``max_new_tokens``, or ``max_length`` minus the prompt's length.
+            ``eos_token_id`` … T is ``max_new_tokens``, or ``max_length`` minus the prompt's length. The prompt of an
+            encoder-decoder model is the decoder's: its start token, or ``decoder_input_ids``.
 
     Returns:
         The sequences, their scores, the trace and the timing.
@@ -222,11 +233,14 @@ def _decode(
     """Run transformers' ``generate`` on our cache; return its output, and put ours into ``run.output``."""
     model = parts.model
     config = merged_config(model, generation_config, kwargs)
-    check_call(config, input_ids, kwargs)
+    check_call(config, input_ids, kwargs, parts.encoder is not None)
     check_tokens(input_ids, model)
-    prompt_length = input_ids.shape[1]
+    prompt_length, source_length = input_ids.shape[1], 0
+    if parts.encoder is not None:
+        prompt_length, source_length = decoder_prompt_length(model, config, kwargs), input_ids.shape[1]
     max_steps = max_new_tokens_of(model, run.max_new_tokens, generation_config, kwargs, prompt_length)
-    check_context(model, prompt_length, max_steps, kwargs.get("attention_mask"))
+    mask = kwargs.get("attention_mask") if parts.encoder is None else None
+    check_context(model, prompt_length, max_steps, mask, source_length)
 
     forced: dict[str, Any] = {"return_dict_in_generate": True, "use_cache": True}
     forced |= {"max_new_tokens": max_steps, "max_length": None}
@@ -274,11 +288,13 @@ def _decode(
     cache: SkipCache | StaticCache
     compiled = None
     live = LiveRows(decisions) if leaves_out else None
+    cross = None if parts.encoder is None else CrossAttention(parts.num_layers)
     if compilation is None:
         prefill = None
-        if not (seen_from_outside or parts.recurrent or parts.shares):
+        if not (seen_from_outside or parts.recurrent or parts.shares or parts.encoder):
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
-        cache = SkipCache(parts, decisions, once=parts.proven and not seen_from_outside, prefill=prefill, live=live)
+        once = parts.proven and not seen_from_outside
+        cache = SkipCache(parts, decisions, once=once, prefill=prefill, live=live, cross=cross)
         steps = _uncompiled_steps(parts, cache, max_steps)
     else:
         check_compilation(parts, decisions, config)
@@ -286,9 +302,15 @@ def _decode(
         cache, steps = compiled.cache, compiled.steps()
     readings = cache.readings_s
     readings.append(now_s(model.device))
+    encoder_s: list[float] = []
     try:
-        with steps, finished_sources_noted(model, decisions, config.num_beams) if searches and live else nullcontext():
-            raw = type(model).generate(model, input_ids, generation_config, **{parts.cache_argument: cache}, **kwargs)
+        with (
+            steps,
+            _encoder_timed(parts, encoder_s),
+            finished_sources_noted(model, decisions, config.num_beams) if searches and live else nullcontext(),
+        ):
+            both = cache if cross is None else EncoderDecoderPair(parts, cache, cross)
+            raw = type(model).generate(model, input_ids, generation_config, **{parts.cache_argument: both}, **kwargs)
     except RuntimeError as error:  # sampling from probabilities that are not finite
         if "probability tensor" in str(error):
             finite.check(run.strategy, len(input_ids))
@@ -320,6 +342,7 @@ def _decode(
             cache.cached_numbers[index if donor is None else donor] for index, donor in enumerate(parts.donors)
         ],
         windows=[0 if without else window for window, without in zip(parts.windows, parts.without_keys, strict=True)],
+        source=None if cross is None else cross.counts(input_ids),
     )
     run.output = DecodeOutput(
         sequences=raw.sequences,
@@ -331,6 +354,7 @@ def _decode(
             decode_s=readings[-1] - readings[1] - (0.0 if warmup is None else warmup.seconds),
             decode_passes=len(cache.executed),
             taken_over_s=cache.taken_over_s,
+            encoder_s=sum(encoder_s),
         ),
         cache_bytes=cache.peak_bytes,
         warmup=warmup,
@@ -352,12 +376,30 @@ def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, max_steps: int) -> 
 
 
 @contextmanager
+def _encoder_timed(parts: DecoderParts, seconds: list[float]) -> Iterator[None]:
+    """Append the seconds of each forward pass of the encoder."""
+    if parts.encoder is None:
+        yield
+        return
+    device, began = parts.model.device, [0.0]
+    handles = [
+        parts.encoder.register_forward_pre_hook(lambda *_: began.append(now_s(device))),
+        parts.encoder.register_forward_hook(lambda *_: seconds.append(now_s(device) - began[-1])),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def _prompt_mask_noted(parts: DecoderParts, cache: SkipCache) -> Iterator[None]:
     """Tell the cache which tokens of the prompt are padding, as transformers has found them."""
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         handle.remove()
-        cache.prompt_mask = kwargs.get("attention_mask")
+        cache.prompt_mask = kwargs.get("attention_mask" if parts.encoder is None else "decoder_attention_mask")
 
     handle = parts.model.register_forward_pre_hook(note, with_kwargs=True)  # multimodal ones give the decoder others
     try:

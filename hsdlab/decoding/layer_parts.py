@@ -19,7 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, attention_name, feed_forward_names
+from hsdlab.decoding.families import (
+    DecoderParts,
+    UnsupportedModelError,
+    attention_name,
+    decoder_config,
+    feed_forward_names,
+)
 from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 
 Runs = Tensor | bool
@@ -79,6 +85,8 @@ _further_outputs: WeakKeyDictionary[type, int | None] = WeakKeyDictionary()
 
 
 def _problem(parts: DecoderParts) -> str | None:
+    if parts.encoder is not None:
+        return "it has an encoder, whose attention would belong to neither"
     if any(mixer is not None and attends for mixer, attends in zip(parts.mixers, parts.attends, strict=True)):
         return "its layers have a recurrent part beside attention"
     try:
@@ -99,7 +107,7 @@ class _Check(LayerRunner, DynamicCache):
     """Runs each layer as a whole, notes what its parts return, and then runs it without both."""
 
     def __init__(self, parts: DecoderParts) -> None:
-        super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        super().__init__(config=decoder_config(parts.model.config))
         self.seen = 0
         self.changing: list[int] = []
 

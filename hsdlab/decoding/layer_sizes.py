@@ -9,9 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hsdlab.decoding.families import DecoderParts, attention, matrix_weights, output_projection, query_width
+from hsdlab.decoding.families import (
+    DecoderParts,
+    attention,
+    cross_attention,
+    matrix_weights,
+    output_projection,
+    query_width,
+)
 
-_OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "output_proj", "wo", "proj")
+_KEYS_AND_VALUES = ("k_proj", "v_proj", "k", "v")  # of cross-attention
+_OUTPUTS = ("o", "o_proj", "out_proj", "c_proj", "dense", "output_proj", "wo", "proj")
 _GATES = ("g_proj",)  # Laguna: the gate of what attention returns
 _EXPANSIONS = ("kv_b_proj",)  # latent attention: what is cached of a token to its keys and values
 
@@ -28,6 +36,11 @@ class LayerSizes:
             without attention.
         expansion: Weights that what is cached of a token is multiplied with whenever it is attended to: 0, but in
             latent attention.
+        source: Weights that a token of the encoder's output is multiplied with, once in a decode: those of the keys and
+            values of cross-attention. They are not in ``rest``. 0 without an encoder, like the following.
+        source_bytes: Bytes of these weights and their biases.
+        source_channels: ``channels`` of cross-attention.
+        source_numbers: Numbers that such a token has in the KV cache.
     """
 
     attention: int
@@ -35,6 +48,10 @@ class LayerSizes:
     late: int
     channels: int
     expansion: int
+    source: int = 0
+    source_bytes: int = 0
+    source_channels: int = 0
+    source_numbers: int = 0
 
 
 def layer_sizes(parts: DecoderParts) -> list[LayerSizes]:
@@ -49,6 +66,20 @@ def layer_sizes(parts: DecoderParts) -> list[LayerSizes]:
     return [_sizes(parts, index) for index in range(parts.num_layers)]
 
 
+def encoder_sizes(encoder: nn.Module) -> tuple[int, int]:
+    """Measure an encoder.
+
+    Args:
+        encoder: Its layers are a list among its children.
+
+    Returns:
+        Weights that a token is multiplied with, and ``channels`` of its attention, over all layers.
+    """
+    layers = next(each for each in encoder.children() if isinstance(each, nn.ModuleList))
+    channels = sum(2 * _inputs(_named(attention(layer), _OUTPUTS)[0]) for layer in layers)
+    return sum(map(matrix_weights, layers)), channels
+
+
 def _sizes(parts: DecoderParts, index: int) -> LayerSizes:
     layer, query, mixer = parts.layers[index], parts.queries[index], parts.mixers[index]
     of_attention = attention(layer)
@@ -61,12 +92,19 @@ def _sizes(parts: DecoderParts, index: int) -> LayerSizes:
     key_size: Any = getattr(of_attention, "qk_head_dim", None) or getattr(of_attention, "head_dim", None)
     queries = returned if value_size is None or key_size is None else returned // value_size * key_size
     late = active - after - (0 if query is None else matrix_weights(query)) if parts.attends[index] else 0
+    crossed = cross_attention(layer) if parts.encoder is not None else None
+    pair = [] if crossed is None else _named(crossed, _KEYS_AND_VALUES)
+    source = sum(map(matrix_weights, pair))
     return LayerSizes(
         attention=active - expansion,
-        rest=token_weights(layer, layer) - active,
+        rest=token_weights(layer, layer) - active - source,
         late=late + _state_weights(mixer),
         channels=0 if parts.without_keys[index] else queries + returned,
         expansion=expansion,
+        source=source,
+        source_bytes=sum(weight.nbytes for each in pair for weight in each.parameters()),
+        source_channels=0 if crossed is None else 2 * _inputs(_named(crossed, _OUTPUTS)[0]),
+        source_numbers=sum(each.out_features for each in pair),  # type: ignore[misc]
     )
 
 

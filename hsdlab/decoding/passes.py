@@ -12,7 +12,7 @@ from torch import Tensor
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.drafts import DraftDecisions, Resumed
-from hsdlab.decoding.families import DecoderParts, position_ids
+from hsdlab.decoding.families import DecoderParts, decoder_config, position_ids
 from hsdlab.decoding.skipping import skippable
 
 
@@ -30,7 +30,7 @@ class Passes:
         self._cache = cache
         self._prompt_mask = prompt_mask.bool()
         self._prompt_tokens = prompt_mask.sum(dim=1)
-        self._bool_masks = self._parts.model.config.get_text_config(decoder=True)._attn_implementation == "sdpa"
+        self._bool_masks = decoder_config(self._parts.model.config)._attn_implementation == "sdpa"
         cache.prompt_mask = prompt_mask
 
     @property

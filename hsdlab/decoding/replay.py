@@ -15,7 +15,8 @@ from transformers import DynamicCache
 
 from hsdlab.decoding.calls import check_rotation, check_tokens
 from hsdlab.decoding.decisions import described
-from hsdlab.decoding.families import DecoderParts, decoder_parts, position_ids
+from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
+from hsdlab.decoding.families import DecoderParts, decoder_config, decoder_parts, position_ids
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 from hsdlab.errors import UserError
@@ -25,7 +26,7 @@ class _ReplayCache(LayerRunner, DynamicCache):
     """Takes the place of the KV cache; stores nothing and masks the output of each layer."""
 
     def __init__(self, parts: DecoderParts, executed: Tensor, past: DynamicCache | None) -> None:
-        super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        super().__init__(config=decoder_config(parts.model.config))
         self._past = past
         self._past_length = 0 if past is None else past.get_seq_length()
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
@@ -98,6 +99,8 @@ def replay(
     executed: Tensor,
     past: DynamicCache | None = None,
     logits_to_keep: int = 0,
+    decoder_input_ids: Tensor | None = None,
+    decoder_attention_mask: Tensor | None = None,
 ) -> Tensor:
     """Compute the logits that decoding with the layers in ``executed`` gives, in one pass over the whole text.
 
@@ -107,30 +110,41 @@ def replay(
     in every process.
 
     Args:
-        model: A decoder-only transformers model, or a peft model around one.
-        input_ids: LongTensor [rows, length], left-padded.
+        model: A transformers language model, decoder-only or encoder-decoder, or a peft model around one.
+        input_ids: LongTensor [rows, length], left-padded. Of an encoder-decoder model, what the encoder reads.
         attention_mask: [rows, length], 1 for tokens and 0 for padding; None means no padding.
         executed: BoolTensor [rows, length, layers], true where the layer runs for the token
-            (``trace.mask(prompt_length)``); or [rows, length, layers, 2] for attention and MLP apart.
+            (``trace.mask(prompt_length)``); or [rows, length, layers, 2] for attention and MLP apart. Of an
+            encoder-decoder model, tokens and layers are those of the decoder.
         past: The KV cache of the text before ``input_ids``, computed by the model itself, so at full depth. Many
             replays over one prompt then need one prefill. It is not changed. ``attention_mask`` is then
             [rows, past + length]. None means that ``input_ids`` is the whole text, as it has to be for a model with
             recurrent layers.
         logits_to_keep: Compute the logits of so many last positions only, as in transformers; 0 means all.
+        decoder_input_ids: What the decoder of an encoder-decoder model reads, its start token first, LongTensor
+            [rows, length]; None for a decoder-only model.
+        decoder_attention_mask: [rows, length], 1 for tokens and 0 for padding, which may be on the right; None means no
+            padding.
 
     Returns:
         Logits [rows, length or logits_to_keep, vocabulary]; those at position p are for the token at p + 1.
 
     Raises:
-        UserError: A shape does not fit, an id has no embedding, the model would drop the mask (activation
-            checkpointing in training), or rotates the keys of ``past`` otherwise in a text of this length (longrope).
+        UserError: A shape does not fit, an id has no embedding, the decoder's ids are missing, the model would drop the
+            mask (activation checkpointing in training), or rotates the keys of ``past`` otherwise in a text of this
+            length (longrope).
         UnsupportedModelError: The model's attention and MLP cannot be skipped apart, or its parts are not found.
     """
     parts = decoder_parts(model)
     model = parts.model
-    if not isinstance(input_ids, Tensor) or input_ids.device.type == "cpu":  # on a GPU the check would wait for it
-        check_tokens(input_ids, model)
-    expected = (*input_ids.shape, parts.num_layers)
+    if (parts.encoder is None) != (decoder_input_ids is None):
+        needs = "no encoder; leave it out" if parts.encoder is None else "an encoder; give it"
+        raise UserError(f"decoder_input_ids: what a decoder beside an encoder reads. This model has {needs}.")
+    text = input_ids if decoder_input_ids is None else decoder_input_ids
+    for ids in (input_ids, text):
+        if not isinstance(ids, Tensor) or ids.device.type == "cpu":  # on a GPU the check would wait for it
+            check_tokens(ids, model)
+    expected = (*text.shape, parts.num_layers)
     in_parts = isinstance(executed, Tensor) and executed.dim() == 4
     shape = (*expected, 2) if in_parts else expected
     if not isinstance(executed, Tensor) or executed.dtype != torch.bool or tuple(executed.shape) != shape:
@@ -145,8 +159,21 @@ def replay(
         )
     if in_parts:
         check_parts(parts)
-    if past is not None and parts.recurrent:
-        raise UserError(f"past: {type(model).__name__} has recurrent layers; give the whole text as input_ids.")
+    if past is not None and (parts.recurrent or parts.encoder is not None):
+        kind = "recurrent layers" if parts.recurrent else "an encoder"
+        raise UserError(f"past: {type(model).__name__} has {kind}; give the whole text.")
+    if decoder_input_ids is not None:
+        with skippable(parts):
+            cache = EncoderDecoderPair(parts, _ReplayCache(parts, executed, None), CrossAttention(parts.num_layers))
+            logits = model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        return logits[:, -logits_to_keep:]
     rows, length = input_ids.shape
     past_length = 0 if past is None else past.get_seq_length()
     if attention_mask is None:

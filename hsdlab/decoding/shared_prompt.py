@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+from hsdlab.decoding.families import decoder_config
+
 _PROPERTIES: tuple[Any, ...] = (Tensor.shape, Tensor.dtype, Tensor.device)
 _METADATA = {Tensor.size, Tensor.dim, *(each.__get__ for each in _PROPERTIES)}
 
@@ -100,7 +102,7 @@ def can_split(model: PreTrainedModel) -> bool:
     Returns:
         True for "sdpa" on a CPU.
     """
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     return config._attn_implementation == "sdpa" and model.device.type == "cpu"
 
 

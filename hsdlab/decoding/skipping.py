@@ -125,6 +125,8 @@ def skippable(parts: DecoderParts) -> Iterator[None]:
     try:
         for layer, layer_class in zip(parts.layers, classes, strict=True):
             layer.__class__ = _skippable_class(layer_class)
+            if parts.further_outputs is not None:
+                setattr(layer.__class__, _EXTRA, parts.further_outputs)
         yield
     finally:
         for layer, layer_class in zip(parts.layers, classes, strict=True):

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from hsdlab.decoding.arguments import bound_arguments
 from hsdlab.decoding.decisions import Decisions
-from hsdlab.decoding.families import DecoderParts
+from hsdlab.decoding.families import DecoderParts, decoder_config
 from hsdlab.decoding.prompt_rows import PromptRows
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
 from hsdlab.decoding.storage import token_numbers
@@ -44,7 +44,7 @@ class StepBuffers:
 
     def __init__(self, rows: int, columns: int, model: Any) -> None:
         device, dtype = model.device, model.dtype
-        added = model.config.get_text_config(decoder=True)._attn_implementation == "eager"
+        added = decoder_config(model.config)._attn_implementation == "eager"
         self._closed: float = torch.finfo(dtype).min if added else False
         self._open: float = 0.0 if added else True
         self.token_ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -171,7 +171,7 @@ class StaticCache(LayerRunner, DynamicCache):
     """
 
     def __init__(self, parts: DecoderParts, decisions: Decisions, buffers: StepBuffers, run_layer: RunLayer) -> None:
-        super().__init__(config=parts.model.config.get_text_config(decoder=True))
+        super().__init__(config=decoder_config(parts.model.config))
         self._parts = parts
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._decisions = decisions

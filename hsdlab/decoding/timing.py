@@ -31,6 +31,7 @@ class Timing:
         decode_s: Seconds of all decode steps, choice of tokens included; 0 where there was none.
         decode_passes: Number of decode steps; one forward pass of the whole batch counts as one. Of verified drafts,
             those that full depth would have taken for the same text.
+        encoder_s: The part of ``prompt_s`` in which the encoder of an encoder-decoder model ran.
         taken_over_s: The part of ``prompt_s`` that another decode measured; 0 where this one ran the layers itself.
     """
 
@@ -38,3 +39,4 @@ class Timing:
     decode_s: float
     decode_passes: int
     taken_over_s: float = 0.0
+    encoder_s: float = 0.0

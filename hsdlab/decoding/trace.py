@@ -46,6 +46,24 @@ class LayerCounts:
 
 
 @dataclass(frozen=True)
+class SourceCounts:
+    """What an encoder read, and what the decoder layers made of it.
+
+    Attributes:
+        rows: Sources of the batch.
+        length: Of the padded sources, tokens.
+        made: Tokens of which each layer made keys and values for its cross-attention, with padding, LongTensor
+            [layers].
+        made_later: Those of them that were made in decode steps, after a prefill that skipped the layer.
+    """
+
+    rows: int
+    length: int
+    made: Tensor
+    made_later: Tensor
+
+
+@dataclass(frozen=True)
 class Trace:
     """The record of one decode, along the returned sequences.
 
@@ -67,6 +85,7 @@ class Trace:
             None where all layers ran for all tokens.
         batch_rows: Rows of the batch that decoded: with beams, all live beams.
         drafts: What verified decoding computed; None where nothing was drafted.
+        source: What the encoder read; None in a decoder-only model.
     """
 
     executed: Tensor
@@ -79,6 +98,7 @@ class Trace:
     prompt: Tensor | None = None
     batch_rows: int = 0
     drafts: DraftCounts | None = None
+    source: SourceCounts | None = None
 
     @property
     def depth_sum(self) -> int | float:
@@ -159,6 +179,7 @@ def trace_along(
     prompt_counts: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     cached_numbers: Sequence[int] | None = None,
     windows: Sequence[int | None] | None = None,
+    source: SourceCounts | None = None,
 ) -> Trace:
     """Follow the returned sequences through the log of a decode.
 
@@ -183,6 +204,7 @@ def trace_along(
         cached_numbers: Of :class:`LayerCounts`; None for zeros.
         windows: The sliding window of each layer, tokens, or None where there is none; 0 for a layer without keys and
             values. None if no layer has one.
+        source: What the encoder read; None for a decoder-only model.
 
     Returns:
         The trace, on the CPU.
@@ -231,6 +253,7 @@ def trace_along(
         probes=probes or ProbeCost(),
         prompt=None if prompt is None else prompt[torch.arange(rows) * len(prompt) // rows],
         batch_rows=batch_rows or rows,
+        source=source,
     )
 
 

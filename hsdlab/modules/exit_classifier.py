@@ -15,7 +15,7 @@ from torchmetrics.classification import MultilabelAUROC, MultilabelF1Score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding.exit_classifier import ExitClassifier
-from hsdlab.decoding.families import decoder_parts, plain_model
+from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics.reliability import Reliability
@@ -90,7 +90,7 @@ class ExitClassifierModule(LightningModule):
             }
         )
         self.quality: dict[str, Tensor] = {}
-        config = plain_model(model).config.get_text_config(decoder=True)
+        config = decoder_config(plain_model(model).config)
         self._identity = {
             "model": f"{config.model_type} ({config.num_hidden_layers} layers, width {config.hidden_size})",
             "weights of the model": weights_fingerprint(model),

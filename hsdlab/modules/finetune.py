@@ -23,7 +23,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import Strategy, replay
-from hsdlab.decoding.families import decoder_parts, plain_model
+from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics import BLEU, ROUGE
@@ -455,10 +455,8 @@ class FinetuneModule(LightningModule):
                 self._identity |= datamodule.training_identity()
 
     def _model_identity(self) -> dict[str, Any]:
-        config = plain_model(self.model).config.get_text_config(decoder=True)
-        sizes = (
-            f"{config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
-        )
+        config = decoder_config(plain_model(self.model).config)
+        sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
         return {
             "model": f"{config.model_type} ({sizes})",
             "lora": self.lora and described(self.lora),

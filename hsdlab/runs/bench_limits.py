@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, Stoppi
 
 from hsdlab.decoding import Timing
 from hsdlab.decoding.cost import ideal_speedup
-from hsdlab.decoding.families import DecoderParts, decoder_parts
+from hsdlab.decoding.families import DecoderParts, decoder_config, decoder_parts
 from hsdlab.decoding.timing import now_s
 from hsdlab.reasons import reason
 from hsdlab.runs.bench_cells import Batch
@@ -112,7 +112,7 @@ class _CacheOfSomeLayers(DynamicCache):
     """
 
     def __init__(self, model: PreTrainedModel, later: Sequence[set[int]]) -> None:
-        super().__init__(config=model.config.get_text_config(decoder=True))
+        super().__init__(config=decoder_config(model.config))
         self._later = later
         self._passes = 0
         self._latest = 0  # the layer that ran last, which lacks nothing
@@ -254,7 +254,7 @@ class _FirstVerification(StoppingCriteria):
 @contextmanager
 def _config_kept(model: PreTrainedModel) -> Iterator[None]:
     """Restore what assisted decoding changes in a model's configs, also after an exception."""
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     num_layers, generation_config = config.num_hidden_layers, copy.deepcopy(model.generation_config)
     try:
         yield

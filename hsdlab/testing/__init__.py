@@ -21,14 +21,26 @@ from hsdlab.testing.laws import (
     law_7_rows,
     law_8_config,
     law_9_knob,
+    replayed,
 )
 from hsdlab.testing.model_check import ModelReport, Trial, check_model
 from hsdlab.testing.reduced import reduced_config, reduced_model
 from hsdlab.testing.remembered import RememberedDecodes
-from hsdlab.testing.tiny import MORE_FAMILIES, PROMPT_TOKENS, TINY_FAMILIES, VOCABULARY, TinyFamily, prompts, tiny_model
+from hsdlab.testing.tiny import (
+    ENCODER_DECODERS,
+    MORE_FAMILIES,
+    PROMPT_TOKENS,
+    TINY_FAMILIES,
+    VOCABULARY,
+    TinyFamily,
+    prompts,
+    prompts_for,
+    tiny_model,
+)
 from hsdlab.testing.watching import END_TOKENS, MODES, NEW_TOKENS, Decode, Passes, decode, watched
 
 __all__ = [
+    "ENCODER_DECODERS",
     "END_TOKENS",
     "LAWS_OF_A_DECODE",
     "MODES",
@@ -59,8 +71,10 @@ __all__ = [
     "law_9_knob",
     "not_applicable",
     "prompts",
+    "prompts_for",
     "reduced_config",
     "reduced_model",
+    "replayed",
     "tiny_model",
     "watched",
 ]

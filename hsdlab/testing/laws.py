@@ -16,14 +16,14 @@ import yaml
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from hsdlab.decoding import Trace, replay
+from hsdlab.decoding import DecodeOutput, Trace, replay
 from hsdlab.decoding.families import DecoderParts, decoder_parts
 from hsdlab.decoding.sub_layers import apart
 from hsdlab.strategies import FullDepth, SkipStrategy
 from hsdlab.testing.expect import LawViolationError, expect_close, expect_equal
 from hsdlab.testing.remembered import DecodeCall
 from hsdlab.testing.snapshot import snapshot
-from hsdlab.testing.tiny import PROMPT_TOKENS, prompts
+from hsdlab.testing.tiny import prompts, prompts_for
 from hsdlab.testing.watching import MODES, NEW_TOKENS, decode
 
 _FEW_TOKENS = 4  # enough to skip layers, to owe keys and values and to be interrupted
@@ -69,16 +69,8 @@ def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, reme
     """
     seen = remembered(model, strategy, mode)
     output = seen.output
-    _, prompt_mask = prompts(3)
-    new = output.sequences.shape[1] - PROMPT_TOKENS
-    mask = torch.cat([prompt_mask, torch.ones(3, new, dtype=torch.long)], dim=1)
-    with torch.no_grad():
-        expected = replay(
-            model,
-            input_ids=output.sequences,
-            attention_mask=mask,
-            executed=output.trace.mask(PROMPT_TOKENS),
-        )[:, PROMPT_TOKENS - 1 : -1]  # (rows, new, vocabulary)
+    start = output.trace.prompt_length
+    expected = replayed(model, output)[:, start - 1 : -1]  # (rows, new, vocabulary)
     beams = MODES[mode].get("num_beams", 1)
     alive = torch.cat([torch.ones(1, 3, dtype=torch.bool), output.trace.live])  # (new, rows)
     for step, row in alive.nonzero().tolist():
@@ -86,9 +78,30 @@ def law_3_replay(model: PreTrainedModel, strategy: SkipStrategy, mode: str, reme
         nearest = candidates[(candidates - expected[row, step]).abs().amax(dim=1).argmin()]
         expect_close(nearest, expected[row, step], f"sequence {row}: the logits of pass {step} differ from replay's")
     if output.sequences_scores is not None:
-        chosen = expected.float().log_softmax(-1).gather(-1, output.sequences[:, PROMPT_TOKENS:, None]).squeeze(-1)
+        chosen = expected.float().log_softmax(-1).gather(-1, output.sequences[:, start:, None]).squeeze(-1)
         scores = (chosen * alive.T).sum(1) / alive.sum(0)
         expect_close(output.sequences_scores, scores, "sequences_scores differ from replay's", tolerance=1e-4)
+
+
+def replayed(model: PreTrainedModel, output: DecodeOutput) -> Tensor:
+    """Replay a decode of all three prompts of :func:`~hsdlab.testing.tiny.prompts_for`.
+
+    Args:
+        model: The model that decoded.
+        output: What it decoded.
+
+    Returns:
+        Logits [rows, length, vocabulary] of the sequences.
+    """
+    ids, mask = prompts_for(model)
+    executed = output.trace.mask(output.trace.prompt_length)
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            decoder_ids = output.sequences
+            return replay(model, input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, executed=executed)
+        new = output.sequences.shape[1] - ids.shape[1]
+        mask = torch.cat([mask, torch.ones(3, new, dtype=torch.long)], dim=1)
+        return replay(model, input_ids=output.sequences, attention_mask=mask, executed=executed)
 
 
 def law_4_trace(model: PreTrainedModel, strategy: SkipStrategy, mode: str, remembered: DecodeCall = decode) -> None:
@@ -136,7 +149,8 @@ def _prompt_tokens(trace: Trace, parts: DecoderParts) -> list[int]:
 
     A layer that reads another layer's keys and values gets the last token of each prompt from its model.
     """
-    real = prompts(3)[1].bool()[..., None]  # (rows, prompt, 1)
+    mask = torch.ones(3, trace.prompt_length) if parts.encoder is not None else prompts(3)[1]
+    real = mask.bool()[..., None]  # (rows, prompt, 1)
     if trace.prompt is None:
         return [real.numel() if donor is None else len(real) for donor in parts.donors]
     ran = (trace.prompt & real).sum(dim=1)  # (rows, layers)
@@ -211,7 +225,8 @@ def law_7_rows(model: PreTrainedModel, strategy: SkipStrategy, mode: str, rememb
         steps = len(single.trace.live)
         new = single.sequences[0, -steps - 1 :]
         where = f"sequence {row} of a batch differs from the sequence alone"
-        expect_equal(batch.sequences[row, PROMPT_TOKENS:][: len(new)].tolist(), new.tolist(), f"{where}: tokens")
+        there = batch.sequences[row, batch.trace.prompt_length :][: len(new)]
+        expect_equal(there.tolist(), new.tolist(), f"{where}: tokens")
         ran = batch.trace.executed[:steps, row].tolist()
         expect_equal(ran, single.trace.executed[:, 0].tolist(), f"{where}: layers")
         expect_equal(int(batch.trace.live[:, row].sum()), steps, f"{where}: steps")
@@ -276,11 +291,11 @@ class _Force(LogitsProcessor):
     """Makes every sequence continue with one fixed text."""
 
     def __init__(self, text: Tensor) -> None:
-        self.text = text
+        self.text = iter(text.tolist())
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         forced = torch.full_like(scores, -math.inf)
-        forced[:, self.text[input_ids.shape[1] - PROMPT_TOKENS]] = 0
+        forced[:, next(self.text)] = 0
         return forced
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hsdlab.decoding import replay
 from hsdlab.decoding.compiled import check_compilation
 from hsdlab.decoding.decisions import Decisions
-from hsdlab.decoding.families import DecoderParts, decoder_parts, groups_queries
+from hsdlab.decoding.families import DecoderParts, decoder_config, decoder_parts, groups_queries
 from hsdlab.decoding.packed import FEWEST_STEPS
 from hsdlab.decoding.semantics import check_semantics
 from hsdlab.decoding.states import StepState
@@ -275,7 +275,7 @@ def mechanisms(parts: DecoderParts) -> tuple[str, ...]:
     Returns:
         A few words each.
     """
-    config = parts.model.config.get_text_config(decoder=True)
+    config = decoder_config(parts.model.config)
     kinds: Counter[str] = Counter(getattr(config, "layer_types", None) or ())
     kinds = kinds or Counter("windowed" if window else "full_attention" for window in parts.windows)
     said = [f"{count} layers {kind}" for kind, count in kinds.items()]

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hsdlab.decoding.families import decoder_config
 from hsdlab.errors import UserError
 from hsdlab.reasons import reason
 from hsdlab.testing.tiny import VOCABULARY, WINDOW
@@ -120,7 +121,7 @@ def reduced_config(config: PreTrainedConfig) -> PreTrainedConfig:
         A config of the same class.
     """
     sizes = config.to_dict()
-    text = config.get_text_config(decoder=True)
+    text = decoder_config(config)
     own = text.to_dict()
     heads = next((own[name] for name in _HEADS if isinstance(own.get(name), int)), HEADS)
     width = next((own[name] for name in _WIDTHS if isinstance(own.get(name), int)), WIDTH)
@@ -216,7 +217,7 @@ def reduced_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     try:
         model = _built(config, seed)
     except Exception as error:  # of any class, by family
-        text = config.get_text_config(decoder=True)
+        text = decoder_config(config)
         if text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return reduced_model(text, seed)
         raise UserError(

@@ -25,7 +25,9 @@ def snapshot(model: PreTrainedModel) -> dict[str, Any]:
     for name, module in model.named_modules():
         found[name] = (type(module), {key: _frozen(value) for key, value in vars(module).items()})
     with torch.no_grad():
-        found["output"] = model(prompts(1)[0]).logits.tolist()
+        ids = prompts(1)[0]
+        others = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        found["output"] = model(input_ids=ids, **others).logits.tolist()
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 TINY_FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2")
 """The model families on which every law is tested with every strategy, by transformers' ``model_type``."""
@@ -225,6 +225,52 @@ MORE_FAMILIES: dict[str, TinyFamily] = {
 """Further families and variants of families, by a name of ours: each mechanism, and what people use much."""
 
 
+_ENCODER = {
+    "d_model": 32,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+_POST_NORM = {**_ENCODER, "initializer_range": 0.1}  # with 0.3, each part hides the ones before it
+_T5 = {"initializer_factor": 4.0, "d_kv": 8, "d_ff": 64, "num_heads": 4, "decoder_start_token_id": 0}
+_T5GEMMA = {
+    **_HEADS,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 8,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": None,
+}
+
+_SPREAD = 1.2
+"""Standard deviation of the head of the families below, whose own initialisation differs: about that of the others."""
+
+ENCODER_DECODERS: dict[str, TinyFamily] = {
+    "bart": TinyFamily("bart", "BART", "encoder; learned positions; norms after the residual", _POST_NORM),
+    "marian": TinyFamily("marian", "Marian (OPUS-MT)", "encoder; a bias of the logits", _POST_NORM),
+    "mbart": TinyFamily("mbart", "mBART", "encoder; norms before each part", _ENCODER),
+    "mt5": TinyFamily("mt5", "mT5", "encoder; gated MLP; relative positions of the first layer", _T5),
+    "pegasus": TinyFamily("pegasus", "Pegasus", "encoder; sinusoidal positions", _ENCODER),
+    "t5": TinyFamily(
+        "t5",
+        "T5, Flan-T5",
+        "encoder; relative positions of the first layer; scale before the head",
+        {**_T5, "scale_decoder_outputs": True},
+    ),
+    "t5gemma": TinyFamily("t5gemma", "T5Gemma", "encoder; windows; caps on attention and logits", dtype=torch.float32),
+}
+"""Families with an encoder, by transformers' ``model_type``."""
+
+
 def tiny_model(
     family: str = "llama",
     *,
@@ -240,7 +286,8 @@ def tiny_model(
     times as large, so that confidences spread over 0 to 1.
 
     Args:
-        family: One of ``TINY_FAMILIES`` or ``MORE_FAMILIES``, or another ``model_type`` of transformers.
+        family: One of ``TINY_FAMILIES``, ``MORE_FAMILIES`` or ``ENCODER_DECODERS``, or another ``model_type`` of
+            transformers.
         num_layers: L.
         dtype: Dtype of the weights. In float64, two orders of the same arithmetic differ by far less than any law
             allows. None means float64, or the dtype of one of ``MORE_FAMILIES``.
@@ -273,15 +320,28 @@ def tiny_model(
         sizes["sliding_window"] = None
     if family == "opt":
         sizes["word_embed_proj_dim"] = 16  # with the projections of OPT-350m
-    known = MORE_FAMILIES.get(family, TinyFamily(family, family, ""))
+    known = (MORE_FAMILIES | ENCODER_DECODERS).get(family, TinyFamily(family, family, ""))
+    if family == "t5gemma":
+        sizes["encoder"] = sizes["decoder"] = {**_T5GEMMA, "num_hidden_layers": num_layers}
+    elif family in ENCODER_DECODERS:
+        del sizes["num_hidden_layers"], sizes["num_attention_heads"]
+        sizes |= dict.fromkeys(("encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"), num_layers)
     config = AutoConfig.for_model(known.model_type, **{**sizes, **known.options, **options})
+    loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).to(dtype or known.dtype).eval()
+        model = loader.from_config(config).to(dtype or known.dtype).eval()
     if known.dtype == torch.float64 and getattr(config, "num_experts_per_tok", None):
         model.set_experts_implementation("eager")  # torch's product of all experts at once has no float64
     with torch.no_grad():
-        model.get_output_embeddings().weight *= 4
+        head = model.get_output_embeddings().weight
+        if family in ENCODER_DECODERS:
+            scale = config.d_model**0.5 if getattr(config, "scale_decoder_outputs", False) else 1
+            head *= _SPREAD * scale / head.std() / getattr(config, "initializer_factor", 1)
+        else:
+            head *= 4
+        if family == "marian":
+            model.final_logits_bias += torch.linspace(-1, 1, VOCABULARY)
     return model
 
 
@@ -301,3 +361,17 @@ def prompts(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     padding = torch.arange(rows)[:, None] % 3  # 0, 1, 2 tokens
     mask = (torch.arange(PROMPT_TOKENS)[None] >= padding).long()
     return ids * mask, mask
+
+
+def prompts_for(model: PreTrainedModel, rows: int = 3) -> tuple[Tensor, Tensor]:
+    """Draw random prompts, padded as a model reads them.
+
+    Args:
+        model: A tiny model.
+        rows: Number of prompts.
+
+    Returns:
+        As :func:`prompts`; padded on the right where an encoder reads them.
+    """
+    ids, mask = prompts(rows)
+    return (ids.flip(1), mask.flip(1)) if model.config.is_encoder_decoder else (ids, mask)

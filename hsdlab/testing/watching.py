@@ -13,7 +13,7 @@ from hsdlab.decoding import DecodeOutput
 from hsdlab.decoding.families import attention, decoder_parts, feed_forward
 from hsdlab.strategies import SkipStrategy
 from hsdlab.testing.expect import LawViolationError
-from hsdlab.testing.tiny import prompts
+from hsdlab.testing.tiny import prompts_for
 
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -72,7 +72,7 @@ def watched(model: PreTrainedModel) -> Iterator[Passes]:
     """Record the logits of each forward pass, and for how many tokens each layer's two parts ran.
 
     Args:
-        model: A decoder-only transformers model; the hooks are removed on leaving.
+        model: A transformers language model; the hooks are removed on leaving.
 
     Yields:
         The record, which grows with each forward pass inside the block.
@@ -131,7 +131,7 @@ def decode(
     rows: Tensor | None = None,
     **options: Any,
 ) -> Decode:
-    """Decode three left-padded random prompts, or some of them, and record what the model does.
+    """Decode three padded random prompts, or some of them, and record what the model does.
 
     Args:
         model: A small model whose vocabulary has ``VOCABULARY`` tokens or more.
@@ -148,7 +148,7 @@ def decode(
     Raises:
         LawViolationError: ``applied_to`` does not apply the strategy to ``model.generate``.
     """
-    ids, mask = prompts(3)
+    ids, mask = prompts_for(model)
     if rows is not None:
         ids, mask = ids[rows], mask[rows]
         ids, mask = ids[:, mask.any(0)], mask[:, mask.any(0)]  # a single sequence needs no padding

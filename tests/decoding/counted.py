@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hsdlab import generate
 from hsdlab.decoding import cache
 from hsdlab.decoding.cache import SkipCache
+from hsdlab.decoding.encoder_decoder import _Held
 
 aten = torch.ops.aten
 ROWS_OF = (aten.index, aten.index_select)  # operators that read of a tensor what they return
@@ -59,7 +60,14 @@ def _cache_reads() -> Iterator[list[int]]:
         read[0] += keys.nbytes + values.nbytes
         return keys, values
 
-    with mock.patch.object(SkipCache, "update", update):
+    usual_read = _Held._read
+
+    def read_cross(*args):
+        held = usual_read(*args)
+        read[0] += held.nbytes
+        return held
+
+    with mock.patch.object(SkipCache, "update", update), mock.patch.object(_Held, "_read", read_cross):
         yield read
 
 

@@ -10,11 +10,14 @@ from hsdlab.decoding.families import decoder_parts, position_ids
 from hsdlab.decoding.sub_layers import alike, step_mask
 
 
-def masked_logits(model, input_ids, attention_mask, executed):
-    """Logits [rows, length, vocabulary] of a plain pass in which hooks undo each layer where it does not run."""
+def masked_logits(model, input_ids, attention_mask, executed, **others):
+    """Logits [rows, length, vocabulary] of a plain pass in which hooks undo each layer where it does not run.
+
+    ``others`` are further arguments of the model: what a decoder beside an encoder reads.
+    """
     if executed.dim() == 4:
         return _pass_in_parts(model, input_ids, attention_mask, executed)
-    return _hooked_pass(model, input_ids, attention_mask, lambda i, out, arrived: executed[:, :, i])
+    return _hooked_pass(model, input_ids, attention_mask, lambda i, out, arrived: executed[:, :, i], **others)
 
 
 def prompt_executed(strategy, prompts, *layers):
@@ -169,7 +172,7 @@ def _append(input_ids, attention_mask, logits):
     return torch.cat([input_ids, token], 1), torch.cat([attention_mask, torch.ones_like(token)], 1)
 
 
-def _hooked_pass(model, input_ids, attention_mask, runs):
+def _hooked_pass(model, input_ids, attention_mask, runs, **others):
     def hook(i):
         def undo(module, args, out):
             hidden = out[0] if isinstance(out, tuple) else out
@@ -179,7 +182,7 @@ def _hooked_pass(model, input_ids, attention_mask, runs):
         return undo
 
     handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(decoder_parts(model).layers)]
-    return _pass_with(handles, model, input_ids, attention_mask)
+    return _pass_with(handles, model, input_ids, attention_mask, **others)
 
 
 def _pass_in_parts(model, input_ids, attention_mask, executed):
@@ -202,15 +205,12 @@ def _pass_in_parts(model, input_ids, attention_mask, executed):
     return _pass_with(handles, model, input_ids, attention_mask)
 
 
-def _pass_with(handles, model, input_ids, attention_mask):
+def _pass_with(handles, model, input_ids, attention_mask, **others):
+    if not others:
+        others = {"position_ids": position_ids(attention_mask)}
     try:
         with torch.no_grad():
-            return model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids(attention_mask),
-                use_cache=False,
-            ).logits
+            return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **others).logits
     finally:
         for handle in handles:
             handle.remove()

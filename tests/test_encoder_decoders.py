@@ -1,0 +1,228 @@
+"""Encoder-decoder models: T5, mT5, BART, mBART, Marian, Pegasus, T5Gemma. The law holds for the decoder."""
+
+import copy
+
+import pytest
+import torch
+
+from hsdlab import CALM, HSD, FullDepth, OracleExit, SubLayerStrategy, UserError, Verified, generate, replay
+from hsdlab import testing as laws
+from hsdlab.decoding import families
+from hsdlab.decoding.cost import decode_bytes, decode_cost, decode_flops, encoder_flops, prompt_flops
+from hsdlab.decoding.families import UnsupportedModelError, decoder_parts
+from hsdlab.testing.expect import expect_close
+from tests.decoding.counted import counted
+from tests.reference import slow
+from tests.strategies_for_tests import ChangingPrompt, RandomPlan
+
+LAYERS = 6
+CELLS = [
+    (laws.law_3_replay, RandomPlan(share=0.5), "greedy"),
+    (laws.law_3_replay, RandomPlan(share=0.5), "beam"),
+    (laws.law_3_replay, CALM(0.5), "sampling"),
+    (laws.law_3_replay, ChangingPrompt(), "greedy"),
+    (laws.law_4_trace, RandomPlan(share=0.5), "greedy"),
+    (laws.law_4_trace, RandomPlan(share=0.5), "beam"),
+    (laws.law_5_restored, HSD(2, 0, 4), "greedy"),
+    (laws.law_6_no_state, CALM(0.4, measure="saturation", probe_layers=2), "greedy"),
+    (laws.law_7_rows, CALM(0.4, probe_layers=2, shortlist=8), "greedy"),
+    (laws.law_7_rows, HSD(2, 0, 4), "beam"),
+]
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in laws.ENCODER_DECODERS]
+)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return laws.tiny_model(family)
+
+
+@pytest.fixture(scope="module")
+def remembered(family):
+    return laws.RememberedDecodes()
+
+
+def test_the_family_is_known_and_each_layer_matters(model):
+    parts = decoder_parts(model)
+    assert parts.proven
+    assert parts.encoder is model.get_encoder()
+    assert parts.num_layers == LAYERS
+    executed = torch.ones(3, 5, LAYERS, dtype=torch.bool)
+    full = _replay(model, executed)
+    for layer in range(LAYERS):
+        without = executed.clone()
+        without[:, -1, layer] = False
+        assert (full[:, -1] - _replay(model, without)[:, -1]).abs().max() > 0.05
+
+
+def _decoder_ids(tokens=5):
+    return torch.randint(7, laws.VOCABULARY, (3, tokens), generator=torch.Generator().manual_seed(1))
+
+
+def _replay(model, executed):
+    ids, mask = laws.prompts_for(model)
+    decoder_ids = _decoder_ids(executed.shape[1])
+    with torch.no_grad():
+        return replay(model, input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, executed=executed)
+
+
+def test_replay_with_all_layers_is_a_forward_pass(model):
+    ids, mask = laws.prompts_for(model)
+    decoder_ids = _decoder_ids()
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+    expect_close(_replay(model, torch.ones(3, 5, LAYERS, dtype=torch.bool)), plain, "replay differs from the model")
+
+
+def test_replay_equals_a_reference_without_cache(model):
+    """Hooks undo each layer where it does not run; the position bias of T5's first block goes on nonetheless."""
+    ids, mask = laws.prompts_for(model)
+    decoder_ids = _decoder_ids()
+    executed = torch.rand(3, 5, LAYERS, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        expected = slow.masked_logits(model, ids, mask, executed, decoder_input_ids=decoder_ids)
+    expect_close(_replay(model, executed), expected, "the logits of replay differ from the reference's")
+
+
+@pytest.mark.parametrize("mode", laws.MODES)
+def test_law_1_full_depth_equals_plain_generate(model, remembered, mode):
+    here = remembered(model, FullDepth(), mode)
+    ids, mask = laws.prompts_for(model)
+    options = {"max_new_tokens": laws.NEW_TOKENS, "eos_token_id": laws.END_TOKENS, **laws.MODES[mode]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = model.generate(input_ids=ids, attention_mask=mask, **options)
+    assert torch.equal(here.output.sequences, plain)
+    assert here.output.trace.prompt_length == 1
+
+
+@pytest.mark.parametrize(("law", "strategy", "mode"), CELLS, ids=lambda value: getattr(value, "__name__", repr(value)))
+def test_laws(model, remembered, law, strategy, mode):
+    law(model, strategy, mode, remembered)
+
+
+COSTS = [
+    (RandomPlan(share=0.5), {}),
+    pytest.param(FullDepth(), {"num_beams": 3}, marks=pytest.mark.slow),
+    pytest.param(RandomPlan(share=0.5), {"num_beams": 3}, marks=pytest.mark.slow),
+    pytest.param(HSD(2, 0, 4), {}, marks=pytest.mark.slow),
+    pytest.param(CALM(0.5), {"num_beams": 3}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("strategy", "way"), COSTS, ids=str)
+def test_the_cost_is_what_torch_counts(model, strategy, way):
+    ids, mask = laws.prompts_for(model, 2)
+    call = {"input_ids": ids, "attention_mask": mask, **way}
+    output, both = counted(model, strategy, max_new_tokens=9, **call)
+    _, prompt = counted(model, FullDepth(), max_new_tokens=1, **call)
+    trace, steps = output.trace, both - prompt
+    assert encoder_flops(model, trace) + prompt_flops(model, trace) == pytest.approx(prompt.flops, rel=0.01)
+    assert decode_flops(model, trace) == pytest.approx(steps.flops, rel=0.01)
+    assert decode_bytes(model, trace) == pytest.approx(steps.bytes_read, rel=0.02)
+    cost = decode_cost(model, output)
+    assert cost.encoder_flops == encoder_flops(model, trace)
+    assert 0 < cost.encoder_s < cost.prompt_s
+    assert cost.figures()["encoder_ms"] == pytest.approx(1000 * cost.encoder_s)
+
+
+def test_the_encoder_runs_once_and_cross_attention_makes_its_keys_once(model):
+    parts, calls = decoder_parts(model), []
+    keys = [families.cross_attention(layer) for layer in parts.layers]
+    keys = [getattr(each, "k", None) or each.k_proj for each in keys]
+    watched = [parts.encoder, *keys]
+    handles = [each.register_forward_hook(lambda module, *_: calls.append(watched.index(module))) for each in watched]
+    try:
+        laws.decode(model, RandomPlan(share=0.5), "beam", eos_token_id=None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert sorted(calls) == list(range(LAYERS + 1))
+
+
+def test_rows_that_end_are_left_out(model):
+    """What is left of cross-attention is that of the other rows."""
+    whole = laws.decode(model, HSD(2, 0, 4), eos_token_id=None).output.sequences
+    ends = whole[0, 2].item()
+    got = laws.decode(model, HSD(2, 0, 4), eos_token_id=[ends]).output
+    for row in range(3):
+        length = int(got.trace.live[:, row].sum()) + 2
+        assert got.sequences[row, :length].tolist() == whole[row, :length].tolist()
+
+
+def test_a_decoder_prompt_of_several_tokens(model):
+    ids, mask = laws.prompts_for(model)
+    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": _decoder_ids(3), "max_new_tokens": 6}
+    plain = model.generate(**given, do_sample=False)
+    full = generate(model, strategy=FullDepth(), **given)
+    assert full.sequences.tolist() == plain.tolist()
+    assert full.trace.prompt_length == plain.shape[1] - 6
+    output = generate(model, strategy=ChangingPrompt(), output_scores=True, **given)
+    start = output.trace.prompt_length
+    replayed = laws.replayed(model, output)[:, start - 1 : -1]
+    expect_close(torch.stack(output.scores, dim=1), replayed.float(), "scores differ from replay's", tolerance=1e-4)
+
+
+def test_the_context_of_source_and_text(model):
+    ids = torch.full((1, 65), 7)
+    if model.config.model_type in ("t5", "mt5"):
+        pytest.skip("T5 has relative positions and no context length")
+    with pytest.raises(UserError, match="A source of 65 tokens exceeds this model's context of 64"):
+        generate(model, input_ids=ids, strategy=HSD(), max_new_tokens=2)
+    with pytest.raises(UserError, match="A prompt of 1 tokens and max_new_tokens=64 exceed"):
+        generate(model, input_ids=ids[:, :4], strategy=HSD(), max_new_tokens=64)
+
+
+def test_what_is_refused(model):
+    ids, mask = laws.prompts_for(model)
+    call = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 3}
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder model, whose drafts cannot be verified"):
+        generate(model, strategy=Verified(HSD(2, 0, 4)), **call)
+    with pytest.raises(UnsupportedModelError, match="cannot be skipped apart: it has an encoder"):
+        generate(model, strategy=SubLayerStrategy([1], [2]), **call)
+    with pytest.raises(UserError, match="compile=True"):
+        generate(model, strategy=HSD(), compile=True, **call)
+    padded = {"decoder_input_ids": _decoder_ids(2), "decoder_attention_mask": torch.tensor([[0, 1]] * 3)}
+    with pytest.raises(UserError, match="decoder_attention_mask: padding is not supported"):
+        generate(model, strategy=HSD(), **padded, **call)
+    with pytest.raises(UserError, match="encoder_outputs: give the source as input_ids"):
+        generate(model, strategy=HSD(), encoder_outputs=(torch.zeros(3, 5, 32),), **call)
+    executed = torch.ones(3, 5, LAYERS, dtype=torch.bool)
+    with pytest.raises(UserError, match="This model has an encoder; give it"):
+        replay(model, input_ids=ids, attention_mask=mask, executed=executed)
+    with pytest.raises(UserError, match="This model has no encoder; leave it out"):
+        replay(laws.tiny_model(), input_ids=ids, decoder_input_ids=ids, executed=executed)
+
+
+def test_gradients_of_replay_reach_the_encoder():
+    model = laws.tiny_model("t5")
+    ids, mask = laws.prompts_for(model)
+    executed = torch.rand(3, 5, LAYERS, generator=torch.Generator().manual_seed(0)) < 0.5
+    executed[:, :, 3] = False
+    replay(
+        model, input_ids=ids, attention_mask=mask, decoder_input_ids=_decoder_ids(), executed=executed
+    ).square().mean().backward()
+    assert all(weight.grad is not None for weight in model.encoder.block.parameters())
+    assert all(weight.grad is None for weight in model.decoder.block[3].parameters())
+
+
+def test_an_oracle_on_an_encoder_decoder(model):
+    output = laws.decode(model, OracleExit("full")).output
+    full = laws.decode(model, FullDepth()).output
+    assert output.sequences.tolist() == full.sequences.tolist()
+    assert output.trace.average_layers <= LAYERS
+
+
+def test_a_decoder_deeper_than_its_encoder():
+    """transformers' own generate fails there in 5.23: its cache has as many layers as the encoder."""
+    model = laws.tiny_model("t5", num_layers=6, num_decoder_layers=6)
+    config = copy.deepcopy(model.config)
+    config.num_layers = 2
+    deeper = type(model)(config).double().eval()
+    assert decoder_parts(deeper).num_layers == LAYERS
+    laws.law_3_replay(deeper, RandomPlan(share=0.5), "greedy")
