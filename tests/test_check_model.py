@@ -291,12 +291,12 @@ def test_the_command_needs_a_config(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["models", "check", str(tmp_path / "none")])
     assert end.value.code == "error: " + f"no model folder or .gguf file at {tmp_path / 'none'}"
-    with pytest.raises(UserError, match="decoder-only"):
-        model_config(translator(tmp_path))
+    with pytest.raises(UserError, match="encoder-decoder"):
+        model_config(listener(tmp_path))
 
 
-def translator(folder):
-    AutoConfig.for_model("t5").save_pretrained(folder)
+def listener(folder):
+    AutoConfig.for_model("whisper").save_pretrained(folder)
     return folder
 
 

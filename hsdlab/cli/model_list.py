@@ -1,4 +1,4 @@
-"""`hsdlab models list | check NAME`: the embedded models and installed adapters; what hsdlab can do with a model."""
+"""`hsdlab models list | check NAME`: embedded and installed models and adapters; what hsdlab can do with a model."""
 
 import argparse
 import sys
@@ -26,7 +26,7 @@ def main(args: Sequence[str]) -> None:
         epilog="Example: hsdlab models check my_model",
     )
     commands = parser.add_subparsers(dest="command", metavar="list | check NAME")
-    commands.add_parser("list", help="List the embedded models and the installed adapters (the default).")
+    commands.add_parser("list", help="List the embedded models, and installed adapters and models (the default).")
     checks = commands.add_parser(
         "check",
         help="Check what hsdlab can do with a model, on a small random model of its config.",
@@ -58,7 +58,7 @@ def listed() -> str:
         state = f"in the cache: {folder.name}" if folder.is_dir() else f"not yet fetched, {model.download_mb} MB"
         lines.append(f"  {name:{width}}{state} ({model.licence})")
     adapters = installed_adapters()
-    lines += ["", "Installed adapters:" if adapters else "No adapter is installed."]
+    lines += ["", "Installed adapters and models:" if adapters else "No adapter is installed."]
     longest = max((len(name) for name in adapters), default=0) + len(PREFIX) + 2
     for adapter in adapters.values():
         where = "its folder is missing: install the distribution again" if adapter.folder is None else adapter.folder

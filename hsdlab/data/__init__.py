@@ -7,6 +7,7 @@ from hsdlab.data.hub import HubDataset
 from hsdlab.data.jsonl import JSONLines
 from hsdlab.data.prompt import PromptTemplate
 from hsdlab.data.restaurants import Restaurants
+from hsdlab.data.synthetic_tables import SyntheticTables
 
 __all__ = [
     "DataFolder",
@@ -17,4 +18,5 @@ __all__ = [
     "JSONLines",
     "PromptTemplate",
     "Restaurants",
+    "SyntheticTables",
 ]

@@ -1,4 +1,4 @@
-"""The base of every data set: examples in, left-padded prompts out, and pairs with references for training.
+"""The base of every data set: examples in, padded prompts out, and pairs with references for training.
 
 Longer than other files: Lightning's hooks of one class, and what they share.
 """
@@ -30,6 +30,7 @@ from hsdlab.data.batches import (
 from hsdlab.data.batches import Example as Example  # the seam of every data set
 from hsdlab.data.checks import check_examples
 from hsdlab.data.prompt import PromptTemplate
+from hsdlab.data.source_target import NO_LIMIT, SourceAndTarget, context_tokens, decoder_start
 from hsdlab.data.targets import read_targets
 from hsdlab.data.training import TrainingLoader
 from hsdlab.errors import RunError, UserError
@@ -49,21 +50,27 @@ class GenerationDataModule(LightningDataModule, ABC):
     forms a pair with its prompt. The order of the pairs depends on `seed` and the epoch. References are cut to
     `max_new_tokens`, the longest text that decoding could write.
 
+    An encoder-decoder model reads the source by itself, after `prefix` and without the prompt's template. References
+    are its targets, apart from the source.
+
     Args:
-        prompt: Template of the prompt. `{source}` stands for the source text; what follows it is never cut.
+        prompt: Template of the prompt of a decoder-only model. `{source}` stands for the source text; what follows it
+            is never cut.
         chat: Wrap the prompt as a user's message in the tokenizer's chat template.
         batch_size: Prompts per batch and process.
         limit: Examples per split at most, drawn by `seed`. A larger limit keeps those of a smaller one. By default
             all.
         seed: Seed of that draw, and of the order of training.
         max_prompt_tokens: Longest prompt in tokens; sources are cut at their end to fit. By default the
-            model's context minus `max_new_tokens`.
+            model's context minus `max_new_tokens`. Of an encoder-decoder the longest source, by default its context,
+            or what its tokenizer says if it has none, as T5.
         group_by_length: Train on batches of pairs of similar length: less padding, an order less random.
         targets: Files of `hsdlab predict`, whose texts are the training targets in place of the references:
             sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947). They must hold a text for every
             example of the splits whose loss is computed. By default the references are the training targets.
         predict_split: The split that `predict` decodes: train, validation or test.
         num_workers: Worker processes that load batches; 0 loads them in the main process.
+        prefix: Text before each source of an encoder-decoder model, such as "summarize: " for T5. None by default.
 
     Raises:
         UserError: A template without exactly one `{source}`, or a number out of its range.
@@ -81,6 +88,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         targets: Sequence[str] = (),
         predict_split: Split = "test",
         num_workers: int = 0,
+        prefix: str = "",
     ) -> None:
         super().__init__()
         _check_split(predict_split)
@@ -88,7 +96,9 @@ class GenerationDataModule(LightningDataModule, ABC):
         _check_at_least("limit", limit, 1)
         _check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
         _check_at_least("num_workers", num_workers, 0)
-        self.template = PromptTemplate(prompt, chat)
+        self.prompt_template = PromptTemplate(prompt, chat)
+        self.prefix = prefix
+        self.template: PromptTemplate | SourceAndTarget = self.prompt_template
         self.batch_size = batch_size
         self.limit = limit
         self.seed = seed
@@ -125,6 +135,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         max_prompt_tokens: int | None = None,
         max_target_tokens: int | None = None,
         validate_loss: bool = False,
+        decoder_start: int | None = None,
     ) -> None:
         """Set the tokenizer and the longest texts; a Trainer's run does it by itself.
 
@@ -135,21 +146,43 @@ class GenerationDataModule(LightningDataModule, ABC):
             max_target_tokens: Longest reference of a training pair in tokens, its end-of-sequence token
                 included; no limit by default.
             validate_loss: Give each validation batch the pairs for a loss too, under "pairs".
+            decoder_start: Id of the token with which an encoder-decoder begins to decode. None for a decoder-only
+                model.
 
         Raises:
-            UserError: A limit is below 1.
+            UserError: A limit is below 1, or a chat template for an encoder-decoder.
         """
         _check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
         _check_at_least("max_target_tokens", max_target_tokens, 1)
         limit = self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
-        before = (self.tokenizer, self.prompt_limit_tokens, self.target_limit_tokens)
-        if before != (tokenizer, limit, max_target_tokens):
+        template = self.template_for(decoder_start)
+        before = (self.tokenizer, self.prompt_limit_tokens, self.target_limit_tokens, self.template)
+        if before != (tokenizer, limit, max_target_tokens, template):
             for made in (self._prompts, self._pairs, self.cut, self.cut_references):
                 made.clear()
         self.tokenizer = tokenizer
+        self.template = template
         self.prompt_limit_tokens = limit
         self.target_limit_tokens = max_target_tokens
         self.validate_loss = validate_loss
+
+    def template_for(self, decoder_start: int | None) -> PromptTemplate | SourceAndTarget:
+        """Choose how texts become tokens.
+
+        Args:
+            decoder_start: As for `connect`.
+
+        Returns:
+            The prompt's template for a decoder-only model; for an encoder-decoder, source and target apart.
+
+        Raises:
+            UserError: A chat template for an encoder-decoder.
+        """
+        if decoder_start is None:
+            return self.prompt_template
+        if self.prompt_template.chat:
+            raise UserError("chat=True, but the model is an encoder-decoder, which reads no chat: set chat=False")
+        return SourceAndTarget(decoder_start, self.prefix)
 
     def setup(self, stage: str) -> None:
         """Connect to the LightningModule of the Trainer, if it has a tokenizer.
@@ -165,31 +198,37 @@ class GenerationDataModule(LightningDataModule, ABC):
         """Take the tokenizer and the longest texts from a LightningModule, as in a Trainer's run.
 
         Args:
-            module: Has `tokenizer`, `max_new_tokens` and `model.config`. Its `validates_loss`, if there is one, says
+            module: Has `tokenizer`, `max_new_tokens` and `model`. Its `validates_loss`, if there is one, says
                 whether validation batches get pairs for the loss.
 
         Raises:
             UserError: The prompts allowed by `max_prompt_tokens` do not fit the model's context.
         """
-        room = None
-        context = getattr(module.model.config, "max_position_embeddings", None)
+        start = decoder_start(module.model)
+        context = context_tokens(module.model.config)
+        room = context
         if context is not None:
-            room = context - module.max_new_tokens
-            if room < 1:
+            left = context - module.max_new_tokens  # for a prompt, of an encoder-decoder at least the decoder's
+            if left < 1:
                 raise UserError(
                     f"max_new_tokens={module.max_new_tokens} leaves no room for a prompt in the model's context of "
                     f"{context} tokens: lower it"
                 )
+            room = left if start is None else context
             if room < (self.max_prompt_tokens or 1):
+                both = "" if start is not None else f" and max_new_tokens={module.max_new_tokens}"
                 raise UserError(
-                    f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={module.max_new_tokens} "
+                    f"max_prompt_tokens={self.max_prompt_tokens}{both} "
                     f"do not fit the model's context of {context} tokens: lower one of them"
                 )
+        elif start is not None and module.tokenizer.model_max_length < NO_LIMIT:
+            room = module.tokenizer.model_max_length
         self.connect(
             module.tokenizer,
             self.max_prompt_tokens or room,
             max_target_tokens=getattr(module, "max_new_tokens", None),
             validate_loss=getattr(module, "validates_loss", False),
+            decoder_start=start,
         )
 
     def examples(self, split: str, at_most: int | None = None) -> list[Example]:
@@ -303,7 +342,8 @@ class GenerationDataModule(LightningDataModule, ABC):
         """
         digest = hashlib.sha256()
         for pair in self._pairs_of("train").rows:
-            digest.update(array("q", [len(pair.prompt_ids), *pair.prompt_ids, *pair.target_ids]).tobytes())
+            before = [*(pair.source_ids or ()), *pair.prompt_ids]
+            digest.update(array("q", [len(before), *before, *pair.target_ids]).tobytes())
         return {
             "training examples": digest.hexdigest()[:16],
             "batch_size": self.batch_size,
@@ -338,7 +378,8 @@ class GenerationDataModule(LightningDataModule, ABC):
         A process for which there is none gets a batch without a row, so that all run the same hooks: Lightning stops a
         process that has no batch, while the others wait for it.
         """
-        collate = partial(collate, pad_token_id=pad_token_id_of(self.connected_tokenizer()))
+        pad_token_id = pad_token_id_of(self.connected_tokenizer())
+        collate = partial(collate, pad_token_id=pad_token_id, padding_side=self.template.padding_side)
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         order = batches_by_length([len(prompt.input_ids) for prompt in prompts.rows], self.batch_size)
         if rank * self.batch_size >= len(rows):
@@ -398,7 +439,7 @@ class GenerationDataModule(LightningDataModule, ABC):
         for prompt, texts in zip(prompts, self.target_texts([each.example for each in prompts]), strict=True):
             for reference in texts[: None if split == "train" else 1]:
                 target_ids, was_cut = self.template.encode_target(reference, tokenizer, self.target_limit_tokens)
-                pairs.append(Pair(prompt.input_ids, array("i", target_ids), prompt.example.id))
+                pairs.append(self.template.pair(prompt.input_ids, array("i", target_ids), prompt.example.id))
                 if was_cut:
                     cut, longest = cut + 1, max(longest, len(self.template.encode_target(reference, tokenizer)[0]))
         self.cut_references[split] = cut

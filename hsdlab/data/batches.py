@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hsdlab.errors import UserError
 
 Row = TypeVar("Row")
+PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Prompt:
 
     Attributes:
         example: The example.
-        input_ids: The prompt's token ids, those of the template and special tokens included.
+        input_ids: The prompt's token ids, those of the template and special tokens included. For an encoder-decoder
+            those of the source.
         position: Place among the examples of its split that are in use, from 0; None where it comes from no split.
     """
 
@@ -49,14 +52,21 @@ class Pair:
     """A prompt and one reference as token ids, neither padded.
 
     Attributes:
-        prompt_ids: The prompt, as decoding gets it.
+        prompt_ids: The prompt, as decoding gets it. For an encoder-decoder the decoder's.
         target_ids: The reference, its end-of-sequence token included unless it was cut.
         id: Of the example.
+        source_ids: What an encoder reads; None for a decoder-only model.
     """
 
     prompt_ids: Sequence[int]
     target_ids: Sequence[int]
     id: str = ""
+    source_ids: Sequence[int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of the pair, without padding."""
+        return len(self.prompt_ids) + len(self.target_ids) + len(self.source_ids or ())
 
 
 class Rows(Dataset[Row]):
@@ -125,24 +135,19 @@ class BatchesInTurn(DistributedSampler[int]):
         return len(self.positions)
 
 
-def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, Any]:
-    """Make a batch for decoding, padded on the left.
+def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int, padding_side: PaddingSide = "left") -> dict[str, Any]:
+    """Make a batch for decoding.
 
     Args:
         prompts: The rows.
         pad_token_id: Fills `input_ids` where `attention_mask` is 0.
+        padding_side: "left" for decoder-only models, "right" for sources of encoder-decoders.
 
     Returns:
         The batch. "input_ids" and "attention_mask" are LongTensor [rows, length], "ids" and "sources" hold a string
         a row, "references" a list of strings a row, and "positions" the place of each row in its split.
     """
-    length = max((len(prompt.input_ids) for prompt in prompts), default=0)
-    input_ids = torch.full((len(prompts), length), pad_token_id)  # (rows, length)
-    attention_mask = torch.zeros_like(input_ids)  # (rows, length)
-    for row, prompt in enumerate(prompts):
-        start = length - len(prompt.input_ids)
-        input_ids[row, start:] = torch.tensor(prompt.input_ids)
-        attention_mask[row, start:] = 1
+    input_ids, attention_mask = padded([prompt.input_ids for prompt in prompts], pad_token_id, padding_side)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
@@ -154,7 +159,10 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> dict[str, A
 
 
 def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Any]:
-    """Make a batch for the loss: each row is prompt and reference in one, padded on the left.
+    """Make a batch for the loss: each row is prompt and reference in one.
+
+    Rows are padded on the left. Those of an encoder-decoder are padded on the right, and hold the decoder's prompt
+    and the reference; the sources are apart.
 
     Args:
         pairs: The rows.
@@ -162,37 +170,61 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, Any]:
 
     Returns:
         The batch. "input_ids" and "attention_mask" are LongTensor [rows, length], "target_mask" is BoolTensor
-        [rows, length], true at the tokens of the reference, and "ids" are those of each row's example.
+        [rows, length], true at the tokens of the reference, and "ids" are those of each row's example. For an
+        encoder-decoder also "source_ids" and "source_mask", LongTensor [rows, length of the sources].
     """
-    length = max((len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs), default=0)
-    input_ids = torch.full((len(pairs), length), pad_token_id)  # (rows, length)
-    attention_mask = torch.zeros_like(input_ids)  # (rows, length)
-    target_mask = torch.zeros_like(input_ids, dtype=torch.bool)  # (rows, length)
-    for row, pair in enumerate(pairs):
-        token_ids = [*pair.prompt_ids, *pair.target_ids]
-        input_ids[row, length - len(token_ids) :] = torch.tensor(token_ids)
-        attention_mask[row, length - len(token_ids) :] = 1
-        target_mask[row, length - len(pair.target_ids) :] = True
-    return {
+    sources = [pair.source_ids for pair in pairs if pair.source_ids is not None]
+    texts = [[*pair.prompt_ids, *pair.target_ids] for pair in pairs]
+    input_ids, attention_mask = padded(texts, pad_token_id, "right" if sources else "left")
+    places = attention_mask.cumsum(dim=1)  # (rows, length); the text's first token has 1
+    of_prompt = torch.tensor([len(pair.prompt_ids) for pair in pairs], dtype=torch.long)
+    batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "target_mask": target_mask,
+        "target_mask": attention_mask.bool() & (places > of_prompt[:, None]),
         "ids": [pair.id for pair in pairs],
     }
+    if sources:
+        batch["source_ids"], batch["source_mask"] = padded(sources, pad_token_id, "right")
+    return batch
 
 
-def collate_with_pairs(rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int) -> dict[str, Any]:
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int, padding_side: PaddingSide) -> tuple[Tensor, Tensor]:
+    """Put token ids into a tensor.
+
+    Args:
+        rows: Token ids of each row.
+        pad_token_id: Fills the shorter rows.
+        padding_side: Where it fills them.
+
+    Returns:
+        The ids, and the mask that is 1 at tokens and 0 at padding: LongTensor [rows, length].
+    """
+    length = max(map(len, rows), default=0)
+    input_ids = torch.full((len(rows), length), pad_token_id)  # (rows, length)
+    attention_mask = torch.zeros_like(input_ids)  # (rows, length)
+    for number, row in enumerate(rows):
+        start = length - len(row) if padding_side == "left" else 0
+        input_ids[number, start : start + len(row)] = torch.tensor(row)
+        attention_mask[number, start : start + len(row)] = 1
+    return input_ids, attention_mask
+
+
+def collate_with_pairs(
+    rows: Sequence[tuple[Prompt, Pair]], pad_token_id: int, padding_side: PaddingSide = "left"
+) -> dict[str, Any]:
     """Make a batch for decoding with the pairs of the same examples, for the loss.
 
     Args:
         rows: A prompt and a pair of each example.
         pad_token_id: Fills `input_ids` where `attention_mask` is 0.
+        padding_side: Of the prompts; see `collate_prompts`.
 
     Returns:
         What `collate_prompts` returns, and under "pairs" what `collate_pairs` returns.
     """
     prompts, pairs = [prompt for prompt, _ in rows], [pair for _, pair in rows]
-    return {**collate_prompts(prompts, pad_token_id), "pairs": collate_pairs(pairs, pad_token_id)}
+    return {**collate_prompts(prompts, pad_token_id, padding_side), "pairs": collate_pairs(pairs, pad_token_id)}
 
 
 def collate_nothing(rows: Sequence[Row], collate: Callable[[Sequence[Row]], Any]) -> Any:

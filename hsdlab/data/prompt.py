@@ -1,9 +1,12 @@
 """Prompt templates: text to token ids, cut so that the end of the template stays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from hsdlab.data.batches import PaddingSide, Pair
 from hsdlab.data.joint import bare_ids, following_ids, names_special_token, plain_ids, prompt_ids, special_tokens
 from hsdlab.errors import UserError
 
@@ -28,6 +31,7 @@ class PromptTemplate:
 
     text: str
     chat: bool = False
+    padding_side: ClassVar[PaddingSide] = "left"  # of the prompts in a batch
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -134,6 +138,19 @@ class PromptTemplate:
             text = self._space_after(prompt, tokenizer) + text
             token_ids = [*plain_ids(prompt, text, tokenizer), *token_ids]
         return token_ids[:max_tokens], max_tokens is not None and len(token_ids) > max_tokens
+
+    def pair(self, prompt_ids: Sequence[int], target_ids: Sequence[int], example_id: str = "") -> Pair:
+        """Put a prompt and a reference together.
+
+        Args:
+            prompt_ids: Of `encode`.
+            target_ids: Of `encode_target`.
+            example_id: Of the example.
+
+        Returns:
+            The pair.
+        """
+        return Pair(prompt_ids, target_ids, example_id)
 
     def _encode_whole(self, source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         begin = bare_ids if self.chat else prompt_ids

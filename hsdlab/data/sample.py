@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hsdlab.data.base import GenerationDataModule
-from hsdlab.data.batches import Pair, Prompt, collate_with_pairs, pad_token_id_of
+from hsdlab.data.batches import Prompt, collate_with_pairs, pad_token_id_of
 
 
 def sample_batches(
@@ -38,6 +38,7 @@ def sample_batches(
             target_ids = list(texts[example.id])
         else:
             continue
-        rows.append((Prompt(example, prompt_ids), Pair(prompt_ids, target_ids)))
+        rows.append((Prompt(example, prompt_ids), datamodule.template.pair(prompt_ids, target_ids)))
     pad_token_id, size = pad_token_id_of(tokenizer), datamodule.batch_size
-    return [collate_with_pairs(rows[start : start + size], pad_token_id) for start in range(0, len(rows), size)]
+    side = datamodule.template.padding_side
+    return [collate_with_pairs(rows[start : start + size], pad_token_id, side) for start in range(0, len(rows), size)]

@@ -83,7 +83,7 @@ class TrainingLoader(DataLoader[Pair]):
         sampler = _Shuffled(pairs, num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
         if group_by_length:
             sampler.batch_size = batch_size
-            sampler.lengths = [len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs.rows]
+            sampler.lengths = [pair.tokens for pair in pairs.rows]
         super().__init__(
             pairs,
             batch_size=batch_size,

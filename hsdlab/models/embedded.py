@@ -65,13 +65,13 @@ EMBEDDED_MODELS = {
 
 
 def adapter_folder(name: str) -> Path | None:
-    """Find the folder of an adapter in an installed distribution.
+    """Find the folder of an adapter, or of a whole model, in an installed distribution.
 
     Args:
         name: The name of any model or adapter, such as "embedded:smollm2-135m-e2e".
 
     Returns:
-        The adapter's folder; None where no installed adapter has this name. A name of `EMBEDDED_MODELS` is never an
+        Its folder; None where nothing that is installed has this name. A name of `EMBEDDED_MODELS` is never an
         adapter's.
 
     Raises:

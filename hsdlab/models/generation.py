@@ -2,7 +2,9 @@
 
 Most chat models ask for sampling in their `generation_config.json`, and `model.generate` follows without a message.
 The commands decode greedily or by beams unless the user asks otherwise. From the checkpoint they take the special
-tokens and what ends a text, and nothing else. `hsdlab.generate` in Python follows the checkpoint, as transformers does.
+tokens and what ends a text, and nothing else. Of an encoder-decoder they also take the tokens that it forces or never
+writes (BART's first token, mBART's language, Marian's padding): it was trained so. `hsdlab.generate` in Python follows
+the checkpoint, as transformers does.
 
 Longer than other files: a third of it is the table of all entries.
 """
@@ -171,6 +173,9 @@ GENERATION: dict[str, Entry] = {
 }
 """Every entry of transformers' GenerationConfig."""
 
+OF_ENCODER_DECODERS = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
+"""Entries that are taken from the checkpoint of an encoder-decoder, whatever the table says."""
+
 _OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer")
 """Parameters of `model.generate` that are not entries of the config. In Python they may be set."""
 
@@ -232,16 +237,19 @@ def generation(
     Returns:
         The options for `model.generate`, and what of the checkpoint's config is in effect.
     """
+    taken_names = {name for name, entry in GENERATION.items() if entry.rule == "taken"}
+    if model.config.is_encoder_decoder:
+        taken_names.update(OF_ENCODER_DECODERS)
     of_checkpoint = {name: value for name, value in vars(model.generation_config).items() if value is not None}
     not_taken = {
         name: value
         for name, value in of_checkpoint.items()
-        if name in GENERATION and GENERATION[name].rule != "taken" and value != given.get(name, GENERATION[name].value)
+        if name in GENERATION and name not in taken_names and value != given.get(name, GENERATION[name].value)
     }
     taken = {
         name: value
         for name, value in of_checkpoint.items()
-        if name in GENERATION and GENERATION[name].rule == "taken" and name not in NO_EFFECT and name not in given
+        if name in taken_names and name not in NO_EFFECT and name not in given
     }
     instead = {name: GENERATION[name].value for name in not_taken if name not in given}
     options = {**instead, **given}

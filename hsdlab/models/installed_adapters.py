@@ -1,9 +1,10 @@
-"""The adapters of installed distributions, found through the entry-point group ``hsdlab.adapters``.
+"""The adapters and small models of installed distributions, found through the entry-point group ``hsdlab.adapters``.
 
-An entry point names an adapter and holds the dotted path of its folder::
+An entry point names an adapter, or a whole model, and holds the dotted path of its folder::
 
     [project.entry-points."hsdlab.adapters"]
     smollm2-135m-e2e = "hsdlab_adapters.e2e"
+    t5-tiny-tables = "hsdlab_adapters.t5_tiny_tables"
 
 hsdlab finds the folder and imports nothing, so that no code of such a distribution runs.
 """
@@ -25,13 +26,13 @@ HOW_TO_GET_THEM = (
 
 @dataclass(frozen=True)
 class InstalledAdapter:
-    """An adapter in an installed distribution.
+    """An adapter, or a whole model, in an installed distribution.
 
     Attributes:
         name: What follows ``embedded:``.
         distribution: Name of the distribution.
         version: Version of the distribution; empty for an unnamed one.
-        folder: The adapter's folder; None where the distribution lacks the folder that it names.
+        folder: Its folder; None where the distribution lacks the folder that it names.
     """
 
     name: str
@@ -41,7 +42,7 @@ class InstalledAdapter:
 
 
 def installed_adapters() -> dict[str, InstalledAdapter]:
-    """List the adapters of all installed distributions.
+    """List the adapters and models of all installed distributions.
 
     Returns:
         Name (what follows ``embedded:``) to adapter, in the order of the names.
@@ -55,8 +56,8 @@ def installed_adapters() -> dict[str, InstalledAdapter]:
         other = found.setdefault(point.name, adapter)
         if other.distribution != adapter.distribution:
             raise UserError(
-                f"the distributions {other.distribution} and {adapter.distribution} both contain an adapter called "
-                f"{point.name!r}; uninstall one of them"
+                f"the distributions {other.distribution} and {adapter.distribution} both contain an adapter or model "
+                f"called {point.name!r}; uninstall one of them"
             )
     return found
 

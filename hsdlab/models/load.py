@@ -1,4 +1,4 @@
-"""Load a decoder-only language model and its tokenizer, ready for decoding."""
+"""Load a language model, decoder-only or encoder-decoder, and its tokenizer, ready for decoding."""
 
 import hashlib
 from os import PathLike, fspath
@@ -15,7 +15,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from hsdlab.errors import UserError
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
@@ -42,7 +46,7 @@ def load_model(
     revision: str | None = None,
     attention: Attention | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model in eval mode, and its tokenizer, which pads on the left.
+    """Load a model in eval mode, and its tokenizer. It pads on the left, that of an encoder-decoder on the right.
 
     No code of a model repository is run. Weights are safetensors, or PyTorch files read as weights only.
 
@@ -50,7 +54,8 @@ def load_model(
         name: One of these:
 
             - an embedded model ("embedded:smollm2-135m");
-            - an adapter of an installed distribution ("embedded:smollm2-135m-e2e-skip-aware" of hsdlab-adapters);
+            - an adapter or a small model of an installed distribution ("embedded:smollm2-135m-e2e-skip-aware" and
+              "embedded:t5-tiny-tables" of hsdlab-adapters);
             - a local Hugging Face folder, or a .gguf file;
             - a folder with a LoRA adapter. Its base model is loaded and the adapter merged into it. The tokenizer, chat
               template, generation config and embeddings saved beside the adapter are used;
@@ -70,8 +75,8 @@ def load_model(
         FileNotFoundError: A folder or file is missing, or a model folder lacks a part.
         ConnectionError: The hub cannot be reached and the model is not in its local cache.
         OSError: The hub has no such model, or refuses access to it.
-        UserError: Unknown embedded model, dtype or device; a model that is not a decoder-only language model
-            or lacks some of its weights; an adapter that cannot be merged.
+        UserError: Unknown embedded model, dtype or device; a model that is neither a decoder-only nor an
+            encoder-decoder language model, or lacks some of its weights; an adapter that cannot be merged.
         RuntimeError: An embedded model could not be downloaded.
     """
     if dtype not in DTYPES:
@@ -80,7 +85,7 @@ def load_model(
         if not isinstance(place, str | PathLike) and not (what == "adapter" and place is None):
             raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
-    name = fspath(adapter_folder(fspath(name)) or name)
+    given_name, name = fspath(name), fspath(adapter_folder(fspath(name)) or name)
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
         named = read_adapter(name)
         name, revision = named.base(revision)
@@ -93,6 +98,7 @@ def load_model(
     else:
         given = None if adapter is None else read_adapter(fspath(adapter))
         model, tokenizer = _load(name, dtype, revision, attention, given)
+        model.name_or_path = given_name  # what an adapter trained on this model notes as its base
     return model.to(target).eval(), tokenizer
 
 
@@ -110,7 +116,7 @@ def model_config(name: str | PathLike[str], revision: str | None = None) -> PreT
         FileNotFoundError: A folder or file is missing, or an embedded model is not in the cache.
         ConnectionError: The hub cannot be reached and the config is not in its local cache.
         OSError: The hub has no such model, or refuses access to it.
-        UserError: It cannot be read, or is not that of a decoder-only language model.
+        UserError: It cannot be read, or is neither that of a decoder-only nor of an encoder-decoder language model.
     """
     name = fspath(adapter_folder(fspath(name)) or name)
     path = Path(name).expanduser()
@@ -135,7 +141,7 @@ def model_config(name: str | PathLike[str], revision: str | None = None) -> PreT
                 "network, or HF_HUB_OFFLINE is set), and its local cache does not hold the model's config.json."
             ) from error
         raise
-    _check_decoder_only(name, config)
+    _check_language_model(name, config)
     return config
 
 
@@ -146,13 +152,16 @@ def _load(
     source, options = _locate(name, revision)
     try:
         config = load_config(name, source, options)
-        _check_decoder_only(name, config)
+        _check_language_model(name, config)
         read_generation_config(Path(source))
-        model = load_weights(name, source, dtype, options | {"attn_implementation": attention})
+        pairs = bool(config.is_encoder_decoder)
+        model = load_weights(name, source, dtype, options | {"attn_implementation": attention}, encoder_decoder=pairs)
+        side = "right" if pairs else "left"  # BART's encoder and its kin count positions with the padding
         if adapter is not None and adapter.brings_tokenizer:
-            tokenizer = load_tokenizer(str(adapter.folder), str(adapter.folder), {"config": config, **NO_CODE})
+            folder = str(adapter.folder)
+            tokenizer = load_tokenizer(folder, folder, {"config": config, "padding_side": side, **NO_CODE})
         else:
-            tokenizer = load_tokenizer(name, source, options)
+            tokenizer = load_tokenizer(name, source, {"padding_side": side, **options})
     except OSError as error:
         if options.get("local_files_only"):
             raise ConnectionError(
@@ -162,7 +171,7 @@ def _load(
                 "or try again with network."
             ) from error
         raise
-    model.name_or_path = name  # what an adapter trained on this model notes as its base
+    model.name_or_path = name
     if adapter is not None:
         model = merge(model, adapter, len(tokenizer))
         vars(model)["merged_adapter"] = str(adapter.folder)  # `fit` trains no second one on it
@@ -232,13 +241,20 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def _check_decoder_only(name: str, config: PreTrainedConfig) -> None:
-    """Raise UserError unless the configuration is that of a decoder-only language model."""
-    classes = set(config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)])
-    if config.is_encoder_decoder or not classes & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+def _check_language_model(name: str, config: PreTrainedConfig) -> None:
+    """Raise UserError unless the configuration is that of a decoder-only or an encoder-decoder language model."""
+    if config.is_encoder_decoder:
+        with_head = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        # BART-base is stored without its head, which is the matrix of the embeddings
+        known = {with_head, with_head and MODEL_MAPPING_NAMES.get(config.model_type)} - {None}
+    else:
+        with_head = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if not set(config.architectures or [with_head]) & known:
         raise UserError(
-            f"hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...); "
-            f"{name} is a {config.model_type} model with {config.architectures or 'no language-model head'}"
+            f"hsdlab decodes language models, decoder-only (GPT-2, OPT, Llama, ...) or encoder-decoder (T5, BART, "
+            f"Marian, ...); {name} is a {config.model_type} model with "
+            f"{config.architectures or 'no language-model head'}"
         )
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if layers < 1:

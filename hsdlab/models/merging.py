@@ -34,8 +34,10 @@ def few_logits(model: nn.Module) -> Tensor:
     rows = base.get_input_embeddings().weight.shape[0]
     tokens = (torch.arange(16) * 7919 + rows - 8).remainder(rows)
     tokens[:4] = torch.arange(rows - 4, rows).clamp(min=0)
+    text = tokens.reshape(2, 8).to(device)
+    target = {"decoder_input_ids": text} if base.config.is_encoder_decoder else {}
     with torch.no_grad():
-        return base(input_ids=tokens.reshape(2, 8).to(device), use_cache=False).logits
+        return base(input_ids=text, **target, use_cache=False).logits
 
 
 def check_same_logits(before: Tensor, after: Tensor, what: str, tied: list[str]) -> None:

@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
@@ -57,12 +58,15 @@ def load_config(name: str, source: str, options: dict[str, Any]) -> PreTrainedCo
         if "does not recognize this architecture" in text or "Unrecognized model" in text:
             raise UserError(
                 f"{name}: its config.json names a model_type that this version of transformers does not know, or none: "
-                f"{reason(error)}. hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...)"
+                f"{reason(error)}. hsdlab decodes decoder-only language models (GPT-2, OPT, Llama, ...) and "
+                "encoder-decoders (T5, BART, Marian, ...)"
             ) from error
         raise UserError(f"{name}: its config.json does not describe a model: {reason(error)}. {_AGAIN}") from error
 
 
-def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
+def load_weights(
+    name: str, source: str, dtype: str, options: dict[str, Any], encoder_decoder: bool = False
+) -> PreTrainedModel:
     """Load a model, and check its weights.
 
     Args:
@@ -70,6 +74,7 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
         source: The folder or hub id.
         dtype: Of the weights, as `load_model` takes it; a GGUF file is dequantised to it.
         options: Further keyword arguments of ``from_pretrained``, such as "gguf_file".
+        encoder_decoder: What the configuration says; by default the model is decoder-only.
 
     Returns:
         The model on the CPU, with all its weights present and finite.
@@ -81,7 +86,8 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
     if "gguf_file" in options:  # plain layers: packed ones can be neither merged with an adapter nor saved
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+        auto = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+        model, report = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # safetensors, pickle, torch, gguf and transformers raise errors of any class
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise
@@ -138,12 +144,12 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left.
+    """Load a tokenizer that pads on the left, unless the options say otherwise.
 
     Args:
         name: As the user wrote it, for messages.
         source: The folder or hub id.
-        options: Further keyword arguments of ``from_pretrained``, such as "gguf_file".
+        options: Further keyword arguments of ``from_pretrained``, such as "gguf_file" or "padding_side".
 
     Returns:
         The tokenizer. Without a padding token of its own, it pads with its end-of-sequence token.
@@ -154,7 +160,7 @@ def load_tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTraine
         OSError: The hub does not provide it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **{"padding_side": "left", **options})
     except Exception as error:  # tokenizers and transformers raise errors of any class
         if isinstance(error, OSError) and options.get("local_files_only") is not None:  # of the hub
             raise

@@ -47,7 +47,7 @@ class DecodeModule(LightningModule):
     of its own, so the samples do not depend on where a run was interrupted.
 
     Args:
-        model: A decoder-only transformers model.
+        model: A transformers model, decoder-only or encoder-decoder.
         tokenizer: Its tokenizer.
         max_new_tokens: The most tokens that are decoded for an example; T of the strategies' schedules.
         num_beams: Beams of beam search, 4 as in the HSD paper. 1 is greedy decoding, or sampling with
@@ -274,7 +274,7 @@ class DecodeModule(LightningModule):
         steps = int(output.trace.live[:, row].sum())
         executed = output.trace.executed[:steps, row]  # (steps, layers) or (steps, layers, 2)
         new_tokens = steps + 1  # the first comes from the prefill
-        token_ids = output.sequences[row, batch["input_ids"].shape[1] :][:new_tokens]
+        token_ids = output.sequences[row, output.trace.prompt_length :][:new_tokens]
         return ExampleRecord(
             id=batch["ids"][row],
             source=batch["sources"][row],

@@ -81,8 +81,8 @@ def supervised_loss(
     pass computes them again, so a supervised layer costs two forward passes of the head and one backward pass.
 
     Args:
-        model: A decoder-only transformers model, or a peft model around one.
-        outputs: Outputs of its L layers in a forward pass of the batch, [rows, length, d] each (`layer_outputs`).
+        model: A transformers model, or a peft model around one.
+        outputs: Outputs of its L decoder layers in a forward pass, [rows, length, d] each (`layer_outputs`).
         last_loss: The last layer's loss: `reference_loss` of that forward pass, a scalar in nats.
         batch: input_ids and target_mask, [rows, length], of `collate_pairs`.
         weights: L shares of `DeepSupervision.layer_weights`. A layer of weight 0 is not computed.

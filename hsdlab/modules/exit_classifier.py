@@ -15,13 +15,14 @@ from torchmetrics.classification import MultilabelAUROC, MultilabelF1Score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding.exit_classifier import ExitClassifier
-from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model, position_ids
+from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics.reliability import Reliability
 from hsdlab.models.load import weights_fingerprint
 from hsdlab.modules.checkpoint_files import tensor_bytes
 from hsdlab.modules.finite import check_finite, check_loss
+from hsdlab.modules.model_inputs import at_full_depth
 from hsdlab.modules.optimizer import adamw
 from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
 from hsdlab.modules.weight_files import errors_of_the_system
@@ -41,7 +42,7 @@ class ExitClassifierModule(LightningModule):
     layers) and val/agreement, the share of steps in which a layer's prediction is the last layer's.
 
     Args:
-        model: A decoder-only transformers model. It is frozen and set to eval mode.
+        model: A transformers model, decoder-only or encoder-decoder. It is frozen and set to eval mode.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; 2 or more.
         learning_rate: Peak of AdamW's learning rate, which falls linearly to 0 over the run.
@@ -129,7 +130,7 @@ class ExitClassifierModule(LightningModule):
         """Compute what the classifier learns from: the layers' outputs and whether each predicts as the last one.
 
         Args:
-            batch: input_ids, attention_mask and target_mask, [rows, length], of `collate_pairs`.
+            batch: Of `collate_pairs`.
 
         Returns:
             The outputs of all layers but the last in all decode steps, float32 [steps, layers - 1, d], and whether the
@@ -137,12 +138,10 @@ class ExitClassifierModule(LightningModule):
             steps of all rows; it is 0 where each reference has one token.
         """
         parts = decoder_parts(self.model)
-        mask, targets = batch["attention_mask"], batch["target_mask"]
+        targets = batch["target_mask"]
         inputs = targets[:, :-1] & targets[:, 1:]  # (rows, length - 1): new tokens but the last
         with layer_outputs(self.model) as outputs:
-            parts.body(
-                input_ids=batch["input_ids"], attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-            )
+            (parts.model if "source_ids" in batch else parts.body)(**at_full_depth(batch))
         states = torch.stack([output[:, :-1][inputs] for output in outputs], dim=1)  # (steps, layers, d)
         predicted = torch.stack([parts.logits(state).argmax(dim=-1) for state in states.unbind(dim=1)], dim=1)
         return states[:, :-1].float(), predicted[:, :-1] == predicted[:, -1:]

@@ -23,7 +23,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding import Strategy, replay
-from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model, position_ids
+from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics import BLEU, ROUGE
@@ -38,6 +38,7 @@ from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
 from hsdlab.modules.lora import LoRA, add_lora, continue_lora, described
 from hsdlab.modules.losses import agreement, distilled_loss, perplexity, reference_loss
+from hsdlab.modules.model_inputs import at_full_depth, model_inputs
 from hsdlab.modules.optimizer import LearningRateSchedule, adamw
 from hsdlab.modules.skip_aware import SkipMixture
 from hsdlab.modules.starting_weights import StartingWeights
@@ -51,7 +52,7 @@ _MOST = 1000  # AdamW moves each weight by about the learning rate: more is a sl
 
 
 class FinetuneModule(LightningModule):
-    """Fine-tunes a decoder-only model, whole or with LoRA, on the references of a data module.
+    """Fine-tunes a language model, whole or with LoRA, on the references of a data module.
 
     Logs train/loss, train/learning_rate, train/tokens_per_second (prompt and reference, per process), val/loss (mean
     over the references' tokens, at full depth) and val/perplexity. A checkpoint holds the trained weights only. A run
@@ -65,7 +66,7 @@ class FinetuneModule(LightningModule):
     which option.
 
     Args:
-        model: A decoder-only transformers model.
+        model: A transformers model, decoder-only or encoder-decoder.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; T of the strategies' schedules.
         lora: Train LoRA's matrices only, with any option of `peft.LoraConfig`. By default all weights are trained.
@@ -261,7 +262,7 @@ class FinetuneModule(LightningModule):
         """Compute the mean cross-entropy of the references' tokens in a batch.
 
         Args:
-            batch: input_ids, attention_mask and target_mask, [rows, length], of `collate_pairs`.
+            batch: Of `collate_pairs`.
             drawn: Index of the skip strategy of each sequence, or one for all. None for full depth.
 
         Returns:
@@ -311,23 +312,22 @@ class FinetuneModule(LightningModule):
     def _logits_before(self, batch: dict[str, Any], start: StartingWeights) -> Tensor:
         """Compute what `training_logits` gave at full depth before the training."""
         with _head_at_the_last(_scored(batch), self.model):
-            return start.logits(plain_model(self.model), **_at_full_depth(batch))
+            return start.logits(plain_model(self.model), **at_full_depth(batch))
 
     def _logits(self, batch: dict[str, Any], drawn: Sequence[int] | None) -> Tensor:
-        text = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self.layer_dropout is not None and self.training:
             executed = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
-            return replay(self.model, **text, executed=executed)
+            return replay(self.model, **model_inputs(batch), executed=executed)
         if drawn is None or self.mixture is None:
-            return plain_model(self.model)(**_at_full_depth(batch)).logits
+            return plain_model(self.model)(**at_full_depth(batch)).logits
         executed = self.mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
-        return replay(self.model, **text, executed=executed)
+        return replay(self.model, **model_inputs(batch), executed=executed)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_index: int) -> None:
         """Log the learning rate of the step, and the throughput since the batch before."""
         now_s = time.perf_counter()
         if self._last_batch_end_s is not None:
-            tokens = batch["attention_mask"].sum()
+            tokens = sum(batch[name].sum() for name in ("attention_mask", "source_mask") if name in batch)
             self.log("train/tokens_per_second", tokens / (now_s - self._last_batch_end_s), prog_bar=True)
         self._last_batch_end_s = now_s
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -396,7 +396,8 @@ class FinetuneModule(LightningModule):
             sequences = model.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
             )  # (rows, prompt + new)
-        new_tokens = sequences[:, batch["input_ids"].shape[1] :]
+        prompt_tokens = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+        new_tokens = sequences[:, prompt_tokens:]
         return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
     def on_validation_epoch_end(self) -> None:
@@ -529,17 +530,6 @@ class FinetuneModule(LightningModule):
 def _scored(batch: dict[str, Any]) -> int:
     """Return the number of last positions whose logits count: the length of the longest reference plus 1."""
     return int(batch["target_mask"].any(dim=0).sum()) + 1
-
-
-def _at_full_depth(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a plain forward pass."""
-    mask = batch["attention_mask"]
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": mask,
-        "position_ids": position_ids(mask),
-        "use_cache": False,
-    }
 
 
 def _last(positions: int, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

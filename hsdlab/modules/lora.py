@@ -35,11 +35,12 @@ class LoRA(LoraConfig):
         lora_alpha: The added product is scaled by lora_alpha / r; 32 as in the HSD paper.
         lora_dropout: Dropout on the inputs of the added matrices, from 0 to below 1; 0 is peft's default.
         target_modules: Names of the linear layers to adapt, such as [c_attn], or a regular expression for whole names,
-            or "all-linear": every linear layer of the decoder but the head and routers, and the matrices of experts.
+            or "all-linear": every linear layer of the decoder, and of the encoder if there is one, but the head and
+            routers, and the matrices of experts.
             Of Mamba and its kin, not out_proj, which peft cannot adapt.
             The HSD paper names none; QLoRA (arXiv 2305.14314) needed all of them to match full fine-tuning. null takes
             peft's own choice for the architecture.
-        task_type: "CAUSAL_LM", the only type that hsdlab trains; any other value is replaced by it.
+        task_type: Replaced by "CAUSAL_LM", or for an encoder-decoder by "SEQ_2_SEQ_LM".
         loftq_config: Options of peft's LoftQ initialisation. Empty for none.
 
     Raises:
@@ -127,7 +128,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     _check_targets(model, lora)
     _refuse_merged(model, "lora")
     config = copy.deepcopy(lora)  # peft notes the model and the layers that it found in it
-    config.task_type = "CAUSAL_LM"
+    config.task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     if config.target_modules == ALL_LINEAR:
         _name_targets(model, config)
     _say_what_is_left_out(model, config)
@@ -194,7 +195,7 @@ def _refuse_merged(model: PreTrainedModel, option: str) -> None:
 
 def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
     """Put names in the place of "all-linear", by which peft would adapt routers and towers, and leave experts out."""
-    decoder = find_decoder(model)
+    decoder = _adapted(model)
     outside = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
     stacked = [f"{outside}{name}" for name in _experts(decoder)]
     if stacked and config.lora_dropout > 0:
@@ -202,11 +203,21 @@ def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
             f"lora.lora_dropout={config.lora_dropout}: peft has no dropout for the experts of {type(model).__name__}. "
             "Set it to 0, or leave the experts out: name the linear layers in lora.target_modules."
         )
-    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
     if model.config.model_type in _READ_BY_KERNEL:
         linear = [name for name in linear if name.rpartition(".")[2] != "out_proj"]
     config.target_modules = {f"{outside}{name}" for name in linear if not _is_router(decoder, name)}
     config.target_parameters = [*(config.target_parameters or ()), *stacked] or None
+
+
+def _adapted(model: PreTrainedModel) -> nn.Module:
+    """Return what "all-linear" is about: the decoder, of an encoder-decoder the encoder too."""
+    return model if model.config.is_encoder_decoder else find_decoder(model)
 
 
 def _experts(decoder: nn.Module) -> dict[str, nn.Parameter]:
@@ -234,7 +245,7 @@ def _is_router(decoder: nn.Module, name: str) -> bool:
 
 def _say_what_is_left_out(model: PreTrainedModel, config: LoraConfig) -> None:
     """Warn of experts that keep their weights, which are most of a model's."""
-    experts = _experts(find_decoder(model))
+    experts = _experts(_adapted(model))
     if experts and not config.target_parameters:
         share = sum(weight.numel() for weight in experts.values()) / sum(each.numel() for each in model.parameters())
         warnings.warn(

@@ -21,7 +21,7 @@ class SkipMixture:
     the strategy's `prompt_layers`, by default all.
 
     Args:
-        model: The decoder-only model whose layers are skipped.
+        model: The model whose decoder layers are skipped.
         strategies: Strategies whose layers are known before a step and the same for all sequences.
         weights: How often each is drawn, relative to the sum. None draws all equally often.
         max_new_tokens: T of the schedules.

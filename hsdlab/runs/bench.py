@@ -130,7 +130,7 @@ def run_bench(
     """Measure each cell; print and write the result. When it is cut short, the finished cells are printed and kept.
 
     Args:
-        model: A decoder-only transformers model in eval mode. For a cell of another dtype it is copied.
+        model: A transformers model in eval mode. For a cell of another dtype it is copied.
         cells: What is decoded. Its batches are the same in every round.
         strategies: Strategies to measure besides plain ``generate`` and full depth.
         options: Its new_tokens, repeats, removed_layers and assistant_early_exit. `cells` stands for the others.
@@ -212,7 +212,9 @@ def _measured(
                 not_measured.append(NotMeasured(LAYERS_REMOVED + name, "it chooses its layers while it decodes"))
                 continue
             whole = [layers for layers in schedule if not isinstance(layers, SubLayers)]
-            if len(whole) < len(schedule):
+            if plain_model(model).config.is_encoder_decoder:
+                not_measured.append(NotMeasured(LAYERS_REMOVED + name, "it is measured for decoder-only models"))
+            elif len(whole) < len(schedule):
                 not_measured.append(NotMeasured(LAYERS_REMOVED + name, "it runs attention and MLP apart"))
             else:
                 sides[LAYERS_REMOVED + name] = LayersRemovedSide(model, batches, kwargs, whole)

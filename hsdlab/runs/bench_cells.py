@@ -2,15 +2,16 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hsdlab.data import GenerationDataModule
+from hsdlab.data import GenerationDataModule, PromptTemplate
 from hsdlab.data.batches import Prompt, collate_prompts, pad_token_id_of
+from hsdlab.data.source_target import SourceAndTarget, decoder_start
 from hsdlab.decoding.families import context_length, decoder_parts, plain_model
 from hsdlab.errors import UserError
 from hsdlab.modules import DecodeModule
@@ -86,15 +87,22 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """The prompts of one batch.
+    """The prompts of one batch, or the sources of an encoder-decoder.
 
     Attributes:
-        input_ids: LongTensor [rows, length], left-padded.
+        input_ids: LongTensor [rows, length], left-padded; sources are padded on the right.
         attention_mask: LongTensor [rows, length], 1 for tokens and 0 for padding.
+        decoder_prompt_tokens: With how many tokens an encoder-decoder begins to decode; None for a decoder-only model.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
+    decoder_prompt_tokens: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens of each decoded sequence are not new."""
+        return self.input_ids.shape[1] if self.decoder_prompt_tokens is None else self.decoder_prompt_tokens
 
     @property
     def lengths(self) -> list[int]:
@@ -121,7 +129,7 @@ class Batch:
         Returns:
             The batch there.
         """
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device))
+        return replace(self, input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
 @dataclass(frozen=True)
@@ -163,12 +171,15 @@ def bench_cells(module: DecodeModule, datamodule: GenerationDataModule, options:
     datamodule.prepare_data()
     examples = datamodule.examples("test")
     options.check(len(examples))
-    room = None if context is None else context - options.new_tokens
+    start = decoder_start(module.model)
+    taken = options.new_tokens if start is None else 0  # of an encoder-decoder's context for sources
+    room = None if context is None else context - taken
+    template = datamodule.template_for(start)
     pad_token_id = pad_token_id_of(module.tokenizer)
 
     @cache
     def encoded(index: int, limit: int | None) -> list[int]:
-        return datamodule.template.encode(examples[index % len(examples)].source, module.tokenizer, limit)[0]
+        return template.encode(examples[index % len(examples)].source, module.tokenizer, limit)[0]
 
     cells = []
     for dtype in options.dtypes or (None,):
@@ -182,8 +193,8 @@ def bench_cells(module: DecodeModule, datamodule: GenerationDataModule, options:
                         token_ids = _of_length(encoded, index, length, module.tokenizer.bos_token_id)
                     prompts.append(Prompt(examples[index], token_ids))
                 batches = [
-                    _batch(prompts[start : start + batch_size], pad_token_id)
-                    for start in range(0, len(prompts), batch_size)
+                    _batch(prompts[first : first + batch_size], pad_token_id, template)
+                    for first in range(0, len(prompts), batch_size)
                 ]
                 cells += [Cell(batches, num_beams, dtype) for num_beams in options.beams]
     return cells
@@ -229,9 +240,10 @@ def _of_length(encoded: Callable[[int, int], list[int]], index: int, length: int
     return begin + token_ids
 
 
-def _batch(prompts: Sequence[Prompt], pad_token_id: int) -> Batch:
-    collated = collate_prompts(prompts, pad_token_id)
-    return Batch(collated["input_ids"], collated["attention_mask"])
+def _batch(prompts: Sequence[Prompt], pad_token_id: int, template: PromptTemplate | SourceAndTarget) -> Batch:
+    collated = collate_prompts(prompts, pad_token_id, template.padding_side)
+    decoder_prompt_tokens = 1 if isinstance(template, SourceAndTarget) else None
+    return Batch(collated["input_ids"], collated["attention_mask"], decoder_prompt_tokens)
 
 
 def in_dtype_of(cell: Cell, model: nn.Module) -> nn.Module:

@@ -63,7 +63,7 @@ class LayersRemovedSide:
             )
             end = now_s(model.device)
         (first_step,) = first_step_s
-        return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.input_ids.shape[1] - 1)
+        return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.prompt_tokens - 1)
 
     def costs(self) -> dict[str, float | None]:
         """Compute what the schedule alone determines.
@@ -200,6 +200,8 @@ class EarlyExitSide:
         Returns:
             The reason why not; None if it can.
         """
+        if self._parts.model.config.is_encoder_decoder:
+            return "it is measured for decoder-only models"
         if self._batches[0].input_ids.shape[0] > 1:
             return "transformers drafts for one sequence at a time"
         if self._options["num_beams"] > 1:

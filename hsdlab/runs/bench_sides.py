@@ -57,7 +57,7 @@ class PlainSide:
     """transformers' own ``generate``, timed batch by batch.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
+        model: A transformers model in eval mode.
         batches: The prompts, on its device.
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
 
@@ -82,14 +82,14 @@ class PlainSide:
             end = now_s(model.device)
         self.sequences[case] = sequences
         (first_step,) = first_step_s
-        return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.input_ids.shape[1] - 1)
+        return Timing(first_step - start, end - first_step, sequences.shape[1] - batch.prompt_tokens - 1)
 
 
 class PlainCompiledSide:
     """transformers' own ``generate`` on its static KV cache, which it compiles by itself on a GPU.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
+        model: A transformers model in eval mode.
         batches: The prompts, on its device.
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
     """
@@ -114,7 +114,7 @@ class PlainCompiledSide:
         return Timing(
             prompt_s=clock.reading_s - start,
             decode_s=end - clock.reading_s,
-            decode_passes=sequences.shape[1] - batch.input_ids.shape[1] - 1,
+            decode_passes=sequences.shape[1] - batch.prompt_tokens - 1,
         )
 
     def costs(self) -> dict[str, float | None]:
@@ -144,7 +144,7 @@ class StrategySide:
     """``hsdlab.generate`` under one strategy, timed batch by batch.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
+        model: A transformers model in eval mode.
         batches: The prompts, on its device.
         options: Of ``generate``, with max_new_tokens and without an end of sequence.
         strategy: The strategy.

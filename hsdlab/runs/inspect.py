@@ -129,9 +129,9 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
     """Measure every layer of a model on some text, with a progress bar; examples without a decode step are left out.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
-        batches: Each "input_ids" and "attention_mask" [rows, length] with prompts padded on the left, and
-            "target_mask", BoolTensor [rows, length], true at the new tokens (``collate_pairs`` of hsdlab.data).
+        model: A transformers model in eval mode.
+        batches: Each "input_ids" and "attention_mask" [rows, length], and "target_mask", BoolTensor [rows, length],
+            true at the new tokens; for an encoder-decoder the sources too (``collate_pairs`` of hsdlab.data).
 
     Returns:
         The sums of each example that has a decode step, in the order of the batches.
@@ -200,16 +200,16 @@ def _mean(sums: FloatArray, steps: FloatArray) -> Estimate:
 
 
 def own_text(model: nn.Module, prompts: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
-    """Continue prompts at full depth.
+    """Continue prompts at full depth, or write the targets of an encoder-decoder's sources.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
-        prompts: "input_ids" and "attention_mask" [rows, length], padded on the left. Other entries are ignored.
+        model: A transformers model in eval mode.
+        prompts: "input_ids" and "attention_mask" [rows, length]. Other entries are ignored.
         **options: Of ``generate``: "max_new_tokens", "do_sample" …
 
     Returns:
         A batch for :func:`inspect_layers` on the model's device, with "input_ids", "attention_mask" and "target_mask",
-        [rows, length + new tokens].
+        [rows, length + new tokens]; for an encoder-decoder also "source_ids" and "source_mask".
     """
     device = plain_model(model).device
     given = {name: prompts[name].to(device) for name in ("input_ids", "attention_mask")}
@@ -218,10 +218,15 @@ def own_text(model: nn.Module, prompts: Mapping[str, Tensor], **options: Any) ->
     last_token = output.trace.live.sum(dim=0).to(device)  # (rows); step t makes new token t + 1
     new_tokens = torch.arange(output.sequences.shape[1] - output.trace.prompt_length, device=device)
     is_new = new_tokens <= last_token[:, None]  # (rows, new)
+    sources = {}
+    if plain_model(model).config.is_encoder_decoder:
+        sources = {"source_ids": ids, "source_mask": mask}
+        mask = mask.new_ones(len(mask), output.trace.prompt_length)  # of the decoder's prompt
     return {
         "input_ids": output.sequences,
-        "attention_mask": torch.cat([given["attention_mask"], is_new.long()], dim=1),
-        "target_mask": torch.cat([torch.zeros_like(given["attention_mask"], dtype=torch.bool), is_new], dim=1),
+        "attention_mask": torch.cat([mask, is_new.long()], dim=1),
+        "target_mask": torch.cat([torch.zeros_like(mask, dtype=torch.bool), is_new], dim=1),
+        **sources,
     }
 
 

@@ -91,7 +91,9 @@ def test_with_the_companion_it_is_not_advertised(install):
 def test_two_distributions_of_one_name_are_refused(install):
     install("fake-one", {"a": "one.a"}, "one")
     install("fake-two", {"a": "two.a"}, "two")
-    with pytest.raises(UserError, match=r"fake-\w+ and fake-\w+ both contain an adapter called 'a'; uninstall one"):
+    with pytest.raises(
+        UserError, match=r"fake-\w+ and fake-\w+ both contain an adapter or model called 'a'; uninstall one"
+    ):
         adapter_folder("embedded:a")
 
 
@@ -108,11 +110,21 @@ def test_no_adapter_takes_the_name_of_a_model(install):
     assert adapter_folder("embedded:unknown") is None
 
 
-def test_the_companion_names_a_folder_for_each_adapter():
+def test_the_companion_names_a_folder_for_each_adapter_and_model():
     with (PROJECT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     assert project["name"] == COMPANION
-    folders = {f"hsdlab_adapters.{path.parent.name}" for path in PROJECT.glob("*/*/adapter_model.safetensors")}
-    points = project["entry-points"][GROUP]
-    assert set(points.values()) == folders
-    assert set(points) == {f"smollm2-135m-{each.partition('.')[2].replace('_', '-')}" for each in folders}
+    adapters = {path.parent.name for path in PROJECT.glob("*/*/adapter_model.safetensors")}
+    models = {path.parent.name for path in PROJECT.glob("*/*/model.safetensors")}
+    assert project["entry-points"][GROUP] == {
+        **{f"smollm2-135m-{each.replace('_', '-')}": f"hsdlab_adapters.{each}" for each in adapters},
+        **{each.replace("_", "-"): f"hsdlab_adapters.{each}" for each in models},
+    }
+
+
+def test_a_whole_model_is_loaded_by_the_name_of_its_entry_point(install):
+    folder = install("fake-adapters", {"tiny-whole": "fake_adapters.whole"}) / "whole"
+    save(tiny_llama(), folder)
+    model, _ = load_model("embedded:tiny-whole", device="cpu")
+    assert torch.equal(model.lm_head.weight, tiny_llama().lm_head.weight)
+    assert model.name_or_path == "embedded:tiny-whole"  # what an adapter trained on it notes as its base

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, GPT2Model, T5Config, T5ForConditionalGeneration
+from transformers import BertConfig, BertForMaskedLM, GPT2Model, T5Config, T5EncoderModel
 
 from hsdlab.models import load_model
 from hsdlab.models.embedded import embedded_folder
@@ -162,10 +162,10 @@ def test_an_incomplete_folder_is_refused(missing, message, tmp_path):
 def test_other_kinds_of_models_are_refused(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     bert = save(BertForMaskedLM(BertConfig(**sizes)), tmp_path / "bert")
-    t5 = save(T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1)), tmp_path / "t5")
+    t5 = save(T5EncoderModel(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1)), tmp_path / "t5")
     headless = save(GPT2Model(tiny_gpt2().config), tmp_path / "headless")
     for folder in (bert, t5, headless):
-        with pytest.raises(ValueError, match=f"decoder-only language models .*{folder.name} is a"):
+        with pytest.raises(ValueError, match=f"decodes language models, .*{folder.name} is a"):
             load_model(folder)
 
 
