@@ -10,6 +10,7 @@ from hsdlab import testing as laws
 from hsdlab.decoding import families
 from hsdlab.decoding.cost import decode_bytes, decode_cost, decode_flops, encoder_flops, prompt_flops
 from hsdlab.decoding.families import UnsupportedModelError, decoder_parts
+from hsdlab.decoding.forced import ForcedTexts, layer_schedule
 from hsdlab.testing.expect import expect_close
 from tests.decoding.counted import counted
 from tests.reference import slow
@@ -240,3 +241,17 @@ def test_a_family_that_is_not_listed_is_found_and_checked(model_type):
     laws.decode(model, CALM(0.5))  # the first decode is checked, which runs more passes
     laws.law_3_replay(model, CALM(0.5), "greedy")
     laws.law_3_replay(model, RandomPlan(share=0.5), "beam")
+
+
+def test_forced_texts_score_the_decode_steps(model):
+    ids, mask = laws.prompts_for(model)
+    output = generate(model, input_ids=ids, attention_mask=mask, strategy=HSD(2, 0, 4), max_new_tokens=6)
+    text = output.sequences
+    new = torch.ones_like(text, dtype=torch.bool)
+    new[:, 0] = False
+    batch = {"input_ids": text, "attention_mask": torch.ones_like(text), "target_mask": new}
+    with torch.no_grad():
+        texts = ForcedTexts(model, {**batch, "source_ids": ids, "source_mask": mask})
+        schedule = layer_schedule(HSD(2, 0, 4), LAYERS, 6)
+        agreed = texts.agrees(texts.scheduled_logits(schedule))
+    assert [each.tolist() for each in agreed] == [[True] * 5] * 3
