@@ -24,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.stored import quantised_linears
 
 
 class UnsupportedModelError(UserError):
@@ -235,12 +236,12 @@ class DecoderParts:
     @cached_property
     def vocabulary_size(self) -> int:
         """Number of logits that the head gives."""
-        return self.head.weight.shape[0]
+        return _shape(self.head)[0]
 
     @cached_property
     def head_weights(self) -> tuple[int, int]:
         """Weights that a hidden state is multiplied with: between the last layer and the head, and for one logit."""
-        return sum(matrix_weights(module) for module in self.after_layers), self.head.weight.shape[1]
+        return sum(matrix_weights(module) for module in self.after_layers), _shape(self.head)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the final norm and the head to a layer's output (an intermediate prediction).
@@ -315,10 +316,12 @@ class DecoderParts:
         Raises:
             UnsupportedModelError: The head is something else (an adapter on the head, quantised weights).
         """
-        if type(self.head) is not nn.Linear:
+        quantised = bool(quantised_linears(self.head))
+        if type(self.head) is not nn.Linear or quantised:
+            kind = "has quantised weights" if quantised else f"is a {type(self.head).__name__}"
             raise UnsupportedModelError(
-                f"The head of {type(self.model).__name__} is a {type(self.head).__name__}; a shortlist of candidate "
-                "tokens needs a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
+                f"The head of {type(self.model).__name__} {kind}; candidate tokens need a plain torch.nn.Linear (merge "
+                "adapters first, leave the head out of quantisation), or leave shortlist and draft_vocabulary out."
             )
 
     def _before_head(self, hidden: Tensor) -> Tensor:
@@ -466,9 +469,17 @@ def matrix_weights(module: nn.Module) -> int:
         module: Any module; parameters with one dimension (biases, norms) do not count.
 
     Returns:
-        Number of weights.
+        Number of weights; of quantised ones, which are stored packed, as many as the matrix has.
     """
-    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
+    quantised = quantised_linears(module)
+    packed = {id(weight) for each in quantised for weight in each.parameters()}
+    whole = sum(w.numel() for w in module.parameters() if w.dim() > 1 and id(w) not in packed)
+    return whole + sum(each.in_features * each.out_features for each in quantised)
+
+
+def _shape(head: Any) -> tuple[int, int]:
+    """Outputs and inputs of a head."""
+    return (head.out_features, head.in_features) if isinstance(head, nn.Linear) else tuple(head.weight.shape)
 
 
 def groups_queries(model: PreTrainedModel) -> bool:

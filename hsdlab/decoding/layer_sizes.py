@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hsdlab.decoding.families import DecoderParts, attention, matrix_weights, output_projection, query_width
+from hsdlab.stored import quantised_linears, stored_bytes
 
 _OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "output_proj", "wo", "proj")
 _GATES = ("g_proj",)  # Laguna: the gate of what attention returns
@@ -104,13 +105,28 @@ def read_bytes(module: nn.Module, layer: nn.Module, tokens: float) -> float:
     Returns:
         Bytes, biases and norms included.
     """
-    held = sum(weight.nbytes for weight in module.parameters())
+    held = stored_bytes(module)
     idle = sum(
         weight.nbytes * (1 - _share(weight, layer, tokens))
         for experts in _experts(module)
         for weight in experts.parameters(recurse=False)
     )
     return held - idle
+
+
+def weight_bytes(layer: nn.Module, size: int) -> float:
+    """Look up how much memory one weight of a layer's attention takes.
+
+    Args:
+        layer: A decoder layer.
+        size: Bytes of a weight that is not quantised.
+
+    Returns:
+        Bytes; of quantised weights, the mean, with their scales.
+    """
+    quantised = quantised_linears(attention(layer))
+    weights = sum(map(matrix_weights, quantised))
+    return sum(map(stored_bytes, quantised)) / weights if quantised else size
 
 
 def _experts(module: nn.Module) -> list[nn.Module]:

@@ -18,8 +18,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hsdlab.errors import UserError
-from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
+from hsdlab.models.adapters import CONFIG_FILE, Adapter, leave_beside, merge, read_adapter
 from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, adapter_folder, cached_folder, embedded_folder
+from hsdlab.models.quantization import Quantization, is_quantised, loading_options
 from hsdlab.models.weights import (
     NO_CODE,
     check_tokenizer_fits,
@@ -28,6 +29,7 @@ from hsdlab.models.weights import (
     load_weights,
     read_generation_config,
 )
+from hsdlab.stored import plain_tensors
 
 Attention = Literal["sdpa", "eager"]
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -41,6 +43,7 @@ def load_model(
     adapter: str | PathLike[str] | None = None,
     revision: str | None = None,
     attention: Attention | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model in eval mode, and its tokenizer, which pads on the left.
 
@@ -62,16 +65,22 @@ def load_model(
             model, else for the main branch.
         attention: "sdpa", torch's fused attention, or "eager", plain matrix products, which trains short texts faster
             in bfloat16 on a CPU; None for transformers' choice (sdpa if the model has it).
+        quantization: Round the weights of the layers as they are loaded: "int8" (torchao), or "nf4", the 4 bits of
+            QLoRA (bitsandbytes). `dtype` is then that of the other weights and of the arithmetic. None takes the
+            weights as they are stored, quantised ones too.
 
     Returns:
-        The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token.
+        The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token. An adapter
+        on quantised weights is not merged into them, and stays beside them.
 
     Raises:
         FileNotFoundError: A folder or file is missing, or a model folder lacks a part.
         ConnectionError: The hub cannot be reached and the model is not in its local cache.
         OSError: The hub has no such model, or refuses access to it.
         UserError: Unknown embedded model, dtype or device; a model that is not a decoder-only language model
-            or lacks some of its weights; an adapter that cannot be merged.
+            or lacks some of its weights; an adapter that cannot be merged; weights that are quantised already, or
+            in a way that this machine cannot load.
+        RunError: A package that `quantization` needs is not installed.
         RuntimeError: An embedded model could not be downloaded.
     """
     if dtype not in DTYPES:
@@ -85,14 +94,14 @@ def load_model(
         named = read_adapter(name)
         name, revision = named.base(revision)
         try:
-            model, tokenizer = _load(name, dtype, revision, attention, named)
+            model, tokenizer = _load(name, dtype, revision, attention, named, quantization)
         except (FileNotFoundError, ConnectionError, UserError) as error:
             if str(named.folder) in str(error):
                 raise
             raise type(error)(f"{error} (the base model of the adapter {named.folder})") from error
     else:
         given = None if adapter is None else read_adapter(fspath(adapter))
-        model, tokenizer = _load(name, dtype, revision, attention, given)
+        model, tokenizer = _load(name, dtype, revision, attention, given, quantization)
     return model.to(target).eval(), tokenizer
 
 
@@ -140,7 +149,12 @@ def model_config(name: str | PathLike[str], revision: str | None = None) -> PreT
 
 
 def _load(
-    name: str, dtype: str, revision: str | None, attention: Attention | None, adapter: Adapter | None
+    name: str,
+    dtype: str,
+    revision: str | None,
+    attention: Attention | None,
+    adapter: Adapter | None,
+    quantization: Quantization | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, and merge an adapter with all that is saved beside it; see `load_model`."""
     source, options = _locate(name, revision)
@@ -148,7 +162,8 @@ def _load(
         config = load_config(name, source, options)
         _check_decoder_only(name, config)
         read_generation_config(Path(source))
-        model = load_weights(name, source, dtype, options | {"attn_implementation": attention})
+        rounded = loading_options(name, quantization, dtype, config)
+        model = load_weights(name, source, dtype, options | rounded | {"attn_implementation": attention})
         if adapter is not None and adapter.brings_tokenizer:
             tokenizer = load_tokenizer(str(adapter.folder), str(adapter.folder), {"config": config, **NO_CODE})
         else:
@@ -164,7 +179,7 @@ def _load(
         raise
     model.name_or_path = name  # what an adapter trained on this model notes as its base
     if adapter is not None:
-        model = merge(model, adapter, len(tokenizer))
+        model = (leave_beside if is_quantised(model) else merge)(model, adapter, len(tokenizer))
         vars(model)["merged_adapter"] = str(adapter.folder)  # `fit` trains no second one on it
         model.generation_config = adapter.generation_config() or model.generation_config
         tokenizer.chat_template = adapter.chat_template or tokenizer.chat_template
@@ -256,7 +271,8 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
-        numbers = weight.detach().flatten()
-        numbers = numbers[:: max(1, len(numbers) // 64)].cpu().double()
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
+        for plain in plain_tensors(weight.detach()):
+            numbers = plain.flatten()
+            numbers = numbers[:: max(1, len(numbers) // 64)].cpu().double()
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -17,6 +17,7 @@ from hsdlab.errors import UserError
 from hsdlab.models.adapters import beside, read_adapter
 from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
+from hsdlab.stored import quantised_linears
 
 ALL_LINEAR = "all-linear"
 _READ_BY_KERNEL = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
@@ -202,7 +203,12 @@ def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
             f"lora.lora_dropout={config.lora_dropout}: peft has no dropout for the experts of {type(model).__name__}. "
             "Set it to 0, or leave the experts out: name the linear layers in lora.target_modules."
         )
-    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    packed = quantised_linears(decoder)
+    linear = [
+        name
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) or any(module is each for each in packed)
+    ]
     if model.config.model_type in _READ_BY_KERNEL:
         linear = [name for name in linear if name.rpartition(".")[2] != "out_proj"]
     config.target_modules = {f"{outside}{name}" for name in linear if not _is_router(decoder, name)}
