@@ -316,9 +316,10 @@ class DecoderParts:
         Raises:
             UnsupportedModelError: The head is something else (an adapter on the head, quantised weights).
         """
-        quantised = bool(quantised_linears(self.head))
-        if type(self.head) is not nn.Linear or quantised:
+        quantised, away = bool(quantised_linears(self.head)), self.head.weight.is_meta
+        if type(self.head) is not nn.Linear or quantised or away:
             kind = "has quantised weights" if quantised else f"is a {type(self.head).__name__}"
+            kind = "is not on the device that computes (device_map)" if away else kind
             raise UnsupportedModelError(
                 f"The head of {type(self.model).__name__} {kind}; candidate tokens need a plain torch.nn.Linear (merge "
                 "adapters first, leave the head out of quantisation), or leave shortlist and draft_vocabulary out."
@@ -522,7 +523,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
 
     Raises:
         UnsupportedModelError: For encoder-decoder models, layers without attention or with another layer's keys and
-            values, models that accelerate dispatched over devices, and architectures whose parts are not found.
+            values, models that compute on several devices, and architectures whose parts are not found.
     """
     model = plain_model(module)
     name = type(model).__name__
@@ -533,11 +534,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         raise UnsupportedModelError(
             f"{name} has cross-attention to an encoder (add_cross_attention=True); hsdlab decodes decoder-only models."
         )
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        raise UnsupportedModelError(
-            f"{name} was dispatched over several devices by device_map; load it on one device "
-            "(load_model(..., device='cuda:0'))."
-        )
+    _check_devices(model)
     cached = DynamicCache(config=config).layers
     types = getattr(config, "layer_types", None) or [None] * len(cached)
     free = [kind in _FREE for kind in types]
@@ -607,6 +604,21 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         mixers=mixers,
         proven=family is not None,
     )
+
+
+def _check_devices(model: PreTrainedModel) -> None:
+    """Refuse a model that computes on several devices. Weights that wait elsewhere for their layer are no problem."""
+    name, places = type(model).__name__, set(getattr(model, "hf_device_map", {}).values())
+    computing = places - {"disk"} if places <= {"cpu", "disk"} else places - {"cpu", "disk"}
+    if len(computing) > 1:
+        raise UnsupportedModelError(
+            f"{name} computes on several devices ({', '.join(sorted(map(str, computing)))}) by its device_map; hsdlab "
+            "decodes on one. Load it on one device, with layers on the CPU or the disk if it does not fit."
+        )
+    if places and model.device.type == "meta":
+        raise UnsupportedModelError(
+            f"The embeddings of {name} are not on the device that computes; leave them there in device_map."
+        )
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hsdlab.errors import UserError
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, leave_beside, merge, read_adapter
+from hsdlab.models.device_map import DeviceMap, placing_options
 from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, adapter_folder, cached_folder, embedded_folder
 from hsdlab.models.quantization import Quantization, is_quantised, loading_options
 from hsdlab.models.weights import (
@@ -44,6 +45,8 @@ def load_model(
     revision: str | None = None,
     attention: Attention | None = None,
     quantization: Quantization | None = None,
+    device_map: DeviceMap | None = None,
+    offload_folder: str | PathLike[str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model in eval mode, and its tokenizer, which pads on the left.
 
@@ -68,6 +71,12 @@ def load_model(
         quantization: Round the weights of the layers as they are loaded: "int8" (torchao), or "nf4", the 4 bits of
             QLoRA (bitsandbytes). `dtype` is then that of the other weights and of the arithmetic. None takes the
             weights as they are stored, quantised ones too.
+        device_map: For a model that does not fit: where each of its parts is, by name ("cpu", "disk", 0 …), or "auto",
+            which fills the GPU first, as transformers takes it. Layers on the CPU beside a GPU, or on the disk, are
+            loaded each time they run, and skipped layers are not. Only one device may compute. None loads the whole
+            model to `device`.
+        offload_folder: Takes the weights of layers on the disk that are not in the model's own safetensors files as
+            they are needed. None for no folder.
 
     Returns:
         The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token. An adapter
@@ -90,6 +99,8 @@ def load_model(
             raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
     name = fspath(adapter_folder(fspath(name)) or name)
+    adapted = adapter is not None or (Path(name).expanduser() / CONFIG_FILE).is_file()
+    placing = placing_options(device_map, device, adapted, offload_folder)
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
         named = read_adapter(name)
         name, revision = named.base(revision)
@@ -101,8 +112,8 @@ def load_model(
             raise type(error)(f"{error} (the base model of the adapter {named.folder})") from error
     else:
         given = None if adapter is None else read_adapter(fspath(adapter))
-        model, tokenizer = _load(name, dtype, revision, attention, given, quantization)
-    return model.to(target).eval(), tokenizer
+        model, tokenizer = _load(name, dtype, revision, attention, given, quantization, placing)
+    return (model if placing else model.to(target)).eval(), tokenizer
 
 
 def model_config(name: str | PathLike[str], revision: str | None = None) -> PreTrainedConfig:
@@ -155,6 +166,7 @@ def _load(
     attention: Attention | None,
     adapter: Adapter | None,
     quantization: Quantization | None,
+    placing: dict[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, and merge an adapter with all that is saved beside it; see `load_model`."""
     source, options = _locate(name, revision)
@@ -163,7 +175,8 @@ def _load(
         _check_decoder_only(name, config)
         read_generation_config(Path(source))
         rounded = loading_options(name, quantization, dtype, config)
-        model = load_weights(name, source, dtype, options | rounded | {"attn_implementation": attention})
+        given = options | rounded | {"attn_implementation": attention} | (placing or {})
+        model = load_weights(name, source, dtype, given)
         if adapter is not None and adapter.brings_tokenizer:
             tokenizer = load_tokenizer(str(adapter.folder), str(adapter.folder), {"config": config, **NO_CODE})
         else:

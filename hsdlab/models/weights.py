@@ -74,7 +74,8 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
         options: Further keyword arguments of ``from_pretrained``, such as "gguf_file".
 
     Returns:
-        The model on the CPU, with all its weights present and finite.
+        The model on the CPU, or where "device_map" places it, with all its weights present. Those that are loaded are
+        finite.
 
     Raises:
         UserError: Weights are missing, damaged, of other sizes, or not finite.
@@ -89,6 +90,8 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
             raise
         if isinstance(error, ImportError):
             raise _lacks_package(name, error) from error
+        if "device_map" in options:
+            raise UserError(f"{name} cannot be placed by device_map: {reason(error)}") from error
         if "quantization_config" in options and "gguf_file" not in options:
             raise UserError(f"{name} cannot be quantised: {reason(error)}") from error
         if method := _quantised_as(source, options):
@@ -99,7 +102,7 @@ def load_weights(name: str, source: str, dtype: str, options: dict[str, Any]) ->
     if report["missing_keys"]:  # transformers would use random weights in their place
         raise UserError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
     for weight_name, weight in model.named_parameters():
-        plain = [each for each in plain_tensors(weight) if each.is_floating_point()]
+        plain = [each for each in plain_tensors(weight) if each.is_floating_point() and not each.is_meta]
         if not all(torch.isfinite(each).all() for each in plain):
             raise UserError(f"{name}: {weight_name} holds numbers that are not finite. {_AGAIN}")
     return model

@@ -24,6 +24,7 @@ from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.metrics.base import TextMetric
 from hsdlab.metrics.bleu import BleuTokenizer
 from hsdlab.metrics.rouge import TokenizerName
+from hsdlab.models.device_map import check_movable
 from hsdlab.models.generation import Generation, check_generate_kwargs, generation
 from hsdlab.models.load import Quantization, load_model
 from hsdlab.modules.text_metrics import ENCODER, METRICS, MetricName, MetricOptions, text_metric
@@ -95,6 +96,7 @@ class DecodeModule(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_movable(model, "DecodeModule")
         generate_kwargs = {} if generate_kwargs is None else generate_kwargs
         check_options(num_beams, max_new_tokens, generate_kwargs)
         self.model = model

@@ -28,6 +28,7 @@ from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.models.adapters import was_resized
+from hsdlab.models.device_map import check_movable
 from hsdlab.models.generation import generation
 from hsdlab.models.load import weights_fingerprint
 from hsdlab.models.merging import check_merges, few_logits
@@ -138,6 +139,7 @@ class FinetuneModule(LightningModule):
         layer_dropout: LayerDropout | None = None,
     ) -> None:
         super().__init__()
+        check_movable(model, "FinetuneModule")
         _check_end_of_sequence(model, tokenizer)
         _check(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: expected 1 or more.")
         _check(0 < learning_rate <= _MOST, f"learning_rate={learning_rate}: expected more than 0, and {_MOST} at most.")

@@ -87,6 +87,11 @@ def test_operations_are_those_of_the_matrices_and_bytes_those_that_are_stored(ho
     assert 0 < decode_bytes(plain, trace) - decode_bytes(quantised, trace) < saved * trace.decode_passes
 
 
+def test_a_decode_is_not_compiled(quantised):
+    with pytest.raises(UserError, match=r"compile=True: the weights of LlamaForCausalLM are quantised"):
+        generate(quantised, input_ids=laws.prompts(1)[0], strategy=FullDepth(), max_new_tokens=4, compile=True)
+
+
 def test_a_decode_lays_out_no_quantised_weights_anew(quantised):
     assert all(module is quantised.lm_head for module in _packable(decoder_parts(quantised)))
 
