@@ -129,6 +129,8 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
         raise UserError(
             f"compile=True: the weights of {name} are quantised, which is not supported; leave compile out."
         )
+    if any(hasattr(layer, "_hf_hook") for layer in parts.layers):
+        raise UserError(f"compile=True: a device_map has placed the layers of {name}; leave compile out.")
     if any(type(module).__module__.startswith("peft.") for layer in parts.layers for module in layer.modules()):
         raise UserError("compile=True: an adapter is in the layers; merge it first (merge_and_unload).")
     if torch.is_autocast_enabled(parts.model.device.type):

@@ -24,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.stored import quantised_linears
 
 
 class UnsupportedModelError(UserError):
@@ -262,12 +263,12 @@ class DecoderParts:
     @cached_property
     def vocabulary_size(self) -> int:
         """Number of logits that the head gives."""
-        return self.head.weight.shape[0]
+        return _shape(self.head)[0]
 
     @cached_property
     def head_weights(self) -> tuple[int, int]:
         """Weights that a hidden state is multiplied with: between the last layer and the head, and for one logit."""
-        return sum(matrix_weights(module) for module in self.after_layers), self.head.weight.shape[1]
+        return sum(matrix_weights(module) for module in self.after_layers), _shape(self.head)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the final norm and the head to a layer's output (an intermediate prediction).
@@ -350,10 +351,13 @@ class DecoderParts:
         Raises:
             UnsupportedModelError: The head is something else (an adapter on the head, quantised weights).
         """
-        if type(self.head) is not nn.Linear:
+        quantised, away = bool(quantised_linears(self.head)), self.head.weight.is_meta
+        if type(self.head) is not nn.Linear or quantised or away:
+            kind = "has quantised weights" if quantised else f"is a {type(self.head).__name__}"
+            kind = "is not on the device that computes (device_map)" if away else kind
             raise UnsupportedModelError(
-                f"The head of {type(self.model).__name__} is a {type(self.head).__name__}; a shortlist of candidate "
-                "tokens needs a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
+                f"The head of {type(self.model).__name__} {kind}; candidate tokens need a plain torch.nn.Linear (merge "
+                "adapters first, leave the head out of quantisation), or leave shortlist and draft_vocabulary out."
             )
 
     def _before_head(self, hidden: Tensor) -> Tensor:
@@ -540,10 +544,18 @@ def matrix_weights(module: nn.Module) -> int:
         module: Any module; parameters with one dimension (biases, norms) do not count, nor do embeddings.
 
     Returns:
-        Number of weights.
+        Number of weights; of quantised ones, which are stored packed, as many as the matrix has.
     """
     looked_up = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
-    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1 and id(weight) not in looked_up)
+    quantised = quantised_linears(module)
+    apart = looked_up | {id(weight) for each in quantised for weight in each.parameters()}
+    whole = sum(weight.numel() for weight in module.parameters() if weight.dim() > 1 and id(weight) not in apart)
+    return whole + sum(each.in_features * each.out_features for each in quantised)
+
+
+def _shape(head: Any) -> tuple[int, int]:
+    """Outputs and inputs of a head."""
+    return (head.out_features, head.in_features) if isinstance(head, nn.Linear) else tuple(head.weight.shape)
 
 
 def groups_queries(model: PreTrainedModel) -> bool:
@@ -586,7 +598,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
 
     Raises:
         UnsupportedModelError: For models that read no text or have an encoder inside of their decoder, layers of an
-            unknown kind, models that accelerate dispatched over devices, and architectures whose parts are not found.
+            unknown kind, models that compute on several devices, and architectures whose parts are not found.
     """
     model = plain_model(module)
     name = type(model).__name__
@@ -599,11 +611,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
             f"{name} has cross-attention to an encoder that is no part of it (add_cross_attention=True); hsdlab "
             "decodes decoder-only and encoder-decoder models."
         )
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        raise UnsupportedModelError(
-            f"{name} was dispatched over several devices by device_map; load it on one device "
-            "(load_model(..., device='cuda:0'))."
-        )
+    _check_devices(model)
     cached = DynamicCache(config=config).layers
     types = getattr(config, "layer_types", None) or [None] * len(cached)
     free = [kind in _FREE for kind in types]
@@ -678,6 +686,21 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         further_outputs=family.further_outputs if family else None,
         proven=family is not None,
     )
+
+
+def _check_devices(model: PreTrainedModel) -> None:
+    """Refuse a model that computes on several devices. Weights that wait elsewhere for their layer are no problem."""
+    name, places = type(model).__name__, set(getattr(model, "hf_device_map", {}).values())
+    computing = places - {"disk"} if places <= {"cpu", "disk"} else places - {"cpu", "disk"}
+    if len(computing) > 1:
+        raise UnsupportedModelError(
+            f"{name} computes on several devices ({', '.join(sorted(map(str, computing)))}) by its device_map; hsdlab "
+            "decodes on one. Load it on one device, with layers on the CPU or the disk if it does not fit."
+        )
+    if places and model.device.type == "meta":
+        raise UnsupportedModelError(
+            f"The embeddings of {name} are not on the device that computes; leave them there in device_map."
+        )
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:

@@ -145,8 +145,8 @@ class ForcedTexts:
     """The texts of one batch, to be scored under many schedules.
 
     The KV cache of their prompts is computed once. The state of a recurrent layer is not, since some (Mamba) take none
-    in a pass over several tokens: a model that has one computes its prompts again for each schedule. So does one with an
-    encoder, whose decoder has little to begin from.
+    in a pass over several tokens: a model that has one computes its prompts again for each schedule. So does one with
+    an encoder, whose decoder has little to begin from.
 
     Only the positions of decode steps are scored. Their inputs are the new tokens without the last.
 

@@ -27,7 +27,7 @@ from hsdlab.decoding.compiled import Compilation, CompiledDecode, check_compilat
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
 from hsdlab.decoding.ends import RowEnds, finished_sources_noted, real_tokens_of
-from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
+from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.live_rows import LiveRows
@@ -126,6 +126,7 @@ def applied(
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
     _check_strategy(strategy)
     strategy.check_model(parts)
+    _check_whole(parts)
     decisions = Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused
     if not parts.proven:
         check_semantics(parts)
@@ -143,6 +144,18 @@ def applied(
         finally:
             del attributes["generate"]
             attributes.update(own)
+
+
+def _check_whole(parts: DecoderParts) -> None:
+    """Refuse a model whose weights are shared out: its processes gather them together, in equally many passes."""
+    from torch.distributed.fsdp import FSDPModule  # slow to import
+
+    if any(isinstance(layer, FSDPModule) for layer in parts.layers):
+        raise UnsupportedModelError(
+            f"The weights of {type(parts.model).__name__} are shared out over processes (FSDP), which gather them in "
+            "each decode step and wait for ever for one whose texts have ended. Decode with the whole model in each "
+            "process; replay, and training on it, take a model as it is."
+        )
 
 
 def _check_strategy(strategy: object) -> None:

@@ -19,6 +19,7 @@ from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics.reliability import Reliability
+from hsdlab.models.device_map import check_movable
 from hsdlab.models.load import weights_fingerprint
 from hsdlab.modules.checkpoint_files import tensor_bytes
 from hsdlab.modules.finite import check_finite, check_loss
@@ -66,6 +67,7 @@ class ExitClassifierModule(LightningModule):
         learning_rate: float = 0.01,
     ) -> None:
         super().__init__()
+        check_movable(model, "ExitClassifierModule")
         if max_new_tokens < 2:
             raise UserError(f"max_new_tokens={max_new_tokens}: expected 2 or more, for there to be a decode step.")
         if not 0 < learning_rate <= 1000:

@@ -28,9 +28,11 @@ from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.models.adapters import was_resized
+from hsdlab.models.device_map import check_movable
 from hsdlab.models.generation import generation
 from hsdlab.models.load import weights_fingerprint
 from hsdlab.models.merging import check_merges, few_logits
+from hsdlab.models.quantization import is_quantised
 from hsdlab.modules.checkpoint_files import tensor_bytes
 from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
 from hsdlab.modules.finite import check_finite, check_loss
@@ -45,6 +47,7 @@ from hsdlab.modules.starting_weights import StartingWeights
 from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
 from hsdlab.modules.weight_files import check_safetensors, errors_of_the_system
 from hsdlab.records.files import whole_folder
+from hsdlab.stored import plain_tensors
 
 Draws = Literal["batch", "example"]
 Teacher = Literal["itself", "start"]
@@ -137,6 +140,7 @@ class FinetuneModule(LightningModule):
         layer_dropout: LayerDropout | None = None,
     ) -> None:
         super().__init__()
+        check_movable(model, "FinetuneModule")
         _check_end_of_sequence(model, tokenizer)
         _check(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: expected 1 or more.")
         _check(0 < learning_rate <= _MOST, f"learning_rate={learning_rate}: expected more than 0, and {_MOST} at most.")
@@ -153,6 +157,11 @@ class FinetuneModule(LightningModule):
         _check(0 <= distillation <= 1, f"distillation={distillation}: expected a share of the loss, 0 to 1.")
         _check(teacher in get_args(Teacher), f"teacher={teacher!r}: expected {' or '.join(get_args(Teacher))}.")
         _check(teacher == "itself" or distillation > 0, f"teacher={teacher}: it teaches nothing without distillation.")
+        _check(
+            lora is not None or initial_adapter is not None or not is_quantised(model),
+            "The model has quantised weights, which cannot be trained: give lora, whose matrices are trained beside "
+            "them (--model.lora.r=16).",
+        )
         _check(lora is None or initial_adapter is None, "initial_adapter has LoRA's options itself: leave lora out.")
         _check(
             not skip_strategies or (deep_supervision is None and layer_dropout is None),
@@ -505,7 +514,8 @@ class FinetuneModule(LightningModule):
         """
         model = plain_model(self.model)
         for name, weight in self.model.named_parameters():
-            check_finite(weight, f"{name}, a weight of the model to export,")
+            for plain in plain_tensors(weight):
+                check_finite(plain, f"{name}, a weight of the model to export,")
         was_training = self.model.training
         logits = few_logits(self.model.eval())
         self.model.train(was_training)
@@ -517,7 +527,8 @@ class FinetuneModule(LightningModule):
             if self.lora is None:
                 model.save_pretrained(fspath(unfinished))
             else:
-                check_merges(self.model, f"the adapter for {fspath(folder)}")
+                if not is_quantised(model):  # load_model leaves the adapter beside quantised weights
+                    check_merges(self.model, f"the adapter for {fspath(folder)}")
                 # with "auto", peft would ask the hub for the base model's vocabulary
                 self.model.save_pretrained(  # type: ignore[operator]
                     fspath(unfinished), save_embedding_layers=was_resized(model)
