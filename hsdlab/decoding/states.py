@@ -1,6 +1,7 @@
 """What a strategy can read: before a step, after an executed layer, and (oracles only) after a whole step."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -87,11 +88,12 @@ class Probe:
         self._count_head(len(self.hidden), tokens.shape[1], read=len(self.hidden))
         return self.parts.token_logits(self.hidden, tokens)
 
-    def apply(self, module: nn.Module) -> Tensor:
+    def apply(self, module: nn.Module, *arguments: Any) -> Tensor:
         """Apply a small module of the strategy, such as an exit classifier, to ``hidden``.
 
         Args:
-            module: Takes [rows, d]; only its matrices count as cost.
+            module: Takes [rows, d] and ``arguments``; only its matrices count as cost.
+            *arguments: What the module takes besides.
 
         Returns:
             The module's output.
@@ -99,7 +101,7 @@ class Probe:
         weights = matrix_weights(module)
         self.cost.weights += len(self.hidden) * weights
         self.cost.weights_read += weights
-        return module(self.hidden)
+        return module(self.hidden, *arguments)
 
     def _rows(self, which: Tensor | None) -> Tensor:
         return self.hidden if which is None else self.hidden.index_select(0, which)
