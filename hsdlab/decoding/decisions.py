@@ -164,6 +164,17 @@ class Decisions:
         """
         return self._last_use[layer] > step
 
+    def always_runs(self, layer: int) -> bool:
+        """Say whether a schedule runs a layer in every step.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            Whether the attention of the layer runs in each step; False where the layers are not known beforehand.
+        """
+        return self._schedule is not None and all(layer in layers for layers in self._attention)
+
     @property
     def may_skip_prompt(self) -> bool:
         """Whether the strategy can have a prompt schedule (it has ``scheduled_prompt``)."""
@@ -353,7 +364,7 @@ class Decisions:
             ended=ended,
             output=output,
             previous_output=None if self._layers_run == 1 else arrived,
-            probe=Probe(parts, output, self.probed),
+            probe=Probe(parts, output, self.probed, layer),
             memory=self._memory,
         )
 

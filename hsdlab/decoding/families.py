@@ -24,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.exits import ATTRIBUTE, Exits
 
 
 class UnsupportedModelError(UserError):
@@ -161,6 +162,7 @@ class DecoderParts:
         donors: The layer whose keys and values each layer reads in place of its own (Gemma 4); None for none.
         mixers: The recurrent part of each layer (Mamba, linear attention, a short convolution); None where it has none.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
+        exits: The exits for which the model was trained; None where it says nothing of that.
     """
 
     model: PreTrainedModel
@@ -174,6 +176,7 @@ class DecoderParts:
     donors: tuple[int | None, ...]
     mixers: tuple[nn.Module | None, ...]
     proven: bool
+    exits: Exits | None = None
 
     @property
     def num_layers(self) -> int:
@@ -242,16 +245,29 @@ class DecoderParts:
         """Weights that a hidden state is multiplied with: between the last layer and the head, and for one logit."""
         return sum(matrix_weights(module) for module in self.after_layers), self.head.weight.shape[1]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, layer: int | None = None) -> Tensor:
         """Apply the final norm and the head to a layer's output (an intermediate prediction).
 
         Args:
             hidden: [..., d], before the final norm.
+            layer: The layer, whose exit may have an adapter. None for the model's last one, which has none.
 
         Returns:
             [..., vocabulary], in the model's dtype.
         """
-        return self.scaled(self.head(self._before_head(hidden)))
+        return self.scaled(self.head_output(hidden, layer))
+
+    def head_output(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """Compute what the head gives, before the model scales or caps it.
+
+        Args:
+            hidden: As for ``logits``.
+            layer: As for ``logits``.
+
+        Returns:
+            [..., vocabulary], in the model's dtype.
+        """
+        return self.head(self._before_head(hidden, layer))
 
     def scaled(self, logits: Tensor) -> Tensor:
         """Scale or cap logits as the model does after its head.
@@ -266,17 +282,18 @@ class DecoderParts:
             logits = step(logits)
         return logits
 
-    def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def token_logits(self, hidden: Tensor, tokens: Tensor, layer: int | None = None) -> Tensor:
         """Compute ``logits`` for candidate tokens only, from their rows of the head (:meth:`check_head_rows`).
 
         Args:
             hidden: [rows, d], before the final norm.
             tokens: The K candidate tokens of each row, LongTensor [rows, K].
+            layer: As for ``logits``.
 
         Returns:
             [rows, K], in the order of ``tokens``.
         """
-        hidden = self._before_head(hidden)
+        hidden = self._before_head(hidden, layer)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
         return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens])
 
@@ -321,10 +338,10 @@ class DecoderParts:
                 "tokens needs a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
             )
 
-    def _before_head(self, hidden: Tensor) -> Tensor:
+    def _before_head(self, hidden: Tensor, layer: int | None) -> Tensor:
         for module in self.after_layers:
             hidden = module(hidden)
-        return hidden
+        return hidden if self.exits is None else self.exits(hidden, layer)
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
@@ -595,6 +612,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         donors=donors,
         mixers=mixers,
         proven=family is not None,
+        exits=getattr(model, ATTRIBUTE, None),
     )
 
 

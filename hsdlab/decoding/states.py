@@ -50,11 +50,13 @@ class Probe:
         parts: Gives the final norm and the head.
         hidden: The layer's output before the final norm, [rows, d].
         cost: The cost of each call is added to it.
+        layer: The layer, whose exit may have an adapter; None for the model's last one.
     """
 
     parts: DecoderParts
     hidden: Tensor
     cost: ProbeCost = field(default_factory=ProbeCost)
+    layer: int | None = None
     _logits: Tensor | None = field(default=None, init=False)
 
     def logits(self, which: Tensor | None = None) -> Tensor:
@@ -71,7 +73,7 @@ class Probe:
             return self._logits
         hidden = self._rows(which)
         self._count_head(len(hidden), self.parts.vocabulary_size, read=1)
-        logits = self.parts.logits(hidden)
+        logits = self.parts.logits(hidden, self.layer)
         if which is None:
             self._logits = logits
         return logits
@@ -86,7 +88,7 @@ class Probe:
             Their logits, [rows, K]; computed anew at each call.
         """
         self._count_head(len(self.hidden), tokens.shape[1], read=len(self.hidden))
-        return self.parts.token_logits(self.hidden, tokens)
+        return self.parts.token_logits(self.hidden, tokens, self.layer)
 
     def apply(self, module: nn.Module, *arguments: Any) -> Tensor:
         """Apply a small module of the strategy, such as an exit classifier, to ``hidden``.
@@ -108,6 +110,7 @@ class Probe:
 
     def _count_head(self, rows: int, logits: int, read: int) -> None:
         before_head, per_logit = self.parts.head_weights
+        before_head += 0 if self.parts.exits is None else self.parts.exits.weights(self.layer)
         self.cost.rows += rows
         self.cost.weights += rows * (before_head + logits * per_logit)
         self.cost.weights_read += before_head + read * logits * per_logit
@@ -246,4 +249,4 @@ class HindsightState:
         Returns:
             [rows, vocabulary]; computed anew at each call, and not counted as cost.
         """
-        return self.parts.logits(self.outputs[layer])
+        return self.parts.logits(self.outputs[layer], layer if layer >= 0 else None)

@@ -8,6 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hsdlab.decoding.exit_router import ExitRouter
+from hsdlab.decoding.families import decoder_parts
 from hsdlab.errors import UserError
 from hsdlab.modules.frozen_exit import ExitExamples, FrozenExitModule
 
@@ -95,6 +96,9 @@ class ExitRouterModule(FrozenExitModule):
 
 def _exits(model: PreTrainedModel, layers: int | list[int] | None) -> list[int] | None:
     """List the layers of ``layers``; None for all but the last."""
+    exits = decoder_parts(model).exits
+    if layers is None and exits is not None:
+        return list(exits.layers)
     if not isinstance(layers, int):
         return layers
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers

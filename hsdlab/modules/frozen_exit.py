@@ -221,7 +221,13 @@ class FrozenExitModule(LightningModule, ABC):
             )
         last = parts.logits(outputs[-1][:, :-1][inputs]).argmax(dim=-1)  # (steps,)
         states = torch.stack([outputs[layer][:, :-1][inputs] for layer in self.layers], dim=1)  # (steps, layers, d)
-        predicted = torch.stack([parts.logits(state).argmax(dim=-1) for state in states.unbind(dim=1)], dim=1)
+        predicted = torch.stack(
+            [
+                parts.logits(state, layer).argmax(dim=-1)
+                for layer, state in zip(self.layers, states.unbind(dim=1), strict=True)
+            ],
+            dim=1,
+        )
         numbers = inputs.long().cumsum(dim=1)[inputs] - 1
         return ExitExamples(states.float(), predicted == last[:, None], numbers)
 

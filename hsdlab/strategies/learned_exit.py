@@ -13,8 +13,8 @@ class LearnedExit(ProbingStrategy):
     """Exit at the first layer at which a trained router is confident enough.
 
     The router reads the layer's output, the position of the token in the text and its own confidence at the check
-    before. It costs far less than an intermediate prediction, since it does not use the head. ``fit-exit-router`` trains
-    it on the frozen model to tell whether the layer already predicts the token of the last layer. In its loss, a
+    before. It costs far less than an intermediate prediction, since it does not use the head. ``fit-exit-router``
+    trains it on the frozen model to tell whether the layer already predicts the token of the last layer. In its loss, a
     wrong exit costs ``error_cost`` decode steps at full depth, and a missed exit costs the layers that it would have
     saved. So the threshold 0.5 exits where that is expected to be cheaper.
 

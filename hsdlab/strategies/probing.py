@@ -106,7 +106,9 @@ class ProbingStrategy(ConfidenceStrategy):
         Returns:
             k for after every k-th layer that runs, or layer indices: ``probe_layers`` where it is not None.
         """
-        return 1 if self.probe_layers is None else self.probe_layers
+        if self.probe_layers is not None:
+            return self.probe_layers
+        return 1 if parts.exits is None else list(parts.exits.layers)
 
     def most_probes(self, num_layers: int) -> int:
         """Count the confidence checks that are possible in one step; there is none after the last layer.
