@@ -28,7 +28,9 @@ class StepState:
 
 @dataclass
 class ProbeCost:
-    """The cost of deciding about exits.
+    """The cost of deciding about exits, beyond what the new tokens cost without it.
+
+    Where the logits of a check are those of the token that exits, the head counts as the token's own.
 
     Attributes:
         rows: Hidden states to which the head, whole or in part, was applied: the number of intermediate predictions.
@@ -41,6 +43,17 @@ class ProbeCost:
     weights: int = 0
     weights_read: int = 0
 
+    def reused(self, states: int, weights: int, whole_pass: bool) -> None:
+        """Take the head off the cost of checks whose logits the tokens themselves take over.
+
+        Args:
+            states: Their number.
+            weights: Of the head.
+            whole_pass: Whether the decode step then needs no other logits, so that the head is not read again.
+        """
+        self.weights -= states * weights
+        self.weights_read -= weights if whole_pass else 0
+
 
 @dataclass
 class Probe:
@@ -51,12 +64,14 @@ class Probe:
         hidden: The layer's output before the final norm, [rows, d].
         cost: The cost of each call is added to it.
         layer: The layer, whose exit may have an adapter; None for the model's last one.
+        head_output: What the head gave for all rows, before the model's scale or cap; None until it was applied.
     """
 
     parts: DecoderParts
     hidden: Tensor
     cost: ProbeCost = field(default_factory=ProbeCost)
     layer: int | None = None
+    head_output: Tensor | None = field(default=None, init=False)
     _logits: Tensor | None = field(default=None, init=False)
 
     def logits(self, which: Tensor | None = None) -> Tensor:
@@ -73,9 +88,10 @@ class Probe:
             return self._logits
         hidden = self._rows(which)
         self._count_head(len(hidden), self.parts.vocabulary_size, read=1)
-        logits = self.parts.logits(hidden, self.layer)
+        output = self.parts.head_output(hidden, self.layer)
+        logits = self.parts.scaled(output)
         if which is None:
-            self._logits = logits
+            self.head_output, self._logits = output, logits
         return logits
 
     def token_logits(self, tokens: Tensor) -> Tensor:
