@@ -489,7 +489,7 @@ def test_each_training_config_fits_each_model(path, model, cli, monkeypatch):
     assert made.model.learning_rate == stated.get("learning_rate", 5e-5)
     assert (made.model.lora is not None) == ("training/lora" in command)
     assert (made.model.mixture is not None) == path.stem.startswith(("skip_aware", "for_acceptance"))
-    assert (made.model.deep_supervision is not None) == (path.stem == "deep_supervision")
+    assert (made.model.deep_supervision is not None) == (path.stem in ("deep_supervision", "exits"))
     assert (made.model.layer_dropout is not None) == (path.stem == "layer_dropout")
 
 
