@@ -1,6 +1,7 @@
 """Encoder-decoder models: T5, mT5, BART, mBART, Marian, Pegasus, T5Gemma. The law holds for the decoder."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -193,6 +194,14 @@ def test_what_is_refused(model):
         generate(model, strategy=HSD(), **padded, **call)
     with pytest.raises(UserError, match="encoder_outputs: give the source as input_ids"):
         generate(model, strategy=HSD(), encoder_outputs=(torch.zeros(3, 5, 32),), **call)
+    without_start = {"decoder_start_token_id": None, "bos_token_id": None}
+    config = copy.deepcopy(model.generation_config)
+    config.update(**without_start)
+    with (
+        mock.patch.object(model, "generation_config", config),
+        pytest.raises(UserError, match="decoder_start_token_id: n"),
+    ):
+        generate(model, strategy=HSD(), **call)
     executed = torch.ones(3, 5, LAYERS, dtype=torch.bool)
     with pytest.raises(UserError, match="This model has an encoder; give it"):
         replay(model, input_ids=ids, attention_mask=mask, executed=executed)

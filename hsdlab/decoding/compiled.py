@@ -106,6 +106,12 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
             f"compile=True: {decisions.name} runs attention and MLP apart. Only whole layers can be compiled; leave "
             "compile out."
         )
+    last = parts.num_layers - 1
+    if parts.exits is not None and parts.exits.rank is not None and not decisions.always_runs(last):
+        raise UserError(
+            f"compile=True: {decisions.name} exits below the last layer, and the exits of this model have adapters, "
+            "which are not compiled; leave compile out."
+        )
     check_prompt(decisions, torch.ones(1, _PROMPT_TOKENS, dtype=torch.bool))
     name = type(parts.model).__name__
     tested = sorted(name for name, family in FAMILIES.items() if family.compiled)

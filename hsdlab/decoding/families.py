@@ -24,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.exits import ATTRIBUTE, Exits
 from hsdlab.stored import quantised_linears
 
 
@@ -184,6 +185,7 @@ class DecoderParts:
             others (T5): from the numbers of queries and keys, [1, heads, queries, keys]. None where there is none.
         further_outputs: As in :class:`Family`; None also where it is seen at the layer's first call only.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
+        exits: The exits for which the model was trained; None where it says nothing of that.
     """
 
     model: PreTrainedModel
@@ -202,6 +204,7 @@ class DecoderParts:
     position_bias: Callable[..., Tensor] | None
     further_outputs: int | None
     proven: bool
+    exits: Exits | None = None
 
     @property
     def num_layers(self) -> int:
@@ -270,16 +273,29 @@ class DecoderParts:
         """Weights that a hidden state is multiplied with: between the last layer and the head, and for one logit."""
         return sum(matrix_weights(module) for module in self.after_layers), _shape(self.head)[1]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, layer: int | None = None) -> Tensor:
         """Apply the final norm and the head to a layer's output (an intermediate prediction).
 
         Args:
             hidden: [..., d], before the final norm.
+            layer: The layer, whose exit may have an adapter. None for the model's last one, which has none.
 
         Returns:
             [..., vocabulary], in the model's dtype.
         """
-        return self.scaled(self.head(self._before_head(hidden)))
+        return self.scaled(self.head_output(hidden, layer))
+
+    def head_output(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """Compute what the head gives, before the model scales or caps it.
+
+        Args:
+            hidden: As for ``logits``.
+            layer: As for ``logits``.
+
+        Returns:
+            [..., vocabulary], in the model's dtype.
+        """
+        return self.head(self._before_head(hidden, layer))
 
     def scaled(self, logits: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Scale or cap logits as the model does after its head.
@@ -297,17 +313,18 @@ class DecoderParts:
             return logits
         return logits + (self.logits_bias[0] if tokens is None else self.logits_bias[0, tokens])
 
-    def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def token_logits(self, hidden: Tensor, tokens: Tensor, layer: int | None = None) -> Tensor:
         """Compute ``logits`` for candidate tokens only, from their rows of the head (:meth:`check_head_rows`).
 
         Args:
             hidden: [rows, d], before the final norm.
             tokens: The K candidate tokens of each row, LongTensor [rows, K].
+            layer: As for ``logits``.
 
         Returns:
             [rows, K], in the order of ``tokens``.
         """
-        hidden = self._before_head(hidden)
+        hidden = self._before_head(hidden, layer)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
         return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens], tokens)
 
@@ -360,9 +377,10 @@ class DecoderParts:
                 "adapters first, leave the head out of quantisation), or leave shortlist and draft_vocabulary out."
             )
 
-    def _before_head(self, hidden: Tensor) -> Tensor:
+    def _before_head(self, hidden: Tensor, layer: int | None) -> Tensor:
         for module in self.after_layers:
             hidden = module(hidden)
+        hidden = hidden if self.exits is None else self.exits(hidden, layer)
         return hidden if self.head_scale is None else hidden * self.head_scale
 
 
@@ -685,6 +703,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         position_bias=_position_bias(layers) if has_encoder else None,
         further_outputs=family.further_outputs if family else None,
         proven=family is not None,
+        exits=getattr(model, ATTRIBUTE, None),
     )
 
 

@@ -34,6 +34,7 @@ from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.output import DecodeOutput
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_passes, check_prompts, check_semantics
+from hsdlab.decoding.settled import settled_logits
 from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.static_cache import StaticCache
@@ -308,7 +309,7 @@ def _decode(
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
         once = parts.proven and not seen_from_outside
         cache = SkipCache(parts, decisions, once=once, prefill=prefill, live=live, cross=cross)
-        steps = _uncompiled_steps(parts, cache, max_steps)
+        steps = _uncompiled_steps(parts, cache, decisions, max_steps)
     else:
         check_compilation(parts, decisions, config)
         compiled = CompiledDecode(parts, decisions, compilation, rows, prompt_length)
@@ -378,10 +379,11 @@ def _decode(
 
 
 @contextmanager
-def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, max_steps: int) -> Iterator[None]:
+def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, decisions: Decisions, max_steps: int) -> Iterator[None]:
     with (
         every_pass_recorded(parts, cache),
         packed_weights(parts, max_steps),
+        settled_logits(parts, decisions),
         _prompt_mask_noted(parts, cache),
     ):
         yield

@@ -56,6 +56,10 @@ class LayerCall:
 class LayerRunner:
     """Takes the place of the KV cache in a forward pass; decides about each layer (:class:`SkipCache`, ``replay``)."""
 
+    last_executed: Tensor | None = None
+    """The last executed layer of each token of the pass, LongTensor [rows or 1, tokens] on the CPU, at its end. None
+    where it is the model's last one for all tokens."""
+
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer, run it for some rows only, or skip it.
 
@@ -137,9 +141,31 @@ def skippable(parts: DecoderParts) -> Iterator[None]:
             layer.__class__ = _skippable_class(layer_class)
             if parts.further_outputs is not None:
                 setattr(layer.__class__, _EXTRA, parts.further_outputs)
-        yield
+        with _exits_adapted(parts):
+            yield
     finally:
         for layer, layer_class in zip(parts.layers, classes, strict=True):
             layer.__class__ = layer_class
             if _HOOKED in vars(layer):
                 vars(layer)["forward"] = vars(layer).pop(_HOOKED)
+
+
+@contextmanager
+def _exits_adapted(parts: DecoderParts) -> Iterator[None]:
+    """Apply the adapters of the exits in forward passes with a :class:`LayerRunner`, to what the final norm gives."""
+    exits = parts.exits
+    if exits is None or exits.rank is None:
+        yield
+        return
+
+    def adapt(body: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        runner = next((each for each in (*kwargs.values(), *args) if isinstance(each, LayerRunner)), None)
+        if runner is not None and runner.last_executed is not None:
+            output.last_hidden_state = exits.of_tokens(output.last_hidden_state, runner.last_executed)
+        return output
+
+    handle = parts.body.register_forward_hook(adapt, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.exits import Exits, attach_exits
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, leave_beside, merge, read_adapter
 from hsdlab.models.device_map import DeviceMap, placing_options
 from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, adapter_folder, cached_folder, embedded_folder
@@ -206,6 +207,9 @@ def _load(
         model.generation_config = adapter.generation_config() or model.generation_config
         tokenizer.chat_template = adapter.chat_template or tokenizer.chat_template
     check_tokenizer_fits(name, tokenizer, model)
+    exits = Exits.load(source) if adapter is None else Exits.load(adapter.folder) or Exits.load(source)
+    if exits is not None:
+        attach_exits(model, exits)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hsdlab.decoding.families import find_decoder
 from hsdlab.errors import UserError
+from hsdlab.exits import Exits, attach_exits
 from hsdlab.models.adapters import beside, read_adapter
 from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
@@ -171,6 +172,8 @@ def continue_lora(model: PreTrainedModel, name: str) -> tuple[PeftModel, LoraCon
     config.inference_mode = False  # else peft freezes the matrices
     adapted = beside(model, adapter, tokens=0)
     _refuse_tied(adapted, "initial_adapter")
+    if (exits := Exits.load(adapter.folder)) is not None:
+        attach_exits(model, exits)
     return adapted, config
 
 

@@ -101,7 +101,7 @@ def _redraw(folder: Path) -> Document:
     raise RunError(
         f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `{typed('report')}` takes the output "
         "folders of test, validate, compare, calibrate, tune, bench and inspect, and of "
-        f"`{typed('fit_exit_classifier', TRAIN_SCRIPT)}`."
+        f"`{typed('fit_exit_classifier', TRAIN_SCRIPT)}` and `{typed('fit_exit_router', TRAIN_SCRIPT)}`."
     )
 
 
@@ -166,8 +166,11 @@ DRAWN: dict[str, Callable[[Path, Console], Document]] = {
             (CalibrationResult, calibration.FILE, calibration.write_calibration, calibration.print_calibration),
             (BenchResult, bench.FILE, bench.write_bench, bench.print_bench),
             (InspectionResult, inspection.FILE, inspection.write_inspection, inspection.print_inspection),
-            (ExitQuality, exit_quality.FILE, exit_quality.write_exit_quality, exit_quality.print_exit_quality),
         )
+    },
+    **{
+        file: _drawing(ExitQuality, file, exit_quality.write_exit_quality, exit_quality.print_exit_quality)
+        for file in exit_quality.FILES
     },
 }
 """The file by which each kind of run is known, and what draws it."""
