@@ -152,6 +152,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in PROCESSES.items()])
 def test_a_bad_command_is_one_sentence(name, tiny, tmp_path):
     """As a process of its own: nothing but the sentence, and the exit code."""

@@ -21,6 +21,7 @@ NOISE = re.compile(
 )
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("command", ["test", pytest.param("fit", marks=pytest.mark.slow)])
 def test_a_tiny_run_prints_none_of_it(command, tmp_path):
     save(tiny_llama(), tmp_path / "model")

@@ -442,7 +442,7 @@ class InstantiateOnly(TrainCLI):
     def _run_subcommand(self, subcommand): ...
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", in_turns(CONFIGS, 2), ids=lambda path: path.stem)
 def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, monkeypatch):
     monkeypatch.setattr(
         training_modules, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
