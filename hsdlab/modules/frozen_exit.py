@@ -50,7 +50,11 @@ class SavedNetwork(Protocol):
     """A network that writes itself to a file."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the parameters by name."""
+        """Give the parameters.
+
+        Returns:
+            Each by its name.
+        """
 
     def save(self, path: str | Path) -> None:
         """Write the file.

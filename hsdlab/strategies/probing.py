@@ -104,7 +104,7 @@ class ProbingStrategy(ConfidenceStrategy):
             parts: The model's layers, and the exits that it was trained for.
 
         Returns:
-            k for after every k-th layer that runs, or layer indices: ``probe_layers`` where it is not None.
+            k for after every k-th layer that runs, or layer indices. Where ``probe_layers`` is not None, it is that.
         """
         if self.probe_layers is not None:
             return self.probe_layers
