@@ -249,7 +249,7 @@ def test_a_setting_beyond_the_model_is_refused_before_anything_is_decoded(tiny):
 
 def test_models_that_read_no_text_are_refused(call):
     config = AutoConfig.for_model(
-        "whisper", vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, pad_token_id=0, bos_token_id=1
+        "whisper", vocab_size=64, d_model=24, encoder_layers=1, decoder_layers=1, pad_token_id=0, bos_token_id=1
     )
     from transformers import WhisperForConditionalGeneration
 

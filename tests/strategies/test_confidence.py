@@ -20,8 +20,10 @@ def state(logits, output=None, previous=None, *, layer=3, step=2, rows=None, end
     logits = torch.tensor(logits)
     output = torch.ones(len(logits), 4) if output is None else torch.tensor(output)
     parts = SimpleNamespace(
-        logits=lambda hidden: logits if len(hidden) == len(logits) else logits[: len(hidden)],
-        token_logits=lambda hidden, tokens: logits.gather(1, tokens),
+        head_output=lambda hidden, layer: logits if len(hidden) == len(logits) else logits[: len(hidden)],
+        scaled=lambda logits: logits,
+        token_logits=lambda hidden, tokens, layer: logits.gather(1, tokens),
+        exits=None,
         vocabulary_size=logits.shape[1],
         head_weights=(5, 4),
     )
