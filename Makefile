@@ -20,7 +20,8 @@ install: .venv/installed  ## make .venv with the pinned versions
 		"hsdlab needs Python 3.11 or newer and $(PYTHON) is %d.%d; say make PYTHON=/path/to/python3.11" \
 		% sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs]' --editable ./adapters
+	$(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev,docs]' --editable ./adapters
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # what pip does on one core; templates are no Python
 	touch $@
 
 models: .venv/installed  ## fetch the embedded models into the user's cache (once, 180 MB)

@@ -1,4 +1,4 @@
-"""Fill docs/families.md with what the tiny models of tests/test_families.py show: ``python -m benchmarks.families``.
+"""Fill docs/families.md with what tiny models of all families show: ``python -m benchmarks.families``.
 
 A test fails when the page's families are not those of the suite.
 """
@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.markers import filled
-from hsdlab import CALM, FullDepth, SkipStrategy, UserError, Verified, replay
+from hsdlab import CALM, FullDepth, SkipStrategy, UserError, Verified
 from hsdlab import testing as laws
 from hsdlab.reporting.markdown import markdown_table
 from tests.strategies_for_tests import ChangingPrompt, RandomPlan
 
 PAGE = Path(__file__).parents[1] / "docs/families.md"
+FAMILIES = laws.MORE_FAMILIES | laws.ENCODER_DECODERS
 SKIPPING = [RandomPlan(share=0.5), ChangingPrompt(), CALM(0.4, probe_layers=2, shortlist=8)]
 
 
@@ -28,7 +29,7 @@ def from_generate(model: PreTrainedModel, mode: str) -> float:
     """How far the logits of full depth are from those of plain ``generate``."""
     call = {"max_new_tokens": laws.NEW_TOKENS, "eos_token_id": None, **laws.MODES[mode]}
     here = laws.decode(model, FullDepth(), mode, eos_token_id=None)
-    input_ids, mask = laws.prompts(3)
+    input_ids, mask = laws.prompts_for(model)
     with laws.watched(model) as (logits, _), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model.generate(input_ids=input_ids, attention_mask=mask, **call)
@@ -38,11 +39,8 @@ def from_generate(model: PreTrainedModel, mode: str) -> float:
 def from_replay(model: PreTrainedModel, strategy: SkipStrategy) -> float:
     """How far the logits of a decode with skipped layers are from those of ``replay``."""
     seen = laws.decode(model, strategy, eos_token_id=None)
-    mask = torch.cat([laws.prompts(3)[1], torch.ones(3, laws.NEW_TOKENS, dtype=torch.long)], dim=1)
-    executed = seen.output.trace.mask(laws.PROMPT_TOKENS)
-    with torch.no_grad():
-        expected = replay(model, input_ids=seen.output.sequences, attention_mask=mask, executed=executed)
-    return of_largest(torch.stack(seen.logits, dim=1), expected[:, laws.PROMPT_TOKENS - 1 : -1])
+    expected = laws.replayed(model, seen.output)[:, seen.output.trace.prompt_length - 1 : -1]
+    return of_largest(torch.stack(seen.logits, dim=1), expected)
 
 
 def takes(model: PreTrainedModel, strategy: SkipStrategy) -> bool:
@@ -55,8 +53,8 @@ def takes(model: PreTrainedModel, strategy: SkipStrategy) -> bool:
 
 
 def row(name: str) -> list[str]:
-    """The line of one of ``MORE_FAMILIES``."""
-    family, model = laws.MORE_FAMILIES[name], laws.tiny_model(name)
+    """The line of one of ``FAMILIES``."""
+    family, model = FAMILIES[name], laws.tiny_model(name)
     return [
         family.models,
         f"`{family.model_type}`",
@@ -75,5 +73,5 @@ def table(rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    whole = table([row(name) for name in laws.MORE_FAMILIES])
+    whole = table([row(name) for name in FAMILIES])
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "families", whole), encoding="utf-8")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from hsdlab.reporting.figures import settle_layout
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK, Labelled, frontier, label_points
 
 NAMED = ("HSD(3, 0, 4)", "HSD(2, 0, 8)", "HSD(1, 0, 18)", "CALM(depth, 0.02)", "CALM(depth, 0.005)")
@@ -62,7 +63,7 @@ def results_figure(
         ),
     ]
     figure.legend(handles=handles, frameon=False, labelcolor=INK, loc="outside right upper", fontsize=9)
-    figure.canvas.draw()  # settles the layout in which the labels are measured
+    settle_layout(figure)  # in which the labels are measured
     for axes, points in drawn.items():
         label_points(axes, points)
     return figure

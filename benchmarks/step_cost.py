@@ -9,6 +9,7 @@ the data of `FOLDER`.
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,19 +44,26 @@ def main() -> None:
     data.connect(tokenizer, max_target_tokens=30)
     rows = [row % len(strategies) for row in range(ROWS)]
 
-    def deep(batch: Batch, rotation: int) -> Tensor:
+    def deep(batch: Batch, **options: Any) -> Tensor:
+        supervision = DeepSupervision(**options)
         with layer_outputs(module.model) as outputs:
-            last_loss = module.loss(batch)
-        weights = DeepSupervision(rotation=rotation).layer_weights(len(outputs), batch=3)
-        return supervised_loss(module.model, outputs, last_loss, batch, weights)
+            logits = module.training_logits(batch)
+        weights = supervision.layer_weights(len(outputs), batch=3)
+        return supervised_loss(module.model, outputs, logits, batch, weights, supervision)
 
+    sixth = {"layers": 6}
     sides: dict[str, Callable[[Batch], Tensor]] = {
         "plain": module.loss,
         "one strategy a batch": lambda batch: module.loss(batch, [3]),
         "one strategy an example": lambda batch: module.loss(batch, rows),
         "one an example, with distillation": lambda batch: module.training_loss(batch, rows),
-        "deep supervision of every 6th layer in turn": lambda batch: deep(batch, 6),
-        "deep supervision of all layers": lambda batch: deep(batch, 1),
+        "deep supervision of every 6th layer in turn": lambda batch: deep(batch, rotation=6),
+        "deep supervision of all layers": deep,
+        "exits after every 6th layer, a quarter of the tokens": lambda batch: deep(batch, **sixth, positions=0.25),
+        "the same, with distillation": lambda batch: deep(batch, **sixth, positions=0.25, distillation=0.9),
+        "exits after every 3rd layer, an eighth, with distillation": lambda batch: deep(
+            batch, layers=3, positions=0.125, distillation=0.9
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for batch, _ in zip(data.train_dataloader(), range(BATCHES), strict=False):

@@ -24,6 +24,7 @@ from hsdlab import (
     Compose,
     DeeBERT,
     FullDepth,
+    LearnedExit,
     OracleExit,
     SkipDecode,
     SkipStrategy,
@@ -32,6 +33,7 @@ from hsdlab import (
     Verified,
     generate,
 )
+from hsdlab.decoding.exit_router import ExitRouter
 from hsdlab.decoding.sub_layers import apart, step_mask
 from hsdlab.strategies.budget import DECAYS, budget
 from hsdlab.strategies.confidence import depth_threshold, time_threshold
@@ -43,6 +45,8 @@ LAYERS, STEPS = 30, 50  # SmolLM2-135M, and the maximum length of E2E
 TINY_LAYERS = 12
 INK, EXECUTED, SKIPPED = "#3a3a3a", "#2a6f97", "#e8eef2"
 
+ROUTER = str(FOLDER / "exit_router.safetensors")
+
 STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
     "full_depth": [FullDepth()],
     "hsd": [HSD(1, 0, 15), HSD(2, 0, 15), HSD(2, 0, 8)],
@@ -52,6 +56,7 @@ STRATEGIES: dict[str, Sequence[SkipStrategy]] = {
     "calm": [CALM(0.9), CALM(0.9, probe_layers=3), CALM(schedule="depth", slope=0.02)],
     "deebert": [DeeBERT(0.9), DeeBERT(0.95)],
     "pabee": [PABEE(1), PABEE(2)],
+    "learned_exit": [LearnedExit(ROUTER, 0.6), LearnedExit(ROUTER, 0.5)],
     "compose": [HSD(1, 0, 6), Compose(HSD(1, 0, 6), CALM(0.9))],
     "verified": [HSD(3, 0, 4), Verified(HSD(3, 0, 4))],
     "oracle_exit": [OracleExit()],
@@ -67,10 +72,22 @@ def executed(strategy: SkipStrategy, num_layers: int, max_steps: int) -> NDArray
         return torch.stack(masks).double().mean(dim=2).numpy()
     input_ids, attention_mask = prompts(1)
     model = tiny_model(num_layers=num_layers)
+    if isinstance(strategy, LearnedExit):
+        _random_router(num_layers, model.config.hidden_size)
     out = generate(
         model, input_ids=input_ids, attention_mask=attention_mask, strategy=strategy, max_new_tokens=max_steps
     )
     return out.trace.executed[:, 0].double().numpy()
+
+
+def _random_router(num_layers: int, hidden_size: int) -> None:
+    """Write the router of the picture, which has random weights as the tiny model has."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        router = ExitRouter(hidden_size, range(num_layers - 1))
+        torch.nn.init.normal_(router.read.weight, std=0.2)
+    FOLDER.mkdir(exist_ok=True)
+    router.save(ROUTER)
 
 
 def strategy_figure(strategies: Sequence[SkipStrategy]) -> Figure:

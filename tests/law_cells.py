@@ -12,6 +12,7 @@ from hsdlab import (
     Compose,
     DeeBERT,
     FullDepth,
+    LearnedExit,
     OracleExit,
     SkipDecode,
     SkipStrategy,
@@ -24,6 +25,7 @@ from tests.strategies_for_tests import Changing, ChangingParts, ChangingPrompt, 
 
 # Random weights for the width of the tiny models.
 CLASSIFIER = str(Path(__file__).parent / "exit_classifier_32.safetensors")
+ROUTER = str(Path(__file__).parent / "exit_router_32.safetensors")  # the same, for exits after layers 0 to 4
 SETTINGS = {
     FullDepth: [FullDepth()],
     SkipDecode: [
@@ -54,9 +56,14 @@ SETTINGS = {
         DeeBERT(threshold=0.6, gate=0.3, exit_rule="source_min", late_exit=True),
     ],
     PABEE: [PABEE(patience=1, exit_rule="source_min"), PABEE(patience=1, probe_layers=2, shortlist=8)],
+    LearnedExit: [
+        LearnedExit(ROUTER),
+        LearnedExit(ROUTER, 0.45, probe_layers=[1, 2, 4], exit_rule="source_min", late_exit=True),
+    ],
     Compose: [
         Compose(HSD(2, 0, 4), CALM(0.5)),
         Compose(HSD(1, 0, 3), PABEE(patience=1, shortlist=8, late_exit=True)),
+        Compose(HSD(1, 0, 4), LearnedExit(ROUTER, 0.45)),
         Compose(SkipDecode(2, 5, warmup=2), CALM(0.4, measure="saturation", probe_layers=2)),
         Compose(HSD(1, 0, 5, prompt_min_exit=0, prompt_max_exit=3), CALM(0.5)),
     ],

@@ -1,6 +1,7 @@
 """Encoder-decoder models: T5, mT5, BART, mBART, Marian, Pegasus, T5Gemma. The law holds for the decoder."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hsdlab import testing as laws
 from hsdlab.decoding import families
 from hsdlab.decoding.cost import decode_bytes, decode_cost, decode_flops, encoder_flops, prompt_flops
 from hsdlab.decoding.families import UnsupportedModelError, decoder_parts
+from hsdlab.decoding.forced import ForcedTexts, layer_schedule
 from hsdlab.testing.expect import expect_close
 from tests.decoding.counted import counted
 from tests.reference import slow
@@ -192,6 +194,14 @@ def test_what_is_refused(model):
         generate(model, strategy=HSD(), **padded, **call)
     with pytest.raises(UserError, match="encoder_outputs: give the source as input_ids"):
         generate(model, strategy=HSD(), encoder_outputs=(torch.zeros(3, 5, 32),), **call)
+    without_start = {"decoder_start_token_id": None, "bos_token_id": None}
+    config = copy.deepcopy(model.generation_config)
+    config.update(**without_start)
+    with (
+        mock.patch.object(model, "generation_config", config),
+        pytest.raises(UserError, match="decoder_start_token_id: n"),
+    ):
+        generate(model, strategy=HSD(), **call)
     executed = torch.ones(3, 5, LAYERS, dtype=torch.bool)
     with pytest.raises(UserError, match="This model has an encoder; give it"):
         replay(model, input_ids=ids, attention_mask=mask, executed=executed)
@@ -226,3 +236,31 @@ def test_a_decoder_deeper_than_its_encoder():
     deeper = type(model)(config).double().eval()
     assert decoder_parts(deeper).num_layers == LAYERS
     laws.law_3_replay(deeper, RandomPlan(share=0.5), "greedy")
+
+
+@pytest.mark.parametrize("model_type", ["umt5", "m2m_100", pytest.param("blenderbot", marks=pytest.mark.slow)])
+def test_a_family_that_is_not_listed_is_found_and_checked(model_type):
+    model = laws.tiny_model(
+        model_type,
+        num_layers=LAYERS,
+        **laws.ENCODER_DECODERS["t5" if model_type == "umt5" else "mbart"].options,
+        **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), LAYERS),
+    )
+    assert not decoder_parts(model).proven
+    laws.decode(model, CALM(0.5))  # the first decode is checked, which runs more passes
+    laws.law_3_replay(model, CALM(0.5), "greedy")
+    laws.law_3_replay(model, RandomPlan(share=0.5), "beam")
+
+
+def test_forced_texts_score_the_decode_steps(model):
+    ids, mask = laws.prompts_for(model)
+    output = generate(model, input_ids=ids, attention_mask=mask, strategy=HSD(2, 0, 4), max_new_tokens=6)
+    text = output.sequences
+    new = torch.ones_like(text, dtype=torch.bool)
+    new[:, 0] = False
+    batch = {"input_ids": text, "attention_mask": torch.ones_like(text), "target_mask": new}
+    with torch.no_grad():
+        texts = ForcedTexts(model, {**batch, "source_ids": ids, "source_mask": mask})
+        schedule = layer_schedule(HSD(2, 0, 4), LAYERS, 6)
+        agreed = texts.agrees(texts.scheduled_logits(schedule))
+    assert [each.tolist() for each in agreed] == [[True] * 5] * 3

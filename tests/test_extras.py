@@ -2,14 +2,17 @@
 
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedConfig
 
 from hsdlab.data import HubDataset
 from hsdlab.data.rows import parquet
 from hsdlab.errors import RunError
 from hsdlab.extras import of_extra
+from hsdlab.models.quantization import loading_options
 from hsdlab.runs.tunable import check_tuning
 
 ROOT = Path(__file__).parents[1]
@@ -20,12 +23,23 @@ def tune():
     check_tuning(["HSD"], **goal, max_new_tokens=9, examples=["a"])
 
 
+def quantise(how):
+    loading_options("gpt2", how, "float32", PreTrainedConfig())
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "purpose", "use"),
     [
         ("optuna", "tune", "`tune`", tune),
         ("datasets", "data", "HubDataset", lambda: HubDataset("e2e_nlg").prepare_data()),
         ("pyarrow", "data", "A Parquet file", lambda: list(parquet(Path("a.parquet")))),
+        ("torchao", "int8", "quantization=int8", partial(quantise, "int8")),
+        (
+            "bitsandbytes",
+            "nf4",
+            "quantization=nf4",
+            partial(quantise, "nf4"),
+        ),
     ],
 )
 def test_a_missing_package_is_one_sentence(package, extra, purpose, use, monkeypatch):

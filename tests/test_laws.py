@@ -10,6 +10,7 @@ from hsdlab import (
     Compose,
     DeeBERT,
     FullDepth,
+    LearnedExit,
     OracleExit,
     ScheduledStrategy,
     SkipDecode,
@@ -18,7 +19,7 @@ from hsdlab import (
 )
 from hsdlab import testing as laws
 from hsdlab.decoding.families import decoder_parts
-from tests.law_cells import ALL, CLASSIFIER, SETTINGS, by_family, cells, ids
+from tests.law_cells import ALL, CLASSIFIER, ROUTER, SETTINGS, by_family, cells, ids
 from tests.reference import slow
 from tests.strategies_for_tests import RandomPlan
 
@@ -135,6 +136,7 @@ KNOBS = [
     [CALM(t, exit_rule="min") for t in (1.0, 0.3, 0.0)],
     [DeeBERT(t) for t in (1.0, 0.9, 0.5, 0.0)],
     [PABEE(p) for p in (None, 3, 2, 1)],
+    [LearnedExit(ROUTER, t) for t in (1.0, 0.8, 0.5, 0.0)],
     [Compose(HSD(1, 0, 4), CALM(t)) for t in (1.0, 0.9, 0.5, 0.0)],
 ]
 
@@ -161,7 +163,7 @@ def test_scheduled_strategies_equal_a_reference_without_cache(family_model, deco
     torch.testing.assert_close(torch.stack(here.logits), torch.stack(logits), rtol=0, atol=1e-9)
 
 
-CONFIDENT = [*SETTINGS[CALM], *SETTINGS[DeeBERT], *SETTINGS[PABEE]]
+CONFIDENT = [*SETTINGS[CALM], *SETTINGS[DeeBERT], *SETTINGS[PABEE], *SETTINGS[LearnedExit]]
 
 
 @pytest.mark.parametrize(("family_model", "strategy"), by_family(CONFIDENT), ids=ids, indirect=["family_model"])

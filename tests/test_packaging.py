@@ -47,7 +47,7 @@ def test_every_import_is_a_dependency():
     extras = PROJECT["optional-dependencies"]
     known = required([*PROJECT["dependencies"], *extras["tune"], *extras["data"]])
     assert distributions - set(known) == set()
-    assert set(known) - distributions == {"accelerate", "gguf", "tensorboard"}  # of peft, transformers and torch
+    assert set(known) - distributions == {"accelerate", "gguf"}  # of peft and transformers
 
 
 def test_the_oldest_versions_are_the_lower_bounds():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hsdlab.cli import main
 from hsdlab.cli.train import main as train
+from hsdlab.reporting import figures
+from tests.blank_pictures import BlankCanvas
 
 HSD = ("--skip=HSD", "--skip.max_exit=2")
 STRATEGIES = "--strategies=[{class_path: HSD, init_args: {max_exit: 2}}]"
@@ -60,4 +62,5 @@ def run_all(folder: Path, names: list[str], options: list[str]) -> None:
 
 if __name__ == "__main__":
     folder, names, *given = sys.argv[1:]
+    figures.FigureCanvasAgg = BlankCanvas
     run_all(Path(folder), names.split(","), [*given, "--trainer.devices=2", "--trainer.strategy=ddp"])

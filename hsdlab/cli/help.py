@@ -36,6 +36,7 @@ EXAMPLES = {
     ],
     "fit": ["--config experiment/finetune_docstrings", f"{_OWN_MODEL} --config training/lora"],
     "fit_exit_classifier": ["--config experiment/exit_classifier", _OWN_MODEL],
+    "fit_exit_router": ["--config experiment/exit_router", _OWN_MODEL],
     VALIDATE_LOSS: [_OWN_MODEL],
 }
 """Command -> what may follow it."""

@@ -25,6 +25,7 @@ EVALUATE = {
 TRAIN = {
     "fit": "fine-tune a model: whole or LoRA, plain or trained to skip layers",
     "fit_exit_classifier": "train CALM's exit classifier on a model that stays as it is",
+    "fit_exit_router": "train LearnedExit's router on a model that stays as it is",
     "validate": "compute the validation loss",
 }
 """The commands of `train.py`, in the order of the help."""

@@ -41,7 +41,7 @@ _ELSEWHERE = {
 }
 """What to say of an option that other commands have."""
 _OTHER_PROGRAM = {
-    **dict.fromkeys(("fit", "fit_exit_classifier"), "train.py"),
+    **dict.fromkeys(("fit", "fit_exit_classifier", "fit_exit_router"), "train.py"),
     **dict.fromkeys(("test", "predict", "compare", "calibrate", "tune", "bench", "inspect"), "evaluate.py"),
     **dict.fromkeys(("count_tokens", "report"), "evaluate.py"),
 }

@@ -25,10 +25,11 @@ from hsdlab.decoding.families import plain_model
 from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.models.generation import generation
 from hsdlab.models.identity import config_hash, tokenizer_hash, weights_hash
-from hsdlab.modules import Checkpoints, ExitClassifierModule, FinetuneModule
+from hsdlab.modules import Checkpoints, FinetuneModule
 from hsdlab.modules.checkpoint_files import CheckpointFiles, read_checkpoint
 from hsdlab.modules.checkpoints import BEST, LAST, state_in
 from hsdlab.modules.event_files import continue_events
+from hsdlab.modules.frozen_exit import FrozenExitModule
 from hsdlab.modules.lora import LoRA
 from hsdlab.modules.trained_weights import check_weights
 from hsdlab.program import typed
@@ -36,7 +37,8 @@ from hsdlab.records.exit_quality import ExitQuality
 from hsdlab.records.identity import IDENTITY
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.records.run_folder import RunFolder, fingerprint
-from hsdlab.reporting.exit_quality import exit_quality_figure, print_exit_quality, write_exit_quality
+from hsdlab.reporting.exit_quality import print_exit_quality, write_exit_quality
+from hsdlab.reporting.tensorboard import add_picture
 from hsdlab.runs.own_code import own_code
 from hsdlab.strategies import SkipStrategy
 
@@ -45,18 +47,19 @@ LAST_CHECKPOINT = Path(CHECKPOINTS, LAST)
 
 
 class TrainCLI(SubcommandCLI):
-    """LightningCLI for training: fit, validate, fit_exit_classifier.
+    """LightningCLI for training: fit, validate, fit_exit_classifier, fit_exit_router.
 
     `fit` writes into --output: config.yaml (runs again as it is), run.json (what it was made with), checkpoints/
     (best.ckpt by val/loss, or by val/skip_loss if it trains skip-aware; last.ckpt to go on with), the logger's files,
-    and model/, the best weights for `load_model`, transformers or peft. `fit_exit_classifier` writes
-    exit_classifier.safetensors in place of model/, and how good it is as .json and .png.
+    and model/, the best weights for `load_model`, transformers or peft. `fit_exit_classifier` and
+    `fit_exit_router` write exit_classifier.safetensors or exit_router.safetensors in place of model/, and how good it
+    is as .json and .png.
 
     Args:
         args: The command line; by default that of the process.
     """
 
-    model: FinetuneModule | ExitClassifierModule
+    model: FinetuneModule | FrozenExitModule
     trainer: TrainingTrainer
     trainer_defaults: dict[str, Any]
     folder: RunFolder
@@ -85,13 +88,14 @@ class TrainCLI(SubcommandCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
             "fit_exit_classifier": {"model", "datamodule"},
+            "fit_exit_router": {"model", "datamodule"},
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         self._model_class = MODULES[subcommand]
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"data": {"class_path": "hsdlab.data.DataFolder"}})
-        if subcommand != "fit_exit_classifier":
+        if subcommand in ("fit", "validate"):
             parser.callback_keys.append("skip")
             parser.add_lightning_class_args(SkipStrategy, "skip", subclass_mode=True)
             parser.set_defaults({"skip": {"class_path": "hsdlab.FullDepth"}})
@@ -235,26 +239,34 @@ class TrainCLI(SubcommandCLI):
 
     def after_fit_exit_classifier(self) -> None:
         """Write the best classifier, and how good it is on the validation split, layer by layer."""
-        assert isinstance(self.model, ExitClassifierModule)
+        self._after_frozen("--skip=CALM --skip.measure=classifier --skip.classifier={file}")
+
+    def after_fit_exit_router(self) -> None:
+        """Write the best router, and how good it is on the validation split, layer by layer."""
+        self._after_frozen("--skip=LearnedExit --skip.router={file}")
+
+    def _after_frozen(self, use: str) -> None:
+        """Write the trained network and its quality; `use` are the options that decode with the file."""
+        assert isinstance(self.model, FrozenExitModule)
         if self._is_trial():
             return
         self._load_best()
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)  # in all processes
-        file = self.output / "exit_classifier.safetensors"
+        file = self.output / f"{self.model.network.replace(' ', '_')}.safetensors"
         if rank_zero_only.rank == 0:
             self.model.export(file)
             figures = {name: _numbers(values) for name, values in self.model.quality.items()}
-            quality = ExitQuality(**figures, run=self.run_info)
-            write_exit_quality(quality, self.output)
+            quality = ExitQuality(
+                **figures, network=self.model.network, layers=tuple(self.model.layers), run=self.run_info
+            )
+            picture = write_exit_quality(quality, self.output)
             print_exit_quality(quality, Console())
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("exit_classifier", exit_quality_figure(quality))
+                    add_picture(logger.experiment, file.stem, picture)
                     logger.experiment.flush()
         self.folder.finish()
-        rank_zero_info(
-            f"Decode with it: {typed('test')} --skip=CALM --skip.measure=classifier --skip.classifier={file} ..."
-        )
+        rank_zero_info(f"Decode with it: {typed('test')} {use.format(file=file)} ...")
 
     def _checkpoint(self, config: Namespace) -> Path | None:
         """Return the checkpoint that --ckpt_path names, having read it; None where there is none to go on from."""

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from hsdlab.errors import UserError
 
-TRAINS = ("fit", "fit_exit_classifier")
+TRAINS = ("fit", "fit_exit_classifier", "fit_exit_router")
 LIMITS = {
     **dict.fromkeys(("validate", "calibrate", "tune"), "limit_val_batches"),
     **dict.fromkeys(("test", "compare"), "limit_test_batches"),
@@ -216,12 +216,12 @@ def _training(subcommand: str) -> list[Rule]:
             "AdamW's numbers are too small for pure float16; give 16-mixed, bf16-mixed or 32-true.",
         ),
     ]
-    if subcommand == "fit_exit_classifier":
+    if subcommand in ("fit_exit_classifier", "fit_exit_router"):
         rules.append(
             (
                 "limit_val_batches",
                 lambda value: value == 0,
-                "the classifier's quality is measured on them; leave it out.",
+                "the quality of what is trained is measured on them; leave it out.",
             )
         )
     return rules

@@ -6,8 +6,8 @@ from lightning.pytorch import Trainer
 
 from hsdlab.data import GenerationDataModule
 from hsdlab.errors import faults_of_the_run
-from hsdlab.models import Attention, load_model
-from hsdlab.modules import ExitClassifierModule, FinetuneModule
+from hsdlab.models import Attention, Quantization, load_model
+from hsdlab.modules import ExitClassifierModule, ExitRouterModule, FinetuneModule
 from hsdlab.modules.decode import Dtype
 from hsdlab.strategies import SkipStrategy
 
@@ -17,6 +17,7 @@ def load_finetune_module(
     dtype: Dtype = "float32",
     revision: str | None = None,
     attention: Attention | None = None,
+    quantization: Quantization | None = None,
     skip_strategies: list[SkipStrategy] | None = None,
     **kwargs: Any,
 ) -> FinetuneModule:
@@ -29,6 +30,8 @@ def load_finetune_module(
         revision: Branch, tag or commit of a model on the hub.
         attention: sdpa (torch's fused attention) or eager (plain matrix products, faster for short texts in bfloat16 on
             a CPU); by default what transformers takes.
+        quantization: Round the weights of the layers as they are loaded, for LoRA beside them: int8 (torchao), or nf4
+            (bitsandbytes), which is QLoRA. By default they are taken as they are stored.
         skip_strategies: Strategies with layers known before a step (class names, or class_path and init_args), one
             drawn per batch: full depth among them if it is to stay good. By default every batch is at full depth.
         **kwargs: See `FinetuneModule`.
@@ -40,12 +43,19 @@ def load_finetune_module(
         UserError, OSError, RuntimeError: See `load_model` and `FinetuneModule`.
     """
     with faults_of_the_run():
-        model, tokenizer = load_model(name, dtype=dtype, device="cpu", revision=revision, attention=attention)
+        model, tokenizer = load_model(
+            name, dtype=dtype, device="cpu", revision=revision, attention=attention, quantization=quantization
+        )
     return FinetuneModule(model, tokenizer, skip_strategies=skip_strategies or (), **kwargs)
 
 
 def load_exit_classifier_module(
-    name: str, dtype: Dtype = "float32", adapter: str | None = None, revision: str | None = None, **kwargs: Any
+    name: str,
+    dtype: Dtype = "float32",
+    adapter: str | None = None,
+    revision: str | None = None,
+    quantization: Quantization | None = None,
+    **kwargs: Any,
 ) -> ExitClassifierModule:
     """Load a model and put it into an ExitClassifierModule: the `model` of `train.py fit_exit_classifier`.
 
@@ -55,6 +65,8 @@ def load_exit_classifier_module(
         dtype: Of the weights, as decoding will have them.
         adapter: Folder of a LoRA adapter to merge into the model.
         revision: Branch, tag or commit of a model on the hub.
+        quantization: Round the weights of the layers while loading: int8 (torchao) or nf4 (bitsandbytes). By default
+            they are taken as they are stored.
         **kwargs: See `ExitClassifierModule`.
 
     Returns:
@@ -64,8 +76,34 @@ def load_exit_classifier_module(
         UserError, OSError, RuntimeError: See `load_model` and `ExitClassifierModule`.
     """
     with faults_of_the_run():
-        model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+        model, tokenizer = load_model(
+            name, dtype=dtype, device="cpu", adapter=adapter, revision=revision, quantization=quantization
+        )
     return ExitClassifierModule(model, tokenizer, **kwargs)
+
+
+def load_exit_router_module(
+    name: str, dtype: Dtype = "float32", adapter: str | None = None, revision: str | None = None, **kwargs: Any
+) -> ExitRouterModule:
+    """Load a model and put it into an ExitRouterModule: the `model` of `train.py fit_exit_router`.
+
+    Args:
+        name: An embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder with a
+            LoRA adapter (its base model is loaded too), or the id of a model on the hub.
+        dtype: Of the weights, as decoding will have them.
+        adapter: Folder of a LoRA adapter to merge into the model.
+        revision: Branch, tag or commit of a model on the hub.
+        **kwargs: See `ExitRouterModule`.
+
+    Returns:
+        The module, with the model in `dtype` on the CPU.
+
+    Raises:
+        UserError, OSError, RuntimeError: See `load_model` and `ExitRouterModule`.
+    """
+    with faults_of_the_run():
+        model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+    return ExitRouterModule(model, tokenizer, **kwargs)
 
 
 class TrainingTrainer(Trainer):
@@ -83,10 +121,23 @@ class TrainingTrainer(Trainer):
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
+    def fit_exit_router(
+        self, model: ExitRouterModule, datamodule: GenerationDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Train the router of LearnedExit on a model that stays as it is.
+
+        Args:
+            model: Holds the model and the router.
+            datamodule: The data.
+            ckpt_path: Checkpoint to resume from; "last" for the newest of the run in the output folder.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
 
 MODULES: dict[str, Any] = {
     "fit": load_finetune_module,
     "validate": load_finetune_module,
     "fit_exit_classifier": load_exit_classifier_module,
+    "fit_exit_router": load_exit_router_module,
 }
 """What each subcommand makes its `model` with."""

@@ -44,6 +44,7 @@ from hsdlab.decoding.storage import KeyValueStore, LayerStorage, token_numbers
 from hsdlab.decoding.timing import now_s
 from hsdlab.decoding.token_pass import RunningTokens, TokenPass
 from hsdlab.errors import RunError, UserError
+from hsdlab.exits import last_layers
 
 
 class SkipCache(LayerRunner, DynamicCache):
@@ -637,6 +638,8 @@ class SkipCache(LayerRunner, DynamicCache):
         return hidden.index_copy(0, self._choice.on_device.get(rows, hidden.device), output)
 
     def _end_pass(self) -> None:
+        if self._parts.exits is not None:
+            self.last_executed = self._last_executed()
         if self.passes == 0:
             self._prompt_length = self._length
             self._store.end_prompt()
@@ -666,6 +669,20 @@ class SkipCache(LayerRunner, DynamicCache):
 
         held = self._store.free(needed) + self._states.free(needed) + self._cross.free(needed)
         self.peak_bytes = max(self.peak_bytes, held)
+
+    def _last_executed(self) -> Tensor | None:
+        """Find the last executed layer of each token of the pass."""
+        if self.passes == 0:
+            executed = self.prompt_executed
+            if executed is not None and self._prompt_rows is not None:
+                executed = executed.repeat_interleave(self._prompt_rows.copies, dim=0)
+        elif self._tokens is not None:
+            executed = self._tokens.executed
+        else:
+            executed = self._choice.executed[:, None]  # (rows or 1, 1, layers)
+        if executed is None:
+            return None
+        return last_layers(executed if executed.dim() == 3 else executed.any(dim=-1))
 
     def _ask(self, index: int, rows: Rows, output: Tensor, arrived: Tensor) -> None:
         if self._choice.asks:

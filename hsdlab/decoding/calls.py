@@ -148,9 +148,15 @@ def decoder_prompt_length(model: PreTrainedModel, config: GenerationConfig, kwar
         1, or the length of the given ids.
 
     Raises:
-        UserError: ``decoder_input_ids`` is not [rows, length], or ends in padding.
+        UserError: No start token is known, or ``decoder_input_ids`` is not [rows, length] or has padding.
     """
     given, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+    start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+    if start is None:
+        raise UserError(
+            "decoder_start_token_id: neither the call nor the model's generation config names the token with which its "
+            "decoder begins; give it."
+        )
     if given is None:
         return 1
     if not isinstance(given, Tensor) or given.dim() != 2 or given.numel() == 0:
@@ -158,8 +164,6 @@ def decoder_prompt_length(model: PreTrainedModel, config: GenerationConfig, kwar
     check_tokens(given, model)
     if mask is not None and bool((mask == 0).any()):
         raise UserError("decoder_attention_mask: padding is not supported; give prompts of one length to a batch.")
-    start = config.decoder_start_token_id
-    start = config.bos_token_id if start is None else start
     starts = torch.as_tensor(start, device=given.device).flatten()
     return given.shape[1] + int(bool((given[:, 0] != starts).all()))
 

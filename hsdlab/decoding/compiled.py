@@ -106,6 +106,12 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
             f"compile=True: {decisions.name} runs attention and MLP apart. Only whole layers can be compiled; leave "
             "compile out."
         )
+    last = parts.num_layers - 1
+    if parts.exits is not None and parts.exits.rank is not None and not decisions.always_runs(last):
+        raise UserError(
+            f"compile=True: {decisions.name} exits below the last layer, and the exits of this model have adapters, "
+            "which are not compiled; leave compile out."
+        )
     check_prompt(decisions, torch.ones(1, _PROMPT_TOKENS, dtype=torch.bool))
     name = type(parts.model).__name__
     tested = sorted(name for name, family in FAMILIES.items() if family.compiled)
@@ -129,6 +135,8 @@ def check_compilation(parts: DecoderParts, decisions: Decisions, config: Generat
         raise UserError(
             f"compile=True: the weights of {name} are quantised, which is not supported; leave compile out."
         )
+    if any(hasattr(layer, "_hf_hook") for layer in parts.layers):
+        raise UserError(f"compile=True: a device_map has placed the layers of {name}; leave compile out.")
     if any(type(module).__module__.startswith("peft.") for layer in parts.layers for module in layer.modules()):
         raise UserError("compile=True: an adapter is in the layers; merge it first (merge_and_unload).")
     if torch.is_autocast_enabled(parts.model.device.type):

@@ -14,9 +14,10 @@ from hsdlab.costs import Cost
 from hsdlab.decoding.decisions import Strategy
 from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
-from hsdlab.decoding.layer_sizes import encoder_sizes, layer_sizes, read_bytes
+from hsdlab.decoding.layer_sizes import encoder_sizes, layer_sizes, read_bytes, weight_bytes
 from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
 from hsdlab.decoding.trace import Trace
+from hsdlab.stored import stored_bytes
 
 
 def decode_cost(model: nn.Module, output: DecodeOutput) -> Cost:
@@ -171,8 +172,9 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     drafts = trace.drafts
     keys_read = counts.attended if drafts is None else drafts.keys_read
     cache = (counts.cached_numbers * keys_read).sum() * size
-    late = (counts.late_passes * _Sizes(parts).late).sum() * size
-    *around, head = (_bytes(module) for module in _outside(parts))
+    late_bytes = torch.tensor([weight_bytes(layer, size) for layer in parts.layers], dtype=torch.float64)
+    late = (counts.late_passes * _Sizes(parts).late * late_bytes).sum()
+    *around, head = (stored_bytes(module) for module in _outside(parts))
     outside = sum(around) * (drafts.forward_passes if drafts else trace.decode_passes)
     outside += head * (drafts.head_passes if drafts else trace.decode_passes)
     outside += (drafts.draft_head_weights_read if drafts else 0) * size
@@ -275,8 +277,4 @@ def _outside(parts: DecoderParts) -> list[nn.Module]:
 
 def _outside_bytes(parts: DecoderParts) -> int:
     """Bytes of weights that a decode step reads outside of its layers."""
-    return sum(_bytes(module) for module in _outside(parts))
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    return sum(stored_bytes(module) for module in _outside(parts))

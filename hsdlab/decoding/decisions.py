@@ -89,6 +89,7 @@ class Decisions:
         in_parts: Whether they run apart in the current step; before the first, whether a schedule has such steps.
         ended: BoolTensor [rows] on the device, true where the text has ended; None where that is not known.
         probed: The cost of deciding, added up over the decode.
+        asking: Whether the strategy is being asked about exits at this moment.
         on_device: Copies indices of rows to the device.
 
     Raises:
@@ -117,6 +118,8 @@ class Decisions:
                 self._last_use[layer] = step
         self.ended: Tensor | None = None
         self.probed = ProbeCost()
+        self.asking = False
+        self._settled: list[tuple[Tensor, Tensor]] = []  # rows that exited in this step, and what the head gave
         self.on_device = RowsOnDevice()
 
     @cached_property
@@ -163,6 +166,17 @@ class Decisions:
             Whether some step after ``step`` may run the attention of ``layer``.
         """
         return self._last_use[layer] > step
+
+    def always_runs(self, layer: int) -> bool:
+        """Say whether a schedule runs a layer in every step.
+
+        Args:
+            layer: Index of the layer.
+
+        Returns:
+            Whether the attention of the layer runs in each step; False where the layers are not known beforehand.
+        """
+        return self._schedule is not None and all(layer in layers for layers in self._attention)
 
     @property
     def may_skip_prompt(self) -> bool:
@@ -253,6 +267,7 @@ class Decisions:
         self._all_rows = torch.arange(rows)
         self._memory = StepMemory(rows, self.on_device)
         self._answer: tuple[Tensor, Reading] | None = None
+        self._settled = []
         may_run = self._plan.any(dim=2) if self.in_parts else self._plan  # (rows, layers)
         self._for_all, self._for_some = may_run.all(dim=0).tolist(), may_run.any(dim=0).tolist()
         self._all_running = True
@@ -326,7 +341,12 @@ class Decisions:
                 output, arrived = output.index_select(0, chosen), arrived.index_select(0, chosen)
         if layer >= self._asked_below or len(rows) == 0:
             return
-        exits = self._should_exit(self._layer_state(layer, rows, output, arrived, parts))
+        state = self._layer_state(layer, rows, output, arrived, parts)
+        self.asking = True
+        try:
+            exits = self._should_exit(state)
+        finally:
+            self.asking = False
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != rows.shape:
             raise UserError(
                 f"{self.name}.should_exit returned {described(exits)}; expected a BoolTensor of shape "
@@ -335,6 +355,32 @@ class Decisions:
         self._answer = rows, Reading(exits)
         if not self._late_exit:
             self._read_answer()
+            self._settle(rows, state.probe.head_output)
+
+    def _settle(self, rows: Tensor, head_output: Tensor | None) -> None:
+        """Keep what the head gave for the rows that have just exited."""
+        if head_output is None:
+            return
+        left = (~self._running[rows]).nonzero().squeeze(1)
+        if len(left) > 0:
+            self._settled.append((rows[left], head_output[self.on_device.get(left, head_output.device)]))
+
+    def take_settled(self, parts: DecoderParts) -> tuple[Tensor, Tensor] | None:
+        """Give what the head gave for the rows that exited in this step, once; their checks then cost no head.
+
+        Args:
+            parts: Give the size of the head.
+
+        Returns:
+            The rows, LongTensor [n] on the device, and the head's output for them, [n, vocabulary]; None if there are
+            none.
+        """
+        settled, self._settled = self._settled, []
+        if not settled:
+            return None
+        rows, outputs = torch.cat([each for each, _ in settled]), torch.cat([each for _, each in settled])
+        self.probed.reused(len(rows), parts.vocabulary_size * parts.head_weights[1], len(rows) == self.rows)
+        return self.on_device.get(rows, outputs.device), outputs
 
     def _layer_state(
         self, layer: int, rows: Tensor, output: Tensor, arrived: Tensor, parts: DecoderParts
@@ -353,7 +399,7 @@ class Decisions:
             ended=ended,
             output=output,
             previous_output=None if self._layers_run == 1 else arrived,
-            probe=Probe(parts, output, self.probed),
+            probe=Probe(parts, output, self.probed, layer),
             memory=self._memory,
         )
 

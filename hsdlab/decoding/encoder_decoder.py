@@ -232,6 +232,11 @@ class EncoderDecoderPair(LayerRunner, EncoderDecoderCache):
         self._make_bias = parts.position_bias
         self._bias: Tensor | None = None  # of the current pass, [1, heads, tokens, keys]
 
+    @property
+    def last_executed(self) -> Tensor | None:  # type: ignore[override]
+        """The last layer that ran for each token, as the KV cache of self-attention has it."""
+        return self.self_attention_cache.last_executed
+
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer as the KV cache of self-attention does, with the position bias of the pass."""
         if call.layer is self._first:

@@ -24,6 +24,8 @@ from transformers.cache_utils import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.exits import ATTRIBUTE, Exits
+from hsdlab.stored import quantised_linears
 
 
 class UnsupportedModelError(UserError):
@@ -183,6 +185,7 @@ class DecoderParts:
             others (T5): from the numbers of queries and keys, [1, heads, queries, keys]. None where there is none.
         further_outputs: As in :class:`Family`; None also where it is seen at the layer's first call only.
         proven: Whether the family is in ``FAMILIES``; others are checked before use.
+        exits: The exits for which the model was trained; None where it says nothing of that.
     """
 
     model: PreTrainedModel
@@ -201,6 +204,7 @@ class DecoderParts:
     position_bias: Callable[..., Tensor] | None
     further_outputs: int | None
     proven: bool
+    exits: Exits | None = None
 
     @property
     def num_layers(self) -> int:
@@ -262,23 +266,36 @@ class DecoderParts:
     @cached_property
     def vocabulary_size(self) -> int:
         """Number of logits that the head gives."""
-        return self.head.weight.shape[0]
+        return _shape(self.head)[0]
 
     @cached_property
     def head_weights(self) -> tuple[int, int]:
         """Weights that a hidden state is multiplied with: between the last layer and the head, and for one logit."""
-        return sum(matrix_weights(module) for module in self.after_layers), self.head.weight.shape[1]
+        return sum(matrix_weights(module) for module in self.after_layers), _shape(self.head)[1]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, layer: int | None = None) -> Tensor:
         """Apply the final norm and the head to a layer's output (an intermediate prediction).
 
         Args:
             hidden: [..., d], before the final norm.
+            layer: The layer, whose exit may have an adapter. None for the model's last one, which has none.
 
         Returns:
             [..., vocabulary], in the model's dtype.
         """
-        return self.scaled(self.head(self._before_head(hidden)))
+        return self.scaled(self.head_output(hidden, layer))
+
+    def head_output(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """Compute what the head gives, before the model scales or caps it.
+
+        Args:
+            hidden: As for ``logits``.
+            layer: As for ``logits``.
+
+        Returns:
+            [..., vocabulary], in the model's dtype.
+        """
+        return self.head(self._before_head(hidden, layer))
 
     def scaled(self, logits: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Scale or cap logits as the model does after its head.
@@ -296,17 +313,18 @@ class DecoderParts:
             return logits
         return logits + (self.logits_bias[0] if tokens is None else self.logits_bias[0, tokens])
 
-    def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def token_logits(self, hidden: Tensor, tokens: Tensor, layer: int | None = None) -> Tensor:
         """Compute ``logits`` for candidate tokens only, from their rows of the head (:meth:`check_head_rows`).
 
         Args:
             hidden: [rows, d], before the final norm.
             tokens: The K candidate tokens of each row, LongTensor [rows, K].
+            layer: As for ``logits``.
 
         Returns:
             [rows, K], in the order of ``tokens``.
         """
-        hidden = self._before_head(hidden)
+        hidden = self._before_head(hidden, layer)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
         return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens], tokens)
 
@@ -350,15 +368,19 @@ class DecoderParts:
         Raises:
             UnsupportedModelError: The head is something else (an adapter on the head, quantised weights).
         """
-        if type(self.head) is not nn.Linear:
+        quantised, away = bool(quantised_linears(self.head)), self.head.weight.is_meta
+        if type(self.head) is not nn.Linear or quantised or away:
+            kind = "has quantised weights" if quantised else f"is a {type(self.head).__name__}"
+            kind = "is not on the device that computes (device_map)" if away else kind
             raise UnsupportedModelError(
-                f"The head of {type(self.model).__name__} is a {type(self.head).__name__}; a shortlist of candidate "
-                "tokens needs a plain torch.nn.Linear (merge adapters first), or leave shortlist out."
+                f"The head of {type(self.model).__name__} {kind}; candidate tokens need a plain torch.nn.Linear (merge "
+                "adapters first, leave the head out of quantisation), or leave shortlist and draft_vocabulary out."
             )
 
-    def _before_head(self, hidden: Tensor) -> Tensor:
+    def _before_head(self, hidden: Tensor, layer: int | None) -> Tensor:
         for module in self.after_layers:
             hidden = module(hidden)
+        hidden = hidden if self.exits is None else self.exits(hidden, layer)
         return hidden if self.head_scale is None else hidden * self.head_scale
 
 
@@ -540,10 +562,18 @@ def matrix_weights(module: nn.Module) -> int:
         module: Any module; parameters with one dimension (biases, norms) do not count, nor do embeddings.
 
     Returns:
-        Number of weights.
+        Number of weights; of quantised ones, which are stored packed, as many as the matrix has.
     """
     looked_up = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
-    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1 and id(weight) not in looked_up)
+    quantised = quantised_linears(module)
+    apart = looked_up | {id(weight) for each in quantised for weight in each.parameters()}
+    whole = sum(weight.numel() for weight in module.parameters() if weight.dim() > 1 and id(weight) not in apart)
+    return whole + sum(each.in_features * each.out_features for each in quantised)
+
+
+def _shape(head: Any) -> tuple[int, int]:
+    """Outputs and inputs of a head."""
+    return (head.out_features, head.in_features) if isinstance(head, nn.Linear) else tuple(head.weight.shape)
 
 
 def groups_queries(model: PreTrainedModel) -> bool:
@@ -586,7 +616,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
 
     Raises:
         UnsupportedModelError: For models that read no text or have an encoder inside of their decoder, layers of an
-            unknown kind, models that accelerate dispatched over devices, and architectures whose parts are not found.
+            unknown kind, models that compute on several devices, and architectures whose parts are not found.
     """
     model = plain_model(module)
     name = type(model).__name__
@@ -599,11 +629,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
             f"{name} has cross-attention to an encoder that is no part of it (add_cross_attention=True); hsdlab "
             "decodes decoder-only and encoder-decoder models."
         )
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        raise UnsupportedModelError(
-            f"{name} was dispatched over several devices by device_map; load it on one device "
-            "(load_model(..., device='cuda:0'))."
-        )
+    _check_devices(model)
     cached = DynamicCache(config=config).layers
     types = getattr(config, "layer_types", None) or [None] * len(cached)
     free = [kind in _FREE for kind in types]
@@ -665,7 +691,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         layers=tuple(layers),
         after_layers=after_layers,
         head=head,
-        head_scale=config.hidden_size**-0.5 if getattr(config, "scale_decoder_outputs", False) else None,
+        head_scale=_head_scale(config),
         after_head=after_head,
         logits_bias=getattr(model, "final_logits_bias", None),
         queries=queries,
@@ -677,7 +703,23 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         position_bias=_position_bias(layers) if has_encoder else None,
         further_outputs=family.further_outputs if family else None,
         proven=family is not None,
+        exits=getattr(model, ATTRIBUTE, None),
     )
+
+
+def _check_devices(model: PreTrainedModel) -> None:
+    """Refuse a model that computes on several devices. Weights that wait elsewhere for their layer are no problem."""
+    name, places = type(model).__name__, set(getattr(model, "hf_device_map", {}).values())
+    computing = places - {"disk"} if places <= {"cpu", "disk"} else places - {"cpu", "disk"}
+    if len(computing) > 1:
+        raise UnsupportedModelError(
+            f"{name} computes on several devices ({', '.join(sorted(map(str, computing)))}) by its device_map; hsdlab "
+            "decodes on one. Load it on one device, with layers on the CPU or the disk if it does not fit."
+        )
+    if places and model.device.type == "meta":
+        raise UnsupportedModelError(
+            f"The embeddings of {name} are not on the device that computes; leave them there in device_map."
+        )
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
@@ -701,6 +743,14 @@ def _find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList | None:
         if len(lists) == 1:
             return lists[0]
     return None
+
+
+def _head_scale(config: Any) -> float | None:
+    """What T5 and its kin multiply the last hidden state with, some of them only where the head is the embedding."""
+    scales = getattr(config, "scale_decoder_outputs", False)
+    if config.model_type in ("umt5", "switch_transformers"):
+        scales = config.tie_word_embeddings
+    return config.hidden_size**-0.5 if scales else None
 
 
 def _position_bias(layers: nn.ModuleList) -> Callable[..., Tensor] | None:

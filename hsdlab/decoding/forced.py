@@ -145,15 +145,17 @@ class ForcedTexts:
     """The texts of one batch, to be scored under many schedules.
 
     The KV cache of their prompts is computed once. The state of a recurrent layer is not, since some (Mamba) take none
-    in a pass over several tokens: a model that has one computes its prompts again for each schedule.
+    in a pass over several tokens: a model that has one computes its prompts again for each schedule. So does one with
+    an encoder, whose decoder has little to begin from.
 
     Only the positions of decode steps are scored. Their inputs are the new tokens without the last.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
+        model: A transformers language model in eval mode.
         batch: "input_ids" and "attention_mask" [rows, length] with prompts padded on the left, and "target_mask",
             BoolTensor [rows, length], true at the new tokens, at least two in some row (``collate_pairs`` of
-            hsdlab.data).
+            hsdlab.data). For an encoder-decoder model these are the decoder's, its start token first; the encoder reads
+            "source_ids" and "source_mask" [rows, source].
 
     Attributes:
         decode: BoolTensor [rows, replayed], true at the inputs of decode steps. The replay begins with the first of
@@ -168,7 +170,11 @@ class ForcedTexts:
         decode = decode_steps(targets)
         self._start = int(decode.any(dim=0).long().argmax())
         self._parts = parts
-        self._past = None if parts.recurrent else _prefilled(parts, input_ids[:, : self._start], mask[:, : self._start])
+        self._source: tuple[Tensor, Tensor] | None = None
+        if parts.encoder is not None:
+            self._source = batch["source_ids"].to(mask.device), batch["source_mask"].to(mask.device)
+        anew = parts.recurrent or parts.encoder is not None
+        self._past = None if anew else _prefilled(parts, input_ids[:, : self._start], mask[:, : self._start])
         self._input_ids, self._mask, self._new_tokens = input_ids[:, :-1], mask[:, :-1], targets[:, :-1]
         self.decode = decode[:, self._start :]
         self._next = input_ids[:, self._start + 1 :][self.decode]  # (steps)
@@ -204,14 +210,26 @@ class ForcedTexts:
         return self.logits(executed[:, self._start :])
 
     def _of_steps(self, input_ids: Tensor, executed: Tensor, past: DynamicCache | None) -> Tensor:
-        logits = replay(
-            self._parts.model,
-            input_ids=input_ids,
-            attention_mask=self._mask,
-            executed=executed,
-            past=past,
-            logits_to_keep=self.decode.shape[1],
-        )[self.decode]
+        steps = self.decode.shape[1]
+        if self._source is None:
+            logits = replay(
+                self._parts.model,
+                input_ids=input_ids,
+                attention_mask=self._mask,
+                executed=executed,
+                past=past,
+                logits_to_keep=steps,
+            )[self.decode]
+        else:
+            logits = replay(
+                self._parts.model,
+                input_ids=self._source[0],
+                attention_mask=self._source[1],
+                decoder_input_ids=input_ids,
+                decoder_attention_mask=self._mask,
+                executed=executed,
+                logits_to_keep=steps,
+            )[self.decode]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, logits: Tensor) -> Tensor:

@@ -27,13 +27,14 @@ from hsdlab.decoding.compiled import Compilation, CompiledDecode, check_compilat
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
 from hsdlab.decoding.ends import RowEnds, finished_sources_noted, real_tokens_of
-from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
+from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
 from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.live_rows import LiveRows
 from hsdlab.decoding.output import DecodeOutput
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.semantics import check_passes, check_prompts, check_semantics
+from hsdlab.decoding.settled import settled_logits
 from hsdlab.decoding.shared_prefill import prefill_to_share
 from hsdlab.decoding.skipping import skippable
 from hsdlab.decoding.static_cache import StaticCache
@@ -126,6 +127,7 @@ def applied(
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected at least 1.")
     _check_strategy(strategy)
     strategy.check_model(parts)
+    _check_whole(parts)
     decisions = Decisions(strategy, parts.num_layers, max_new_tokens or 2)  # a setting beyond this model is refused
     if not parts.proven:
         check_semantics(parts)
@@ -143,6 +145,18 @@ def applied(
         finally:
             del attributes["generate"]
             attributes.update(own)
+
+
+def _check_whole(parts: DecoderParts) -> None:
+    """Refuse a model whose weights are shared out: its processes gather them together, in equally many passes."""
+    from torch.distributed.fsdp import FSDPModule  # slow to import
+
+    if any(isinstance(layer, FSDPModule) for layer in parts.layers):
+        raise UnsupportedModelError(
+            f"The weights of {type(parts.model).__name__} are shared out over processes (FSDP), which gather them in "
+            "each decode step and wait for ever for one whose texts have ended. Decode with the whole model in each "
+            "process; replay, and training on it, take a model as it is."
+        )
 
 
 def _check_strategy(strategy: object) -> None:
@@ -295,7 +309,7 @@ def _decode(
             prefill = prefill_to_share(model, {**kwargs, "input_ids": input_ids}, rows, max_steps)
         once = parts.proven and not seen_from_outside
         cache = SkipCache(parts, decisions, once=once, prefill=prefill, live=live, cross=cross)
-        steps = _uncompiled_steps(parts, cache, max_steps)
+        steps = _uncompiled_steps(parts, cache, decisions, max_steps)
     else:
         check_compilation(parts, decisions, config)
         compiled = CompiledDecode(parts, decisions, compilation, rows, prompt_length)
@@ -365,10 +379,11 @@ def _decode(
 
 
 @contextmanager
-def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, max_steps: int) -> Iterator[None]:
+def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, decisions: Decisions, max_steps: int) -> Iterator[None]:
     with (
         every_pass_recorded(parts, cache),
         packed_weights(parts, max_steps),
+        settled_logits(parts, decisions),
         _prompt_mask_noted(parts, cache),
     ):
         yield

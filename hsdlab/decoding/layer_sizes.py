@@ -17,6 +17,7 @@ from hsdlab.decoding.families import (
     output_projection,
     query_width,
 )
+from hsdlab.stored import quantised_linears, stored_bytes
 
 _KEYS_AND_VALUES = ("k_proj", "v_proj", "k", "v")  # of cross-attention
 _OUTPUTS = ("o", "o_proj", "out_proj", "c_proj", "dense", "output_proj", "wo", "proj")
@@ -102,7 +103,7 @@ def _sizes(parts: DecoderParts, index: int) -> LayerSizes:
         channels=0 if parts.without_keys[index] else queries + returned,
         expansion=expansion,
         source=source,
-        source_bytes=sum(weight.nbytes for each in pair for weight in each.parameters()),
+        source_bytes=sum(map(stored_bytes, pair)),
         source_channels=0 if crossed is None else 2 * _inputs(_named(crossed, _OUTPUTS)[0]),
         source_numbers=sum(each.out_features for each in pair),  # type: ignore[misc]
     )
@@ -142,13 +143,28 @@ def read_bytes(module: nn.Module, layer: nn.Module, tokens: float) -> float:
     Returns:
         Bytes, biases and norms included.
     """
-    held = sum(weight.nbytes for weight in module.parameters())
+    held = stored_bytes(module)
     idle = sum(
         weight.nbytes * (1 - _share(weight, layer, tokens))
         for experts in _experts(module)
         for weight in experts.parameters(recurse=False)
     )
     return held - idle
+
+
+def weight_bytes(layer: nn.Module, size: int) -> float:
+    """Look up how much memory one weight of a layer's attention takes.
+
+    Args:
+        layer: A decoder layer.
+        size: Bytes of a weight that is not quantised.
+
+    Returns:
+        Bytes; of quantised weights, the mean, with their scales.
+    """
+    quantised = quantised_linears(attention(layer))
+    weights = sum(map(matrix_weights, quantised))
+    return sum(map(stored_bytes, quantised)) / weights if quantised else size
 
 
 def _experts(module: nn.Module) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from hsdlab.decoding.families import DecoderParts, decoder_config, decoder_parts
 from hsdlab.decoding.layer_parts import Runs, check_parts, run_parts
 from hsdlab.decoding.skipping import LayerCall, LayerRunner, skippable
 from hsdlab.errors import UserError
+from hsdlab.exits import last_layers
 
 
 class _ReplayCache(LayerRunner, DynamicCache):
@@ -32,6 +33,8 @@ class _ReplayCache(LayerRunner, DynamicCache):
         self._index = {layer: i for i, layer in enumerate(parts.layers)}
         self._executed = executed.to(parts.model.device)  # (rows, length, layers) or (rows, length, layers, 2)
         flat = executed.flatten(0, 1)
+        if parts.exits is not None:
+            self.last_executed = last_layers(executed if executed.dim() == 3 else executed.any(dim=-1)).cpu()
         self._donors = set(parts.donors)
         self._any, self._all = flat.any(dim=0).tolist(), flat.all(dim=0).tolist()
         # a parameter without a gradient leaves DistributedDataParallel's other processes waiting, or out of step

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.decisions import Decisions
+from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
 from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, position_ids
 from hsdlab.decoding.passes import Passes
 from hsdlab.decoding.replay import replay
@@ -145,10 +146,38 @@ def _tokens(parts: DecoderParts) -> tuple[Tensor, Tensor]:
     """Return token ids and their mask, [2, prompt + steps] each; the second sequence has padding on the left."""
     vocabulary = parts.model.get_input_embeddings().num_embeddings
     length = _PROMPT + _STEPS
-    tokens = torch.arange(2 * length, device=parts.model.device).reshape(2, length) * 7 % vocabulary
+    special = 0 if parts.encoder is None else vocabulary // 2  # M2M100 counts its positions without padding tokens
+    tokens = torch.arange(2 * length, device=parts.model.device).reshape(2, length) * 7 % (vocabulary - special)
+    tokens += special
     mask = torch.ones_like(tokens)
     mask[1, :_PADDING] = 0
     return tokens, mask
+
+
+def _given(parts: DecoderParts, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Return the arguments of a forward pass over texts, which a decoder beside an encoder reads as they are."""
+    if parts.encoder is None:
+        return {"input_ids": tokens, "attention_mask": mask, "position_ids": position_ids(mask)}
+    return {**_source(parts), "decoder_input_ids": tokens}
+
+
+def _source(parts: DecoderParts) -> dict[str, Tensor]:
+    """Return what an encoder reads; the second sequence has padding on the right."""
+    tokens, mask = _tokens(parts)
+    return {"input_ids": tokens[:, :_PROMPT].flip(1), "attention_mask": mask[:, :_PROMPT].flip(1)}
+
+
+def _replayed(parts: DecoderParts, tokens: Tensor, mask: Tensor, executed: Tensor) -> Tensor:
+    if parts.encoder is None:
+        return replay(parts.model, input_ids=tokens, attention_mask=mask, executed=executed)
+    source = _source(parts)
+    return replay(
+        parts.model,
+        input_ids=source["input_ids"],
+        attention_mask=source["attention_mask"],
+        decoder_input_ids=tokens,
+        executed=executed,
+    )
 
 
 def _head_problem(parts: DecoderParts) -> str | None:
@@ -156,11 +185,11 @@ def _head_problem(parts: DecoderParts) -> str | None:
     last: list[Any] = []
     hook = parts.layers[-1].register_forward_hook(lambda module, args, output: last.append(output))
     try:
-        plain = parts.model(input_ids=tokens, attention_mask=mask, position_ids=position_ids(mask)).logits
+        plain = parts.model(**_given(parts, tokens, mask)).logits
     finally:
         hook.remove()
     hidden = last[0][0] if isinstance(last[0], tuple) else last[0]
-    if _close(parts.logits(hidden), plain, mask):
+    if _close(parts.logits(hidden), plain, mask if parts.encoder is None else torch.ones_like(mask)):
         return None
     return (
         "its final norm and head do not give its logits (a scale or a cap after the head?), which this strategy reads "
@@ -170,12 +199,14 @@ def _head_problem(parts: DecoderParts) -> str | None:
 
 def _decoding_problem(parts: DecoderParts) -> str | None:
     model, (tokens, mask) = parts.model, _tokens(parts)
-    positions, everything = position_ids(mask), torch.ones(*tokens.shape, parts.num_layers, dtype=torch.bool)
-    plain = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
+    everything = torch.ones(*tokens.shape, parts.num_layers, dtype=torch.bool)
+    plain = model(**_given(parts, tokens, mask)).logits
     given = "position_ids" in inspect.signature(model.forward).parameters  # by generate
-    if not given and not _close(model(input_ids=tokens, attention_mask=mask).logits, plain, mask):
+    if parts.encoder is not None:
+        mask = torch.ones_like(mask)
+    elif not given and not _close(model(input_ids=tokens, attention_mask=mask).logits, plain, mask):
         return "generate gives it no position_ids, so that padding moves its tokens"
-    if not _close(replay(model, input_ids=tokens, attention_mask=mask, executed=everything), plain, mask):
+    if not _close(_replayed(parts, tokens, mask, everything), plain, mask):
         return "replay with all layers differs from a plain forward pass"
 
     return _replay_problem(parts, _InTurn())
@@ -189,27 +220,35 @@ def _prompt_problem(parts: DecoderParts) -> str | None:
 def _replay_problem(parts: DecoderParts, strategy: _InTurn) -> str | None:
     """Decode step by step and compare the logits with those of ``replay``."""
     model, (tokens, mask) = parts.model, _tokens(parts)
+    if parts.encoder is not None:
+        mask = torch.ones_like(mask)
     positions = position_ids(mask)
-    cache = SkipCache(parts, Decisions(strategy, parts.num_layers, _STEPS + 1))
+    cross = None if parts.encoder is None else CrossAttention(parts.num_layers)
+    cache = SkipCache(parts, Decisions(strategy, parts.num_layers, _STEPS + 1), cross=cross)
     cache.prompt_mask = mask[:, :_PROMPT]
+    both = cache if cross is None else EncoderDecoderPair(parts, cache, cross)
+    source = {} if parts.encoder is None else _source(parts)
+    encoded = None if parts.encoder is None else parts.encoder(**source)
     stepwise = []
     with skippable(parts):
         for start, stop in [(0, _PROMPT), *((t, t + 1) for t in range(_PROMPT, _PROMPT + _STEPS))]:
-            output = model(
-                input_ids=tokens[:, start:stop],
-                attention_mask=mask[:, :stop] if start == 0 or any(parts.attends) else None,  # as in generate
-                position_ids=positions[:, start:stop],
-                use_cache=True,
-                **{parts.cache_argument: cache},
-            )
-            stepwise.append(output.logits)
+            now = tokens[:, start:stop]
+            given = {
+                "input_ids": now,
+                "attention_mask": mask[:, :stop] if start == 0 or any(parts.attends) else None,  # as in generate
+                "position_ids": positions[:, start:stop],
+            }
+            if encoded is not None:
+                mask_of_source = source["attention_mask"]
+                given = {"encoder_outputs": encoded, "attention_mask": mask_of_source, "decoder_input_ids": now}
+            stepwise.append(model(**given, use_cache=True, **{parts.cache_argument: both}).logits)
     if len(cache.executed) != _STEPS:
         return "its layers were not all called with the cache"
     executed = torch.ones(*tokens.shape, parts.num_layers, dtype=torch.bool)
     executed[:, _PROMPT:] = torch.stack(cache.executed, dim=1)
     if cache.prompt_executed is not None:
         executed[:, :_PROMPT] = cache.prompt_executed
-    replayed = replay(model, input_ids=tokens, attention_mask=mask, executed=executed)
+    replayed = _replayed(parts, tokens, mask, executed)
     if not _close(torch.cat(stepwise, dim=1), replayed, mask):
         return "decoding with skipped layers differs from replay"
     return None

@@ -56,6 +56,10 @@ class LayerCall:
 class LayerRunner:
     """Takes the place of the KV cache in a forward pass; decides about each layer (:class:`SkipCache`, ``replay``)."""
 
+    last_executed: Tensor | None = None
+    """The last executed layer of each token of the pass, LongTensor [rows or 1, tokens] on the CPU, at its end. None
+    where it is the model's last one for all tokens."""
+
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run a layer, run it for some rows only, or skip it.
 
@@ -74,8 +78,16 @@ class LayerRunner:
 _EXTRA = "_outputs_after_hidden"  # of layers that return a tuple, known after the first call
 
 
+_HOOKED = "_forward_with_hook"  # accelerate's forward of a layer, which loads its weights, while it is skippable
+
+
 class _Skippable(nn.Module):
     """Marks the subclasses made here."""
+
+
+def _with_hook(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer as accelerate's hook does. A skipped layer comes not so far, and its weights stay where they are."""
+    return vars(layer)[_HOOKED](*args, **kwargs)
 
 
 @cache
@@ -85,12 +97,13 @@ def _skippable_class(layer_class: Any) -> type[_Skippable]:
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def forward(self: _Skippable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        whole = _with_hook if _HOOKED in vars(self) else own_forward
         for argument in (*kwargs.values(), *args):
             if isinstance(argument, LayerRunner):
-                hidden = argument.run_layer(LayerCall(self, own_forward, signature), hidden_states, args, kwargs)
+                hidden = argument.run_layer(LayerCall(self, whole, signature), hidden_states, args, kwargs)
                 extra = getattr(self, _EXTRA, None)
                 return hidden if extra is None else (hidden, *[None] * extra)
-        return own_forward(self, hidden_states, *args, **kwargs)
+        return whole(self, hidden_states, *args, **kwargs)
 
     body = {"forward": forward, "__module__": layer_class.__module__, "__doc__": layer_class.__doc__}
     return type(f"Skippable{layer_class.__name__}", (_Skippable, layer_class), body)
@@ -109,25 +122,50 @@ def skippable(parts: DecoderParts) -> Iterator[None]:
         Nothing; call the model with a :class:`LayerRunner` as its cache inside the block.
 
     Raises:
-        UnsupportedModelError: A layer's ``forward`` was replaced on the instance (accelerate's hooks do that), so that
-            the one of its class is never called.
+        UnsupportedModelError: A layer's ``forward`` was replaced on the instance, and not by accelerate, so that the
+            one of its class is never called.
     """
-    hooked = [i for i, layer in enumerate(parts.layers) if "forward" in vars(layer)]
-    if hooked:
-        raise UnsupportedModelError(
-            f"Layers {hooked} have a forward of their own on the instance (accelerate's device_map hooks?); "
-            "load the model without device_map."
-        )
     classes: list[Any] = [type(layer) for layer in parts.layers]
     if issubclass(classes[0], _Skippable):
         yield
         return
+    own = [i for i, layer in enumerate(parts.layers) if "forward" in vars(layer) and not hasattr(layer, "_hf_hook")]
+    if own:
+        raise UnsupportedModelError(
+            f"Layers {own} have a forward of their own on the instance, which hsdlab cannot skip; remove it."
+        )
     try:
         for layer, layer_class in zip(parts.layers, classes, strict=True):
+            if "forward" in vars(layer):
+                vars(layer)[_HOOKED] = vars(layer).pop("forward")
             layer.__class__ = _skippable_class(layer_class)
             if parts.further_outputs is not None:
                 setattr(layer.__class__, _EXTRA, parts.further_outputs)
-        yield
+        with _exits_adapted(parts):
+            yield
     finally:
         for layer, layer_class in zip(parts.layers, classes, strict=True):
             layer.__class__ = layer_class
+            if _HOOKED in vars(layer):
+                vars(layer)["forward"] = vars(layer).pop(_HOOKED)
+
+
+@contextmanager
+def _exits_adapted(parts: DecoderParts) -> Iterator[None]:
+    """Apply the adapters of the exits in forward passes with a :class:`LayerRunner`, to what the final norm gives."""
+    exits = parts.exits
+    if exits is None or exits.rank is None:
+        yield
+        return
+
+    def adapt(body: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        runner = next((each for each in (*kwargs.values(), *args) if isinstance(each, LayerRunner)), None)
+        if runner is not None and runner.last_executed is not None:
+            output.last_hidden_state = exits.of_tokens(output.last_hidden_state, runner.last_executed)
+        return output
+
+    handle = parts.body.register_forward_hook(adapt, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

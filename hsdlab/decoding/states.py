@@ -1,6 +1,7 @@
 """What a strategy can read: before a step, after an executed layer, and (oracles only) after a whole step."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +28,9 @@ class StepState:
 
 @dataclass
 class ProbeCost:
-    """The cost of deciding about exits.
+    """The cost of deciding about exits, beyond what the new tokens cost without it.
+
+    Where the logits of a check are those of the token that exits, the head counts as the token's own.
 
     Attributes:
         rows: Hidden states to which the head, whole or in part, was applied: the number of intermediate predictions.
@@ -40,6 +43,17 @@ class ProbeCost:
     weights: int = 0
     weights_read: int = 0
 
+    def reused(self, states: int, weights: int, whole_pass: bool) -> None:
+        """Take the head off the cost of checks whose logits the tokens themselves take over.
+
+        Args:
+            states: Their number.
+            weights: Of the head.
+            whole_pass: Whether the decode step then needs no other logits, so that the head is not read again.
+        """
+        self.weights -= states * weights
+        self.weights_read -= weights if whole_pass else 0
+
 
 @dataclass
 class Probe:
@@ -49,11 +63,15 @@ class Probe:
         parts: Gives the final norm and the head.
         hidden: The layer's output before the final norm, [rows, d].
         cost: The cost of each call is added to it.
+        layer: The layer, whose exit may have an adapter; None for the model's last one.
+        head_output: What the head gave for all rows, before the model's scale or cap; None until it was applied.
     """
 
     parts: DecoderParts
     hidden: Tensor
     cost: ProbeCost = field(default_factory=ProbeCost)
+    layer: int | None = None
+    head_output: Tensor | None = field(default=None, init=False)
     _logits: Tensor | None = field(default=None, init=False)
 
     def logits(self, which: Tensor | None = None) -> Tensor:
@@ -70,9 +88,10 @@ class Probe:
             return self._logits
         hidden = self._rows(which)
         self._count_head(len(hidden), self.parts.vocabulary_size, read=1)
-        logits = self.parts.logits(hidden)
+        output = self.parts.head_output(hidden, self.layer)
+        logits = self.parts.scaled(output)
         if which is None:
-            self._logits = logits
+            self.head_output, self._logits = output, logits
         return logits
 
     def token_logits(self, tokens: Tensor) -> Tensor:
@@ -85,13 +104,14 @@ class Probe:
             Their logits, [rows, K]; computed anew at each call.
         """
         self._count_head(len(self.hidden), tokens.shape[1], read=len(self.hidden))
-        return self.parts.token_logits(self.hidden, tokens)
+        return self.parts.token_logits(self.hidden, tokens, self.layer)
 
-    def apply(self, module: nn.Module) -> Tensor:
+    def apply(self, module: nn.Module, *arguments: Any) -> Tensor:
         """Apply a small module of the strategy, such as an exit classifier, to ``hidden``.
 
         Args:
-            module: Takes [rows, d]; only its matrices count as cost.
+            module: Takes [rows, d] and ``arguments``; only its matrices count as cost.
+            *arguments: What the module takes besides.
 
         Returns:
             The module's output.
@@ -99,13 +119,14 @@ class Probe:
         weights = matrix_weights(module)
         self.cost.weights += len(self.hidden) * weights
         self.cost.weights_read += weights
-        return module(self.hidden)
+        return module(self.hidden, *arguments)
 
     def _rows(self, which: Tensor | None) -> Tensor:
         return self.hidden if which is None else self.hidden.index_select(0, which)
 
     def _count_head(self, rows: int, logits: int, read: int) -> None:
         before_head, per_logit = self.parts.head_weights
+        before_head += 0 if self.parts.exits is None else self.parts.exits.weights(self.layer)
         self.cost.rows += rows
         self.cost.weights += rows * (before_head + logits * per_logit)
         self.cost.weights_read += before_head + read * logits * per_logit
@@ -244,4 +265,4 @@ class HindsightState:
         Returns:
             [rows, vocabulary]; computed anew at each call, and not counted as cost.
         """
-        return self.parts.logits(self.outputs[layer])
+        return self.parts.logits(self.outputs[layer], layer if layer >= 0 else None)

@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsdlab.models.load import Attention, load_model, weights_fingerprint
+    from hsdlab.models.load import Attention, Quantization, load_model, weights_fingerprint
 
-__all__ = ["Attention", "load_model", "weights_fingerprint"]
+__all__ = ["Attention", "Quantization", "load_model", "weights_fingerprint"]
 
 
 def __getattr__(name: str) -> Any:

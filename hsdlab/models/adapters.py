@@ -202,6 +202,27 @@ def merge(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedMo
     return merged.requires_grad_(True)
 
 
+def leave_beside(model: PreTrainedModel, adapter: Adapter, tokens: int) -> PreTrainedModel:
+    """Put an adapter beside quantised weights. Merged into them, it would be rounded as they are.
+
+    Args:
+        model: The base model, changed in place.
+        adapter: As for `beside`.
+        tokens: As for `beside`.
+
+    Returns:
+        The model itself, with the adapter's matrices in its layers.
+
+    Raises:
+        UserError: As `beside`.
+    """
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    adapted: Any = beside(model, adapter, tokens)
+    for weight in trainable:  # peft froze them; see `merge`
+        weight.requires_grad_(True)
+    return adapted.get_base_model()
+
+
 def _once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return each weight under one name only: peft 0.21 writes embeddings of modules_to_save under a second one."""
     return {name.replace(".modules_to_save.", "."): tensor for name, tensor in weights.items()}

@@ -9,6 +9,8 @@ import xxhash
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hsdlab.stored import plain_tensors
+
 NOT_OF_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Entries of a model's config that say where it comes from and how it is loaded."""
 
@@ -33,8 +35,9 @@ def weights_hash(model: nn.Module, without: str | None = None) -> str:
     for name, weight in model.state_dict().items():
         if without is None or without not in name:
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
-            numbers = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(numbers.numpy())
+            for plain in plain_tensors(weight.detach()):
+                numbers: Any = plain.cpu().contiguous().flatten().view(torch.uint8)
+                digest.update(numbers.numpy())
     return digest.hexdigest()
 
 

@@ -22,8 +22,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hsdlab.errors import UserError
-from hsdlab.models.adapters import CONFIG_FILE, Adapter, merge, read_adapter
+from hsdlab.exits import Exits, attach_exits
+from hsdlab.models.adapters import CONFIG_FILE, Adapter, leave_beside, merge, read_adapter
+from hsdlab.models.device_map import DeviceMap, placing_options
 from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, adapter_folder, cached_folder, embedded_folder
+from hsdlab.models.quantization import Quantization, is_quantised, loading_options
 from hsdlab.models.weights import (
     NO_CODE,
     check_tokenizer_fits,
@@ -32,6 +35,7 @@ from hsdlab.models.weights import (
     load_weights,
     read_generation_config,
 )
+from hsdlab.stored import plain_tensors
 
 Attention = Literal["sdpa", "eager"]
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -45,6 +49,9 @@ def load_model(
     adapter: str | PathLike[str] | None = None,
     revision: str | None = None,
     attention: Attention | None = None,
+    quantization: Quantization | None = None,
+    device_map: DeviceMap | None = None,
+    offload_folder: str | PathLike[str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model in eval mode, and its tokenizer. It pads on the left, that of an encoder-decoder on the right.
 
@@ -67,16 +74,28 @@ def load_model(
             model, else for the main branch.
         attention: "sdpa", torch's fused attention, or "eager", plain matrix products, which trains short texts faster
             in bfloat16 on a CPU; None for transformers' choice (sdpa if the model has it).
+        quantization: Round the weights of the layers as they are loaded: "int8" (torchao), or "nf4", the 4 bits of
+            QLoRA (bitsandbytes). `dtype` is then that of the other weights and of the arithmetic. None takes the
+            weights as they are stored, quantised ones too.
+        device_map: For a model that does not fit: where each of its parts is, by name ("cpu", "disk", 0 …), or "auto",
+            which fills the GPU first, as transformers takes it. Layers on the CPU beside a GPU, or on the disk, are
+            loaded each time they run, and skipped layers are not. Only one device may compute. None loads the whole
+            model to `device`.
+        offload_folder: Takes the weights of layers on the disk that are not in the model's own safetensors files as
+            they are needed. None for no folder.
 
     Returns:
-        The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token.
+        The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token. An adapter
+        on quantised weights is not merged into them, and stays beside them.
 
     Raises:
         FileNotFoundError: A folder or file is missing, or a model folder lacks a part.
         ConnectionError: The hub cannot be reached and the model is not in its local cache.
         OSError: The hub has no such model, or refuses access to it.
         UserError: Unknown embedded model, dtype or device; a model that is neither a decoder-only nor an
-            encoder-decoder language model, or lacks some of its weights; an adapter that cannot be merged.
+            encoder-decoder language model, or lacks some of its weights; an adapter that cannot be merged; weights that
+            are quantised already, or in a way that this machine cannot load.
+        RunError: A package that `quantization` needs is not installed.
         RuntimeError: An embedded model could not be downloaded.
     """
     if dtype not in DTYPES:
@@ -86,20 +105,22 @@ def load_model(
             raise UserError(f"{what}={place!r}: expected a path, or the name of a model")
     target = _device(device)
     given_name, name = fspath(name), fspath(adapter_folder(fspath(name)) or name)
+    adapted = adapter is not None or (Path(name).expanduser() / CONFIG_FILE).is_file()
+    placing = placing_options(device_map, device, adapted, offload_folder)
     if adapter is None and (Path(name).expanduser() / CONFIG_FILE).is_file():
         named = read_adapter(name)
         name, revision = named.base(revision)
         try:
-            model, tokenizer = _load(name, dtype, revision, attention, named)
+            model, tokenizer = _load(name, dtype, revision, attention, named, quantization)
         except (FileNotFoundError, ConnectionError, UserError) as error:
             if str(named.folder) in str(error):
                 raise
             raise type(error)(f"{error} (the base model of the adapter {named.folder})") from error
     else:
         given = None if adapter is None else read_adapter(fspath(adapter))
-        model, tokenizer = _load(name, dtype, revision, attention, given)
+        model, tokenizer = _load(name, dtype, revision, attention, given, quantization, placing)
         model.name_or_path = given_name  # what an adapter trained on this model notes as its base
-    return model.to(target).eval(), tokenizer
+    return (model if placing else model.to(target)).eval(), tokenizer
 
 
 def model_config(name: str | PathLike[str], revision: str | None = None) -> PreTrainedConfig:
@@ -146,7 +167,13 @@ def model_config(name: str | PathLike[str], revision: str | None = None) -> PreT
 
 
 def _load(
-    name: str, dtype: str, revision: str | None, attention: Attention | None, adapter: Adapter | None
+    name: str,
+    dtype: str,
+    revision: str | None,
+    attention: Attention | None,
+    adapter: Adapter | None,
+    quantization: Quantization | None,
+    placing: dict[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, and merge an adapter with all that is saved beside it; see `load_model`."""
     source, options = _locate(name, revision)
@@ -155,7 +182,9 @@ def _load(
         _check_language_model(name, config)
         read_generation_config(Path(source))
         pairs = bool(config.is_encoder_decoder)
-        model = load_weights(name, source, dtype, options | {"attn_implementation": attention}, encoder_decoder=pairs)
+        rounded = loading_options(name, quantization, dtype, config)
+        given = options | rounded | {"attn_implementation": attention} | (placing or {})
+        model = load_weights(name, source, dtype, given, encoder_decoder=pairs)
         side = "right" if pairs else "left"  # BART's encoder and its kin count positions with the padding
         if adapter is not None and adapter.brings_tokenizer:
             folder = str(adapter.folder)
@@ -173,11 +202,14 @@ def _load(
         raise
     model.name_or_path = name
     if adapter is not None:
-        model = merge(model, adapter, len(tokenizer))
+        model = (leave_beside if is_quantised(model) else merge)(model, adapter, len(tokenizer))
         vars(model)["merged_adapter"] = str(adapter.folder)  # `fit` trains no second one on it
         model.generation_config = adapter.generation_config() or model.generation_config
         tokenizer.chat_template = adapter.chat_template or tokenizer.chat_template
     check_tokenizer_fits(name, tokenizer, model)
+    exits = Exits.load(source) if adapter is None else Exits.load(adapter.folder) or Exits.load(source)
+    if exits is not None:
+        attach_exits(model, exits)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
@@ -272,7 +304,8 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
-        numbers = weight.detach().flatten()
-        numbers = numbers[:: max(1, len(numbers) // 64)].cpu().double()
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
+        for plain in plain_tensors(weight.detach()):
+            numbers = plain.flatten()
+            numbers = numbers[:: max(1, len(numbers) // 64)].cpu().double()
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
     return digest.hexdigest()[:16]

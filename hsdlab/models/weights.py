@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from hsdlab.errors import UserError
+from hsdlab.models.quantization import method_of
 from hsdlab.reasons import reason
+from hsdlab.stored import plain_tensors
 
 NO_CODE = {"trust_remote_code": False}
 """Without this option, transformers asks at the terminal whether to run a repository's code."""
@@ -77,7 +79,8 @@ def load_weights(
         encoder_decoder: What the configuration says; by default the model is decoder-only.
 
     Returns:
-        The model on the CPU, with all its weights present and finite.
+        The model on the CPU, or where "device_map" places it, with all its weights present. Those that are loaded are
+        finite.
 
     Raises:
         UserError: Weights are missing, damaged, of other sizes, or not finite.
@@ -93,11 +96,20 @@ def load_weights(
             raise
         if isinstance(error, ImportError):
             raise _lacks_package(name, error) from error
+        if "device_map" in options:
+            raise UserError(f"{name} cannot be placed by device_map: {reason(error)}") from error
+        if "quantization_config" in options and "gguf_file" not in options:
+            raise UserError(f"{name} cannot be quantised: {reason(error)}") from error
+        if method := _quantised_as(source, options):
+            raise UserError(
+                f"{name} has quantised weights ({method}), which cannot be loaded on this machine: {reason(error)}"
+            ) from error
         raise UserError(f"{name}: {_why_unreadable(error)}: {reason(error)}. {_AGAIN}") from error
     if report["missing_keys"]:  # transformers would use random weights in their place
         raise UserError(f"{name} lacks weights for {', '.join(sorted(report['missing_keys']))}")
     for weight_name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
+        plain = [each for each in plain_tensors(weight) if each.is_floating_point() and not each.is_meta]
+        if not all(torch.isfinite(each).all() for each in plain):
             raise UserError(f"{name}: {weight_name} holds numbers that are not finite. {_AGAIN}")
     return model
 
@@ -129,6 +141,15 @@ def _lacks_package(name: str, error: ImportError) -> UserError:
         f"{name}: a Python package that the model needs is missing ({said}). Install it, or choose a model that does "
         "not need it"
     )
+
+
+def _quantised_as(source: str, options: dict[str, Any]) -> str | None:
+    """Look up how the weights of a checkpoint that could not be loaded are quantised; None if they are not."""
+    kept = {key: value for key, value in options.items() if key in (*NO_CODE, "revision", "local_files_only")}
+    try:
+        return method_of(AutoConfig.from_pretrained(source, **kept))
+    except Exception:  # the first error says more
+        return None
 
 
 def _why_unreadable(error: Exception) -> str:

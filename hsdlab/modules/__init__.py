@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hsdlab.modules.decode import DecodeModule, load_decode_module
     from hsdlab.modules.deep_supervision import DeepSupervision
     from hsdlab.modules.exit_classifier import ExitClassifierModule
+    from hsdlab.modules.exit_router import ExitRouterModule
     from hsdlab.modules.finetune import FinetuneModule
     from hsdlab.modules.layer_dropout import LayerDropout
     from hsdlab.modules.lora import LoRA
@@ -20,6 +21,7 @@ __all__ = [
     "DecodeModule",
     "DeepSupervision",
     "ExitClassifierModule",
+    "ExitRouterModule",
     "FinetuneModule",
     "LayerDropout",
     "LoRA",
@@ -31,6 +33,7 @@ _FILES = {
     "DecodeModule": "decode",
     "DeepSupervision": "deep_supervision",
     "ExitClassifierModule": "exit_classifier",
+    "ExitRouterModule": "exit_router",
     "FinetuneModule": "finetune",
     "LayerDropout": "layer_dropout",
     "LoRA": "lora",

@@ -24,8 +24,9 @@ from hsdlab.errors import RunError, UserError, faults_of_the_run
 from hsdlab.metrics.base import TextMetric
 from hsdlab.metrics.bleu import BleuTokenizer
 from hsdlab.metrics.rouge import TokenizerName
+from hsdlab.models.device_map import check_movable
 from hsdlab.models.generation import Generation, check_generate_kwargs, generation
-from hsdlab.models.load import load_model
+from hsdlab.models.load import Quantization, load_model
 from hsdlab.modules.text_metrics import ENCODER, METRICS, MetricName, MetricOptions, text_metric
 from hsdlab.records.document import to_plain
 from hsdlab.records.example import Batch, ExampleRecord, batch_costs
@@ -95,6 +96,7 @@ class DecodeModule(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_movable(model, "DecodeModule")
         generate_kwargs = {} if generate_kwargs is None else generate_kwargs
         check_options(num_beams, max_new_tokens, generate_kwargs)
         self.model = model
@@ -319,6 +321,7 @@ def load_decode_module(
     dtype: Dtype = "float32",
     adapter: str | None = None,
     revision: str | None = None,
+    quantization: Quantization | None = None,
     **kwargs: Any,
 ) -> DecodeModule:
     """Load a model and put it into a DecodeModule: the `model` of `evaluate.py`.
@@ -329,6 +332,8 @@ def load_decode_module(
         dtype: Of the weights; "auto" for the stored one.
         adapter: Folder of a LoRA adapter to merge into the model. None merges none.
         revision: Branch, tag or commit of a model on the hub. None takes its main branch.
+        quantization: Round the weights of the layers while loading: int8 (torchao) or nf4 (bitsandbytes). By default
+            they are taken as they are stored.
         **kwargs: See `DecodeModule`.
 
     Returns:
@@ -338,7 +343,9 @@ def load_decode_module(
         UserError, OSError, RuntimeError: See `load_model` and `DecodeModule`.
     """
     with faults_of_the_run():  # the Trainer moves the module to its device
-        model, tokenizer = load_model(name, dtype=dtype, device="cpu", adapter=adapter, revision=revision)
+        model, tokenizer = load_model(
+            name, dtype=dtype, device="cpu", adapter=adapter, revision=revision, quantization=quantization
+        )
     return DecodeModule(model, tokenizer, **kwargs)
 
 

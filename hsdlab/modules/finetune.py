@@ -26,13 +26,16 @@ from hsdlab.decoding import Strategy, replay
 from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
+from hsdlab.exits import ATTRIBUTE
 from hsdlab.metrics import BLEU, ROUGE
 from hsdlab.models.adapters import was_resized
+from hsdlab.models.device_map import check_movable
 from hsdlab.models.generation import generation
 from hsdlab.models.load import weights_fingerprint
 from hsdlab.models.merging import check_merges, few_logits
+from hsdlab.models.quantization import is_quantised
 from hsdlab.modules.checkpoint_files import tensor_bytes
-from hsdlab.modules.deep_supervision import DeepSupervision, supervised_loss
+from hsdlab.modules.deep_supervision import DeepSupervision, add_exits, supervised_loss
 from hsdlab.modules.finite import check_finite, check_loss
 from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
@@ -45,6 +48,7 @@ from hsdlab.modules.starting_weights import StartingWeights
 from hsdlab.modules.trained_weights import check_optimizer, check_same, check_weights
 from hsdlab.modules.weight_files import check_safetensors, errors_of_the_system
 from hsdlab.records.files import whole_folder
+from hsdlab.stored import plain_tensors
 
 Draws = Literal["batch", "example"]
 Teacher = Literal["itself", "start"]
@@ -93,8 +97,9 @@ class FinetuneModule(LightningModule):
         generate_every: Decode in every so many validations, greedily, under the Trainer's skip strategy if there is
             one, and log val/rouge1 … val/bleu4. 0 never decodes; a strategy that skips is then refused.
         generate_batches: How many batches to decode in such a validation, per process.
-        deep_supervision: Train every layer's output to predict the next token. train/loss is then a weighted mean over
-            the layers; val/loss stays the last layer's. By default only the last layer is supervised.
+        deep_supervision: Train the outputs of layers below the last, the exits, to predict the next token, or what the
+            last layer predicts. train/loss is then a weighted mean over the layers; val/loss stays the last layer's.
+            The exits are exported with the model. By default only the last layer is supervised.
         layer_dropout: Skip layers at random in each example. With deep_supervision it is LayerSkip's training. Neither
             can be combined with skip_strategies. By default every layer runs.
 
@@ -137,6 +142,7 @@ class FinetuneModule(LightningModule):
         layer_dropout: LayerDropout | None = None,
     ) -> None:
         super().__init__()
+        check_movable(model, "FinetuneModule")
         _check_end_of_sequence(model, tokenizer)
         _check(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: expected 1 or more.")
         _check(0 < learning_rate <= _MOST, f"learning_rate={learning_rate}: expected more than 0, and {_MOST} at most.")
@@ -153,6 +159,11 @@ class FinetuneModule(LightningModule):
         _check(0 <= distillation <= 1, f"distillation={distillation}: expected a share of the loss, 0 to 1.")
         _check(teacher in get_args(Teacher), f"teacher={teacher!r}: expected {' or '.join(get_args(Teacher))}.")
         _check(teacher == "itself" or distillation > 0, f"teacher={teacher}: it teaches nothing without distillation.")
+        _check(
+            lora is not None or initial_adapter is not None or not is_quantised(model),
+            "The model has quantised weights, which cannot be trained: give lora, whose matrices are trained beside "
+            "them (--model.lora.r=16).",
+        )
         _check(lora is None or initial_adapter is None, "initial_adapter has LoRA's options itself: leave lora out.")
         _check(
             not skip_strategies or (deep_supervision is None and layer_dropout is None),
@@ -174,6 +185,8 @@ class FinetuneModule(LightningModule):
         elif lora is not None:
             self.model = add_lora(model, lora)
         self._initial_weights = None if initial_adapter is None else weights_fingerprint(self.model)
+        if deep_supervision is not None:
+            add_exits(plain_model(self.model), deep_supervision)
         self._start = StartingWeights(plain_model(self.model)) if teacher == "start" else None
         self.model.train()  # transformers loads in eval mode and Lightning keeps it
         self.tokenizer = tokenizer
@@ -245,9 +258,9 @@ class FinetuneModule(LightningModule):
 
     def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
         with layer_outputs(self.model) as outputs:
-            last_loss = self.loss(batch)
+            logits = self.training_logits(batch)
         weights = supervision.layer_weights(len(outputs), self._batch_number)
-        return supervised_loss(self.model, outputs, last_loss, batch, weights)
+        return supervised_loss(self.model, outputs, logits, batch, weights, supervision)
 
     def _draw(self, rows: int) -> list[int] | None:
         """Draw the strategy of the batch, or of each of its sequences."""
@@ -505,7 +518,8 @@ class FinetuneModule(LightningModule):
         """
         model = plain_model(self.model)
         for name, weight in self.model.named_parameters():
-            check_finite(weight, f"{name}, a weight of the model to export,")
+            for plain in plain_tensors(weight):
+                check_finite(plain, f"{name}, a weight of the model to export,")
         was_training = self.model.training
         logits = few_logits(self.model.eval())
         self.model.train(was_training)
@@ -515,14 +529,18 @@ class FinetuneModule(LightningModule):
         size_bytes = tensor_bytes([weight.data for weight in trained])
         with whole_folder(Path(folder), size_bytes) as unfinished, errors_of_the_system():
             if self.lora is None:
-                model.save_pretrained(fspath(unfinished))
+                weights = {name: weight for name, weight in model.state_dict().items() if ATTRIBUTE not in name}
+                model.save_pretrained(fspath(unfinished), state_dict=weights)
             else:
-                check_merges(self.model, f"the adapter for {fspath(folder)}")
+                if not is_quantised(model):  # load_model leaves the adapter beside quantised weights
+                    check_merges(self.model, f"the adapter for {fspath(folder)}")
                 # with "auto", peft would ask the hub for the base model's vocabulary
                 self.model.save_pretrained(  # type: ignore[operator]
                     fspath(unfinished), save_embedding_layers=was_resized(model)
                 )
                 model.generation_config.save_pretrained(fspath(unfinished))
+            if (exits := decoder_parts(model).exits) is not None:
+                exits.save(unfinished)
             self.tokenizer.save_pretrained(fspath(unfinished))
             check_safetensors(unfinished)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hsdlab.errors import RunError
+from hsdlab.stored import plain_tensors
 
 _MOST_NAMED = 8  # examples of a batch
 
@@ -74,7 +75,7 @@ def _named(ids: Sequence[str]) -> str:
 def _where(model: nn.Module, again: Callable[[], Any], before: Sequence[str]) -> str:
     """Name the weights or the layer output that are not finite, for a message."""
     for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
+        if not all(torch.isfinite(plain).all() for plain in plain_tensors(weight)):
             examples = f" (examples {_named(before)})" if before else ""
             return f"the weights {name} are not finite since the step before{examples}"
     part = first_not_finite(model, again)

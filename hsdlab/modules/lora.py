@@ -14,9 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from hsdlab.decoding.families import find_decoder
 from hsdlab.errors import UserError
+from hsdlab.exits import Exits, attach_exits
 from hsdlab.models.adapters import beside, read_adapter
 from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
+from hsdlab.stored import quantised_linears
 
 ALL_LINEAR = "all-linear"
 _READ_BY_KERNEL = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
@@ -170,6 +172,8 @@ def continue_lora(model: PreTrainedModel, name: str) -> tuple[PeftModel, LoraCon
     config.inference_mode = False  # else peft freezes the matrices
     adapted = beside(model, adapter, tokens=0)
     _refuse_tied(adapted, "initial_adapter")
+    if (exits := Exits.load(adapter.folder)) is not None:
+        attach_exits(model, exits)
     return adapted, config
 
 
@@ -204,10 +208,11 @@ def _name_targets(model: PreTrainedModel, config: LoraConfig) -> None:
             "Set it to 0, or leave the experts out: name the linear layers in lora.target_modules."
         )
     head = model.get_output_embeddings()
+    packed = quantised_linears(decoder)
     linear = [
         name
         for name, module in decoder.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if module is not head and (isinstance(module, nn.Linear | Conv1D) or any(module is each for each in packed))
     ]
     if model.config.model_type in _READ_BY_KERNEL:
         linear = [name for name in linear if name.rpartition(".")[2] != "out_proj"]

@@ -120,7 +120,7 @@ class BenchCell:
     Attributes:
         batch_size: Sequences per batch.
         num_beams: Beams of each sequence; 1 decodes greedily.
-        dtype: Of the weights, such as "float32".
+        dtype: Of the weights, such as "float32"; of quantised ones also how, such as "int8, float32".
         prompt_tokens: Length of each prompt, tokens; those of the first batch come first.
         sides: Plain `generate`, FullDepth, the strategies, the same layers removed, and assistant_early_exit.
         not_measured: What was asked for and cannot be measured here.

@@ -24,6 +24,7 @@ OF_THE_SEARCH = (
 FREE: dict[str, tuple[str, ...]] = {
     "fit": (*WITHOUT_EFFECT, "checkpoint_every.", "ckpt_path."),
     "fit_exit_classifier": (*WITHOUT_EFFECT, "checkpoint_every.", "ckpt_path."),
+    "fit_exit_router": (*WITHOUT_EFFECT, "checkpoint_every.", "ckpt_path."),
     "tune": (*WITHOUT_EFFECT, *OF_THE_PROCESSES, *OF_THE_SEARCH),
 }
 """Subcommand to the options that may differ when it is resumed; others have WITHOUT_EFFECT and OF_THE_PROCESSES."""

@@ -12,7 +12,7 @@ class ModelInfo:
     Attributes:
         name: As it was loaded, such as "embedded:smollm2-135m"; empty for a model made in Python.
         class_name: Its class in transformers.
-        dtype: Of its weights, such as "float32".
+        dtype: Of its weights, such as "float32"; of quantised ones also how, such as "int8, float32".
         device: Where it ran, such as "cpu".
         num_layers: L, its decoder layers.
         parameters: Number of its parameters.

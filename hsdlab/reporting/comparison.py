@@ -16,7 +16,7 @@ from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.acceptance import acceptance_figure, acceptance_notes
 from hsdlab.reporting.depth import depth_figure
-from hsdlab.reporting.figures import replace_figure
+from hsdlab.reporting.figures import Picture, replace_figure
 from hsdlab.reporting.markdown import folded_run, markdown_table
 from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.tables import (
@@ -41,7 +41,7 @@ FILE, ACCEPTANCE = "comparison.json", "acceptance.png"
 TERMINAL_METRICS = ("rouge1", "rouge2", "rougeL", "bleu4", "bertscore_f1")
 
 
-def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
+def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> dict[str, Picture]:
     """Write comparison.md, comparison.json, pareto.png, depth.png and acceptance.png, each whole or not at all.
 
     The last one only where drafts were verified.
@@ -50,18 +50,21 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
         comparison: Made from the results.
         results: With their examples, in the order of the rows.
         folder: A missing folder is created. Files of an earlier comparison are replaced.
+
+    Returns:
+        The pictures by the names of their files without ".png", for TensorBoard.
     """
-    pictures = {
+    figures = {
         "pareto.png": pareto_figure(comparison, comparison.headline_metric),
         "depth.png": depth_figure(comparison.rows, results),
     }
     acceptance = acceptance_figure(comparison.rows, results)
     if acceptance is not None:
-        pictures[ACCEPTANCE] = acceptance
+        figures[ACCEPTANCE] = acceptance
     comparison.write(folder / FILE)
-    for name, figure in pictures.items():
-        replace_figure(folder / name, figure)
+    pictures = {name.removesuffix(".png"): replace_figure(folder / name, figure) for name, figure in figures.items()}
     replace_file(folder / "comparison.md", comparison_markdown(comparison))
+    return pictures
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hsdlab.records.draft_tuning import DraftTuningResult
+from hsdlab.reporting.figures import settle_layout
 from hsdlab.reporting.pareto import FAINT, INK, Labelled, Style, class_styles, label_points, prepare
 
 SMALL: Style = {"markersize": 4, "alpha": 0.35, "markeredgewidth": 0}
@@ -55,7 +56,7 @@ def draft_tuning_figure(result: DraftTuningResult) -> Figure:
     handles.append(Line2D([], [], color=FAINT, linestyle=":", label="speed of full depth"))
     handles.append(Line2D([], [], color=FAINT, linestyle="--", label="measured as predicted"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
-    figure.canvas.draw()  # settles the layout in which the numbers are measured
+    settle_layout(figure)  # in which the numbers are measured
     label_points(right, points)
     return figure
 

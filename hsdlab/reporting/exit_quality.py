@@ -1,4 +1,4 @@
-"""How good an exit classifier is, layer by layer: a table, JSON and a picture."""
+"""How good an exit classifier or router is, layer by layer: a table, JSON and a picture."""
 
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hsdlab.records.exit_quality import ExitQuality
-from hsdlab.reporting.figures import replace_figure
+from hsdlab.reporting.figures import Picture, replace_figure
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
 from hsdlab.reporting.tables import number
 
-FILE = "exit_classifier.json"
+NAMES = {"exit classifier": "exit_classifier", "exit router": "exit_router"}
+"""What is judged, and the name of its files."""
+FILES = tuple(f"{name}.json" for name in NAMES.values())
 COLUMNS = {
     "agreement": "Layer's prediction is the last one's",
     "f1": "F1 at 0.5",
@@ -23,28 +25,34 @@ COLUMNS = {
 }
 
 
-def write_exit_quality(quality: ExitQuality, folder: Path) -> None:
-    """Write exit_classifier.json and exit_classifier.png, each whole or not at all.
+def write_exit_quality(quality: ExitQuality, folder: Path) -> Picture:
+    """Write exit_classifier.json and exit_classifier.png (or exit_router), each whole or not at all.
 
     Args:
-        quality: Figures of each layer but the last.
+        quality: Figures of each layer.
         folder: A missing folder is created. Earlier files are replaced.
+
+    Returns:
+        The picture, for TensorBoard.
     """
-    quality.write(folder / FILE)
-    replace_figure(folder / "exit_classifier.png", exit_quality_figure(quality))
+    name = NAMES[quality.network]
+    quality.write(folder / f"{name}.json")
+    return replace_figure(folder / f"{name}.png", exit_quality_figure(quality))
 
 
 def print_exit_quality(quality: ExitQuality, console: Console) -> None:
     """Print a line for each layer.
 
     Args:
-        quality: Figures of each layer but the last.
+        quality: Figures of each layer.
         console: Where to print.
     """
-    table = Table(title="Exit classifier on the validation split", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{quality.network.capitalize()} on the validation split", title_justify="left", box=SIMPLE_HEAD
+    )
     for name in ("Layer", *COLUMNS.values()):
         table.add_column(name, justify="right")
-    for layer, values in enumerate(zip(*(getattr(quality, name) for name in COLUMNS), strict=True)):
+    for layer, *values in zip(_layers(quality), *(getattr(quality, name) for name in COLUMNS), strict=True):
         table.add_row(str(layer), *(number(value, 3) for value in values))
     console.print(table)
 
@@ -53,7 +61,7 @@ def exit_quality_figure(quality: ExitQuality) -> Figure:
     """Draw the figures of each layer (left), and the reliability diagram over all layers (right).
 
     Args:
-        quality: Figures of each layer but the last.
+        quality: Figures of each layer.
 
     Returns:
         A figure of 10 by 4 inches on the Agg canvas, apart from pyplot's global state.
@@ -62,7 +70,7 @@ def exit_quality_figure(quality: ExitQuality) -> Figure:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for (name, label), colour, line in zip(COLUMNS.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
-        left.plot(getattr(quality, name), color=colour, linestyle=line, label=label)
+        left.plot(_layers(quality), getattr(quality, name), color=colour, linestyle=line, label=label)
     left.set_xlabel("Layer", color=INK)
     left.set_ylim(0, 1.02)
     left.legend(frameon=False, labelcolor=INK)
@@ -74,10 +82,14 @@ def exit_quality_figure(quality: ExitQuality) -> Figure:
         )
     right.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1, label="Calibrated")
     right.plot(confidence, rate, color=COLOURS[1], marker="o", label="All layers")
-    right.set_xlabel("Confidence of the classifier", color=INK)
+    right.set_xlabel(f"Confidence of the {quality.network.removeprefix('exit ')}", color=INK)
     right.set_ylabel("How often the prediction is the last layer's", color=INK)
     right.legend(frameon=False, labelcolor=INK)
     for axes in (left, right):
         axes.grid(color="#ececec", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _layers(quality: ExitQuality) -> tuple[int, ...]:
+    return quality.layers or tuple(range(len(quality.agreement)))

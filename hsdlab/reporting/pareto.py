@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 from hsdlab.errors import UserError
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.reporting.figures import settle_layout
 from hsdlab.reporting.tables import MARKS_IN_WORDS, time_mark
 
 Style = dict[str, Any]
@@ -94,7 +95,7 @@ def pareto_figure(comparison: Comparison, metric: str = "rougeL") -> Figure:
     handles.append(Line2D([], [], color=FAINT, linestyle="--", label="Pareto frontier"))
     handles += mark_handles(comparison.rows)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
-    figure.canvas.draw()  # settles the layout in which the numbers are measured
+    settle_layout(figure)  # in which the numbers are measured
     for axes, cost in panels:
         points = [
             Labelled(
@@ -258,10 +259,9 @@ def label_points(axes: Axes, points: Sequence[Labelled]) -> None:
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible across a line
             zorder=4,
         )
-        tried = []
+        tried, centred = [], label.get_window_extent()
         for offset in LABEL_OFFSETS:
-            label.set_position(offset)
-            box = label.get_window_extent()
+            box = centred.translated(offset[0] * point, offset[1] * point)
             tried.append((_covered(box, markers + written) + 0.5 * _covered(box, bars), offset, box))
         _, offset, box = min(tried, key=lambda place: place[0])
         label.set_position(offset)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.reporting.figures import settle_layout
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK, Labelled, label_points, mark_handles
 from hsdlab.reporting.tables import MISSING, interval, number, significant, terminal_table, time_mark
@@ -136,7 +137,7 @@ def side_by_side_figure(comparison: Comparison) -> Figure:
         *mark_handles(comparison.rows),
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
-    figure.canvas.draw()  # settles the layout in which the labels are measured
+    settle_layout(figure)  # in which the labels are measured
     for axes, points in written.items():
         label_points(axes, points)
     return figure

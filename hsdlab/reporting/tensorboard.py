@@ -13,14 +13,10 @@ import math
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.example import ExampleRecord
@@ -28,12 +24,11 @@ from hsdlab.records.files import faults_of_writing, replace_file
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.manifest import Manifest
 from hsdlab.records.strategy_result import StrategyResult
-from hsdlab.reporting.acceptance import acceptance_figure
 from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
 from hsdlab.reporting.comparison import comparison_tables
 from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
+from hsdlab.reporting.figures import Picture, draw
 from hsdlab.reporting.markdown import markdown_table
-from hsdlab.reporting.pareto import pareto_figure
 from hsdlab.reporting.tables import number
 
 if TYPE_CHECKING:
@@ -44,6 +39,8 @@ COMPARISON_RUN = "comparison"
 EVENT_FILES = "events.out.tfevents.*"
 SAMPLES, COLOURED_SAMPLES = 8, 3
 MOST_CHARACTERS = 2000  # of a source; a whole article would bury the texts below it
+DOTS_PER_INCH = 150  # of the pictures that are in TensorBoard alone
+CHANNELS = 4  # red, green, blue and opacity
 LONGEST_NAME = 80  # characters of a run's name; file systems end at 255 bytes
 LAYOUT = {
     "Quality": {
@@ -125,21 +122,24 @@ def write_strategy(comparison: Comparison, row: ComparisonRow, result: StrategyR
         _, start, end = hparams(hyperparameters(comparison, row), {})
         for summary in (start, end):
             writer._get_file_writer().add_summary(summary)
-        _add_figure(writer, "depth/heat_map", depth_figure([row], [result]))
+        add_picture(writer, "depth/heat_map", draw(depth_figure([row], [result]), DOTS_PER_INCH))
         samples = result.examples[:COLOURED_SAMPLES]
         blocks = [_block(each.id, each, result.num_layers, each.source) for each in samples]
         if blocks:
-            _add_figure(writer, "depth/text", coloured_text_figure(blocks, result.num_layers))
+            add_picture(writer, "depth/text", draw(coloured_text_figure(blocks, result.num_layers), DOTS_PER_INCH))
         for index, example in enumerate(result.examples[:SAMPLES], start=1):
             writer.add_text(f"samples/{index}", sample_table(comparison, [(row, example)]), 0)
 
 
-def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
-    """Write the run of what shows all strategies anew: tables, Pareto figure, depths, texts side by side, layout.
+def write_comparison(
+    comparison: Comparison, results: Sequence[StrategyResult], pictures: Mapping[str, Picture], folder: Path
+) -> None:
+    """Write the run of what shows all strategies anew: tables, pictures, texts side by side, layout.
 
     Args:
         comparison: Of one strategy or more.
         results: The result of each row, with its examples.
+        pictures: Those of the report, by their tags.
         folder: Folder of this TensorBoard run; its name is the run's.
     """
     baseline = results[comparison.baseline.number - 1]
@@ -147,18 +147,49 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
     with _new_run(folder) as writer:
         writer.add_custom_scalars(LAYOUT)
         writer.add_text("tables", comparison_tables(comparison), 0)
-        _add_figure(writer, "pareto", pareto_figure(comparison, comparison.headline_metric))
-        _add_figure(writer, "depth", depth_figure(comparison.rows, results))
-        acceptance = acceptance_figure(comparison.rows, results)
-        if acceptance is not None:
-            _add_figure(writer, "acceptance", acceptance)
+        for tag, picture in pictures.items():
+            add_picture(writer, tag, picture)
         for index, sample in enumerate(baseline.examples[:SAMPLES], start=1):
             texts = [(row, examples[sample.id]) for row, examples in zip(comparison.rows, by_id, strict=True)]
             writer.add_text(f"side_by_side/{index}", sample_table(comparison, texts), 0)
             if index <= COLOURED_SAMPLES:
                 blocks = [TextBlock(sample.id, sample.source)]
                 blocks += [_block(f"{row.number} {row.label}", each, row.num_layers) for row, each in texts]
-                _add_figure(writer, f"side_by_side/{index}", coloured_text_figure(blocks, baseline.num_layers))
+                texts_in_colour = coloured_text_figure(blocks, baseline.num_layers)
+                add_picture(writer, f"side_by_side/{index}", draw(texts_in_colour, DOTS_PER_INCH))
+
+
+def write_runs(
+    comparison: Comparison, results: Sequence[StrategyResult], pictures: Mapping[str, Picture], folder: Path
+) -> None:
+    """Write the run of each strategy anew, and the one of what shows them all.
+
+    Args:
+        comparison: Of one strategy or more.
+        results: The result of each row, with its examples.
+        pictures: Those of the report, by their tags.
+        folder: Of all TensorBoard runs. The events of an earlier comparison are removed.
+    """
+    remove_events(folder)
+    for row, result in zip(comparison.rows, results, strict=True):
+        write_strategy(comparison, row, result, folder / run_name(row))
+    write_comparison(comparison, results, pictures, folder / COMPARISON_RUN)
+
+
+def add_picture(writer: SummaryWriter, tag: str, picture: Picture) -> None:
+    """Add a picture as it is; `SummaryWriter.add_image` would compress its pixels anew.
+
+    Args:
+        writer: Of the run.
+        tag: The name under which TensorBoard shows it.
+        picture: The picture.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    image = Summary.Image(
+        height=picture.height, width=picture.width, colorspace=CHANNELS, encoded_image_string=picture.png
+    )
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), 0)
 
 
 def scalars(comparison: Comparison, row: ComparisonRow) -> dict[str, float]:
@@ -249,14 +280,6 @@ def _block(title: str, example: ExampleRecord, num_layers: int, plain: str = "")
     depth = example.average_layers
     average = "" if depth is None else f": {depth:.1f} layers"
     return TextBlock(f"{title}{average}", plain, token_depths(example, num_layers))
-
-
-def _add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
-    """Add a figure at twice the dots of a plain screen; `SummaryWriter.add_figure` would load pyplot."""
-    figure.set_dpi(max(figure.dpi, 150))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
 
 
 def _hyperparameter(value: Any) -> str | int | float:

@@ -22,6 +22,7 @@ from hsdlab.decoding.families import plain_model
 from hsdlab.decoding.sub_layers import SubLayers
 from hsdlab.errors import RunError, UserError
 from hsdlab.models.generation import fixed_length, generation
+from hsdlab.models.quantization import weights_dtype
 from hsdlab.modules import DecodeModule
 from hsdlab.progress import Steps, part
 from hsdlab.records.bench import (
@@ -245,7 +246,7 @@ def _measured(
     return BenchCell(
         batch_size=rows,
         num_beams=cell.num_beams,
-        dtype=str(plain_model(model).dtype).removeprefix("torch."),
+        dtype=weights_dtype(plain_model(model)),
         prompt_tokens=tuple(length for batch in batches for length in batch.lengths),
         sides=tuple(
             _figures(name, {} if side is plain else side.costs(), timings, rows, peaks[name].peak_mib)

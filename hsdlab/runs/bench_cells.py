@@ -14,6 +14,7 @@ from hsdlab.data.batches import Prompt, collate_prompts, pad_token_id_of
 from hsdlab.data.source_target import SourceAndTarget, decoder_start
 from hsdlab.decoding.families import context_length, decoder_parts, plain_model
 from hsdlab.errors import UserError
+from hsdlab.models.quantization import is_quantised
 from hsdlab.modules import DecodeModule
 
 CellDtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -256,10 +257,18 @@ def in_dtype_of(cell: Cell, model: nn.Module) -> nn.Module:
     Returns:
         The model itself if it has the dtype, else a copy. As in loading, buffers that no checkpoint holds (rotary
         frequencies) keep their precision.
+
+    Raises:
+        UserError: The weights are quantised, and would have to be cast.
     """
     wanted = None if cell.dtype is None else getattr(torch, cell.dtype)
     if wanted in (None, plain_model(model).dtype):
         return model
+    if is_quantised(model):
+        raise UserError(
+            f"dtypes holds {cell.dtype}, but the model has quantised weights, which cannot be cast: leave dtypes out, "
+            "and measure each --model.dtype in a run of its own."
+        )
     cast = copy.deepcopy(model)
     stored = {tensor.data_ptr() for tensor in cast.state_dict().values()}
     for tensor in (*cast.parameters(), *cast.buffers()):

@@ -77,11 +77,8 @@ def compare(
     comparison = compare_results(results, run, in_turn=True)
     if trainer.is_global_zero:
         events = folder / tensorboard.FOLDER
-        tensorboard.remove_events(events)
-        write_comparison(comparison, results, folder)
-        for row, result in zip(comparison.rows, results, strict=True):
-            tensorboard.write_strategy(comparison, row, result, events / tensorboard.run_name(row))
-        tensorboard.write_comparison(comparison, results, events / tensorboard.COMPARISON_RUN)
+        pictures = write_comparison(comparison, results, folder)
+        tensorboard.write_runs(comparison, results, pictures, events)
         print_comparison(comparison, terminal)
         acceptance = f", {ACCEPTANCE}" if any(row.verifies for row in comparison.rows) else ""
         terminal.print(

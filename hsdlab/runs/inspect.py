@@ -285,8 +285,8 @@ def _states(parts: DecoderParts, decode: Tensor) -> Iterator[list[Tensor]]:
 def _predictions(parts: DecoderParts, states: Sequence[Tensor]) -> dict[str, Tensor]:
     """What the states of one pass tell, each [steps, layers] or [steps]; one layer's logits at a time."""
     predicted, confidence, cosine = [], [], []
-    for arrived, output in pairwise(states):  # (steps, d)
-        logits = parts.logits(output)  # (steps, vocabulary)
+    for layer, (arrived, output) in enumerate(pairwise(states)):  # (steps, d)
+        logits = parts.logits(output, layer)  # (steps, vocabulary)
         predicted.append(logits.argmax(dim=-1))
         confidence.append(softmax_response(logits))
         wider = torch.promote_types(output.dtype, torch.float32)

@@ -3,6 +3,7 @@
 from torch import nn
 
 from hsdlab.decoding.families import decoder_parts
+from hsdlab.models.quantization import weights_dtype
 from hsdlab.records.model_info import ModelInfo
 
 
@@ -19,7 +20,7 @@ def model_info(model: nn.Module) -> ModelInfo:
     return ModelInfo(
         name=parts.model.name_or_path,
         class_name=type(parts.model).__name__,
-        dtype=str(parts.model.dtype).removeprefix("torch."),
+        dtype=weights_dtype(parts.model),
         device=str(parts.model.device),
         num_layers=parts.num_layers,
         parameters=parts.model.num_parameters(),

@@ -101,7 +101,7 @@ def _redraw(folder: Path) -> Document:
     raise RunError(
         f"{folder} holds no finished run: expected one of {', '.join(DRAWN)}. `{typed('report')}` takes the output "
         "folders of test, validate, compare, calibrate, tune, bench and inspect, and of "
-        f"`{typed('fit_exit_classifier', TRAIN_SCRIPT)}`."
+        f"`{typed('fit_exit_classifier', TRAIN_SCRIPT)}` and `{typed('fit_exit_router', TRAIN_SCRIPT)}`."
     )
 
 
@@ -110,8 +110,8 @@ def _draw_comparison(folder: Path, terminal: Console) -> Comparison:
     before = Comparison.read(folder / comparison.FILE)
     in_turn = any(row.speed_up_interval is not None for row in before.rows)
     found = compare_results(results, before.run, in_turn=in_turn)
-    comparison.write_comparison(found, results, folder)
-    _write_events(found, results, folder)
+    pictures = comparison.write_comparison(found, results, folder)
+    tensorboard.write_runs(found, results, pictures, folder / tensorboard.FOLDER)
     comparison.print_comparison(found, terminal)
     return found
 
@@ -130,7 +130,7 @@ def _draw_result(folder: Path, terminal: Console) -> StrategyResult:
 def _drawing(
     record: type[Document],
     file: str,
-    write: Callable[[Any, Path], None],
+    write: Callable[[Any, Path], object],
     show: Callable[[Any, Console], None],
 ) -> Callable[[Path, Console], Document]:
     """Return what draws a record that holds all that its report shows."""
@@ -166,8 +166,11 @@ DRAWN: dict[str, Callable[[Path, Console], Document]] = {
             (CalibrationResult, calibration.FILE, calibration.write_calibration, calibration.print_calibration),
             (BenchResult, bench.FILE, bench.write_bench, bench.print_bench),
             (InspectionResult, inspection.FILE, inspection.write_inspection, inspection.print_inspection),
-            (ExitQuality, exit_quality.FILE, exit_quality.write_exit_quality, exit_quality.print_exit_quality),
         )
+    },
+    **{
+        file: _drawing(ExitQuality, file, exit_quality.write_exit_quality, exit_quality.print_exit_quality)
+        for file in exit_quality.FILES
     },
 }
 """The file by which each kind of run is known, and what draws it."""
@@ -186,8 +189,8 @@ def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
     run = run_info(config={"runs": {name: str(folder) for name, folder in named.items()}}, subcommand="report")
     found = compare_results(results, run, names)
     with held(output):
-        comparison.write_comparison(found, results, output)
-        _write_events(found, results, output)
+        pictures = comparison.write_comparison(found, results, output)
+        tensorboard.write_runs(found, results, pictures, output / tensorboard.FOLDER)
     terminal = console()
     comparison.print_comparison(found, terminal)
     text = f"In {output}: the tables in comparison.md and .json, the pictures in pareto.png and depth.png. "
@@ -255,12 +258,3 @@ def _examples(file: Path, cost: Cost | None) -> tuple[ExampleRecord, ...]:
             f"{cost.new_tokens}: a part of it is missing. Run the command again, which decodes what is missing."
         )
     return tuple(records)
-
-
-def _write_events(found: Comparison, results: Sequence[StrategyResult], folder: Path) -> None:
-    """Write the TensorBoard run of each strategy, and the one that shows them side by side."""
-    events = folder / tensorboard.FOLDER
-    tensorboard.remove_events(events)
-    for row, result in zip(found.rows, results, strict=True):
-        tensorboard.write_strategy(found, row, result, events / tensorboard.run_name(row))
-    tensorboard.write_comparison(found, results, events / tensorboard.COMPARISON_RUN)

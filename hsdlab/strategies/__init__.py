@@ -7,6 +7,7 @@ from hsdlab.strategies.confidence import ConfidenceStrategy
 from hsdlab.strategies.deebert import DeeBERT
 from hsdlab.strategies.full_depth import FullDepth
 from hsdlab.strategies.hsd import HSD
+from hsdlab.strategies.learned_exit import LearnedExit
 from hsdlab.strategies.oracle_exit import OracleExit
 from hsdlab.strategies.pabee import PABEE
 from hsdlab.strategies.schedule import ScheduledStrategy
@@ -23,6 +24,7 @@ __all__ = [
     "ConfidenceStrategy",
     "DeeBERT",
     "FullDepth",
+    "LearnedExit",
     "OracleExit",
     "ScheduledStrategy",
     "SkipDecode",

@@ -49,7 +49,7 @@ class CALM(ProbingStrategy):
         classifier: File of the measure ``classifier`` (:class:`~hsdlab.decoding.exit_classifier.ExitClassifier`); None
             with the other measures.
         probe_layers: Where the confidence is checked: k for after every k-th layer that runs, or a list of layer
-            indices.
+            indices. None for the layers at which the model was trained to exit, or every layer.
         shortlist: K, for ``softmax``. The first check of a sequence in a step applies the whole head; later ones
             compute only the logits of the K most likely tokens of the first. None always applies the whole head.
         gate: For ``softmax``, the saturation from which the head is applied. None always applies it.
@@ -72,7 +72,7 @@ class CALM(ProbingStrategy):
         form: Literal["paper", "t5x"] = "paper",
         slope: float = 0.02,
         classifier: str | None = None,
-        probe_layers: int | list[int] = 1,
+        probe_layers: int | list[int] | None = None,
         shortlist: int | None = None,
         gate: float | None = None,
         exit_rule: ExitRule = "per_row",

@@ -21,7 +21,7 @@ class DeeBERT(ProbingStrategy):
     Args:
         threshold: From 0, which exits at the first confidence check, to 1, full depth. The default is ours.
         probe_layers: Where the confidence is checked: k for after every k-th layer that runs, or a list of layer
-            indices.
+            indices. None for the layers at which the model was trained to exit, or every layer.
         shortlist: K. The first check of a sequence in a step applies the whole head; in later ones the entropy is over
             the K most likely tokens of the first, relative to ln K. None always applies the whole head.
         gate: The hidden-state saturation from which the head is applied. None always applies it.
@@ -36,7 +36,7 @@ class DeeBERT(ProbingStrategy):
     def __init__(
         self,
         threshold: float = 0.9,
-        probe_layers: int | list[int] = 1,
+        probe_layers: int | list[int] | None = None,
         shortlist: int | None = None,
         gate: float | None = None,
         exit_rule: ExitRule = "per_row",

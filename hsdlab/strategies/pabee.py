@@ -28,7 +28,7 @@ class PABEE(ProbingStrategy):
             "auto", the default and ours, is 6, or less where the model has fewer checks in a step. A number that a
             model's checks cannot reach is refused when the strategy meets the model.
         probe_layers: Where the prediction is checked: k for after every k-th layer that runs, or a list of layer
-            indices.
+            indices. None for the layers at which the model was trained to exit, or every layer.
         shortlist: K. The first check of a sequence in a step applies the whole head; later ones choose among the K most
             likely tokens of the first. None always applies the whole head.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM,
@@ -43,7 +43,7 @@ class PABEE(ProbingStrategy):
     def __init__(
         self,
         patience: int | Literal["auto"] | None = "auto",
-        probe_layers: int | list[int] = 1,
+        probe_layers: int | list[int] | None = None,
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
         late_exit: bool = False,

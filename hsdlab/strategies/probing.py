@@ -30,7 +30,8 @@ class ProbingStrategy(ConfidenceStrategy):
 
     Args:
         probe_layers: Where the confidence is checked: k, 1 or more, for after every k-th layer that runs, or a list of
-            layer indices. The last layer that may run is never checked.
+            layer indices. None for the layers at which the model was trained to exit, and for every layer of a model
+            that was not (``DecoderParts.exits``). The last layer that may run is never checked.
         shortlist: K, 2 or more. The first check of a sequence in a step applies the whole head. Later ones compute only
             the logits of the K most likely tokens of the first (the candidate tokens). None always applies the whole
             head.
@@ -46,14 +47,15 @@ class ProbingStrategy(ConfidenceStrategy):
 
     def __init__(
         self,
-        probe_layers: int | list[int] = 1,
+        probe_layers: int | list[int] | None = None,
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
         gate: float | None = None,
         late_exit: bool = False,
     ) -> None:
         name = type(self).__name__
-        indices = probe_layers if isinstance(probe_layers, list) else [probe_layers - 1]
+        every = 1 if probe_layers is None else probe_layers
+        indices = every if isinstance(every, list) else [every - 1]
         if not indices or min(indices) < 0:
             raise UserError(
                 f"{name}: probe_layers={probe_layers!r}; expected 1 or more (every k-th layer), or a list of layers."
@@ -67,6 +69,7 @@ class ProbingStrategy(ConfidenceStrategy):
         if not isinstance(late_exit, bool):
             raise UserError(f"{name}: late_exit={late_exit!r}; expected True or False.")
         self.probe_layers = probe_layers
+        self._checked = every  # known once the strategy has met a model
         self.shortlist = shortlist
         self.exit_rule = exit_rule
         self.gate = gate
@@ -77,10 +80,11 @@ class ProbingStrategy(ConfidenceStrategy):
     def check_model(self, parts: DecoderParts) -> None:
         """Refuse layers, a shortlist or a head that the model does not have."""
         super().check_model(parts)
+        self._checked = self.checked_layers(parts)
         name, last = type(self).__name__, parts.num_layers - 1
         if isinstance(self.probe_layers, list) and max(self.probe_layers) > last:
             raise UserError(f"{name}: probe_layers={self.probe_layers}; this model has layers 0 to {last}.")
-        if self.probe_layers != 1 and self.most_probes(parts.num_layers) == 0:
+        if self._checked != 1 and self.most_probes(parts.num_layers) == 0:
             raise UserError(
                 f"{name}: probe_layers={self.probe_layers!r} probes after no layer of this model's {parts.num_layers} "
                 "that has layers to skip above it: no sequence could ever exit. Give smaller ones."
@@ -93,6 +97,19 @@ class ProbingStrategy(ConfidenceStrategy):
             )
         parts.check_head_rows()
 
+    def checked_layers(self, parts: DecoderParts) -> int | list[int]:
+        """Find where the confidence is checked on a model.
+
+        Args:
+            parts: The model's layers, and the exits that it was trained for.
+
+        Returns:
+            k for after every k-th layer that runs, or layer indices: ``probe_layers`` where it is not None.
+        """
+        if self.probe_layers is not None:
+            return self.probe_layers
+        return 1 if parts.exits is None else list(parts.exits.layers)
+
     def most_probes(self, num_layers: int) -> int:
         """Count the confidence checks that are possible in one step; there is none after the last layer.
 
@@ -102,9 +119,9 @@ class ProbingStrategy(ConfidenceStrategy):
         Returns:
             The largest number of checks, reached where all layers may run and no sequence exits.
         """
-        if isinstance(self.probe_layers, list):
-            return len({layer for layer in self.probe_layers if layer < num_layers - 1})
-        return (num_layers - 1) // self.probe_layers
+        if isinstance(self._checked, list):
+            return len({layer for layer in self._checked if layer < num_layers - 1})
+        return (num_layers - 1) // self._checked
 
     def probes(self, state: LayerState) -> bool:
         """Say whether the confidence is checked after a layer.
@@ -113,12 +130,12 @@ class ProbingStrategy(ConfidenceStrategy):
             state: The layer that has just run.
 
         Returns:
-            Whether the layer is among ``probe_layers``; with a number k, whether k divides the number of layers that
-            have run in this step.
+            Whether the layer is among those that are checked; with a number k, whether k divides the number of layers
+            that have run in this step.
         """
-        if isinstance(self.probe_layers, list):
-            return state.layer in self.probe_layers
-        return state.layers_run % self.probe_layers == 0
+        if isinstance(self._checked, list):
+            return state.layer in self._checked
+        return state.layers_run % self._checked == 0
 
     def probes_so_far(self, state: LayerState) -> int:
         """Count the confidence checks of a step.
@@ -129,9 +146,9 @@ class ProbingStrategy(ConfidenceStrategy):
         Returns:
             The largest number of checks that there can have been in this step, one after this layer included.
         """
-        if isinstance(self.probe_layers, list):
-            return len({layer for layer in self.probe_layers if layer <= state.layer})
-        return state.layers_run // self.probe_layers
+        if isinstance(self._checked, list):
+            return len({layer for layer in self._checked if layer <= state.layer})
+        return state.layers_run // self._checked
 
     def probed_logits(self, state: LayerState) -> tuple[Tensor, Tensor | None]:
         """Compute an intermediate prediction for all sequences that ran the layer.
@@ -199,8 +216,9 @@ class ProbingStrategy(ConfidenceStrategy):
         return pooled(confidence, self.exit_rule.removeprefix("source_"), together, state.ended) >= threshold
 
     def shown_parameters(self) -> dict[str, Any]:
-        """Leave out ``probe_layers`` where every layer is checked, and ``late_exit`` where it is off."""
-        return {name: value for name, value in super().shown_parameters().items() if (name, value) not in _USUAL}
+        """Leave out ``late_exit`` where it is off."""
+        shown = super().shown_parameters()
+        return shown if self.late_exit else {name: value for name, value in shown.items() if name != "late_exit"}
 
     def changed(self, **parameters: Any) -> Self:
         """Copy the setting with other values of some parameters.
@@ -212,9 +230,6 @@ class ProbingStrategy(ConfidenceStrategy):
             A new strategy of the same class.
         """
         return type(self)(**{**self.parameters(), **parameters})
-
-
-_USUAL = (("probe_layers", 1), ("late_exit", False))
 
 
 def pooled(confidence: Tensor, by: str, together: int, ended: Tensor | None) -> Tensor:

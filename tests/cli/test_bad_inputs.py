@@ -1,9 +1,7 @@
 """Bad inputs: each is one sentence with cause and cure, within seconds, without a traceback, and nothing is written."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from hsdlab.cli.evaluate import main as evaluate
 from hsdlab.cli.train import main as train
 from tests.cli.bad_inputs import RUN, TABLE, TO_REPORT, TO_RESUME, BadInput
+from tests.forked import ended
 from tests.law_cells import in_turns
 from tests.tiny_checkpoints import save, tiny_llama
 from tests.tiny_runs import write_examples
@@ -153,23 +152,15 @@ PROCESSES = {
 }
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in PROCESSES.items()])
 def test_a_bad_command_is_one_sentence(name, tiny, tmp_path):
     """As a process of its own: nothing but the sentence, and the exit code."""
     case = TABLE.get(name) or TABLE[f"option: {name}"]
     words = words_of(case, tiny, tmp_path)
     program = "train.py" if case.command.startswith("train.py") else "evaluate.py"
-    path = f"{ROOT}:{tmp_path}"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / program), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=120,
-    )
-    check_sentence(done.stderr[done.stderr.index("error: ") :], case.says)
-    assert "Traceback" not in done.stderr
-    assert done.returncode == case.code
+    done = ended(ROOT / program, words, cwd=tmp_path)
+    check_sentence(done.err[done.err.index("error: ") :], case.says)
+    assert "Traceback" not in done.err
+    assert done.code == case.code
     assert not (tmp_path / "output").exists()

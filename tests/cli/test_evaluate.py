@@ -338,6 +338,7 @@ def test_compare_in_the_folder_of_another_leaves_none_of_its_runs(evaluate, tmp_
     assert events == ["01_FullDepth", "comparison"]
 
 
+@pytest.mark.slow  # tests/runs/test_report.py has the run of one strategy
 def test_test_writes_the_run_that_compare_would(evaluate, tmp_path):
     evaluate("test", f"--skip={FITTING_HSD}")
     evaluate("compare", f"--strategies=[{FITTING_HSD}]", f"--output={tmp_path / 'both'}")

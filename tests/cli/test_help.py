@@ -14,6 +14,7 @@ from hsdlab.cli.evaluate import EvaluateCLI
 from hsdlab.cli.help import EXAMPLES
 from hsdlab.cli.train import TrainCLI
 from hsdlab.program import VALIDATE_LOSS
+from tests.law_cells import in_turns
 from tests.tiny_runs import ParseOnly, run
 
 COMMANDS = [(EvaluateCLI, name) for name in EvaluateCLI.subcommands()]
@@ -76,7 +77,7 @@ def test_the_help_of_a_light_command_fits_the_terminal(command, monkeypatch, cap
     assert len(lines) <= 100
 
 
-@pytest.mark.parametrize(("cli", "command"), COMMANDS)
+@pytest.mark.parametrize(("cli", "command"), in_turns(COMMANDS, 3))
 def test_its_examples_parse(cli, command, monkeypatch, capsys):
     text = printed(monkeypatch, capsys, cli, command, "--help").replace("\\\n", "")
     examples = text.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()

@@ -2,23 +2,26 @@
 
 import logging
 import re
-import subprocess
-import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging as transformers_logging
 
+import hsdlab.cli
 from hsdlab.cli.noise import without_noise
+from tests.forked import ended
 from tests.tiny_checkpoints import save, tiny_llama
 from tests.tiny_runs import write_examples
 
+PROGRAM = Path(hsdlab.cli.__path__[0]) / "__main__.py"
 NOISE = re.compile(
     r"available: False|Tip:|Loading weights|stepping batches|weights_only|LeafSpec|is_gradient_check"
     "|instantiate_classes"
 )
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("command", ["test", pytest.param("fit", marks=pytest.mark.slow)])
 def test_a_tiny_run_prints_none_of_it(command, tmp_path):
     save(tiny_llama(), tmp_path / "model")
@@ -28,11 +31,10 @@ def test_a_tiny_run_prints_none_of_it(command, tmp_path):
     words = [f"--model.name={tmp_path / 'model'}", f"--data.folder={tmp_path / 'data'}", f"--output={tmp_path / 'out'}"]
     words += ["--model.max_new_tokens=4", "--trainer.accelerator=cpu"]
     words += ["--trainer.max_steps=1", "--model.lora.r=2"] if command == "fit" else ["--model.metrics=[rouge]"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hsdlab.cli", command, *words], capture_output=True, text=True, check=True, timeout=100
-    )
-    assert NOISE.search(done.stdout + done.stderr) is None
-    assert str(tmp_path / "out") in done.stdout + done.stderr  # it still says where the results are
+    done = ended(PROGRAM, [command, *words], cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert NOISE.search(done.out + done.err) is None
+    assert str(tmp_path / "out") in done.out + done.err  # it still says where the results are
 
 
 def test_other_messages_of_the_same_libraries_stay(capsys, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hsdlab import CALM, HSD, generate, load_model
+from hsdlab import CALM, HSD, LearnedExit, generate, load_model
 from hsdlab.cli import training_modules
 from hsdlab.cli.train import TrainCLI, main
 from hsdlab.errors import UserError
@@ -442,7 +442,7 @@ class InstantiateOnly(TrainCLI):
     def _run_subcommand(self, subcommand): ...
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", in_turns(CONFIGS, 2), ids=lambda path: path.stem)
 def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, monkeypatch):
     monkeypatch.setattr(
         training_modules, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
@@ -489,7 +489,7 @@ def test_each_training_config_fits_each_model(path, model, cli, monkeypatch):
     assert made.model.learning_rate == stated.get("learning_rate", 5e-5)
     assert (made.model.lora is not None) == ("training/lora" in command)
     assert (made.model.mixture is not None) == path.stem.startswith(("skip_aware", "for_acceptance"))
-    assert (made.model.deep_supervision is not None) == (path.stem == "deep_supervision")
+    assert (made.model.deep_supervision is not None) == (path.stem in ("deep_supervision", "exits"))
     assert (made.model.layer_dropout is not None) == (path.stem == "layer_dropout")
 
 
@@ -512,6 +512,19 @@ def test_an_exit_classifier_is_trained_and_written(options, cli, tmp_path):
         max_new_tokens=4,
     )
     assert out.trace.average_layers == 1  # any confidence is 0 or more
+
+
+def test_an_exit_router_is_trained_and_written(options, cli, tmp_path):
+    untrained = [option for option in options if not option.startswith("fit")]
+    cli("fit_exit_router", *untrained, "--trainer.max_epochs=1", "--model.width=4")
+    written = json.loads((tmp_path / "out/exit_router.json").read_text())
+    assert written["layers"] == [0, 1]
+    assert written["network"] == "exit router"
+    assert (tmp_path / "out/exit_router.png").read_bytes().startswith(b"\x89PNG")
+    model, _ = load_model(str(tmp_path / "base"))
+    strategy = LearnedExit(str(tmp_path / "out/exit_router.safetensors"), threshold=0.0)
+    out = generate(model, input_ids=torch.tensor([[5, 6, 7]]), strategy=strategy, max_new_tokens=4)
+    assert out.trace.average_layers == 1
 
 
 def test_the_exit_classifiers_config_instantiates(cli, monkeypatch):

@@ -204,6 +204,8 @@ RARE = [
     "profiler=advanced deterministic=warn",
     "reload_dataloaders_every_n_epochs=1 max_epochs=2",
     "enable_model_summary=true use_distributed_sampler=false",
+    "val_check_interval=2",
+    "limit_train_batches=2",
 ]
 """Each has a neighbour that does much the same: they run in `make test-all`."""
 

@@ -32,7 +32,7 @@ def all_of(splits):
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    """The real examples, made from the installed packages."""
+    """The real examples, made from the installed packages, which takes as long as thirty other tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HSDLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         data = Docstrings()
@@ -54,6 +54,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_the_installed_packages_give_enough_in_80_10_10(splits):
     sizes = {split: len(examples) for split, examples in splits.items()}
     assert sum(sizes.values()) > 2500
@@ -65,6 +66,7 @@ def test_the_installed_packages_give_enough_in_80_10_10(splits):
         assert len(roots) > 10  # modules of the standard library
 
 
+@pytest.mark.slow
 def test_summaries_and_sources_are_prose_of_the_right_length(splits):
     for example in all_of(splits):
         (summary,) = example.references
@@ -75,6 +77,7 @@ def test_summaries_and_sources_are_prose_of_the_right_length(splits):
             assert mark not in summary + example.source
 
 
+@pytest.mark.slow
 def test_no_module_and_no_text_is_in_two_splits(splits):
     modules = {module for module, _ in source_files()}
     split_of_module, owner_of_run = {}, {}

@@ -9,7 +9,9 @@ import torch.multiprocessing as mp
 
 from hsdlab.costs import Cost
 from hsdlab.metrics import BLEU, ROUGE, BERTScore, Efficiency
+from tests.forked import CONTEXT
 
+pytestmark = pytest.mark.xdist_group("processes")
 SHARES = {"uneven": slice(0, 13), "one_empty": slice(0, 0)}  # the share of process 1; process 0 has the rest
 
 
@@ -66,7 +68,7 @@ def work(rank: int, folder: Path, encoder: Path, texts: tuple[list[str], list[li
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, encoder, random_texts) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(folder, encoder, random_texts), nprocs=2)
+    mp.start_processes(work, args=(folder, encoder, random_texts), nprocs=2, start_method=CONTEXT.get_start_method())
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 

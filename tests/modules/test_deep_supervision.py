@@ -95,8 +95,8 @@ def test_gradients_are_those_of_the_plain_weighted_mean_and_reach_all_layers(mak
     tested = module(make().double(), deep_supervision=DeepSupervision())
     tested.model.eval()  # no dropout
     with layer_outputs(tested.model) as outputs:
-        last_loss = tested.loss(batch)
-    loss = supervised_loss(tested.model, outputs, last_loss, batch, weights)
+        logits = tested.training_logits(batch)
+    loss = supervised_loss(tested.model, outputs, logits, batch, weights, DeepSupervision())
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in tested.model.named_parameters()}
     tested.model.zero_grad()
@@ -113,9 +113,9 @@ def test_the_logits_of_one_layer_at_a_time_are_kept():
         sizes = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda kept: sizes.append(kept.shape) or kept, lambda x: x)
         with hooks, layer_outputs(tested.model) as outputs:
-            loss = tested.loss(batch)
-            if supervise:
-                loss = supervised_loss(tested.model, outputs, loss, batch, [0.2, 0.3, 0.5])
+            logits = tested.training_logits(batch)
+            weights = [0.2, 0.3, 0.5] if supervise else [0.0, 0.0, 1.0]
+            loss = supervised_loss(tested.model, outputs, logits, batch, weights, DeepSupervision())
         loss.backward()
         return sum(len(size) == 2 and size[1] == len(TOKENS) for size in sizes)
 

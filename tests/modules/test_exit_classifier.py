@@ -8,6 +8,7 @@ from hsdlab import CALM, generate
 from hsdlab.data import JSONLines
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.modules import ExitClassifierModule
+from hsdlab.modules.frozen_exit import ExitExamples
 from hsdlab.testing import tiny_model
 from tests.tiny_checkpoints import tiny_llama, tiny_tokenizer
 from tests.tiny_runs import write_examples
@@ -29,7 +30,9 @@ def batch():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_examples_are_the_layers_of_transformers(family):
     trained = module(family)
-    states, agrees = trained.examples(batch())
+    found = trained.examples(batch())
+    states, agrees = found.states, found.agrees
+    assert found.numbers.tolist() == [0, 1, 2, 0, 1]
     model, parts = trained.model, decoder_parts(trained.model)
     with torch.no_grad():
         hidden = []
@@ -84,10 +87,13 @@ def test_a_checkpoint_holds_the_classifier_only(fitted, tmp_path):
 
 def test_the_folded_classifier_says_the_same(fitted):
     trained, _, _ = fitted
-    trained.standardise.eval()
+    trained.eval()
     states = torch.randn(5, 3, trained.classifier.hidden_size) * 40 + 7
     torch.testing.assert_close(
-        trained.folded()(states.flatten(0, 1)), trained._log_odds(states).flatten(), rtol=1e-3, atol=1e-3
+        trained.folded()(states.flatten(0, 1)),
+        trained.log_odds(ExitExamples(states, None, None)).flatten(),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from safetensors.torch import load_file
 
-from hsdlab import CALM, PABEE, DeeBERT, FullDepth
+from hsdlab import CALM, PABEE, DeeBERT, FullDepth, LearnedExit
 from hsdlab.decoding.families import decoder_parts, position_ids
 from hsdlab.decoding.sub_layers import alike, step_mask
 
@@ -76,7 +76,8 @@ def greedy_by_confidence(model, input_ids, attention_mask, new_tokens, leaves, s
                     outputs[row].append(out[row, -1])
                 _exit(outputs, exits)
                 if outputs and i != max(may):
-                    answers = leaves(i, step, list(outputs.values()))
+                    ran = [layer for layer in sorted(may) if layer <= i]
+                    answers = leaves(i, step, list(outputs.values()), ran)
                     exits += [row for row, left in zip(outputs, answers, strict=True) if left]
                     if not late:
                         _exit(outputs, exits)
@@ -130,11 +131,30 @@ def together(confidences, rule):
     return confidences
 
 
-def leaves_of(strategy, parts, new_tokens):
-    """CALM, DeeBERT and PABEE row by row, for ``greedy_by_confidence``; a shortlist only where all layers may run."""
-    every = 1 if isinstance(strategy.probe_layers, list) else strategy.probe_layers
+def routed(tensors, checked, position):
+    """LearnedExit's router of two layers with biases for layers 0, 1 …, from its file; the last confidence."""
+    biases = tensors["layer_biases"].double().view(-1, len(tensors["read.weight"]))
+    last = 0.0
+    for output, layer in checked:
+        state = output.double() / (output.double().pow(2).mean() + torch.finfo(torch.float32).eps).sqrt()
+        inputs = torch.cat([state, torch.tensor([position, last], dtype=torch.float64)])
+        units = (tensors["read.weight"].double() @ inputs + biases[layer]).relu()
+        odds = tensors["decide.weight"][0].double() @ units + tensors["decide.bias"][0]
+        last = float(1 / (1 + math.exp(-odds)))
+    return last
 
-    def confidence(outputs):
+
+def leaves_of(strategy, parts, new_tokens):
+    """Confidence strategies row by row, for ``greedy_by_confidence``; a shortlist only where all layers may run."""
+    every = strategy.probe_layers if isinstance(strategy.probe_layers, int) else 1
+    chosen = every if strategy.probe_layers is None else strategy.probe_layers
+    if isinstance(strategy, LearnedExit) and strategy.probe_layers is None:
+        chosen = [0, 1, 2, 3, 4]
+
+    def confidence(outputs, layers, step):
+        if isinstance(strategy, LearnedExit):
+            checked = [(o, layer) for o, layer in zip(outputs, layers, strict=True) if layer in chosen]
+            return routed(load_file(strategy.router), checked, step / new_tokens)
         if getattr(strategy, "measure", "") == "saturation":
             return cosine(outputs)
         if getattr(strategy, "measure", "") == "classifier":
@@ -152,8 +172,7 @@ def leaves_of(strategy, parts, new_tokens):
         newest = probed[-1][probed[-1] > -math.inf]
         return certainty(newest) if isinstance(strategy, DeeBERT) else softmax_response(newest)
 
-    def leaves(layer, step, outputs):
-        chosen = strategy.probe_layers
+    def leaves(layer, step, outputs, ran):
         if not (layer in chosen if isinstance(chosen, list) else len(outputs[0]) % chosen == 0):
             return [False] * len(outputs)
         if isinstance(strategy, CALM):
@@ -162,7 +181,7 @@ def leaves_of(strategy, parts, new_tokens):
             threshold = strategy.patience if isinstance(strategy, PABEE) else strategy.threshold
         if threshold >= 1 and not isinstance(strategy, PABEE):
             return [False] * len(outputs)
-        return [c >= threshold for c in together([confidence(each) for each in outputs], strategy.exit_rule)]
+        return [c >= threshold for c in together([confidence(each, ran, step) for each in outputs], strategy.exit_rule)]
 
     return leaves
 

@@ -13,6 +13,7 @@ from tensorboard.plugins.hparams import metadata
 
 from hsdlab.costs import Cost
 from hsdlab.reporting import tensorboard as board
+from hsdlab.reporting.comparison import write_comparison
 from tests.results import compared, replace_examples
 
 CONFIG = {
@@ -37,13 +38,19 @@ def text(events, tag):
 
 
 @pytest.fixture(scope="module")
-def folder(recorded, tmp_path_factory):
+def pictures(recorded, tmp_path_factory):
+    """Of the report of two strategies."""
+    return write_comparison(compared(*recorded), recorded, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def folder(recorded, pictures, tmp_path_factory):
     """Of the runs of two strategies and of their comparison."""
     folder = tmp_path_factory.mktemp("runs")
     comparison = compared(*recorded, **CONFIG)
     for row, result in zip(comparison.rows, recorded, strict=True):
         board.write_strategy(comparison, row, result, folder / row.class_name)
-    board.write_comparison(comparison, recorded, folder / "comparison")
+    board.write_comparison(comparison, recorded, pictures, folder / "comparison")
     return folder
 
 
@@ -129,14 +136,17 @@ def test_without_a_configuration_the_hparams_are_those_of_the_strategy(hsd):
     assert board.hyperparameters(comparison, comparison.rows[0]) == expected
 
 
-def test_pictures_are_images(full, together):
+def test_pictures_are_images(full, together, pictures):
     assert together.Tags()["images"] == ["pareto", "depth", "side_by_side/1", "side_by_side/2"]
     for events in (full, together):
         for tag in events.Tags()["images"]:
             (image,) = events.Images(tag)
             assert image.encoded_image_string.startswith(b"\x89PNG")
             assert image.width > 600
-    assert together.Images("pareto")[0].width == 1800
+    assert {tag: together.Images(tag)[0].encoded_image_string for tag in pictures} == {
+        tag: picture.png for tag, picture in pictures.items()
+    }
+    assert (together.Images("pareto")[0].width, together.Images("pareto")[0].height) == (2400, 960)
 
 
 def test_texts_stand_side_by_side_as_they_are(full, together):
@@ -207,7 +217,7 @@ def test_results_without_examples_layers_or_scores_are_written(full_depth, tmp_p
     for name, result in (("empty", empty), ("unrecorded", full_depth)):
         comparison = compared(result)
         board.write_strategy(comparison, comparison.rows[0], result, tmp_path / name)
-        board.write_comparison(comparison, [result], tmp_path / name / "comparison")
+        board.write_comparison(comparison, [result], {}, tmp_path / name / "comparison")
     assert read(tmp_path / "empty").Tags()["images"] == ["depth/heat_map"]
     assert read(tmp_path / "unrecorded").Tags()["images"] == ["depth/heat_map", "depth/text"]
 

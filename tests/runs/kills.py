@@ -4,7 +4,6 @@
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hsdlab.cli
 import hsdlab.cli.train
 from hsdlab.records.lock import LOCK_FILE
+from hsdlab.reporting import figures
+from tests.blank_pictures import BlankCanvas
+from tests.forked import CONTEXT
 from tests.tiny_runs import read_records, without_costs
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ PROGRAMS = {"evaluate": hsdlab.cli.main, "train": hsdlab.cli.train.main}
 def command(program: str, args: list[str]) -> None:
     """Run `python evaluate.py` or `python train.py` in this process."""
     torch.set_num_threads(1)
+    figures.FigureCanvasAgg = BlankCanvas
     sys.argv = [f"{program}.py"]
     PROGRAMS[program](args)
 
@@ -142,9 +145,7 @@ def errors_of(folder: Path) -> Path:
 
 
 def _process(target: Callable[..., None], *args: Any) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.runs.kills"])
-    process = context.Process(target=target, args=args)
+    process = CONTEXT.Process(target=target, args=args)
     process.start()
     return process
 

@@ -112,6 +112,7 @@ def test_a_cell_of_another_dtype_is_measured_on_a_copy(model, prompts, tmp_path)
     assert report.planned_cells == 2
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_bench_that_is_cut_short_keeps_its_finished_cells(error, model, prompts, tmp_path, monkeypatch, capsys):
     bench_module = import_module("hsdlab.runs.bench")  # the package has a function of this name

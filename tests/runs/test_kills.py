@@ -23,6 +23,7 @@ from tests.tiny_runs import write_examples
 KILLS = 10
 SLOW = "{class_path: tests.runs.test_resume.Slow, init_args: {layers: %d}}"
 SAMPLED = ["--model.num_beams=1", "--model.generate_kwargs={do_sample: true, temperature: 3.0}"]
+pytestmark = pytest.mark.xdist_group("processes")
 COMMANDS = {
     "test": ["test", "--model.metrics=[rouge,bleu]", *SAMPLED, f"--skip={SLOW % 2}"],
     "compare": ["compare", "--model.metrics=[rouge,bleu]", *SAMPLED, f"--strategies=[{SLOW % 2}, {SLOW % 1}]"],

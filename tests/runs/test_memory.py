@@ -1,7 +1,6 @@
 """Memory: steady over thousands of decoded examples, and one copy of the model however many strategies decode."""
 
 import gc
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from lightning.pytorch import Callback
 
 from hsdlab.testing import tiny_model
+from tests.forked import CONTEXT
 from tests.runs.kills import command
 from tests.tiny_checkpoints import save, tiny_llama
 from tests.tiny_runs import write_examples
@@ -46,9 +46,7 @@ def _tensor_bytes() -> int:
 
 def watched(folder, *args):
     """Run `evaluate.py` in a process of its own; return what Watch wrote."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.runs.kills"])
-    process = context.Process(
+    process = CONTEXT.Process(
         target=command,
         args=(
             "evaluate",

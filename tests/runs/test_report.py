@@ -74,6 +74,7 @@ def tags_of(folder):
     return events.Tags(), {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 @pytest.mark.parametrize("kind", ["calibration", "tuning", "bench", "inspection", "exit classifier"])
 def test_a_folder_of_each_kind_is_drawn_byte_for_byte(kind, full_depth, hsd, tmp_path):
     tenths = ((0.1, 0.9), (0.2, 0.8))
@@ -95,6 +96,7 @@ def test_a_folder_of_each_kind_is_drawn_byte_for_byte(kind, full_depth, hsd, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn_pictures")
 def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     folder = comparison_folder(tmp_path / "run", *results)
     before = contents(folder)
@@ -109,7 +111,7 @@ def test_a_comparison_is_drawn_byte_for_byte(results, tmp_path, capsys):
     assert sorted(path.name for path in events.iterdir()) == sorted([*names, "comparison"])
     expected, found = tmp_path / "expected", compared(*results)
     tensorboard.write_strategy(found, found.rows[1], results[1], expected / "hsd")
-    tensorboard.write_comparison(found, results, expected / "comparison")
+    tensorboard.write_comparison(found, results, write_comparison(found, results, expected), expected / "comparison")
     assert tags_of(events / names[1]) == tags_of(expected / "hsd")
     assert tags_of(events / "comparison") == tags_of(expected / "comparison")
 

@@ -1,7 +1,6 @@
 """Runs that were killed go on and end as uninterrupted ones; what cannot go on is refused with the reason."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from hsdlab.cli import main
 from hsdlab.errors import RunError
 from hsdlab.models import load_model
 from hsdlab.records.document import to_plain
+from tests.forked import CONTEXT
 from tests.small_disk import small_disk  # noqa: F401  a fixture
 from tests.tiny_checkpoints import save
 from tests.tiny_runs import EXAMPLES, options, read_records, run, without_costs, write_examples
@@ -65,9 +65,7 @@ def evaluate_alone(args):
 
 def interrupt(args, folder, predictions, by):
     """Start a run in a new process, end it by a signal once it has made that many predictions; give its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hsdlab.cli"])
-    process = context.Process(target=evaluate_alone, args=(args,))
+    process = CONTEXT.Process(target=evaluate_alone, args=(args,))
     process.start()
     deadline = time.monotonic() + 100
     while lines(folder) < predictions and process.is_alive() and time.monotonic() < deadline:
@@ -163,6 +161,7 @@ def test_compare_killed_twice_and_interrupted_ends_as_if_nothing_had_happened(tm
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize(
     ("by", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -237,7 +236,7 @@ def test_bench_never_goes_on(evaluate, refused):
     assert "is not empty" in refused("bench", "--strategies=[HSD]")
 
 
-@pytest.mark.parametrize("subcommand", ["test", "compare"])
+@pytest.mark.parametrize("subcommand", ["test", pytest.param("compare", marks=pytest.mark.slow)])
 def test_changed_data_is_refused(subcommand, evaluate, refused, tmp_path):
     args = ["--strategies=[]"] if subcommand == "compare" else []
     evaluate(subcommand, *args)
@@ -253,6 +252,7 @@ def test_changed_data_is_refused(subcommand, evaluate, refused, tmp_path):
     assert "The examples are not those that the run" in refused(subcommand, *args)
 
 
+@pytest.mark.slow  # one weight, below, is the harder case
 def test_other_weights_under_the_same_name_are_refused(evaluate, refused, tmp_path):
     evaluate("test")
     model, _ = load_model(tmp_path / "tiny" / "model", device="cpu")
@@ -273,7 +273,11 @@ def edit(file, old, new):
     [
         ("one weight", "The weights are not those that the run"),
         ("config", "The settings in the model's config are not those that the run"),
-        ("tokenizer", "The tokenizer, its chat template or its special tokens are not those that the run"),
+        pytest.param(
+            "tokenizer",
+            "The tokenizer, its chat template or its special tokens are not those that the run",
+            marks=pytest.mark.slow,  # refused as a changed template is
+        ),
         ("template", "The tokenizer, its chat template or its special tokens are not those that the run"),
         ("generation", "The options of decoding (eos_token_id: 1 then, [1, 7] now) are not those that the run"),
     ],

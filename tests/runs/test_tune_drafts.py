@@ -168,6 +168,7 @@ def test_a_model_that_was_not_trained_to_skip_falls_back_to_full_depth(tune, byt
     assert config["skip"]["class_path"].rpartition(".")[2] == "FullDepth"
 
 
+@pytest.mark.slow  # test_tune.py has the same of the other search
 def test_a_run_cut_short_goes_on_and_does_nothing_twice(tune, counted, bytes_as_time, tmp_path):
     whole = tune(*SHORT, folder="whole")
     total = {"replays": counted["replays"], "decodes": len(counted["decodes"])}
@@ -193,6 +194,7 @@ def test_other_lengths_take_over_what_was_replayed(tune, counted):
     assert {each.num_draft_tokens for each in found.drafts[0].predictions} == {2, 4}
 
 
+@pytest.mark.slow  # tests/reporting/test_draft_tuning.py reads the record and draws it
 def test_the_report_is_drawn_again(tune, tmp_path):
     found = tune(*SHORT)
     (tmp_path / "out" / "tuning.md").unlink()

@@ -1,0 +1,120 @@
+"""Training for exits: which layers, distillation, a sample of the tokens, adapters, and what is exported."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, log_softmax
+
+from hsdlab import UserError, load_model
+from hsdlab.decoding.families import decoder_parts
+from hsdlab.decoding.layer_outputs import layer_outputs
+from hsdlab.exits import FILE, attach_exits
+from hsdlab.modules import DeepSupervision, LayerDropout, LoRA
+from hsdlab.modules.deep_supervision import supervised_loss
+from tests.modules.test_deep_supervision import batch_of_pairs
+from tests.modules.test_finetune import Recorder, Toy, last, module, trainer
+from tests.tiny_checkpoints import tiny_llama
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+EXITS = DeepSupervision("uniform", layers=[0, 1], distillation=0.5, positions=0.5, adapter_rank=2)
+
+
+def test_the_exits_and_their_weights():
+    assert DeepSupervision(layers=6).exits(30) == [5, 11, 17, 23]
+    assert DeepSupervision(layers=[7, 3]).exits(9) == [3, 7]
+    by_hand = DeepSupervision([1.0, 2.0, 5.0], layers=[1, 3], scale=0.5).layer_weights(6, batch=0)
+    assert by_hand == pytest.approx([0, 0.5 / 6.5, 0, 1 / 6.5, 0, 5 / 6.5])
+    turns = [DeepSupervision("uniform", layers=2, rotation=2).layer_weights(8, batch) for batch in range(2)]
+    assert [[layer for layer, weight in enumerate(each) if weight] for each in turns] == [[1, 5, 7], [3, 7]]
+
+
+def test_the_loss_is_that_of_the_last_layers_prediction_and_the_text():
+    batch, tested = batch_of_pairs(), module(tiny_llama().double(), deep_supervision=DeepSupervision())
+    tested.model.eval()
+    supervision = DeepSupervision(layers=[1], distillation=0.25)
+    with layer_outputs(tested.model) as outputs:
+        logits = tested.training_logits(batch)
+    loss = supervised_loss(tested.model, outputs, logits, batch, [0.0, 0.5, 0.5], supervision)
+    scored = logits.shape[1]
+    targets = batch["target_mask"][:, -scored:][:, 1:]
+    tokens = batch["input_ids"][:, -scored:][:, 1:][targets]
+    exit_logits = decoder_parts(tested.model).logits(outputs[1][:, -scored:-1][targets])
+    final = logits[:, :-1][targets]
+    p = final.softmax(dim=-1)
+    divergence = (p * (p.log() - log_softmax(exit_logits, dim=-1))).sum(dim=-1).mean()
+    by_hand = 0.5 * cross_entropy(final, tokens) + 0.5 * (0.75 * cross_entropy(exit_logits, tokens) + 0.25 * divergence)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-12)
+
+
+def test_a_sample_of_the_tokens_has_the_loss_of_all_on_average():
+    batch, tested = batch_of_pairs(), module(deep_supervision=DeepSupervision())
+    tested.model.eval()
+    with torch.no_grad(), layer_outputs(tested.model) as outputs:
+        logits = tested.training_logits(batch)
+
+        def loss(positions):
+            supervision = DeepSupervision(distillation=0.5, positions=positions)
+            return supervised_loss(tested.model, outputs, logits, batch, [0.5, 0.0, 0.5], supervision).item()
+
+        torch.manual_seed(0)
+        sampled = torch.tensor([loss(0.3) for _ in range(300)])
+        assert sampled.mean().item() == pytest.approx(loss(1.0), abs=4 * sampled.std().item() / 300**0.5)
+    assert sampled.std() > 0
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
+def test_the_adapters_learn_go_on_after_a_kill_and_are_loaded_with_the_model(lora, tmp_path):
+    options = {"deep_supervision": EXITS, "layer_dropout": LayerDropout(0.2)}
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    whole, after = Recorder(), Recorder()
+    base.name_or_path = str(tmp_path / "base")
+    tested = module(base, lora=lora, **options)
+    trainer(whole, max_epochs=1).fit(tested, datamodule=Toy())
+    killed = trainer(Recorder(stop_after=4), last(tmp_path), max_epochs=1, enable_checkpointing=True)
+    with pytest.raises(InterruptedError):
+        killed.fit(module(lora=lora, **options), datamodule=Toy())
+    trainer(after, max_epochs=1).fit(module(lora=lora, **options), datamodule=Toy(), ckpt_path=tmp_path / "last.ckpt")
+    for number, (loss, _, _) in after.steps.items():
+        assert loss == pytest.approx(whole.steps[number][0], abs=1e-6)
+
+    trained = decoder_parts(tested.model).exits
+    assert all(weight.abs().sum() > 0 for weight in trained.parameters())
+    tested.export(tmp_path / "model")
+    loaded, _ = load_model(tmp_path / "model", device="cpu")
+    exits = decoder_parts(loaded).exits
+    assert exits.layers == (0, 1)
+    state = torch.randn(3, exits.size)
+    for layer in range(3):
+        torch.testing.assert_close(exits(state, layer), trained(state, layer))
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert FILE in files
+    for file in files - {FILE}:
+        assert b"hsdlab_exits" not in (tmp_path / "model" / file).read_bytes()
+
+
+def test_exits_that_a_model_has_are_trained_further_and_no_others():
+    model = tiny_llama()
+    attach_exits(model, decoder_parts(module(deep_supervision=EXITS).model).exits)
+    decoder_parts(model).exits.requires_grad_(False)
+    with pytest.raises(UserError, match=r"has exits after the layers \[0, 1\] with adapter_rank=2"):
+        module(model, deep_supervision=DeepSupervision(layers=[1]))
+    tested = module(model, deep_supervision=EXITS)
+    assert [name for name in tested.trained_names() if "hsdlab_exits" in name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": [2]}, "layers from 0 to 1"),
+        ({"layers": 0}, r"deep_supervision\.layers=0"),
+        ({"layers": 3}, r"deep_supervision\.layers=3"),
+        ({"weights": [1.0, 2.0]}, "has 2 numbers; expected one for each of the 2 exits"),
+        ({"weights": [0.0, 1.0, 1.0]}, "numbers above 0"),
+        ({"distillation": 1.5}, "distillation=1.5"),
+        ({"positions": 0.0}, "positions=0.0"),
+        ({"adapter_rank": -1}, "adapter_rank=-1"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        module(deep_supervision=DeepSupervision(**options))
