@@ -21,6 +21,23 @@ from hsdlab.data import SyntheticTables
 
 VOCABULARY = 320
 PUBLISHED = Path("adapters/hsdlab_adapters/t5_tiny_tables")
+CARD = """\
+---
+library_name: transformers
+---
+
+# embedded:t5-tiny-tables
+
+A T5 of {parameters:,} weights ({size_mb:.1f} MB in float16): 8 encoder and 8 decoder layers of width 64. It writes a
+text from facts about invented places, and can do nothing else.
+
+- Load: `load_model("embedded:t5-tiny-tables")`
+- Start: random weights (`python -m benchmarks.tiny_t5 start runs/tiny_t5_start`)
+- Data: `SyntheticTables` of hsdlab, which a program makes; 5,000 examples, no licence needed.
+- Command: `python train.py fit --config experiment/tiny_t5`, float32, one thread of a CPU. Each layer's output is
+  trained to predict the next token, with CALM's weights (arXiv 2207.07061).
+- Licence: Apache-2.0, as hsdlab.
+"""
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -72,6 +89,8 @@ def publish(trained: Path) -> None:
     shutil.rmtree(PUBLISHED, ignore_errors=True)
     model.half().save_pretrained(PUBLISHED)
     made.save_pretrained(PUBLISHED)
+    size_mb = (PUBLISHED / "model.safetensors").stat().st_size / 1e6
+    (PUBLISHED / "README.md").write_text(CARD.format(parameters=model.num_parameters(), size_mb=size_mb))
 
 
 def main() -> None:
