@@ -81,8 +81,8 @@ def load_model(
             which fills the GPU first, as transformers takes it. Layers on the CPU beside a GPU, or on the disk, are
             loaded each time they run, and skipped layers are not. Only one device may compute. None loads the whole
             model to `device`.
-        offload_folder: Takes the weights of layers on the disk that are not in the model's own safetensors files as
-            they are needed. None for no folder.
+        offload_folder: For the weights of layers on the disk. None where transformers can read them from the model's
+            own files.
 
     Returns:
         The model and the tokenizer. A tokenizer without a padding token pads with its end-of-sequence token. An adapter
