@@ -103,7 +103,7 @@ def applied(
     """Decode every ``model.generate`` call inside the block under ``strategy``; the model is restored on leaving.
 
     Args:
-        model: A decoder-only transformers model, or a peft model around one.
+        model: A transformers language model, or a peft model around one.
         strategy: Decides which layers run; only one can be applied to a model at a time.
         max_new_tokens: T of the calls inside the block that give no length themselves, at least 1. None leaves them to
             the model's own default.

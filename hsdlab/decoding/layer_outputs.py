@@ -14,7 +14,7 @@ def layer_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the outputs of the decoder layers of the forward passes inside the block.
 
     Args:
-        model: A decoder-only transformers model, or a peft model around one.
+        model: A transformers language model, or a peft model around one.
 
     Yields:
         A list that grows by one tensor [rows, length, d] with each layer. The last one is the state before the final

@@ -192,7 +192,7 @@ def add_exits(model: PreTrainedModel, supervision: DeepSupervision) -> None:
     """Give a model the exits that are supervised, with parameters to train. Exits that it has are trained further.
 
     Args:
-        model: A decoder-only transformers model.
+        model: A transformers language model.
         supervision: Names the exits and their adapters.
 
     Raises:

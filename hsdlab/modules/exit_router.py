@@ -27,7 +27,7 @@ class ExitRouterModule(FrozenExitModule):
     Logs what `FrozenExitModule` logs. The figures of AUROC and calibration are those of p.
 
     Args:
-        model: A decoder-only transformers model. It is frozen and set to eval mode.
+        model: A transformers language model. It is frozen and set to eval mode.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; 2 or more. T of the position t / T.
         learning_rate: Peak of AdamW's learning rate, which falls linearly to 0 over the run.

@@ -72,7 +72,7 @@ class FrozenExitModule(LightningModule, ABC):
     steps in which a layer's prediction is the last layer's.
 
     Args:
-        model: A decoder-only transformers model. It is frozen and set to eval mode.
+        model: A transformers language model. It is frozen and set to eval mode.
         tokenizer: Its tokenizer.
         max_new_tokens: References are cut to so many tokens; 2 or more.
         learning_rate: Peak of AdamW's learning rate, which falls linearly to 0 over the run.

@@ -15,7 +15,7 @@ def refuse_idle_strategies(callbacks: Iterable[Any], model: nn.Module, max_new_t
 
     Args:
         callbacks: Of the Trainer. Strategies are those with a method ``scheduled_layers``.
-        model: The decoder-only model that the strategies would be applied to.
+        model: The model that the strategies would be applied to.
         max_new_tokens: T of the strategies' schedules.
 
     Raises:

@@ -121,7 +121,7 @@ class SkipStrategy(Callback, ABC):
         """Decode every ``model.generate`` call inside the block under this strategy; restores the model on leaving.
 
         Args:
-            model: A decoder-only transformers model, or a peft model around one.
+            model: A transformers language model, or a peft model around one.
             max_new_tokens: T of the calls inside the block that give no length themselves, at least 1. None leaves
                 them to the model's own default.
 

@@ -25,7 +25,7 @@ class ReplayAgreement:
     whose keys and values are the same either way, agrees exactly as often.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
+        model: A transformers language model in eval mode.
         batches: Each "input_ids", "attention_mask" and "target_mask" [rows, length], as for `ForcedTexts`. Batches
             without a decode step are left out.
     """

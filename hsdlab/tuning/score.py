@@ -15,7 +15,7 @@ class ReplayScore:
     """Scores schedules on given texts, by one masked pass each instead of a decode. The prompts are computed once.
 
     Args:
-        model: A decoder-only transformers model in eval mode.
+        model: A transformers language model in eval mode.
         batches: Each "input_ids", "attention_mask" and "target_mask" [rows, length], as for `ForcedTexts`. Batches
             without a decode step are left out.
     """
