@@ -6,7 +6,18 @@ from unittest import mock
 import pytest
 import torch
 
-from hsdlab import CALM, HSD, FullDepth, OracleExit, SubLayerStrategy, UserError, Verified, generate, replay
+from hsdlab import (
+    CALM,
+    HSD,
+    FullDepth,
+    OracleExit,
+    StaticDepth,
+    SubLayerStrategy,
+    UserError,
+    Verified,
+    generate,
+    replay,
+)
 from hsdlab import testing as laws
 from hsdlab.decoding import families
 from hsdlab.decoding.cost import decode_bytes, decode_cost, decode_flops, encoder_flops, prompt_flops
@@ -15,7 +26,7 @@ from hsdlab.decoding.forced import ForcedTexts, layer_schedule
 from hsdlab.testing.expect import expect_close
 from tests.decoding.counted import counted
 from tests.reference import slow
-from tests.strategies_for_tests import ChangingPrompt, RandomPlan
+from tests.strategies_for_tests import ChangingPrompt, RandomParts, RandomPlan
 
 LAYERS = 6
 CELLS = [
@@ -103,6 +114,43 @@ def test_law_1_full_depth_equals_plain_generate(model, remembered, mode):
     assert here.output.trace.prompt_length == 1
 
 
+PARTS = [(laws.law_3_replay, "greedy"), (laws.law_3_replay, "beam"), (laws.law_4_trace, "greedy")]
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5", "mbart", "pegasus", "t5gemma"], indirect=True)
+@pytest.mark.parametrize(("law", "mode"), PARTS)
+def test_attention_and_mlp_apart(model, remembered, law, mode):
+    """Cross-attention runs and is skipped with self-attention."""
+    law(model, RandomParts(share=0.5), mode, remembered)
+
+
+@pytest.mark.parametrize(
+    "draft", [HSD(2, 0, 4), pytest.param(CALM(0.5), marks=pytest.mark.slow), RandomPlan(share=0.5)], ids=repr
+)
+def test_verified_drafts_change_no_token(model, remembered, draft):
+    """Rows accept different numbers of tokens, so that they are at different positions."""
+    ids, mask = laws.prompts_for(model)
+    call = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 12, "eos_token_id": laws.END_TOKENS}
+    full = generate(model, strategy=FullDepth(), output_scores=True, **call)
+    got = generate(model, strategy=Verified(draft, 3), output_scores=True, **call)
+    assert got.sequences.tolist() == full.sequences.tolist()
+    live = torch.cat([torch.ones(1, 3, dtype=torch.bool), full.trace.live])
+    for step, (here, there) in enumerate(zip(got.scores, full.scores, strict=True)):
+        expect_close(here[live[step]], there[live[step]], f"scores of pass {step}", tolerance=1e-4)
+
+
+def test_verified_sampling_and_draft_vocabularies(model):
+    ids, mask = laws.prompts_for(model)
+    call = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8, "eos_token_id": None}
+    full = generate(model, strategy=FullDepth(), **call)
+    some = Verified(StaticDepth(4, keep="bottom"), 3, draft_vocabulary=20)
+    assert generate(model, strategy=some, **call).sequences.tolist() == full.sequences.tolist()
+    cold = {"do_sample": True, "temperature": 1e-3}
+    assert (
+        generate(model, strategy=Verified(HSD(2, 0, 4)), **call, **cold).sequences.tolist() == full.sequences.tolist()
+    )
+
+
 @pytest.mark.parametrize(("law", "strategy", "mode"), CELLS, ids=lambda value: getattr(value, "__name__", repr(value)))
 def test_laws(model, remembered, law, strategy, mode):
     law(model, strategy, mode, remembered)
@@ -113,6 +161,7 @@ COSTS = [
     pytest.param(FullDepth(), {"num_beams": 3}, marks=pytest.mark.slow),
     pytest.param(RandomPlan(share=0.5), {"num_beams": 3}, marks=pytest.mark.slow),
     pytest.param(HSD(2, 0, 4), {}, marks=pytest.mark.slow),
+    pytest.param(Verified(HSD(2, 0, 4), 3), {}, marks=pytest.mark.slow),
     pytest.param(CALM(0.5), {"num_beams": 3}, marks=pytest.mark.slow),
 ]
 
@@ -183,10 +232,9 @@ def test_the_context_of_source_and_text(model):
 def test_what_is_refused(model):
     ids, mask = laws.prompts_for(model)
     call = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 3}
-    with pytest.raises(UnsupportedModelError, match="encoder-decoder model, whose drafts cannot be verified"):
-        generate(model, strategy=Verified(HSD(2, 0, 4)), **call)
-    with pytest.raises(UnsupportedModelError, match="cannot be skipped apart: it has an encoder"):
-        generate(model, strategy=SubLayerStrategy([1], [2]), **call)
+    if model.config.model_type in ("bart", "marian"):
+        with pytest.raises(UnsupportedModelError, match="cannot be skipped apart"):
+            generate(model, strategy=SubLayerStrategy([1], [2]), **call)
     with pytest.raises(UserError, match="compile=True"):
         generate(model, strategy=HSD(), compile=True, **call)
     padded = {"decoder_input_ids": _decoder_ids(2), "decoder_attention_mask": torch.tensor([[0, 1]] * 3)}

@@ -80,7 +80,7 @@ def test_the_page_has_a_line_for_each_family():
         assert line.startswith(expected), "run python -m benchmarks.families"
         *_, dtype, generated, replayed, drafts = line.strip("| ").split(" | ")
         assert max(float(generated), float(replayed)) < {"float64": 1e-12, "float32": 1e-4}[dtype]
-        assert (drafts == "refused") == (name in NO_DRAFTS or name in laws.ENCODER_DECODERS)
+        assert (drafts == "refused") == (name in NO_DRAFTS)
 
 
 def test_the_family_is_known_and_each_layer_matters(model):

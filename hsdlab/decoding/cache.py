@@ -76,6 +76,7 @@ class SkipCache(LayerRunner, DynamicCache):
         prompt_late_tokens: The tokens of ``late_tokens`` that were computed in the prefill, LongTensor [layers].
         prompt_late_passes: The calls of ``late_passes`` in the prefill, LongTensor [layers].
         cached_numbers: Numbers that a token has in each layer, keys and values together; 0 where the layer never ran.
+        cross: As given, without layers for a decoder-only model.
         passes: Forward passes so far, the prefill included.
         peak_bytes: The most bytes allocated for keys and values at the end of a forward pass.
         readings_s: Clock readings, seconds; the cache adds one when the first decode step begins.
@@ -108,7 +109,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._once = once
         self._prefill = prefill
         self._live = live
-        self._cross = cross or CrossAttention(0)
+        self.cross = cross or CrossAttention(0)
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._length = 0  # of the current pass, tokens
@@ -256,7 +257,9 @@ class SkipCache(LayerRunner, DynamicCache):
         Args:
             rows: LongTensor [n] on the CPU, ascending.
         """
-        self._store.keep(sent(rows, self._parts.model.device))
+        on_device = sent(rows, self._parts.model.device)
+        self._store.keep(on_device)
+        self.cross.keep(on_device)
         self._late.new = History(self._parts.num_layers, self._decisions.max_steps)
         if not isinstance(self._starts, int):
             self._set_lengths(self._starts[rows])
@@ -395,7 +398,7 @@ class SkipCache(LayerRunner, DynamicCache):
             if stay is not None:
                 self._store.keep(stay)
                 self._states.take(stay)
-                self._cross.keep(stay)
+                self.cross.keep(stay)
 
     def _begin_prompt(self, rows: int, length: int, device: torch.device) -> None:
         copies = self._decisions.rows_per_source(rows) if self._once else 1
@@ -517,7 +520,7 @@ class SkipCache(LayerRunner, DynamicCache):
         arguments = self._tokens.arguments(running, call, hidden, args, kwargs)
         self._running = running
         try:
-            with self._cross.of_rows(running.rows, running.on_device[0]):
+            with self.cross.of_rows(running.rows, running.on_device[0]):
                 return run_parts(call, running.take(hidden), (), arguments, attention, mlp)
         finally:
             self._running = None
@@ -599,7 +602,7 @@ class SkipCache(LayerRunner, DynamicCache):
             split.begin_layer(mask, argument(call, "attention_mask", args, kwargs), called)
         self._called = called
         try:
-            with self._states.of_rows(index, called), self._cross.of_rows(rows, called):
+            with self._states.of_rows(index, called), self.cross.of_rows(rows, called):
                 if donor is not None:
                     kwargs = self._with_shared(donor, kwargs)
                 kwargs = self._with_mask(index, kwargs, hidden)
@@ -643,7 +646,7 @@ class SkipCache(LayerRunner, DynamicCache):
         if self.passes == 0:
             self._prompt_length = self._length
             self._store.end_prompt()
-            self._cross.end_prompt()
+            self.cross.end_prompt()
             if self._prompt_rows is not None and self._prompt_rows.copies > 1:
                 self._states.take(self._prompt_rows.sources)
             self.prompt_late_tokens, self.prompt_late_passes = self.late_tokens.clone(), self.late_passes.clone()
@@ -667,7 +670,7 @@ class SkipCache(LayerRunner, DynamicCache):
         def needed(layer: int) -> bool:
             return self._needed_after(layer, step)
 
-        held = self._store.free(needed) + self._states.free(needed) + self._cross.free(needed)
+        held = self._store.free(needed) + self._states.free(needed) + self.cross.free(needed)
         self.peak_bytes = max(self.peak_bytes, held)
 
     def _last_executed(self) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hsdlab.costs import Cost
 from hsdlab.decoding.decisions import Strategy
-from hsdlab.decoding.families import DecoderParts, attention, decoder_parts, matrix_weights
+from hsdlab.decoding.families import DecoderParts, attention, cross_attention, decoder_parts, matrix_weights
 from hsdlab.decoding.generate import DecodeOutput
 from hsdlab.decoding.layer_sizes import encoder_sizes, layer_sizes, read_bytes, weight_bytes
 from hsdlab.decoding.sub_layers import SubLayers, apart, step_mask
@@ -144,7 +144,7 @@ def _crossed(sizes: "_Sizes", trace: Trace, tokens: Tensor, of_prompt: bool) -> 
     if source is None:
         return 0
     made = source.made - source.made_later if of_prompt else source.made_later
-    ran = apart(tokens, dims=1)[:, 1]
+    ran = apart(tokens, dims=1)[:, 0]
     return 2 * ((sizes.source * made).sum() + source.length * (sizes.source_channels * ran).sum())
 
 
@@ -181,7 +181,7 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     if trace.source is not None:
         sizes = _Sizes(parts)
         layers = layers + ((trace.source.made_later > 0) * sizes.source_bytes).sum()
-        cache = cache + size * trace.source.length * (sizes.source_numbers * tokens[:, 1]).sum()
+        cache = cache + size * trace.source.length * (sizes.source_numbers * tokens[:, 0]).sum()
     return float(layers + cache + late + outside + trace.probes.weights_read * size)
 
 
@@ -256,8 +256,10 @@ def _part_bytes(parts: DecoderParts, tokens: Tensor) -> Tensor:
     """
     pairs = []
     for layer, count, sizes in zip(parts.layers, tokens.tolist(), layer_sizes(parts), strict=True):
+        crossed = cross_attention(layer) if parts.encoder is not None else None
         of_attention = read_bytes(attention(layer), layer, count)
-        pairs.append([of_attention, read_bytes(layer, layer, count) - of_attention - sizes.source_bytes])
+        of_attention += 0 if crossed is None else stored_bytes(crossed)
+        pairs.append([of_attention - sizes.source_bytes, read_bytes(layer, layer, count) - of_attention])
     return torch.tensor(pairs, dtype=torch.float64)
 
 

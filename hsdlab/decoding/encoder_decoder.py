@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, tensor, zeros
+from torch import Tensor, arange, nn, tensor, zeros
 from torch import bool as torch_bool
 from transformers import Cache, EncoderDecoderCache
 
 from hsdlab.decoding.arguments import with_argument
+from hsdlab.decoding.device import sent
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.skipping import LayerCall, LayerRunner
+from hsdlab.decoding.timing import now_s
 from hsdlab.decoding.trace import SourceCounts
 
 
@@ -215,6 +217,61 @@ class _Made:
         """Transformers notes what ``CrossAttention.update`` knows already."""
 
 
+@dataclass(frozen=True)
+class EncodedSource:
+    """What a decoder attends to beside its text.
+
+    Attributes:
+        states: Output of the encoder, [rows, source, d].
+        mask: [rows, source], 1 for tokens and 0 for padding; None for no padding.
+    """
+
+    states: Tensor
+    mask: Tensor | None
+
+    def of_rows(self, rows: Tensor) -> "EncodedSource":
+        """Select rows.
+
+        Args:
+            rows: LongTensor [n] on the device.
+
+        Returns:
+            The source of these rows.
+        """
+        mask = None if self.mask is None else self.mask.index_select(0, rows)
+        return EncodedSource(self.states.index_select(0, rows), mask)
+
+
+@contextmanager
+def positions_given(parts: DecoderParts, positions: Tensor) -> Iterator[None]:
+    """Embed given positions in the decoder, which else counts them from the length of its cache, equal for all rows.
+
+    Args:
+        parts: Their ``embed_positions`` embeds positions (BART and its kin); without one, nothing changes.
+        positions: LongTensor [rows, tokens].
+
+    Yields:
+        Nothing; run the decoder once inside the block.
+    """
+    module = parts.embed_positions
+    if module is None:
+        yield
+        return
+
+    def give(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {**kwargs, "position_ids": positions}
+
+    def shape(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return output.reshape(*positions.shape, -1)
+
+    handles = [module.register_forward_pre_hook(give, with_kwargs=True), module.register_forward_hook(shape)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class EncoderDecoderPair(LayerRunner, EncoderDecoderCache):
     """Gives an encoder-decoder model both KV caches, and its layers to the one that runs them.
 
@@ -230,7 +287,7 @@ class EncoderDecoderPair(LayerRunner, EncoderDecoderCache):
         self.is_updated: Any = _Made(cross)
         self._first = parts.layers[0]
         self._make_bias = parts.position_bias
-        self._bias: Tensor | None = None  # of the current pass, [1, heads, tokens, keys]
+        self._bias: Tensor | None = None  # of the current pass, [rows or 1, heads, tokens, keys]
 
     @property
     def last_executed(self) -> Tensor | None:  # type: ignore[override]
@@ -250,8 +307,41 @@ class EncoderDecoderPair(LayerRunner, EncoderDecoderCache):
             self.cross_attention_cache.begin(len(hidden))
         if self._make_bias is not None:
             before, tokens = self.get_seq_length(), hidden.shape[1]
-            self._bias = self._make_bias(tokens, before + tokens, device=hidden.device, past_seen_tokens=before)
+            lengths = getattr(self.self_attention_cache, "lengths", None)  # new tokens of each row
+            if lengths is None or bool((lengths == lengths[0]).all()):
+                self._bias = self._make_bias(tokens, before + tokens, device=hidden.device, past_seen_tokens=before)
+            else:
+                every = self._make_bias(before + tokens, before + tokens, device=hidden.device)
+                first = sent(before - lengths.max() + lengths, hidden.device)
+                places = first[:, None] + arange(tokens, device=hidden.device)  # (rows, tokens)
+                self._bias = every[0][:, places].transpose(0, 1)  # (rows, heads, tokens, keys)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Move the rows to those from which beam search continues. All rows of a source read the same encoder."""
         self.self_attention_cache.reorder_cache(beam_idx)
+
+
+@contextmanager
+def encoder_timed(parts: DecoderParts, seconds: list[float]) -> Iterator[None]:
+    """Time the encoder inside the block.
+
+    Args:
+        parts: The model's encoder, if it has one.
+        seconds: The seconds of each of its forward passes are appended.
+
+    Yields:
+        Nothing.
+    """
+    if parts.encoder is None:
+        yield
+        return
+    device, began = parts.model.device, [0.0]
+    handles = [
+        parts.encoder.register_forward_pre_hook(lambda *_: began.append(now_s(device))),
+        parts.encoder.register_forward_hook(lambda *_: seconds.append(now_s(device) - began[-1])),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

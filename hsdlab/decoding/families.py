@@ -156,6 +156,7 @@ _FREE = ("mlp", "moe")
 
 _NO_LIMIT = (0.0, float("inf"))
 
+_T5_SELF, _T5_CROSS, _T5_MLP = "layer.0.SelfAttention", "layer.1.EncDecAttention", "layer.2"
 _CROSS_NAMES = ("encoder_attn", "cross_attn", "crossattention", "encoder_attention")
 
 _MIXER_NAMES = ("mamba", "linear_attn", "conv", "mixer", "self_attn")
@@ -181,6 +182,7 @@ class DecoderParts:
         donors: The layer whose keys and values each layer reads in place of its own (Gemma 4); None for none.
         mixers: The recurrent part of each layer (Mamba, linear attention, a short convolution); None where it has none.
         encoder: The encoder whose output the layers attend to; None in a decoder-only model.
+        embed_positions: Embeds positions in such a model's decoder (BART); None where no module does.
         position_bias: Makes the bias of relative positions in self-attention, which the first layer shares with all
             others (T5): from the numbers of queries and keys, [1, heads, queries, keys]. None where there is none.
         further_outputs: As in :class:`Family`; None also where it is seen at the layer's first call only.
@@ -201,6 +203,7 @@ class DecoderParts:
     donors: tuple[int | None, ...]
     mixers: tuple[nn.Module | None, ...]
     encoder: nn.Module | None
+    embed_positions: nn.Module | None
     position_bias: Callable[..., Tensor] | None
     further_outputs: int | None
     proven: bool
@@ -332,13 +335,13 @@ class DecoderParts:
         """Check that the model takes a mask of four dimensions, with which a pass carries several tokens of each row.
 
         Raises:
-            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), has chunked attention or
-                an encoder, or has recurrent layers, whose states cannot be taken back.
+            UnsupportedModelError: It computes a bias of attention from a mask of two (ALiBi), has chunked attention,
+                has an encoder and is not known, or has recurrent layers, whose states cannot be taken back.
         """
-        if self.encoder is not None:
+        if self.encoder is not None and not self.proven:
             raise UnsupportedModelError(
-                f"{type(self.model).__name__} is an encoder-decoder model, whose drafts cannot be verified yet. Decode "
-                "without Verified."
+                f"{type(self.model).__name__} is an encoder-decoder model of a family that hsdlab does not know, whose "
+                "drafts cannot be verified. Decode without Verified."
             )
         if self.recurrent:
             raise UnsupportedModelError(
@@ -457,13 +460,11 @@ def feed_forward(layer: nn.Module) -> nn.Module:
     mixer: Any = getattr(layer, "mixer", None)
     if mixer is not None:  # Nemotron-H has layers that are an MLP and nothing else
         return getattr(mixer, output_projection(mixer), mixer)
-    if _is_t5_block(layer):
-        return layer.layer[-1]  # type: ignore[index, return-value]
-    return getattr(layer, feed_forward_names(layer)[0])
+    return layer.get_submodule(feed_forward_names(layer)[0])
 
 
 def feed_forward_names(layer: nn.Module) -> tuple[str, ...]:
-    """Find the attributes of a decoder layer that make up its feed-forward part.
+    """Find the paths of the modules that make up the feed-forward part of a decoder layer.
 
     Args:
         layer: A decoder layer of a model of any architecture.
@@ -474,6 +475,8 @@ def feed_forward_names(layer: nn.Module) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
+    if _is_t5_block(layer):
+        return (f"{_T5_MLP}.{_first_child(layer.get_submodule(_T5_MLP), ('DenseReluDense', 'mlp'))}",)
     name = _first_child(layer, ("mlp", "fc1", "feed_forward", "ffn", "shared_mlp"))
     return (name, "fc2") if name == "fc1" else (name,)
 
@@ -492,9 +495,7 @@ def attention(layer: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
-    if _is_t5_block(layer):
-        return layer.layer[0].SelfAttention  # type: ignore[index, union-attr]
-    return getattr(layer, attention_name(layer))
+    return layer.get_submodule(attention_name(layer))
 
 
 def cross_attention(layer: nn.Module) -> nn.Module | None:
@@ -506,9 +507,22 @@ def cross_attention(layer: nn.Module) -> nn.Module | None:
     Returns:
         The module with its projections; None in a decoder-only model.
     """
+    name = cross_attention_name(layer)
+    return None if name is None else layer.get_submodule(name)
+
+
+def cross_attention_name(layer: nn.Module) -> str | None:
+    """Find the path of the attention of a decoder layer to the encoder.
+
+    Args:
+        layer: A decoder layer of a model of any architecture.
+
+    Returns:
+        The path from the layer; None in a decoder-only model.
+    """
     if _is_t5_block(layer):
-        return layer.layer[1].EncDecAttention  # type: ignore[index, union-attr]
-    return next((getattr(layer, name) for name in _CROSS_NAMES if _has(layer, name)), None)
+        return _T5_CROSS
+    return next((name for name in _CROSS_NAMES if _has(layer, name)), None)
 
 
 def _is_t5_block(layer: nn.Module) -> bool:
@@ -517,17 +531,19 @@ def _is_t5_block(layer: nn.Module) -> bool:
 
 
 def attention_name(layer: nn.Module) -> str:
-    """Find the attribute of a decoder layer that is its self-attention, or its recurrent part if it has none.
+    """Find the path of the self-attention of a decoder layer, or of its recurrent part if it has none.
 
     Args:
         layer: A decoder layer of a model of any architecture.
 
     Returns:
-        The name of the module.
+        The path from the layer.
 
     Raises:
         UnsupportedModelError: The layer has none under a known name.
     """
+    if _is_t5_block(layer):
+        return _T5_SELF
     return _first_child(layer, ("self_attn", "attn", "attention", "self_attention", *_MIXER_NAMES))
 
 
@@ -700,6 +716,7 @@ def decoder_parts(module: nn.Module) -> DecoderParts:
         donors=donors,
         mixers=mixers,
         encoder=model.get_encoder() if has_encoder else None,
+        embed_positions=getattr(decoder, "embed_positions", None) if has_encoder else None,
         position_bias=_position_bias(layers) if has_encoder else None,
         further_outputs=family.further_outputs if family else None,
         proven=family is not None,

@@ -25,7 +25,7 @@ from hsdlab.decoding.calls import (
 )
 from hsdlab.decoding.compiled import Compilation, CompiledDecode, check_compilation, compilation_of
 from hsdlab.decoding.decisions import Decisions, Strategy
-from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
+from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair, encoder_timed
 from hsdlab.decoding.ends import RowEnds, finished_sources_noted, real_tokens_of
 from hsdlab.decoding.families import DecoderParts, UnsupportedModelError, decoder_parts, plain_model
 from hsdlab.decoding.finite import FiniteLogits
@@ -320,7 +320,7 @@ def _decode(
     try:
         with (
             steps,
-            _encoder_timed(parts, encoder_s),
+            encoder_timed(parts, encoder_s),
             finished_sources_noted(model, decisions, config.num_beams) if searches and live else nullcontext(),
         ):
             both = cache if cross is None else EncoderDecoderPair(parts, cache, cross)
@@ -388,24 +388,6 @@ def _uncompiled_steps(parts: DecoderParts, cache: SkipCache, decisions: Decision
     ):
         yield
     cache.check_beams()
-
-
-@contextmanager
-def _encoder_timed(parts: DecoderParts, seconds: list[float]) -> Iterator[None]:
-    """Append the seconds of each forward pass of the encoder."""
-    if parts.encoder is None:
-        yield
-        return
-    device, began = parts.model.device, [0.0]
-    handles = [
-        parts.encoder.register_forward_pre_hook(lambda *_: began.append(now_s(device))),
-        parts.encoder.register_forward_hook(lambda *_: seconds.append(now_s(device) - began[-1])),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair
 from hsdlab.decoding.families import (
     DecoderParts,
     UnsupportedModelError,
     attention_name,
+    cross_attention_name,
     decoder_config,
     feed_forward_names,
 )
@@ -53,7 +55,8 @@ def run_parts(call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict, attent
         return call(hidden, *args, **kwargs)
     stand_ins: dict[str, Callable[..., Any]] = {}
     if attention is not True:
-        stand_ins |= _stand_ins(call.layer, (attention_name(call.layer),), attention)
+        for name in _attentions(call.layer):
+            stand_ins |= _stand_ins(call.layer, (name,), attention)
     if mlp is not True:
         stand_ins |= _stand_ins(call.layer, feed_forward_names(call.layer), mlp)
     with _before_modules(call.layer, stand_ins):
@@ -85,8 +88,6 @@ _further_outputs: WeakKeyDictionary[type, int | None] = WeakKeyDictionary()
 
 
 def _problem(parts: DecoderParts) -> str | None:
-    if parts.encoder is not None:
-        return "it has an encoder, whose attention would belong to neither"
     if any(mixer is not None and attends for mixer, attends in zip(parts.mixers, parts.attends, strict=True)):
         return "its layers have a recurrent part beside attention"
     try:
@@ -95,9 +96,15 @@ def _problem(parts: DecoderParts) -> str | None:
         return "a layer has no attention or no MLP under a known name"
     check = _Check(parts)
     token = torch.arange(2, device=parts.model.device)[:, None]  # one of them is no padding, whose embedding may be 0
+    given: dict[str, Any] = {"input_ids": token, "use_cache": True, parts.cache_argument: check}
+    if parts.encoder is not None:
+        given["encoder_hidden_states"] = torch.ones(
+            2, 1, parts.hidden_size, device=token.device, dtype=parts.model.dtype
+        )
+        given[parts.cache_argument] = EncoderDecoderPair(parts, check, CrossAttention(parts.num_layers))
     with skippable(parts), torch.no_grad():
         # forward instead of a call, and below too: hooks that count passes and parts do not see the check
-        parts.body.forward(input_ids=token, use_cache=True, **{parts.cache_argument: check})
+        parts.body.forward(**given)
     if check.changing:
         return f"layers {check.changing} change the hidden state also without both (a norm after the residual?)"
     return None if check.seen == parts.num_layers else "its layers were not called with the cache"
@@ -112,14 +119,19 @@ class _Check(LayerRunner, DynamicCache):
         self.changing: list[int] = []
 
     def run_layer(self, call: LayerCall, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        names = (attention_name(call.layer), *feed_forward_names(call.layer))
-        with _before_modules(call.layer, {name: _noting(getattr(call.layer, name)) for name in names}):
+        names = (*_attentions(call.layer), *feed_forward_names(call.layer))
+        with _before_modules(call.layer, {name: _noting(call.layer.get_submodule(name)) for name in names}):
             output = call(hidden, *args, **kwargs)
         without = run_parts(call, hidden, args, kwargs, attention=False, mlp=False)
         if not torch.allclose(without, hidden, rtol=0, atol=0, equal_nan=True):
             self.changing.append(self.seen)
         self.seen += 1
         return output
+
+
+def _attentions(layer: nn.Module) -> list[str]:
+    """The paths of self-attention and, beside an encoder, of cross-attention, which runs where self-attention does."""
+    return [name for name in (attention_name(layer), cross_attention_name(layer)) if name is not None]
 
 
 def _noting(module: nn.Module) -> Callable[..., Any]:
@@ -133,7 +145,7 @@ def _noting(module: nn.Module) -> Callable[..., Any]:
 
 def _stand_ins(layer: nn.Module, names: tuple[str, ...], runs: Tensor | bool) -> dict[str, Callable[..., Any]]:
     """Return what stands before the modules of a part, which is the last module's output or nothing."""
-    last = getattr(layer, names[-1])
+    last = layer.get_submodule(names[-1])
     if isinstance(runs, Tensor):
         return {names[-1]: _masked(last, runs)}
     return dict.fromkeys(names[:-1], _pass_on) | {names[-1]: _nothing(last)}
@@ -182,10 +194,12 @@ def _place_of_residual(module_class: Any) -> int | None:
 
 @contextmanager
 def _before_modules(layer: nn.Module, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Let attributes of the instance hide the modules of the same names inside the block."""
-    vars(layer).update(functions)
+    """Let attributes of instances hide the modules of the same paths inside the block."""
+    places = [(layer.get_submodule(path), name) for path, _, name in (each.rpartition(".") for each in functions)]
     try:
+        for (owner, name), function in zip(places, functions.values(), strict=True):
+            vars(owner)[name] = function
         yield
     finally:
-        for name in functions:
-            del vars(layer)[name]
+        for owner, name in places:
+            vars(owner).pop(name, None)

@@ -30,7 +30,7 @@ class LayerSizes:
     """Numbers of weights and of channels in one decoder layer.
 
     Attributes:
-        attention: Weights that a token is multiplied with in attention.
+        attention: Weights that a token is multiplied with in attention, that to an encoder included.
         rest: The same in the rest of the layer. Of experts, those to which a token is sent.
         late: Weights that a late KV computation multiplies a token with, or that bring it into a recurrent state.
         channels: Width of all query heads together where queries meet keys, plus the width of what they return; 0
@@ -38,7 +38,7 @@ class LayerSizes:
         expansion: Weights that what is cached of a token is multiplied with whenever it is attended to: 0, but in
             latent attention.
         source: Weights that a token of the encoder's output is multiplied with, once in a decode: those of the keys and
-            values of cross-attention. They are not in ``rest``. 0 without an encoder, like the following.
+            values of cross-attention. They are not in ``attention``. 0 without an encoder, like the following.
         source_bytes: Bytes of these weights and their biases.
         source_channels: ``channels`` of cross-attention.
         source_numbers: Numbers that such a token has in the KV cache.
@@ -97,8 +97,8 @@ def _sizes(parts: DecoderParts, index: int) -> LayerSizes:
     pair = [] if crossed is None else _named(crossed, _KEYS_AND_VALUES)
     source = sum(map(matrix_weights, pair))
     return LayerSizes(
-        attention=active - expansion,
-        rest=token_weights(layer, layer) - active - source,
+        attention=active - expansion + (0 if crossed is None else matrix_weights(crossed) - source),
+        rest=token_weights(layer, layer) - active - (0 if crossed is None else matrix_weights(crossed)),
         late=late + _state_weights(mixer),
         channels=0 if parts.without_keys[index] else queries + returned,
         expansion=expansion,

@@ -5,13 +5,16 @@ can be taken back: what the verification of drafts needs.
 """
 
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.drafts import DraftDecisions, Resumed
+from hsdlab.decoding.encoder_decoder import EncodedSource, EncoderDecoderPair, positions_given
 from hsdlab.decoding.families import DecoderParts, decoder_config, position_ids
 from hsdlab.decoding.skipping import skippable
 
@@ -23,11 +26,15 @@ class Passes:
         parts: The model's layers.
         cache: A new KV cache, with a row for each prompt.
         prompt_mask: [rows, prompt], 1 for tokens and 0 for padding on the left.
+        source: What the decoder attends to beside its text; None for a decoder-only model.
     """
 
-    def __init__(self, parts: DecoderParts, cache: SkipCache, prompt_mask: Tensor) -> None:
+    def __init__(
+        self, parts: DecoderParts, cache: SkipCache, prompt_mask: Tensor, source: EncodedSource | None = None
+    ) -> None:
         self._parts = parts
         self._cache = cache
+        self._source = source
         self._prompt_mask = prompt_mask.bool()
         self._prompt_tokens = prompt_mask.sum(dim=1)
         self._bool_masks = decoder_config(self._parts.model.config)._attn_implementation == "sdpa"
@@ -111,6 +118,8 @@ class Passes:
         self._cache.keep(rows)
         on_device = sent(rows, self._prompt_mask.device)
         self._prompt_mask, self._prompt_tokens = self._prompt_mask[on_device], self._prompt_tokens[on_device]
+        if self._source is not None:
+            self._source = self._source.of_rows(on_device)
 
     def _run(
         self,
@@ -121,6 +130,8 @@ class Passes:
         head: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Run the model; return the last ``keep`` logits of each row, or what ``head`` returns in their place."""
+        if self._source is not None:
+            return self._run_decoder(self._source, input_ids, mask, positions, keep, head)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": mask,
@@ -132,6 +143,38 @@ class Passes:
             if head is None:
                 return self._parts.model(**inputs, logits_to_keep=keep).logits
             return head(self._parts.body(**inputs).last_hidden_state[:, -keep:])
+
+    def _run_decoder(
+        self,
+        source: EncodedSource,
+        input_ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        keep: int,
+        head: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """Run the decoder of an encoder-decoder model, likewise."""
+        parts = self._parts
+        both = {"past_key_values": EncoderDecoderPair(parts, self._cache, self._cache.cross), "use_cache": True}
+        with skippable(parts), positions_given(parts, positions):
+            if head is None:
+                names = {"decoder_input_ids": input_ids, "decoder_attention_mask": mask}
+                if "decoder_position_ids" in signature(parts.model.forward).parameters:
+                    names["decoder_position_ids"] = positions
+                logits = parts.model(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=source.states),
+                    attention_mask=source.mask,
+                    **names,
+                    **both,
+                ).logits
+                return logits[:, -keep:]
+            names = {"input_ids": input_ids, "attention_mask": mask}
+            if "position_ids" in signature(parts.body.forward).parameters:
+                names["position_ids"] = positions
+            hidden = parts.body(
+                encoder_hidden_states=source.states, encoder_attention_mask=source.mask, **names, **both
+            ).last_hidden_state[:, -keep:]
+            return head(hidden if parts.head_scale is None else hidden * parts.head_scale)
 
     def _mask(self, tokens: Tensor, columns: int) -> Tensor:
         """Let each of the tokens [rows, tokens] attend to the prompt, to the new tokens before it and to itself.

@@ -10,12 +10,13 @@ from transformers.generation.configuration_utils import GenerationMode
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.compiled import Compilation
 from hsdlab.decoding.decisions import Decisions
+from hsdlab.decoding.encoder_decoder import CrossAttention, EncoderDecoderPair, encoder_timed
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.guard import every_pass_recorded
 from hsdlab.decoding.output import DecodeOutput
 from hsdlab.decoding.packed import packed_weights
 from hsdlab.decoding.timing import Timing, now_s
-from hsdlab.decoding.trace import LayerCounts, Trace
+from hsdlab.decoding.trace import LayerCounts, SourceCounts, Trace
 from hsdlab.decoding.verified_loop import DraftedStrategy, VerifiedLoop
 from hsdlab.errors import UserError
 
@@ -50,12 +51,20 @@ def verified_decode(
     """
     _check(strategy, config, kwargs, compilation)
     model = parts.model
-    cache = SkipCache(parts, Decisions(strategy, parts.num_layers, max_steps))
+    cross = None if parts.encoder is None else CrossAttention(parts.num_layers)
+    cache = SkipCache(parts, Decisions(strategy, parts.num_layers, max_steps), cross=cross)
+    given = cache if cross is None else EncoderDecoderPair(parts, cache, cross)
+    encoder_s: list[float] = []
     loop = VerifiedLoop(parts, strategy, cache, max_steps)
     cache.readings_s.append(now_s(model.device))
-    with every_pass_recorded(parts, cache), packed_weights(parts, max_steps), torch.no_grad():
+    with (
+        every_pass_recorded(parts, cache),
+        packed_weights(parts, max_steps),
+        encoder_timed(parts, encoder_s),
+        torch.no_grad(),
+    ):
         raw = type(model).generate(
-            model, input_ids, generation_config, past_key_values=cache, custom_generate=loop, **kwargs
+            model, input_ids, generation_config, past_key_values=given, custom_generate=loop, **kwargs
         )
     cache.readings_s.append(now_s(model.device))
     readings = cache.readings_s
@@ -63,11 +72,12 @@ def verified_decode(
         sequences=raw.sequences,
         sequences_scores=None,
         scores=raw.scores,
-        trace=_trace(loop, cache, input_ids.shape[1]),
+        trace=_trace(loop, cache, None if cross is None else cross.counts(input_ids)),
         timing=Timing(
             prompt_s=readings[1] - readings[0],
             decode_s=readings[-1] - readings[1],
             decode_passes=int(loop.new_tokens.max()) - 1,
+            encoder_s=sum(encoder_s),
         ),
         cache_bytes=cache.peak_bytes,
     )
@@ -100,7 +110,7 @@ def _check(
         )
 
 
-def _trace(loop: VerifiedLoop, cache: SkipCache, prompt_length: int) -> Trace:
+def _trace(loop: VerifiedLoop, cache: SkipCache, source: SourceCounts | None) -> Trace:
     """Return the trace of the text: every token has run all layers. What was computed for it is in the counts."""
     counts, num_layers = loop.counts, cache.late_tokens.shape[0]
     steps = int(loop.new_tokens.max()) - 1
@@ -109,7 +119,7 @@ def _trace(loop: VerifiedLoop, cache: SkipCache, prompt_length: int) -> Trace:
     return Trace(
         executed=live[:, :, None].repeat(1, 1, num_layers),
         live=live,
-        prompt_length=prompt_length,
+        prompt_length=loop.prompt_length,
         layers=LayerCounts(
             tokens=counts.tokens[:, 0] if whole else counts.tokens,
             attended=counts.attended,
@@ -127,4 +137,5 @@ def _trace(loop: VerifiedLoop, cache: SkipCache, prompt_length: int) -> Trace:
         probes=loop.probed,
         batch_rows=len(loop.new_tokens),
         drafts=counts,
+        source=source,
     )

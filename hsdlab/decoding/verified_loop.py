@@ -22,6 +22,7 @@ from hsdlab.decoding.draft_counts import DraftCounts
 from hsdlab.decoding.draft_head import DraftHead
 from hsdlab.decoding.draft_length import DraftLength
 from hsdlab.decoding.drafts import DraftDecisions, Resumed
+from hsdlab.decoding.encoder_decoder import EncodedSource
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.finite import NotFiniteLogitsError
 from hsdlab.decoding.growing_texts import GrowingTexts
@@ -72,6 +73,7 @@ class VerifiedLoop:
     Attributes:
         counts: What was computed, after the call.
         new_tokens: New tokens of each sequence, LongTensor [rows] on the CPU, after the call.
+        prompt_length: Length of the (padded) prompt of the decoder, tokens, after the call.
     """
 
     def __init__(self, parts: DecoderParts, strategy: DraftedStrategy, cache: SkipCache, max_steps: int) -> None:
@@ -100,10 +102,14 @@ class VerifiedLoop:
         """Decode; the arguments are those of transformers' own loops."""
         input_ids = input_ids.long()
         rows, prompt_length = input_ids.shape
+        self.prompt_length = prompt_length
         self._sampling = bool(generation_config.do_sample)
         self._scores = NextScores(logits_processor, rows)
-        mask = model_kwargs.get("attention_mask")
-        self._passes = Passes(self._parts, self._cache, torch.ones_like(input_ids) if mask is None else mask)
+        mask, source = model_kwargs.get("attention_mask"), None
+        if self._parts.encoder is not None:
+            source = EncodedSource(model_kwargs["encoder_outputs"].last_hidden_state, mask)
+            mask = None
+        self._passes = Passes(self._parts, self._cache, torch.ones_like(input_ids) if mask is None else mask, source)
         allowed = self._strategy.draft_tokens(input_ids)
         self._head = None if allowed is None else DraftHead(self._parts, allowed)
         self._ends = TextEnds(stopping_criteria, prompt_length, self._max_steps)
