@@ -38,7 +38,9 @@ def stored_bytes(module: nn.Module) -> int:
     quantised = quantised_linears(module)
     within = {id(weight) for each in quantised for weight in each.parameters()}
     held: list[Tensor] = [weight for weight in module.parameters() if id(weight) not in within]
-    held += [value for each in quantised for value in each.state_dict().values() if isinstance(value, Tensor)]
+    held += [
+        value for each in quantised for value in each.state_dict(keep_vars=True).values() if isinstance(value, Tensor)
+    ]
     return sum(plain.nbytes for weight in held for plain in plain_tensors(weight))
 
 

@@ -30,8 +30,7 @@ def load_finetune_module(
         revision: Branch, tag or commit of a model on the hub.
         attention: sdpa (torch's fused attention) or eager (plain matrix products, faster for short texts in bfloat16 on
             a CPU); by default what transformers takes.
-        quantization: Round the weights of the layers as they are loaded, for LoRA beside them: int8 (torchao), or nf4
-            (bitsandbytes), which is QLoRA. By default they are taken as they are stored.
+        quantization: Round the weights of the layers, for LoRA: int8 or nf4.
         skip_strategies: Strategies with layers known before a step (class names, or class_path and init_args), one
             drawn per batch: full depth among them if it is to stay good. By default every batch is at full depth.
         **kwargs: See `FinetuneModule`.
@@ -65,8 +64,7 @@ def load_exit_classifier_module(
         dtype: Of the weights, as decoding will have them.
         adapter: Folder of a LoRA adapter to merge into the model.
         revision: Branch, tag or commit of a model on the hub.
-        quantization: Round the weights of the layers while loading: int8 (torchao) or nf4 (bitsandbytes). By default
-            they are taken as they are stored.
+        quantization: Round the weights of the layers: int8 or nf4.
         **kwargs: See `ExitClassifierModule`.
 
     Returns:

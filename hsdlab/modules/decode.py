@@ -332,8 +332,7 @@ def load_decode_module(
         dtype: Of the weights; "auto" for the stored one.
         adapter: Folder of a LoRA adapter to merge into the model. None merges none.
         revision: Branch, tag or commit of a model on the hub. None takes its main branch.
-        quantization: Round the weights of the layers while loading: int8 (torchao) or nf4 (bitsandbytes). By default
-            they are taken as they are stored.
+        quantization: Round the weights of the layers: int8 or nf4.
         **kwargs: See `DecodeModule`.
 
     Returns:
