@@ -33,7 +33,7 @@ class CALM(ProbingStrategy):
     A threshold of 1 or more means full depth, for every measure, even if a confidence is exactly 1.0. This is decided
     before any decay, since the decayed form of 1 would fall below it.
 
-    Differs from the paper: decoder-only models, and batches and beams, in which each sequence exits by itself unless
+    Differs from the paper: decoder-only models too; batches and beams, in which each sequence exits by itself unless
     ``exit_rule`` says otherwise (the paper decodes single sequences). ``probe_layers``, ``shortlist`` and ``gate`` make
     the softmax response cheaper and are not the paper's (docs/calm.md). By default each confidence check applies the
     whole head, which costs several layers on a small model. Fewer layers may then take longer.
