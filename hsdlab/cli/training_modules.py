@@ -25,12 +25,11 @@ def load_finetune_module(
 
     Args:
         name: An embedded model ("embedded:smollm2-135m"), a local Hugging Face folder, a .gguf file, a folder with a
-            LoRA adapter (merged into its base model first), or the id of a model on the hub.
+            LoRA adapter (merged first), or the id of a model on the hub.
         dtype: Of the weights; for mixed precision leave float32 and give --trainer.precision=bf16-mixed.
         revision: Branch, tag or commit of a model on the hub.
-        attention: sdpa (torch's fused attention) or eager (plain matrix products, faster for short texts in bfloat16 on
-            a CPU); by default what transformers takes.
-        quantization: Round the weights of the layers, for LoRA: int8 or nf4.
+        attention: sdpa (torch's fused attention) or eager (faster for short texts in bfloat16 on a CPU).
+        quantization: int8 or nf4, for LoRA.
         skip_strategies: Strategies with layers known before a step (class names, or class_path and init_args), one
             drawn per batch: full depth among them if it is to stay good. By default every batch is at full depth.
         **kwargs: See `FinetuneModule`.
