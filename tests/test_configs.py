@@ -8,6 +8,7 @@ import yaml
 import hsdlab.modules.decode
 from hsdlab.cli import EvaluateCLI
 from hsdlab.cli.configs import config_files
+from hsdlab.decoding.exit_classifier import ExitClassifier
 from hsdlab.decoding.exit_router import ExitRouter
 from hsdlab.runs.tunable import scheduled_classes
 from hsdlab.testing import tiny_model
@@ -81,6 +82,7 @@ def test_it_resolves_as_committed(name):
 def test_its_strategies_fit_the_model(name, tiny_models, monkeypatch):
     untrained = classmethod(lambda cls, path, hidden_size, num_layers: cls(hidden_size, range(num_layers - 1)))
     monkeypatch.setattr(ExitRouter, "load", untrained)  # the file is a training's
+    monkeypatch.setattr(ExitClassifier, "load", classmethod(lambda cls, path, hidden_size: cls(hidden_size)))
     _, *arguments = shlex.split(command_of(CONFIGS[name]))
     cli = run(monkeypatch, *arguments, cli=InstantiateOnly)  # tries each strategy on the model
     made = cli.config_init[cli.subcommand]

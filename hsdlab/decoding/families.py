@@ -371,7 +371,7 @@ class DecoderParts:
         Raises:
             UnsupportedModelError: The head is something else (an adapter on the head, quantised weights).
         """
-        quantised, away = bool(quantised_linears(self.head)), self.head.weight.is_meta
+        quantised, away = bool(quantised_linears(self.head)), self.head.weight.device.type == "meta"
         if type(self.head) is not nn.Linear or quantised or away:
             kind = "has quantised weights" if quantised else f"is a {type(self.head).__name__}"
             kind = "is not on the device that computes (device_map)" if away else kind

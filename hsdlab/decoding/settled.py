@@ -17,7 +17,7 @@ from hsdlab.decoding.families import DecoderParts
 
 @contextmanager
 def settled_logits(parts: DecoderParts, decisions: Decisions) -> Iterator[None]:
-    """Take the logits of tokens that exited from the checks, inside the block.
+    """Take the logits of tokens that exited from the checks, inside the block, on a CPU.
 
     Args:
         parts: The model's head.
@@ -26,7 +26,7 @@ def settled_logits(parts: DecoderParts, decisions: Decisions) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    if not decisions.asks:
+    if not decisions.asks or parts.model.device.type != "cpu":  # on a GPU, choosing rows would wait for it
         yield
         return
     head = parts.head

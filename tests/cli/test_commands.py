@@ -79,7 +79,7 @@ def test_the_overview_names_every_command(capsys):
     assert end.value.code == 0
     said = capsys.readouterr().out.splitlines()
     shown = [line.split()[0] for line in said if line.startswith("  ") and not line.startswith("  hsdlab")]
-    trained = ["fit", "fit-exit-classifier", "validate-loss"]
+    trained = ["fit", "fit-exit-classifier", "fit-exit-router", "validate-loss"]
     assert shown == [*map(hyphenated, names.EVALUATE), *trained, "demo", "data", "configs", "models"]
     assert max(map(len, said)) <= 110
 
@@ -107,7 +107,7 @@ def test_an_unknown_command_names_the_nearest(start, word, meant, program, reach
 def test_a_word_that_is_near_nothing_is_met_with_the_list_alone(capsys):
     with pytest.raises(SystemExit):
         commands.train(["compile"])
-    expected = "error: unknown command 'compile'. The commands are fit, fit-exit-classifier, validate: see "
+    expected = "error: unknown command 'compile'. The commands are fit, fit-exit-classifier, fit-exit-router, validate: see "
     assert capsys.readouterr().err.startswith(expected)
 
 

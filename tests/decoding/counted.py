@@ -16,6 +16,7 @@ from hsdlab import generate
 from hsdlab.decoding import cache
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.encoder_decoder import _Held
+from hsdlab.decoding.exit_router import ExitRouter
 
 aten = torch.ops.aten
 ROWS_OF = (aten.index, aten.index_select)  # operators that read of a tensor what they return
@@ -27,7 +28,12 @@ class _ParameterReads(TorchDispatchMode):
     def __init__(self, model):
         super().__init__()
         self.bytes = 0
-        self._parameters = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        self._parameters = set()
+        self.add(model)
+
+    def add(self, module):
+        """Count the parameters of a module, too."""
+        self._parameters |= {weight.untyped_storage().data_ptr() for weight in module.parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
@@ -78,6 +84,14 @@ def counted(model, strategy, **call):
     """
     flops, read = FlopCounterMode(display=False), _ParameterReads(model)
     whole = mock.patch.object(cache, "can_split", return_value=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), whole, _cache_reads() as cached, flops, read:
+    usual = ExitRouter.load.__func__
+
+    def load(cls, *args):
+        router = usual(cls, *args)
+        read.add(router)
+        return router
+
+    routers = mock.patch.object(ExitRouter, "load", classmethod(load))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), whole, routers, _cache_reads() as cached, flops, read:
         output = generate(model, strategy=strategy, eos_token_id=None, **call)
     return output, Counted(flops.get_total_flops(), read.bytes + cached[0])
