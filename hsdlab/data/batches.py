@@ -198,7 +198,7 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, padding_side: Paddi
         padding_side: Where it fills them.
 
     Returns:
-        The ids, and the mask that is 1 at tokens and 0 at padding: LongTensor [rows, length].
+        The ids, and the mask that is 1 at tokens and 0 at padding, LongTensor [rows, length] each.
     """
     length = max(map(len, rows), default=0)
     input_ids = torch.full((len(rows), length), pad_token_id)  # (rows, length)

@@ -21,6 +21,7 @@ class PromptTemplate:
     Attributes:
         text: The prompt; `{source}` stands for the source text.
         chat: Wrap the prompt as a user's message in the chat template, followed by the assistant's header.
+        padding_side: Of the prompts in a batch.
 
     Raises:
         UserError: `text` does not hold `{source}` exactly once.
@@ -31,7 +32,7 @@ class PromptTemplate:
 
     text: str
     chat: bool = False
-    padding_side: ClassVar[PaddingSide] = "left"  # of the prompts in a batch
+    padding_side: ClassVar[PaddingSide] = "left"
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):

@@ -21,14 +21,19 @@ class SourceAndTarget:
     Attributes:
         decoder_start: Id of the token with which decoding begins. It is the decoder's prompt.
         prefix: Text before each source, such as "summarize: " for T5.
+        padding_side: Of the sources in a batch. The encoders of BART and its kin count positions with the padding.
     """
 
     decoder_start: int
     prefix: str = ""
-    padding_side: ClassVar[PaddingSide] = "right"  # BART's encoder and its kin count positions with the padding
+    padding_side: ClassVar[PaddingSide] = "right"
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse nothing: there is no template that could leave the source out."""
+        """Refuse nothing: there is no template that could leave the source out.
+
+        Args:
+            tokenizer: Of the model; not used.
+        """
 
     def encode(
         self, source: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None

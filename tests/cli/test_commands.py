@@ -107,7 +107,8 @@ def test_an_unknown_command_names_the_nearest(start, word, meant, program, reach
 def test_a_word_that_is_near_nothing_is_met_with_the_list_alone(capsys):
     with pytest.raises(SystemExit):
         commands.train(["compile"])
-    expected = "error: unknown command 'compile'. The commands are fit, fit-exit-classifier, fit-exit-router, validate: see "
+    commands_of_it = "fit, fit-exit-classifier, fit-exit-router, validate"
+    expected = f"error: unknown command 'compile'. The commands are {commands_of_it}: see "
     assert capsys.readouterr().err.startswith(expected)
 
 
