@@ -19,7 +19,7 @@ from hsdlab import (
     replay,
 )
 from hsdlab import testing as laws
-from hsdlab.decoding import families
+from hsdlab.decoding import families, layer_parts
 from hsdlab.decoding.cost import decode_bytes, decode_cost, decode_flops, encoder_flops, prompt_flops
 from hsdlab.decoding.families import UnsupportedModelError, decoder_parts
 from hsdlab.decoding.forced import ForcedTexts, layer_schedule
@@ -312,3 +312,13 @@ def test_forced_texts_score_the_decode_steps(model):
         schedule = layer_schedule(HSD(2, 0, 4), LAYERS, 6)
         agreed = texts.agrees(texts.scheduled_logits(schedule))
     assert [each.tolist() for each in agreed] == [[True] * 5] * 3
+
+
+def test_a_draft_that_skips_parts_has_its_model_checked():
+    """A new model, of which no decode in parts came before."""
+    model = laws.tiny_model("t5")
+    ids, mask = laws.prompts_for(model)
+    call = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None}
+    with mock.patch.dict(layer_parts._further_outputs, clear=True):
+        got = generate(model, strategy=Verified(RandomParts(share=0.5)), **call)
+    assert got.sequences.tolist() == generate(model, strategy=FullDepth(), **call).sequences.tolist()

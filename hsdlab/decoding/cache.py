@@ -384,6 +384,8 @@ class SkipCache(LayerRunner, DynamicCache):
             return
         if self._draft is not None:
             self._choice, self._draft = self._draft, None
+            if self._choice.in_parts:
+                check_parts(self._parts)
             return
         if length != 1:
             raise UserError(
