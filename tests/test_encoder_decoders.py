@@ -234,6 +234,8 @@ def test_what_is_refused(model):
     call = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 3}
     if model.config.model_type in ("bart", "marian"):
         with pytest.raises(UnsupportedModelError, match="cannot be skipped apart"):
+            generate(model, strategy=Verified(RandomParts(share=0.5)), **call)
+        with pytest.raises(UnsupportedModelError, match="cannot be skipped apart"):
             generate(model, strategy=SubLayerStrategy([1], [2]), **call)
     with pytest.raises(UserError, match="compile=True"):
         generate(model, strategy=HSD(), compile=True, **call)

@@ -262,6 +262,8 @@ def positions_given(parts: DecoderParts, positions: Tensor) -> Iterator[None]:
         return args, {**kwargs, "position_ids": positions}
 
     def shape(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        for handle in handles:  # a check of the model inside the pass embeds its own
+            handle.remove()
         return output.reshape(*positions.shape, -1)
 
     handles = [module.register_forward_pre_hook(give, with_kwargs=True), module.register_forward_hook(shape)]
