@@ -1,6 +1,8 @@
 """Encoder-decoder models: T5, mT5, BART, mBART, Marian, Pegasus, T5Gemma. The law holds for the decoder."""
 
 import copy
+import math
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -23,6 +25,7 @@ from hsdlab.decoding import families, layer_parts
 from hsdlab.decoding.cost import decode_bytes, decode_cost, decode_flops, encoder_flops, prompt_flops
 from hsdlab.decoding.families import UnsupportedModelError, decoder_parts
 from hsdlab.decoding.forced import ForcedTexts, layer_schedule
+from hsdlab.reporting.comparison import _encoder_note
 from hsdlab.testing.expect import expect_close
 from tests.decoding.counted import counted
 from tests.reference import slow
@@ -324,3 +327,12 @@ def test_a_draft_that_skips_parts_has_its_model_checked():
     with mock.patch.dict(layer_parts._further_outputs, clear=True):
         got = generate(model, strategy=Verified(RandomParts(share=0.5)), **call)
     assert got.sequences.tolist() == generate(model, strategy=FullDepth(), **call).sequences.tolist()
+
+
+def test_a_table_says_which_figures_leave_the_encoder_out():
+    figures = {"encoder_ms": 4.0}
+    rows = [SimpleNamespace(figure=lambda name: figures.get(name, math.nan)) for _ in range(2)]
+    (note,) = _encoder_note(rows)
+    assert note.startswith("The encoder ran 4 ms a batch")
+    figures.clear()
+    assert _encoder_note(rows) == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.text import Text
 
 from hsdlab.records.bootstrap import Estimate
-from hsdlab.records.comparison import Comparison
+from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.files import replace_file
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.strategy_result import StrategyResult
@@ -84,6 +85,7 @@ def notes(comparison: Comparison) -> list[str]:
         f"({comparison.bootstrap.resamples} resamples).{paired}",
         "Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. "
         "Neither is a speed-up: that is measured, for decode steps only, prefill apart.",
+        *_encoder_note(rows),
         *time_notes(rows, "the baseline"),
         *quality_notes(comparison),
         *arguments_note(rows),
@@ -186,3 +188,15 @@ def _two_lines(figure: Estimate, digits: int, percent: float = math.nan) -> str:
     """Return the value, with its percentage of the baseline if there is one, and the interval below."""
     share = "" if math.isnan(percent) else f" {percent:.0f}%"
     return f"{number(figure.value, digits)}{share}\n{interval(figure, digits)}"
+
+
+def _encoder_note(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Say which figures leave the encoder out, where there is one."""
+    times = [row.figure("encoder_ms") for row in rows]
+    times = [each for each in times if not math.isnan(each)]
+    if not times:
+        return []
+    return [
+        f"The encoder ran {median(times):.3g} ms a batch (the median of the strategies), among the prefill's. It is in no "
+        "speed-up, and not in the FLOPs per token."
+    ]

@@ -269,10 +269,13 @@ def _states(parts: DecoderParts, decode: Tensor) -> Iterator[list[Tensor]]:
     """Collect the input of the first layer and the outputs of all layers of one pass, each [steps, d]."""
     states: list[Tensor] = []
 
+    def of_steps(hidden: Tensor) -> Tensor:
+        return hidden[:, -decode.shape[1] :][decode]  # the pass may begin with the prompt
+
     def collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not states:
-            states.append((args[0] if args else kwargs["hidden_states"])[decode])
-        states.append((output[0] if isinstance(output, tuple) else output)[decode])
+            states.append(of_steps(args[0] if args else kwargs["hidden_states"]))
+        states.append(of_steps(output[0] if isinstance(output, tuple) else output))
 
     handles = [layer.register_forward_hook(collect, with_kwargs=True) for layer in parts.layers]
     try:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hsdlab import FullDepth, generate
-from hsdlab.decoding.families import position_ids
+from hsdlab.decoding.families import decoder_parts, position_ids
+from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.records.inspection import InspectionResult
 from hsdlab.records.provenance import run_info
 from hsdlab.reporting.inspection import inspection_markdown, summary, write_inspection
@@ -226,3 +227,31 @@ def test_own_text_is_made_where_the_model_is(monkeypatch):
     batch = own_text(model, {"input_ids": input_ids, "attention_mask": attention_mask}, max_new_tokens=3, **GREEDY)
     assert seen == {"input_ids": "meta", "attention_mask": "meta"}
     assert {tensor.device.type for tensor in batch.values()} == {"meta"}
+
+
+def test_an_encoder_decoder_is_inspected_along_the_decoders_text(batch):
+    model = tiny_model("t5")
+    text = batch["input_ids"].flip(1)  # padded on the right, the decoder's start first
+    mask, new = batch["attention_mask"].flip(1), batch["attention_mask"].flip(1).bool()
+    new[:, 0] = False
+    sources = prompts(3)[0].clamp(min=7)
+    got = inspect_layers(
+        model,
+        [
+            {
+                "input_ids": text,
+                "attention_mask": mask,
+                "target_mask": new,
+                "source_ids": sources,
+                "source_mask": torch.ones_like(sources),
+            }
+        ],
+    )
+    with torch.no_grad(), layer_outputs(model) as outputs:
+        model(input_ids=sources, decoder_input_ids=text, decoder_attention_mask=mask)
+    parts = decoder_parts(model)
+    tokens = [parts.logits(output).argmax(dim=-1) for output in outputs]  # [rows, length] of each layer
+    steps = new[:, :-1] & new[:, 1:]
+    for row in range(3):
+        agreed = [int((each[row] == tokens[-1][row])[:-1][steps[row]].sum()) for each in tokens]
+        assert got.agreement[row].tolist() == agreed
