@@ -120,10 +120,8 @@ def embedded_folder(name: str) -> Path:
     if name not in EMBEDDED_MODELS:
         adapters = installed_adapters()
         known = ", ".join([*EMBEDDED_MODELS, *(f"{PREFIX}{each}" for each in adapters)])
-        newer = (
-            "Its version may be newer than the one that is installed: run `pip install ./adapters` again in a checkout"
-        )
-        how = f". {newer}" if has_companion(adapters) else f". {HOW_TO_GET_THEM}"
+        newer = "hsdlab-adapters may have it since: run `pip install ./adapters` again in a checkout of hsdlab"
+        how = f". {newer if has_companion(adapters) else HOW_TO_GET_THEM}"
         raise UserError(f"no embedded model or installed adapter is called {name!r}; there are {known}{how}")
     model = EMBEDDED_MODELS[name]
     folder = cached_folder(name)

@@ -197,6 +197,6 @@ def _encoder_note(rows: Sequence[ComparisonRow]) -> list[str]:
     if not times:
         return []
     return [
-        f"The encoder ran {median(times):.3g} ms a batch (the median of the strategies), among the prefill's. It is in no "
+        f"The encoder ran {median(times):.3g} ms a batch (median of the strategies), among the prefill's. It is in no "
         "speed-up, and not in the FLOPs per token."
     ]
