@@ -42,7 +42,7 @@ results: models  ## decode and time what docs/results.md needs and is not there 
 performance: models  ## measure the figures of docs/performance.md and write them (long)
 	$(BIN)/python -m benchmarks.performance
 
-test: lint  ## linters, type checker and the tests that a change needs, offline (17 minutes on 2 cores without AVX-512)
+test: lint  ## linters, type checker and the tests that a change needs, offline (13 minutes on 2 cores without AVX-512)
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 test-all: lint  ## all tests: each law on every family in every way to decode, long kills, every notebook too
