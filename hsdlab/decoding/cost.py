@@ -181,7 +181,8 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     if trace.source is not None:
         sizes = _Sizes(parts)
         layers = layers + ((trace.source.made_later > 0) * sizes.source_bytes).sum()
-        cache = cache + size * trace.source.length * (sizes.source_numbers * tokens[:, 0]).sum()
+        readers = tokens[:, 0] if drafts is None else drafts.rows_run
+        cache = cache + size * trace.source.length * (sizes.source_numbers * readers).sum()
     return float(layers + cache + late + outside + trace.probes.weights_read * size)
 
 

@@ -23,6 +23,7 @@ class DraftCounts:
         tokens: Tokens for which each part ran in draft steps and verifications, LongTensor [layers, 2].
         attended: Keys that these tokens attended to, summed, LongTensor [layers]; none outside of a window.
         keys_read: Keys that were read, LongTensor [layers]: those of a row once for all of its tokens in a pass.
+        rows_run: Sequences of all passes for which attention ran, LongTensor [layers]. Each reads its source once.
         passes: Passes in which each part ran, LongTensor [layers, 2].
         computed: Tokens of all passes.
         head_tokens: Tokens to which the whole head was applied.
@@ -38,6 +39,7 @@ class DraftCounts:
         self.tokens = torch.zeros(num_layers, 2, dtype=torch.long)
         self.attended = torch.zeros(num_layers, dtype=torch.long)
         self.keys_read = torch.zeros(num_layers, dtype=torch.long)
+        self.rows_run = torch.zeros(num_layers, dtype=torch.long)
         self.passes = torch.zeros(num_layers, 2, dtype=torch.long)
         self.computed = 0
         self.head_tokens = 0
@@ -97,6 +99,7 @@ class DraftCounts:
         self.attended += (ran * ends.minimum(self._windows)).sum(dim=(0, 1))
         begins = (ends - self._windows).masked_fill(~ran, _WHOLE_TEXT).amin(dim=1).clamp(min=0)
         self.keys_read += ((ran * ends).amax(dim=1) - begins).clamp(min=0).sum(dim=0)
+        self.rows_run += ran.any(dim=1).sum(dim=0)
         self.passes += executed.any(dim=0).any(dim=0)
         self.forward_passes += 1
 
