@@ -44,6 +44,7 @@ nitpick_ignore_regex = [
     # type variables and internal aliases
     ("py:.*", r"hsdlab\.(calibration\.fixed_sequence\.Setting|records\.document\.Record)"),
     ("py:class", r"Settings|hsdlab\.decoding\.(skipping\.LayerRunner|decisions\.Decisions)"),
+    ("py:class", r"hsdlab\.data\.(source_target\.SourceAndTarget|batches\.Pair)"),
     ("py:exc", r"NOT_A_RECORD"),  # the exceptions of hsdlab.records.document, by the name of their tuple
 ]
 
