@@ -223,6 +223,33 @@ def test_a_decoder_prompt_of_several_tokens(model):
     expect_close(torch.stack(output.scores, dim=1), replayed.float(), "scores differ from replay's", tolerance=1e-4)
 
 
+class RowsAndPrompt(RandomPlan):
+    """Each row runs its own layers, and each token of the prompt too."""
+
+    def scheduled_prompt(self, prompt_length, num_layers):
+        return [[i for i in range(num_layers) if (i + position) % 3] for position in range(prompt_length)]
+
+
+def test_samples_of_a_source_read_its_encoder_after_a_prompt_of_skipped_layers(model):
+    """The prompt is computed once for each source; its rows come apart in the decode steps."""
+    ids, mask = laws.prompts_for(model)
+    call = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": _decoder_ids(4), "max_new_tokens": 6}
+    more = {"num_return_sequences": 3, "do_sample": True, "top_k": 0, "eos_token_id": None, "output_scores": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        output = generate(model, strategy=RowsAndPrompt(share=0.3), **call, **more)
+    start = output.trace.prompt_length
+    with torch.no_grad():
+        replayed = replay(
+            model,
+            input_ids=ids.repeat_interleave(3, dim=0),
+            attention_mask=mask.repeat_interleave(3, dim=0),
+            decoder_input_ids=output.sequences,
+            executed=output.trace.mask(start),
+        )[:, start - 1 : -1]
+    expect_close(torch.stack(output.scores, dim=1), replayed.float(), "scores differ from replay's", tolerance=1e-4)
+
+
 def test_the_context_of_source_and_text(model):
     ids = torch.full((1, 65), 7)
     if model.config.model_type in ("t5", "mt5"):

@@ -109,7 +109,7 @@ class SkipCache(LayerRunner, DynamicCache):
         self._once = once
         self._prefill = prefill
         self._live = live
-        self.cross = cross or CrossAttention(0)
+        self.cross = CrossAttention(0) if cross is None else cross
         self._prompt_rows: PromptRows | None = None  # since the prefill began
         self._prompt_length = 0
         self._length = 0  # of the current pass, tokens
@@ -522,7 +522,8 @@ class SkipCache(LayerRunner, DynamicCache):
         arguments = self._tokens.arguments(running, call, hidden, args, kwargs)
         self._running = running
         try:
-            with self.cross.of_rows(running.rows, running.on_device[0]):
+            of_rows = (None, None) if running.in_all_rows else (running.rows, running.on_device[0])
+            with self.cross.of_rows(*of_rows):
                 return run_parts(call, running.take(hidden), (), arguments, attention, mlp)
         finally:
             self._running = None

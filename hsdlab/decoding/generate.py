@@ -6,6 +6,7 @@ Everything else that the model does, such as teacher-forced forward passes, stay
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -149,9 +150,8 @@ def applied(
 
 def _check_whole(parts: DecoderParts) -> None:
     """Refuse a model whose weights are shared out: its processes gather them together, in equally many passes."""
-    from torch.distributed.fsdp import FSDPModule  # slow to import
-
-    if any(isinstance(layer, FSDPModule) for layer in parts.layers):
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # slow to import, and there if a model is shared out
+    if fsdp is not None and any(isinstance(layer, fsdp.FSDPModule) for layer in parts.layers):
         raise UnsupportedModelError(
             f"The weights of {type(parts.model).__name__} are shared out over processes (FSDP), which gather them in "
             "each decode step and wait for ever for one whose texts have ended. Decode with the whole model in each "

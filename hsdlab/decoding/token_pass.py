@@ -68,7 +68,8 @@ class RunningTokens:
         return sent(self.rows, self.device), sent(self.slots, self.device)
 
     @cached_property
-    def _all_rows(self) -> bool:
+    def in_all_rows(self) -> bool:
+        """Whether each row runs some token."""
         return len(self.rows) == len(self.mask)
 
     def take(self, hidden: Tensor) -> Tensor:
