@@ -10,25 +10,28 @@ from hsdlab.decoding.families import decoder_parts
 
 
 @contextmanager
-def layer_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the decoder layers of the forward passes inside the block.
+def layer_outputs(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Collect the outputs of the decoder layers of a forward pass inside the block.
 
     Args:
         model: A transformers language model, or a peft model around one.
 
     Yields:
-        A list that grows by one tensor [rows, length, d] with each layer. The last one is the state before the final
-        norm (in transformers' own ``hidden_states`` it is the state after it). Gradients flow through them.
+        The output of each layer that has run, [rows, length, d], by its index. That of the last layer is the state
+        before the final norm (in transformers' own ``hidden_states`` it is the state after it). Gradients flow through
+        them.
 
     Raises:
         UnsupportedModelError: The decoder layers of the model are not found.
     """
-    outputs: list[Tensor] = []
+    layers = decoder_parts(model).layers
+    index = {layer: i for i, layer in enumerate(layers)}
+    outputs: dict[int, Tensor] = {}
 
     def collect(layer: nn.Module, args: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs[index[layer]] = output[0] if isinstance(output, tuple) else output
 
-    handles = [layer.register_forward_hook(collect) for layer in decoder_parts(model).layers]
+    handles = [layer.register_forward_hook(collect) for layer in layers]
     try:
         yield outputs
     finally:

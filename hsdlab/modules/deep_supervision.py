@@ -1,6 +1,6 @@
 """Deep supervision: every layer's output is trained to predict the next token through the model's own head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,10 @@ class DeepSupervision:
             the final one.
         positions: Share of the texts' tokens, above 0 to 1, on which a batch supervises the exits, drawn anew for each
             batch. The head is a large part of a small model: a smaller share makes a step cheaper.
+        exiting: Share of the batches, 0 to 1, in which tokens of the texts exit during the pass, as in decoding: the
+            layers above see the state with which a token exited (`draw_exits`). The last layer's part of the loss is
+            then that of each token's own exit, which is also the teacher of the exits below it. With 0, the exits learn
+            from tokens that ran all layers, and decoding meets keys and values that the training had not.
         adapter_rank: Give each exit an adapter after the final norm (`ExitAdapter`): 0 for the weights of a norm, more
             for a low-rank map beside it. None for none, as in LayerSkip and LITE (arXiv 2310.18581).
 
@@ -56,6 +60,7 @@ class DeepSupervision:
     layers: int | list[int] | None = None
     distillation: float = 0.0
     positions: float = 1.0
+    exiting: float = 0.0
     adapter_rank: int | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +73,8 @@ class DeepSupervision:
             raise UserError(f"deep_supervision.distillation={self.distillation}: expected a share, 0 to 1.")
         if not 0 < self.positions <= 1:
             raise UserError(f"deep_supervision.positions={self.positions}: expected a share above 0, 1 at most.")
+        if not 0 <= self.exiting <= 1:
+            raise UserError(f"deep_supervision.exiting={self.exiting}: expected a share of the batches, 0 to 1.")
         if self.adapter_rank is not None and self.adapter_rank < 0:
             raise UserError(f"deep_supervision.adapter_rank={self.adapter_rank}: expected 0 or more.")
         if not 0 < self.scale <= 1:
@@ -133,6 +140,28 @@ class DeepSupervision:
         weights.append(grown[last])
         return [weight / sum(weights) for weight in weights]
 
+    def draw_exits(self, target_mask: Tensor, num_layers: int) -> Tensor:
+        """Draw where the tokens of the texts exit, from torch's random state, as dropout does.
+
+        The batch draws its deepest exit, or the last layer. An example draws a probability from 0 to 1, with which its
+        tokens leave at each exit that they reach. No token reads the layers above the deepest exit, so that they need
+        not run for the prompts either.
+
+        Args:
+            target_mask: BoolTensor [rows, length], true at the tokens of the texts. The others run to the deepest exit.
+            num_layers: L of the model.
+
+        Returns:
+            The last layer that each token runs, LongTensor [rows, length] on the CPU.
+        """
+        exits = torch.tensor([*self.exits(num_layers), num_layers - 1])
+        rows, length = target_mask.shape
+        leaves = torch.rand(rows, length, len(exits)) < torch.rand(rows, 1, 1)
+        deepest = int(torch.randint(len(exits), ()))
+        leaves[:, :, deepest:] = True
+        drawn = exits[leaves.to(torch.uint8).argmax(dim=-1)]  # (rows, length), the first exit at which it leaves
+        return drawn.where(target_mask.cpu(), exits[deepest])
+
 
 _GROWN: dict[str, Callable[[int], list[float]]] = {
     "calm": lambda num_layers: [layer + 1.0 for layer in range(num_layers)],
@@ -143,11 +172,12 @@ _GROWN: dict[str, Callable[[int], list[float]]] = {
 
 def supervised_loss(
     model: nn.Module,
-    outputs: Sequence[Tensor],
+    outputs: Mapping[int, Tensor],
     logits: Tensor,
     batch: dict[str, Tensor],
     weights: Sequence[float],
     supervision: DeepSupervision,
+    last: Tensor | None = None,
 ) -> Tensor:
     """Compute the weighted mean of all supervised layers' losses.
 
@@ -157,12 +187,13 @@ def supervised_loss(
 
     Args:
         model: A transformers model, or a peft model around one.
-        outputs: Outputs of its L decoder layers in a forward pass of the batch, [rows, length, d] each
+        outputs: Outputs of its decoder layers in a forward pass of the batch, [rows, length, d] each
             (`layer_outputs`).
-        logits: The last layer's in that pass, [rows, scored, vocabulary], of the last positions.
+        logits: Of that pass, [rows, scored, vocabulary], of the last positions.
         batch: input_ids and target_mask, [rows, length], of `collate_pairs`.
         weights: L shares of `DeepSupervision.layer_weights`. A layer of weight 0 is not computed.
         supervision: The distillation, and the share of the tokens. These are drawn from torch's random state.
+        last: The last layer that each token ran in that pass, LongTensor [rows, length]; None if all ran all layers.
 
     Returns:
         A scalar in nats per token, with gradient.
@@ -174,18 +205,23 @@ def supervised_loss(
     if supervision.positions < 1:
         drawn = torch.randperm(len(rows))[: max(1, round(supervision.positions * len(rows)))].to(rows.device)
         rows, places = rows[drawn], places[drawn]
-    tokens = ids[rows, places + 1]  # (tokens,)
-    teacher = _log_probabilities(logits.detach()[rows, places]) if supervision.distillation else None
-    for layer, (output, weight) in enumerate(zip(outputs[:-1], weights[:-1], strict=True)):
-        if not weight:
+    ran = None if last is None else last[:, -scored:].to(rows.device)[rows, places]  # (tokens,)
+    supervised = set()
+    for layer, weight in enumerate(weights[:-1]):
+        if not weight or layer not in outputs:
             continue
-        states = output[:, -scored:][rows, places]  # (tokens, d)
+        row, place = (rows, places) if ran is None else (rows[ran >= layer], places[ran >= layer])
+        if not len(row):
+            continue
+        supervised.add(layer)
+        states, tokens = outputs[layer][:, -scored:][row, place], ids[row, place + 1]  # (tokens, d), (tokens,)
+        teacher = _log_probabilities(logits.detach()[row, place]) if supervision.distillation else None
         arguments = parts, states, layer, tokens, teacher, supervision.distillation
         if supervision.positions < 1:
             loss = loss + weight * _exit_loss(*arguments)
         else:
             loss = loss + weight * checkpoint(_exit_loss, *arguments, use_reentrant=False)
-    return loss + _nothing(parts.exits, weights)
+    return loss + _nothing(parts.exits, supervised)
 
 
 def add_exits(model: PreTrainedModel, supervision: DeepSupervision) -> None:
@@ -227,9 +263,9 @@ def _log_probabilities(logits: Tensor) -> Tensor:
     return log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _nothing(exits: Exits | None, weights: Sequence[float]) -> Tensor | float:
-    """Give the adapters of exits that have no turn a gradient of zero, for which DistributedDataParallel waits."""
+def _nothing(exits: Exits | None, supervised: Collection[int]) -> Tensor | float:
+    """Give the adapters of exits without a loss a gradient of zero, for which DistributedDataParallel waits."""
     if exits is None or exits.rank is None or not exits.training:
         return 0.0
-    idle = [adapter for name, adapter in exits.adapters.items() if not weights[int(name)]]
+    idle = [adapter for name, adapter in exits.adapters.items() if int(name) not in supervised]
     return 0.0 * torch.stack([weight.sum() for each in idle for weight in each.parameters()]).sum() if idle else 0.0

@@ -257,10 +257,14 @@ class FinetuneModule(LightningModule):
             ) from error
 
     def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
+        num_layers = decoder_parts(self.model).num_layers
+        last = None
+        if random.Random(f"{self.seed} {self._batch_number}").random() < supervision.exiting:  # as in other processes
+            last = supervision.draw_exits(batch["target_mask"], num_layers)
         with layer_outputs(self.model) as outputs:
-            logits = self.training_logits(batch)
-        weights = supervision.layer_weights(len(outputs), self._batch_number)
-        return supervised_loss(self.model, outputs, logits, batch, weights, supervision)
+            logits = self.training_logits(batch, last_layers=last)
+        weights = supervision.layer_weights(num_layers, self._batch_number)
+        return supervised_loss(self.model, outputs, logits, batch, weights, supervision, last)
 
     def _draw(self, rows: int) -> list[int] | None:
         """Draw the strategy of the batch, or of each of its sequences."""
@@ -308,28 +312,37 @@ class FinetuneModule(LightningModule):
         share = (self.distillation * taught.float()).expand(len(logits)).to(logits.device)
         return distilled_loss(logits, teacher, share, *_last(logits.shape[1], batch))
 
-    def training_logits(self, batch: dict[str, Any], drawn: Sequence[int] | None = None) -> Tensor:
+    def training_logits(
+        self, batch: dict[str, Any], drawn: Sequence[int] | None = None, last_layers: Tensor | None = None
+    ) -> Tensor:
         """Compute the logits of a teacher-forced batch.
 
         Args:
             batch: As for `loss`.
             drawn: As for `loss`. With None, layer dropout still applies in training mode.
+            last_layers: The layers after which the tokens exit, LongTensor [rows, length]. None for no exits.
 
         Returns:
             Logits [rows, scored, vocabulary] of the last positions. `scored` is the length of the longest reference
             plus 1. The logits at a position predict the token at the next one.
         """
         with _head_at_the_last(_scored(batch), self.model):
-            return self._logits(batch, drawn)
+            return self._logits(batch, drawn, last_layers)
 
     def _logits_before(self, batch: dict[str, Any], start: StartingWeights) -> Tensor:
         """Compute what `training_logits` gave at full depth before the training."""
         with _head_at_the_last(_scored(batch), self.model):
             return start.logits(plain_model(self.model), **at_full_depth(batch))
 
-    def _logits(self, batch: dict[str, Any], drawn: Sequence[int] | None) -> Tensor:
-        if self.layer_dropout is not None and self.training:
-            executed = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
+    def _logits(self, batch: dict[str, Any], drawn: Sequence[int] | None, last_layers: Tensor | None) -> Tensor:
+        dropout = self.layer_dropout if self.training else None
+        if dropout is not None or last_layers is not None:
+            num_layers = decoder_parts(self.model).num_layers
+            executed = torch.ones(*batch["input_ids"].shape, num_layers, dtype=torch.bool)
+            if dropout is not None:
+                executed = dropout.draw(batch["input_ids"], num_layers)
+            if last_layers is not None:
+                executed = executed & (torch.arange(num_layers) <= last_layers[..., None])
             return replay(self.model, **model_inputs(batch), executed=executed)
         if drawn is None or self.mixture is None:
             return plain_model(self.model)(**at_full_depth(batch)).logits

@@ -224,7 +224,7 @@ class FrozenExitModule(LightningModule, ABC):
         inputs = targets[:, :-1] & targets[:, 1:]  # (rows, length - 1): new tokens but the last
         with layer_outputs(self.model) as outputs:
             (parts.model if "source_ids" in batch else parts.body)(**at_full_depth(batch))
-        last = parts.logits(outputs[-1][:, :-1][inputs]).argmax(dim=-1)  # (steps,)
+        last = parts.logits(outputs[parts.num_layers - 1][:, :-1][inputs]).argmax(dim=-1)  # (steps,)
         states = torch.stack([outputs[layer][:, :-1][inputs] for layer in self.layers], dim=1)  # (steps, layers, d)
         predicted = torch.stack(
             [

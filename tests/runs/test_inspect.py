@@ -250,7 +250,7 @@ def test_an_encoder_decoder_is_inspected_along_the_decoders_text(batch):
     with torch.no_grad(), layer_outputs(model) as outputs:
         model(input_ids=sources, decoder_input_ids=text, decoder_attention_mask=mask)
     parts = decoder_parts(model)
-    tokens = [parts.logits(output).argmax(dim=-1) for output in outputs]  # [rows, length] of each layer
+    tokens = [parts.logits(output).argmax(dim=-1) for output in outputs.values()]  # [rows, length] of each layer
     steps = new[:, :-1] & new[:, 1:]
     for row in range(3):
         agreed = [int((each[row] == tokens[-1][row])[:-1][steps[row]].sum()) for each in tokens]
