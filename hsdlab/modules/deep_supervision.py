@@ -208,7 +208,7 @@ def supervised_loss(
     ran = None if last is None else last[:, -scored:].to(rows.device)[rows, places]  # (tokens,)
     supervised = set()
     for layer, weight in enumerate(weights[:-1]):
-        if not weight or layer not in outputs:
+        if not weight:
             continue
         row, place = (rows, places) if ran is None else (rows[ran >= layer], places[ran >= layer])
         if not len(row):

@@ -5,8 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from hsdlab import UserError, load_model
-from hsdlab.decoding.families import decoder_parts
+from hsdlab.decoding.families import decoder_parts, feed_forward
 from hsdlab.decoding.layer_outputs import layer_outputs
+from hsdlab.decoding.replay import replay
 from hsdlab.exits import FILE, attach_exits
 from hsdlab.modules import DeepSupervision, LayerDropout, LoRA
 from hsdlab.modules.deep_supervision import supervised_loss
@@ -92,6 +93,69 @@ def test_the_adapters_learn_go_on_after_a_kill_and_are_loaded_with_the_model(lor
         assert b"hsdlab_exits" not in (tmp_path / "model" / file).read_bytes()
 
 
+def test_tokens_exit_where_they_draw_and_prompts_run_to_the_deepest_exit():
+    supervision, targets = DeepSupervision(layers=[1, 3], exiting=1.0), torch.ones(400, 6, dtype=torch.bool)
+    targets[:, :2] = False
+    deepest = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        last = supervision.draw_exits(targets, num_layers=6)
+        deepest.add(int(last[0, 0]))
+        assert (last[:, :2] == last.max()).all()
+        if last.max() == 5:  # with p uniform, E[p] = 1/2, E[(1 - p) p] = 1/6 and E[(1 - p)²] = 1/3
+            shares = [(last[:, 2:] == layer).double().mean().item() for layer in (1, 3, 5)]
+            assert shares == pytest.approx([1 / 2, 1 / 6, 1 / 3], abs=0.06)
+            rows = (last[:, 2:] == 1).double().mean(dim=1)  # an example has a probability of its own
+            assert rows.std() > 0.25
+    assert deepest == {1, 3, 5}
+
+
+@pytest.mark.parametrize("deepest", [1, 2])
+def test_a_token_that_exits_is_supervised_up_to_its_exit_as_replay_has_it(deepest):
+    """With the layers that `replay` runs, each token's own exit counts as the last layer, and the exits before it."""
+    batch, tested = batch_of_pairs(), module(tiny_llama().double(), deep_supervision=DeepSupervision(layers=[0, 1]))
+    tested.model.eval()
+    last = torch.randint(deepest + 1, batch["input_ids"].shape).where(batch["target_mask"], deepest)
+    supervision = DeepSupervision(layers=[0, 1], distillation=0.25)
+    with layer_outputs(tested.model) as outputs:
+        logits = tested.training_logits(batch, last_layers=last)
+    loss = supervised_loss(tested.model, outputs, logits, batch, [0.2, 0.3, 0.5], supervision, last)
+
+    targets, ids = batch["target_mask"][:, 1:], batch["input_ids"][:, 1:]
+    tokens, exits = ids[targets], last[:, :-1][targets]
+
+    def predicted(up_to):
+        """The predictions of tokens that exit after a layer at the latest."""
+        capped = last.clamp(max=up_to)
+        executed = torch.arange(3) <= capped[..., None]
+        mask = batch["attention_mask"]
+        return replay(tested.model, input_ids=batch["input_ids"], attention_mask=mask, executed=executed)[:, :-1][
+            targets
+        ]
+
+    own = predicted(2)
+    by_hand = 0.5 * cross_entropy(own, tokens)
+    for layer, weight in ((0, 0.2), (1, 0.3)):
+        reach = exits >= layer
+        # up to a token's exit, what the others do above it changes nothing: attention in layer l reads states below l
+        at_exit = predicted(layer)[reach]
+        p = own[reach].softmax(dim=-1)
+        divergence = (p * (p.log() - log_softmax(at_exit, dim=-1))).sum(dim=-1).mean()
+        by_hand = by_hand + weight * (0.75 * cross_entropy(at_exit, tokens[reach]) + 0.25 * divergence)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-12)
+
+
+def test_a_training_whose_tokens_exit_learns_and_runs_no_layer_above_the_deepest_exit():
+    calls = []
+    tested = module(deep_supervision=DeepSupervision("uniform", layers=[0, 1], exiting=1.0, adapter_rank=2))
+    for index, layer in enumerate(decoder_parts(tested.model).layers):
+        feed_forward(layer).register_forward_hook(lambda *_, i=index: calls.append(i) if tested.training else None)
+    trainer(run := Recorder(), max_epochs=4).fit(tested, datamodule=Toy())
+    losses = [loss for loss, *_ in run.steps.values()]
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    assert calls.count(0) == len(losses) > calls.count(1) > calls.count(2) > 0
+
+
 def test_exits_that_a_model_has_are_trained_further_and_no_others():
     model = tiny_llama()
     attach_exits(model, decoder_parts(module(deep_supervision=EXITS).model).exits)
@@ -112,6 +176,7 @@ def test_exits_that_a_model_has_are_trained_further_and_no_others():
         ({"weights": [0.0, 1.0, 1.0]}, "numbers above 0"),
         ({"distillation": 1.5}, "distillation=1.5"),
         ({"positions": 0.0}, "positions=0.0"),
+        ({"exiting": 1.5}, "exiting=1.5"),
         ({"adapter_rank": -1}, "adapter_rank=-1"),
     ],
 )
