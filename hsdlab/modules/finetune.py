@@ -181,7 +181,7 @@ class FinetuneModule(LightningModule):
         self.model: nn.Module = model
         self.lora: LoraConfig | None = lora
         if initial_adapter is not None:
-            self.model, self.lora = continue_lora(model, fspath(initial_adapter))
+            self.model, self.lora = continue_lora(model, fspath(initial_adapter), tokenizer)
         elif lora is not None:
             self.model = add_lora(model, lora)
         self._initial_weights = None if initial_adapter is None else weights_fingerprint(self.model)

@@ -9,15 +9,16 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from hsdlab.decoding.families import find_decoder
 from hsdlab.errors import UserError
 from hsdlab.exits import Exits, attach_exits
-from hsdlab.models.adapters import beside, read_adapter
+from hsdlab.models.adapters import Adapter, beside, read_adapter
 from hsdlab.models.embedded import adapter_folder
 from hsdlab.models.merging import CURE, tied_names
+from hsdlab.models.weights import NO_CODE, load_tokenizer
 from hsdlab.stored import quantised_linears
 
 ALL_LINEAR = "all-linear"
@@ -146,19 +147,22 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     return adapted
 
 
-def continue_lora(model: PreTrainedModel, name: str) -> tuple[PeftModel, LoraConfig]:
+def continue_lora(
+    model: PreTrainedModel, name: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PeftModel, LoraConfig]:
     """Freeze the model's weights and add an adapter's matrices, in place, to be trained further.
 
     Args:
         model: The base model, without another adapter in it.
         name: The adapter: a folder, or the name of an installed one.
+        tokenizer: Of the base model.
 
     Returns:
         A peft model around the model, and the adapter's options.
 
     Raises:
-        UserError: No such adapter, one that is not LoRA, brings a tokenizer of its own or does not fit the model, or a
-            model into which an adapter was merged.
+        UserError: No such adapter, one that is not LoRA, has other tokens than the tokenizer or does not fit the model,
+            or a model into which an adapter was merged.
     """
     _refuse_merged(model, "initial_adapter")
     try:
@@ -166,8 +170,9 @@ def continue_lora(model: PreTrainedModel, name: str) -> tuple[PeftModel, LoraCon
     except FileNotFoundError as error:
         raise UserError(f"initial_adapter: {error}") from error
     config = adapter.config
-    if not isinstance(config, LoraConfig) or adapter.brings_tokenizer:
-        kind = "brings a tokenizer" if adapter.brings_tokenizer else f"is {config.peft_type}, not LoRA"
+    other_tokens = adapter.brings_tokenizer and _vocabulary(adapter) != tokenizer.get_vocab()
+    if not isinstance(config, LoraConfig) or other_tokens:
+        kind = "brings tokens of its own" if other_tokens else f"is {config.peft_type}, not LoRA"
         raise UserError(f"initial_adapter: {name} {kind}. Load it with --model.name and train all weights.")
     config.inference_mode = False  # else peft freezes the matrices
     adapted = beside(model, adapter, tokens=0)
@@ -175,6 +180,11 @@ def continue_lora(model: PreTrainedModel, name: str) -> tuple[PeftModel, LoraCon
     if (exits := Exits.load(adapter.folder)) is not None:
         attach_exits(model, exits)
     return adapted, config
+
+
+def _vocabulary(adapter: Adapter) -> dict[str, int]:
+    folder = str(adapter.folder)
+    return load_tokenizer(folder, folder, dict(NO_CODE)).get_vocab()
 
 
 def _refuse_tied(adapted: PeftModel, option: str) -> None:

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import re
+import shutil
 import warnings
 from typing import get_args
 
@@ -15,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
+from hsdlab import CALM, HSD, FullDepth, SkipDecode, UserError, load_model
 from hsdlab.data import Example, GenerationDataModule
 from hsdlab.modules import FinetuneModule, LoRA
 from hsdlab.modules.lora import described
@@ -145,8 +146,6 @@ def adapter(tmp_path_factory):
     trained = module(model, lora=LoRA(r=4, lora_alpha=12))
     trainer().fit(trained, datamodule=Toy())
     trained.export(folder / "adapter")
-    (folder / "adapter/tokenizer.json").unlink()  # which the base model has too
-    (folder / "adapter/tokenizer_config.json").unlink()
     return folder / "adapter"
 
 
@@ -170,6 +169,16 @@ def test_an_adapter_is_trained_further(adapter, tmp_path):
         logits = further(input_ids=ids).logits
         torch.testing.assert_close(logits, tested.model(input_ids=ids).logits)
         assert (logits - expected(input_ids=ids).logits).abs().max() > 1e-2
+
+
+def test_an_adapter_with_other_tokens_is_not_trained_further(adapter, tmp_path):
+    shutil.copytree(adapter.parent, tmp_path / "copy")
+    other = tmp_path / "copy/adapter"
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UserError, match="brings tokens of its own"):
+        continued(other)
 
 
 def test_training_an_adapter_further_goes_on_after_a_kill(adapter, tmp_path):
