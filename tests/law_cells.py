@@ -47,15 +47,18 @@ SETTINGS = {
         CALM(threshold=0.5, measure="saturation", exit_rule="source_mean"),
         CALM(threshold=0.6, measure="classifier", classifier=CLASSIFIER),
         CALM(threshold=0.4, probe_layers=2, shortlist=8),
-        CALM(threshold=0.5, probe_layers=[0, 2, 3], gate=0.5, exit_rule="min"),
+        CALM(threshold=0.5, probe_layers=[0, 2, 3], gate=0.5, exit_rule="min", check_vocabulary=40),
         CALM(threshold=0.3, late_exit=True),
     ],
     DeeBERT: [
-        DeeBERT(threshold=0.8),
+        DeeBERT(threshold=0.8, check_vocabulary=50),
         DeeBERT(threshold=0.7, shortlist=8, exit_rule="mean"),
         DeeBERT(threshold=0.6, gate=0.3, exit_rule="source_min", late_exit=True),
     ],
-    PABEE: [PABEE(patience=1, exit_rule="source_min"), PABEE(patience=1, probe_layers=2, shortlist=8)],
+    PABEE: [
+        PABEE(patience=1, exit_rule="source_min"),
+        PABEE(patience=1, probe_layers=2, shortlist=8, check_vocabulary=40),
+    ],
     LearnedExit: [
         LearnedExit(ROUTER),
         LearnedExit(ROUTER, 0.45, probe_layers=[1, 2, 4], exit_rule="source_min", late_exit=True),

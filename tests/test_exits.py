@@ -14,7 +14,7 @@ DECIDED = [
     CALM(0.4, late_exit=True, exit_rule="source_mean"),
     LearnedExit(ROUTER),
     StaticDepth(4, keep="bottom"),
-    Compose(HSD(1, 0, 4), CALM(0.3, probe_layers=1)),
+    Compose(HSD(1, 0, 4), CALM(0.3, probe_layers=1, check_vocabulary=40)),
 ]
 
 

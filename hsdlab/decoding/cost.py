@@ -156,7 +156,8 @@ def decode_bytes(model: nn.Module, trace: Trace) -> float:
     the MLP. Of a layer with experts, it reads at most those of every token, which is exact for one token a pass. A late
     KV computation and an intermediate prediction read their matrices once more. Each token that runs a layer reads from
     the KV cache what it attends to; a verification reads it once for all tokens of a row. Activations, embeddings and
-    recurrent states are not counted, nor are the keys and values to which latent attention expands its cache.
+    recurrent states are not counted, nor are the keys and values to which latent attention expands its cache, nor the
+    copy of some rows of the head that a decode makes once (:class:`~hsdlab.decoding.token_head.TokenHead`).
 
     Args:
         model: The model that decoded; its dtype is that of the KV cache.

@@ -22,6 +22,7 @@ from hsdlab.decoding.device import Reading, RowsOnDevice
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.decoding.states import HindsightState, LayerState, Probe, ProbeCost, StepMemory, StepState
 from hsdlab.decoding.sub_layers import StepLayers, SubLayers, apart, step_mask
+from hsdlab.decoding.token_head import TokenHeads
 from hsdlab.errors import UserError
 
 Rows = Tensor | None
@@ -121,6 +122,7 @@ class Decisions:
         self.asking = False
         self._settled: list[tuple[Tensor, Tensor]] = []  # rows that exited in this step, and what the head gave
         self.on_device = RowsOnDevice()
+        self._heads = TokenHeads()
 
     @cached_property
     def same_for_all_rows(self) -> bool:
@@ -399,7 +401,7 @@ class Decisions:
             ended=ended,
             output=output,
             previous_output=None if self._layers_run == 1 else arrived,
-            probe=Probe(parts, output, self.probed, layer),
+            probe=Probe(parts, output, self.probed, layer, self._heads),
             memory=self._memory,
         )
 

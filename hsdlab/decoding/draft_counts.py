@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hsdlab.decoding.draft_head import DraftHead
 from hsdlab.decoding.sub_layers import apart
+from hsdlab.decoding.token_head import TokenHead
 
 _WHOLE_TEXT = 2**40  # tokens: more than any text has
 
@@ -58,7 +58,7 @@ class DraftCounts:
             f"{', '.join(f'{name}={value}' for name, value in sums.items())})"
         )
 
-    def drafted(self, executed: Tensor, starts: Tensor, drafting: Tensor, head: DraftHead | None) -> None:
+    def drafted(self, executed: Tensor, starts: Tensor, drafting: Tensor, head: TokenHead | None) -> None:
         """Count a draft step.
 
         Args:

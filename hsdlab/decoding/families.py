@@ -298,7 +298,7 @@ class DecoderParts:
         Returns:
             [..., vocabulary], in the model's dtype.
         """
-        return self.head(self._before_head(hidden, layer))
+        return self.head(self.before_head(hidden, layer))
 
     def scaled(self, logits: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Scale or cap logits as the model does after its head.
@@ -327,7 +327,7 @@ class DecoderParts:
         Returns:
             [rows, K], in the order of ``tokens``.
         """
-        hidden = self._before_head(hidden, layer)
+        hidden = self.before_head(hidden, layer)
         logits = torch.bmm(self.head.weight[tokens], hidden[:, :, None]).squeeze(2)  # (rows, K, e) @ (rows, e, 1)
         return self.scaled(logits if self.head.bias is None else logits + self.head.bias[tokens], tokens)
 
@@ -377,10 +377,20 @@ class DecoderParts:
             kind = "is not on the device that computes (device_map)" if away else kind
             raise UnsupportedModelError(
                 f"The head of {type(self.model).__name__} {kind}; candidate tokens need a plain torch.nn.Linear (merge "
-                "adapters first, leave the head out of quantisation), or leave shortlist and draft_vocabulary out."
+                "adapters first, leave the head out of quantisation), or leave shortlist, check_vocabulary and "
+                "draft_vocabulary out."
             )
 
-    def _before_head(self, hidden: Tensor, layer: int | None) -> Tensor:
+    def before_head(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """Compute what the head is applied to: the final norm, an exit's adapter, the model's scale.
+
+        Args:
+            hidden: As for ``logits``.
+            layer: As for ``logits``.
+
+        Returns:
+            [..., e].
+        """
         for module in self.after_layers:
             hidden = module(hidden)
         hidden = hidden if self.exits is None else self.exits(hidden, layer)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hsdlab.decoding.device import RowsOnDevice
 from hsdlab.decoding.families import DecoderParts, matrix_weights
+from hsdlab.decoding.token_head import TokenHead, TokenHeads
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Probe:
         hidden: The layer's output before the final norm, [rows, d].
         cost: The cost of each call is added to it.
         layer: The layer, whose exit may have an adapter; None for the model's last one.
+        heads: Those of some tokens only, which the decode has made so far.
         head_output: What the head gave for all rows, before the model's scale or cap; None until it was applied.
     """
 
@@ -71,6 +73,7 @@ class Probe:
     hidden: Tensor
     cost: ProbeCost = field(default_factory=ProbeCost)
     layer: int | None = None
+    heads: TokenHeads = field(default_factory=TokenHeads)
     head_output: Tensor | None = field(default=None, init=False)
     _logits: Tensor | None = field(default=None, init=False)
 
@@ -105,6 +108,31 @@ class Probe:
         """
         self._count_head(len(self.hidden), tokens.shape[1], read=len(self.hidden))
         return self.parts.token_logits(self.hidden, tokens, self.layer)
+
+    def token_head(self, tokens: Tensor) -> TokenHead:
+        """Take the rows of the head of some tokens, the same for all rows; they are copied once a decode.
+
+        Args:
+            tokens: LongTensor [n], without repetition. Give the same object each time.
+
+        Returns:
+            Their head.
+        """
+        return self.heads.of(self.parts, tokens)
+
+    def head_logits(self, head: TokenHead, which: Tensor | None = None) -> Tensor:
+        """Apply the final norm and the head of some tokens, the same for all rows.
+
+        Args:
+            head: Of n tokens, from :meth:`token_head`.
+            which: As for ``logits``.
+
+        Returns:
+            The logits of these tokens, [rows, n]; computed anew at each call.
+        """
+        hidden = self._rows(which)
+        self._count_head(len(hidden), len(head.tokens), read=1)
+        return head.logits(self.parts.before_head(hidden, self.layer))
 
     def apply(self, module: nn.Module, *arguments: Any) -> Tensor:
         """Apply a small module of the strategy, such as an exit classifier, to ``hidden``.

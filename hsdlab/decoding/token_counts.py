@@ -1,4 +1,4 @@
-"""Which tokens a tokenizer makes of some texts, the most frequent first: the vocabulary of a draft.
+"""Which tokens a tokenizer makes of some texts, the most frequent first: the vocabulary of drafts and of checks.
 
 FR-Spec (Zhao et al. 2025, arXiv 2502.14856) drafts with the most frequent tokens of a corpus only.
 """
@@ -60,11 +60,12 @@ class TokenCounts:
         return "".join(json.dumps({"id": each, "token": token, "count": count}) + "\n" for each, token, count in rows)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, option: str) -> Self:
         """Read a file.
 
         Args:
             path: The file.
+            option: Which option names it, for the messages.
 
         Returns:
             Its tokens.
@@ -73,45 +74,44 @@ class TokenCounts:
             FileNotFoundError: There is no such file.
             UserError: It is not one of token counts, or names a token twice.
         """
+        named = f"{option}={str(path)!r}"
         if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"draft_vocabulary={str(path)!r}: there is no such file. `{typed(COMMAND)}` writes one."
-            )
+            raise FileNotFoundError(f"{named}: there is no such file. `{typed(COMMAND)}` writes one.")
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise UserError(f"draft_vocabulary={str(path)!r}: no text in UTF-8; {_expected()}.") from error
+            raise UserError(f"{named}: no text in UTF-8; {_expected()}.") from error
         rows: dict[int, tuple[int, str, int]] = {}
         for number, line in enumerate(lines, start=1):
             row = _row(line)
             if row is None:
-                raise UserError(f"draft_vocabulary={str(path)!r}, line {number}: {_expected()}.")
+                raise UserError(f"{named}, line {number}: {_expected()}.")
             if row[0] in rows:
-                raise UserError(f"draft_vocabulary={str(path)!r}, line {number}: the token {row[0]} is there twice.")
+                raise UserError(f"{named}, line {number}: the token {row[0]} is there twice.")
             rows[row[0]] = row
         if not rows:
-            raise UserError(f"draft_vocabulary={str(path)!r}: the file is empty; {_expected()}.")
+            raise UserError(f"{named}: the file is empty; {_expected()}.")
         ids, tokens, counts = zip(*rows.values(), strict=True)
         return cls(ids, tokens, counts)
 
-    def check_vocabulary(self, path: str, size: int) -> None:
+    def check_vocabulary(self, named: str, size: int) -> None:
         """Refuse ids that a model does not have.
 
         Args:
-            path: Of the file, for the message.
+            named: The option and the file, for the message.
             size: Tokens of the model.
 
         Raises:
             UserError: There is one.
         """
         if max(self.ids) >= size:
-            raise UserError(f"draft_vocabulary={path!r}: holds the id {max(self.ids)}; this model has {size}. {_how()}")
+            raise UserError(f"{named}: holds the id {max(self.ids)}; this model has {size}. {_how()}")
 
-    def check_tokenizer(self, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check_tokenizer(self, named: str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse ids that are other tokens for a tokenizer.
 
         Args:
-            path: Of the file, for the message.
+            named: The option and the file, for the message.
             tokenizer: That of the model.
 
         Raises:
@@ -119,9 +119,7 @@ class TokenCounts:
         """
         for each, token, own in zip(self.ids, self.tokens, _tokens(self.ids, tokenizer), strict=True):
             if token != own:
-                raise UserError(
-                    f"draft_vocabulary={path!r}: the id {each} is the token {token!r} there, and {own!r} here. {_how()}"
-                )
+                raise UserError(f"{named}: the id {each} is the token {token!r} there, and {own!r} here. {_how()}")
 
 
 def _tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

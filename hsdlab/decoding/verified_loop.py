@@ -19,7 +19,6 @@ from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.decisions import Decisions, Strategy
 from hsdlab.decoding.device import sent
 from hsdlab.decoding.draft_counts import DraftCounts
-from hsdlab.decoding.draft_head import DraftHead
 from hsdlab.decoding.draft_length import DraftLength
 from hsdlab.decoding.drafts import DraftDecisions, Resumed
 from hsdlab.decoding.encoder_decoder import EncodedSource
@@ -30,6 +29,7 @@ from hsdlab.decoding.next_scores import NextScores
 from hsdlab.decoding.passes import Passes
 from hsdlab.decoding.sub_layers import SubLayers
 from hsdlab.decoding.text_ends import TextEnds
+from hsdlab.decoding.token_head import TokenHead
 
 
 @runtime_checkable
@@ -111,7 +111,7 @@ class VerifiedLoop:
             mask = None
         self._passes = Passes(self._parts, self._cache, torch.ones_like(input_ids) if mask is None else mask, source)
         allowed = self._strategy.draft_tokens(input_ids)
-        self._head = None if allowed is None else DraftHead(self._parts, allowed)
+        self._head = None if allowed is None else TokenHead(self._parts, allowed)
         self._ends = TextEnds(stopping_criteria, prompt_length, self._max_steps)
         self.counts = DraftCounts(self._parts.windows, prompt_length, rows)
         self._texts = GrowingTexts(input_ids, self._max_steps)

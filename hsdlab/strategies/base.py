@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from hsdlab.costs import Cost
 from hsdlab.decoding import AppliedRun, DecodeOutput, StepState, applied
@@ -71,6 +72,16 @@ class SkipStrategy(Callback, ABC):
         self.parameters()
         if self.reads_predictions:
             check_predictions(parts)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that the strategy does not fit. Called when a run of a Trainer begins.
+
+        Args:
+            tokenizer: That of the LightningModule. The base class takes any.
+
+        Raises:
+            UserError: The strategy does not fit.
+        """
 
     @property
     def reads_predictions(self) -> bool:
@@ -212,13 +223,16 @@ class SkipStrategy(Callback, ABC):
             self._efficiency.update(cost)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second strategy in one run."""
+        """Refuse a second strategy in one run, and a tokenizer that the strategy does not fit."""
         names = [type(c).__name__ for c in trainer.callbacks if isinstance(c, SkipStrategy)]
         if len(names) > 1:
             raise UserError(
                 f"Expected one skip strategy in a run, got {len(names)}: {', '.join(names)}. Give one with --skip (not "
                 "in trainer.callbacks too), or compare several with `compare`."
             )
+        tokenizer = getattr(pl_module, "tokenizer", None)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            self.check_tokenizer(tokenizer)
 
     def _install(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = getattr(pl_module, "model", None)

@@ -34,9 +34,10 @@ class CALM(ProbingStrategy):
     before any decay, since the decayed form of 1 would fall below it.
 
     Differs from the paper: decoder-only models too; batches and beams, in which each sequence exits by itself unless
-    ``exit_rule`` says otherwise (the paper decodes single sequences). ``probe_layers``, ``shortlist`` and ``gate`` make
-    the softmax response cheaper and are not the paper's (docs/calm.md). By default each confidence check applies the
-    whole head, which costs several layers on a small model. Fewer layers may then take longer.
+    ``exit_rule`` says otherwise (the paper decodes single sequences). ``probe_layers``, ``shortlist``,
+    ``check_vocabulary`` and ``gate`` make the softmax response cheaper and are not the paper's (docs/calm.md). By
+    default each confidence check applies the whole head, which costs several layers on a small model. Fewer layers may
+    then take longer.
 
     Args:
         threshold: λ for the schedules ``constant`` and ``time``, 0 or more; from 1 on, full depth.
@@ -50,14 +51,16 @@ class CALM(ProbingStrategy):
             with the other measures.
         probe_layers: Where the confidence is checked: k for after every k-th layer that runs, or a list of layer
             indices. None for the layers at which the model was trained to exit, or every layer.
-        shortlist: K, for ``softmax``. The first check of a sequence in a step applies the whole head; later ones
-            compute only the logits of the K most likely tokens of the first. None always applies the whole head.
+        shortlist: K, for ``softmax``. The first check of a sequence in a step applies the head; later ones compute only
+            the logits of the K most likely tokens of the first. None always applies the head.
         gate: For ``softmax``, the saturation from which the head is applied. None always applies it.
         exit_rule: Who exits together: ``per_row``; ``min`` or ``mean``, all sequences of the batch at the first layer
             where their smallest or mean confidence reaches the threshold; ``source_min`` or ``source_mean``, the same
             for the beams of one prompt.
         late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
             device. A sequence then exits one executed layer after the check that decided it.
+        check_vocabulary: For ``softmax``, the tokens for which the head of a check is computed: a file that ``hsdlab
+            count-tokens`` wrote, or a number of tokens with the lowest ids. None: all tokens.
 
     Raises:
         UserError: An argument is out of its range, or two of them exclude each other.
@@ -77,20 +80,22 @@ class CALM(ProbingStrategy):
         gate: float | None = None,
         exit_rule: ExitRule = "per_row",
         late_exit: bool = False,
+        check_vocabulary: int | str | None = None,
     ) -> None:
         check_choice("CALM", "measure", measure, _MEASURES)
         check_choice("CALM", "schedule", schedule, _SCHEDULES)
         check_choice("CALM", "form", form, _FORMS)
         check_not_negative("CALM", threshold=threshold, temperature=temperature, slope=slope)
-        super().__init__(probe_layers, shortlist, exit_rule, gate, late_exit)
+        super().__init__(probe_layers, shortlist, exit_rule, gate, late_exit, check_vocabulary)
         if (measure == "classifier") != (classifier is not None):
             raise UserError(
                 f"CALM: measure={measure!r} and classifier={classifier!r}; expected a classifier's file with "
                 "measure='classifier', and only then."
             )
-        if measure != "softmax" and (shortlist is not None or gate is not None):
+        if measure != "softmax" and any(option is not None for option in (shortlist, gate, check_vocabulary)):
             raise UserError(
-                f"CALM: measure={measure!r} does not use the head; expected shortlist and gate only with 'softmax'."
+                f"CALM: measure={measure!r} does not use the head; expected shortlist, gate and check_vocabulary only "
+                "with 'softmax'."
             )
         self.threshold = threshold
         self.measure = measure

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hsdlab.decoding import LayerState, StepState
 from hsdlab.decoding.families import DecoderParts
@@ -54,6 +55,11 @@ class Compose(SkipStrategy):
         super().check_model(parts)
         self.schedule.check_model(parts)
         self.confidence.check_model(parts)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that one of the two does not fit."""
+        self.schedule.check_tokenizer(tokenizer)
+        self.confidence.check_tokenizer(tokenizer)
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[StepLayers]:
         """Give the schedule's layers, of which an early exit may skip some."""

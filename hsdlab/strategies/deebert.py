@@ -22,12 +22,14 @@ class DeeBERT(ProbingStrategy):
         threshold: From 0, which exits at the first confidence check, to 1, full depth. The default is ours.
         probe_layers: Where the confidence is checked: k for after every k-th layer that runs, or a list of layer
             indices. None for the layers at which the model was trained to exit, or every layer.
-        shortlist: K. The first check of a sequence in a step applies the whole head; in later ones the entropy is over
-            the K most likely tokens of the first, relative to ln K. None always applies the whole head.
+        shortlist: K. The first check of a sequence in a step applies the head; in later ones the entropy is over the K
+            most likely tokens of the first, relative to ln K. None always applies the head.
         gate: The hidden-state saturation from which the head is applied. None always applies it.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM.
         late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
             device. A sequence then exits one executed layer after the check that decided it.
+        check_vocabulary: The tokens for which the head of a check is computed, a file that ``hsdlab count-tokens``
+            wrote or a number N of tokens with the lowest ids. The entropy is then relative to ln N. None: all tokens.
 
     Raises:
         UserError: An argument is out of its range, or ``shortlist`` and ``gate`` are both given.
@@ -41,9 +43,10 @@ class DeeBERT(ProbingStrategy):
         gate: float | None = None,
         exit_rule: ExitRule = "per_row",
         late_exit: bool = False,
+        check_vocabulary: int | str | None = None,
     ) -> None:
         check_not_negative("DeeBERT", threshold=threshold)
-        super().__init__(probe_layers, shortlist, exit_rule, gate, late_exit)
+        super().__init__(probe_layers, shortlist, exit_rule, gate, late_exit, check_vocabulary)
         self.threshold = threshold
 
     def should_exit(self, state: LayerState) -> Tensor:

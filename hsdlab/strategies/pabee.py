@@ -29,12 +29,14 @@ class PABEE(ProbingStrategy):
             model's checks cannot reach is refused when the strategy meets the model.
         probe_layers: Where the prediction is checked: k for after every k-th layer that runs, or a list of layer
             indices. None for the layers at which the model was trained to exit, or every layer.
-        shortlist: K. The first check of a sequence in a step applies the whole head; later ones choose among the K most
-            likely tokens of the first. None always applies the whole head.
+        shortlist: K. The first check of a sequence in a step applies the head; later ones choose among the K most
+            likely tokens of the first. None always applies the head.
         exit_rule: Who exits together: ``per_row``, ``min``, ``mean``, ``source_min`` or ``source_mean``, as in CALM,
             with the count as the confidence.
         late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
             device. A sequence then exits one executed layer after the check that decided it.
+        check_vocabulary: The tokens among which a check predicts: a file that ``hsdlab count-tokens`` wrote, or a
+            number of tokens with the lowest ids. None: all tokens.
 
     Raises:
         UserError: An argument is out of its range.
@@ -47,10 +49,11 @@ class PABEE(ProbingStrategy):
         shortlist: int | None = None,
         exit_rule: ExitRule = "per_row",
         late_exit: bool = False,
+        check_vocabulary: int | str | None = None,
     ) -> None:
         if patience not in ("auto", None) and not (isinstance(patience, int) and patience >= 1):
             raise UserError(f"PABEE: patience={patience!r}; expected 1 or more, 'auto', or None to never exit.")
-        super().__init__(probe_layers, shortlist, exit_rule, late_exit=late_exit)
+        super().__init__(probe_layers, shortlist, exit_rule, late_exit=late_exit, check_vocabulary=check_vocabulary)
         self.patience = patience
 
     def check_model(self, parts: DecoderParts) -> None:

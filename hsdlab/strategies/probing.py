@@ -6,11 +6,13 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hsdlab.decoding import LayerState
 from hsdlab.decoding.families import DecoderParts
 from hsdlab.errors import UserError
 from hsdlab.strategies.confidence import ConfidenceStrategy, saturation
+from hsdlab.strategies.vocabulary import VocabularyOption
 
 ExitRule = Literal["per_row", "min", "mean", "source_min", "source_mean"]
 EXIT_RULES: tuple[ExitRule, ...] = ("per_row", "min", "mean", "source_min", "source_mean")
@@ -32,14 +34,16 @@ class ProbingStrategy(ConfidenceStrategy):
         probe_layers: Where the confidence is checked: k, 1 or more, for after every k-th layer that runs, or a list of
             layer indices. None for the layers at which the model was trained to exit, and for every layer of a model
             that was not (``DecoderParts.exits``). The last layer that may run is never checked.
-        shortlist: K, 2 or more. The first check of a sequence in a step applies the whole head. Later ones compute only
-            the logits of the K most likely tokens of the first (the candidate tokens). None always applies the whole
-            head.
+        shortlist: K, 2 or more. The first check of a sequence in a step applies the head. Later ones compute only the
+            logits of the K most likely tokens of the first (the candidate tokens). None always applies the head.
         exit_rule: One of ``EXIT_RULES``.
         gate: Apply the head only to sequences whose hidden-state saturation reaches this, 0 or more; the confidence of
             the others is 0. None applies it to all. Cannot be combined with a shortlist.
         late_exit: Read the answer of a check after the next executed layer, so that the host does not wait for the
             device. A sequence then exits one executed layer after the check that decided it.
+        check_vocabulary: The tokens for which the head of a check is computed: a file that ``hsdlab count-tokens``
+            wrote, or a number, 2 or more, of tokens with the lowest ids. None: all tokens. The token itself always
+            comes from the whole head.
 
     Raises:
         UserError: An argument is out of its range, or ``shortlist`` and ``gate`` are both given.
@@ -52,6 +56,7 @@ class ProbingStrategy(ConfidenceStrategy):
         exit_rule: ExitRule = "per_row",
         gate: float | None = None,
         late_exit: bool = False,
+        check_vocabulary: int | str | None = None,
     ) -> None:
         name = type(self).__name__
         every = 1 if probe_layers is None else probe_layers
@@ -68,6 +73,9 @@ class ProbingStrategy(ConfidenceStrategy):
         check_choice(name, "exit_rule", exit_rule, EXIT_RULES)
         if not isinstance(late_exit, bool):
             raise UserError(f"{name}: late_exit={late_exit!r}; expected True or False.")
+        self.check_vocabulary = check_vocabulary
+        self._vocabulary.check()
+        self._check_ids: Tensor | None = None
         self.probe_layers = probe_layers
         self._checked = every  # known once the strategy has met a model
         self.shortlist = shortlist
@@ -77,8 +85,16 @@ class ProbingStrategy(ConfidenceStrategy):
         if exit_rule in ("min", "mean"):
             self.rows_depend = f"exit_rule={exit_rule!r}: all sequences of a batch exit together"
 
+    @property
+    def _vocabulary(self) -> VocabularyOption:
+        return VocabularyOption(type(self).__name__, "check_vocabulary", self.check_vocabulary, fewest=2)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a vocabulary of the checks that was counted with another tokenizer."""
+        self._vocabulary.check_tokenizer(tokenizer)
+
     def check_model(self, parts: DecoderParts) -> None:
-        """Refuse layers, a shortlist or a head that the model does not have."""
+        """Refuse layers, tokens or a head that the model does not have."""
         super().check_model(parts)
         self._checked = self.checked_layers(parts)
         name, last = type(self).__name__, parts.num_layers - 1
@@ -89,12 +105,12 @@ class ProbingStrategy(ConfidenceStrategy):
                 f"{name}: probe_layers={self.probe_layers!r} probes after no layer of this model's {parts.num_layers} "
                 "that has layers to skip above it: no sequence could ever exit. Give smaller ones."
             )
+        self._check_ids = ids = self._vocabulary.ids(parts)
         if self.shortlist is None:
             return
-        if self.shortlist > parts.vocabulary_size:
-            raise UserError(
-                f"{name}: shortlist={self.shortlist} is beyond this model's vocabulary of {parts.vocabulary_size}."
-            )
+        size, whose = (parts.vocabulary_size, "this model's") if ids is None else (len(ids), "the checks'")
+        if self.shortlist > size:
+            raise UserError(f"{name}: shortlist={self.shortlist} is beyond {whose} vocabulary of {size}.")
         parts.check_head_rows()
 
     def checked_layers(self, parts: DecoderParts) -> int | list[int]:
@@ -157,17 +173,28 @@ class ProbingStrategy(ConfidenceStrategy):
             state: The layer's output; it also remembers the candidate tokens of the first check.
 
         Returns:
-            Logits [rows, vocabulary] and None, or, after the first check with a shortlist, the logits of the candidate
-            tokens [rows, K] and these tokens, LongTensor [rows, K].
+            Logits [rows, n], and which tokens these are, LongTensor [rows, n]: those of ``check_vocabulary`` or, after
+            the first check with a shortlist, the candidate tokens; None for the whole vocabulary.
         """
-        if self.shortlist is None:
-            return state.logits(), None
-        tokens = state.recall("shortlist")
-        if tokens is not None:
-            return state.probe.token_logits(tokens), tokens
-        logits = state.logits()
-        state.keep("shortlist", logits.topk(self.shortlist, dim=-1).indices)
-        return logits, None
+        candidates = None if self.shortlist is None else state.recall("shortlist")
+        if candidates is not None:
+            return state.probe.token_logits(candidates), candidates
+        logits = self._head_logits(state)
+        tokens = None if self._check_ids is None else state.probe.token_head(self._check_ids).tokens
+        tokens = None if tokens is None else tokens.expand(logits.shape)
+        if self.shortlist is not None:
+            likely = logits.topk(self.shortlist, dim=-1).indices  # (rows, K)
+            state.keep("shortlist", likely if tokens is None else tokens.gather(1, likely))
+        return logits, tokens
+
+    def _head_logits(self, state: LayerState, which: Tensor | None = None) -> Tensor:
+        """Apply the head, whole or its rows for the checks, to all rows or to some, LongTensor [n] on the device."""
+        if self.check_vocabulary is None:
+            return state.probe.logits(which)
+        if self._check_ids is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} reads its vocabulary when it meets a model: use generate() or applied_to().")
+        return state.probe.head_logits(state.probe.token_head(self._check_ids), which)
 
     def exits_by_head(self, state: LayerState, measure: Callable[[Tensor], Tensor], threshold: float) -> Tensor:
         """Decide by intermediate predictions who exits. The confidence of sequences below the gate is 0.
@@ -177,7 +204,7 @@ class ProbingStrategy(ConfidenceStrategy):
 
         Args:
             state: The outputs of this layer and of the executed one before.
-            measure: Turns logits [n, vocabulary or K] into confidences [n], 0 or more.
+            measure: Turns logits [n, tokens] into confidences [n], 0 or more.
             threshold: The confidence from which a sequence exits. From 0 on, all exit and nothing is computed.
 
         Returns:
@@ -194,8 +221,8 @@ class ProbingStrategy(ConfidenceStrategy):
         if len(which) == 0:
             return nobody(state)
         if len(which) == len(near):
-            return self.exits(state, measure(state.logits()), threshold)
-        some = measure(state.probe.logits(which))
+            return self.exits(state, measure(self._head_logits(state)), threshold)
+        some = measure(self._head_logits(state, which))
         return self.exits(state, some.new_zeros(len(near)).index_copy(0, which, some), threshold)
 
     def exits(self, state: LayerState, confidence: Tensor, threshold: float) -> Tensor:

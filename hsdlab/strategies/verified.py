@@ -7,7 +7,6 @@ arXiv 2404.16710) draft with a fixed set of layers; here any strategy drafts, in
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,12 +14,11 @@ from hsdlab.decoding import StepState
 from hsdlab.decoding.cost import draft_cost
 from hsdlab.decoding.draft_length import VERIFIED_TOKEN, DraftLength
 from hsdlab.decoding.families import DecoderParts
-from hsdlab.decoding.token_counts import COMMAND, TokenCounts
 from hsdlab.decoding.verified_loop import DraftedStrategy
 from hsdlab.errors import UserError
-from hsdlab.program import typed
 from hsdlab.strategies.arguments import init_arguments
 from hsdlab.strategies.base import SkipStrategy
+from hsdlab.strategies.vocabulary import VocabularyOption
 
 
 class Verified(SkipStrategy, DraftedStrategy):
@@ -59,11 +57,7 @@ class Verified(SkipStrategy, DraftedStrategy):
             raise UserError(f"Verified: draft={draft!r}; expected a strategy that drafts, such as HSD(3, 0, 4).")
         if not _is_number(num_draft_tokens):
             raise UserError(f"Verified: num_draft_tokens={num_draft_tokens!r}; expected a whole number, 1 or more.")
-        if not (draft_vocabulary is None or isinstance(draft_vocabulary, str) or _is_number(draft_vocabulary)):
-            raise UserError(
-                f"Verified: draft_vocabulary={draft_vocabulary!r}; expected a whole number, 1 or more, or a file of "
-                f"token counts, as `{typed(COMMAND)}` writes it."
-            )
+        VocabularyOption("Verified", "draft_vocabulary", draft_vocabulary).check()
         if not isinstance(adaptive, bool):
             raise UserError(f"Verified: adaptive={adaptive!r}; expected true or false.")
         if isinstance(stop_below, bool) or not isinstance(stop_below, int | float) or not 0 <= stop_below <= 1:
@@ -75,12 +69,14 @@ class Verified(SkipStrategy, DraftedStrategy):
         self.draft_vocabulary = draft_vocabulary
         self._draft_ids: Tensor | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second strategy, and a draft vocabulary that was counted with another tokenizer."""
-        super().setup(trainer, pl_module, stage)
-        tokenizer = getattr(pl_module, "tokenizer", None)
-        if isinstance(self.draft_vocabulary, str) and isinstance(tokenizer, PreTrainedTokenizerBase):
-            TokenCounts.load(self.draft_vocabulary).check_tokenizer(self.draft_vocabulary, tokenizer)
+    @property
+    def _vocabulary(self) -> VocabularyOption:
+        return VocabularyOption("Verified", "draft_vocabulary", self.draft_vocabulary)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a vocabulary, of the draft's head or of its checks, that was counted with another tokenizer."""
+        self._vocabulary.check_tokenizer(tokenizer)
+        self.draft.check_tokenizer(tokenizer)
 
     def check_model(self, parts: DecoderParts) -> None:
         """Refuse a model that the draft does not fit, a prompt schedule, and tokens that the model does not have."""
@@ -91,21 +87,7 @@ class Verified(SkipStrategy, DraftedStrategy):
                 f"Verified: {self.draft!r} skips layers in the prompt, which full depth does not; leave its prompt "
                 "schedule out."
             )
-        self._draft_ids = self._ids_for(parts)
-
-    def _ids_for(self, parts: DecoderParts) -> Tensor | None:
-        """Return the ids of ``draft_vocabulary``, LongTensor [n]; None for all."""
-        wanted = self.draft_vocabulary
-        if wanted is None:
-            return None
-        parts.check_head_rows()
-        if isinstance(wanted, str):
-            counts = TokenCounts.load(wanted)
-            counts.check_vocabulary(wanted, parts.vocabulary_size)
-            return torch.tensor(counts.ids)
-        if wanted > parts.vocabulary_size:
-            raise UserError(f"Verified: draft_vocabulary={wanted}; this model has {parts.vocabulary_size} tokens.")
-        return torch.arange(wanted)
+        self._draft_ids = self._vocabulary.ids(parts)
 
     def shown_parameters(self) -> dict[str, Any]:
         """Show the draft and its length, and of the others those that are not at their defaults."""

@@ -17,6 +17,7 @@ from hsdlab.decoding import cache
 from hsdlab.decoding.cache import SkipCache
 from hsdlab.decoding.encoder_decoder import _Held
 from hsdlab.decoding.exit_router import ExitRouter
+from hsdlab.decoding.token_head import TokenHead
 
 aten = torch.ops.aten
 ROWS_OF = (aten.index, aten.index_select)  # operators that read of a tensor what they return
@@ -34,6 +35,15 @@ class _ParameterReads(TorchDispatchMode):
     def add(self, module):
         """Count the parameters of a module, too."""
         self._parameters |= {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+
+    def copied(self, make, head, *args):
+        """Count the copied rows of a head, too; the copying itself does not count."""
+        before = self.bytes
+        make(head, *args)
+        self.bytes = before
+        self._parameters |= {
+            each.untyped_storage().data_ptr() for each in (head._weight, head._bias) if each is not None
+        }
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
@@ -92,6 +102,8 @@ def counted(model, strategy, **call):
         return router
 
     routers = mock.patch.object(ExitRouter, "load", classmethod(load))
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), whole, routers, _cache_reads() as cached, flops, read:
+    made = TokenHead.__init__
+    heads = mock.patch.object(TokenHead, "__init__", lambda head, *args: read.copied(made, head, *args))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), whole, routers, heads, _cache_reads() as cached, flops, read:
         output = generate(model, strategy=strategy, eos_token_id=None, **call)
     return output, Counted(flops.get_total_flops(), read.bytes + cached[0])

@@ -150,7 +150,7 @@ CONFIDENT = [
     CALM(0.4, exit_rule="min"),
     CALM(0.5, measure="saturation", exit_rule="source_mean"),
     CALM(0.5, measure="classifier", classifier=CLASSIFIER),
-    DeeBERT(0.7, shortlist=8, exit_rule="mean"),
+    DeeBERT(0.7, shortlist=8, exit_rule="mean", check_vocabulary=40),
     PABEE(patience=1, exit_rule="source_min"),
     PABEE(patience=2),
     Compose(HSD(2, 0, 4), CALM(0.5)),

@@ -27,7 +27,7 @@ def test_the_most_frequent_tokens_come_first(counted):
 def test_a_file_is_read_as_it_was_written(counted, tmp_path):
     found = TokenCounts.most_common(counted, 99, tiny_tokenizer())
     (tmp_path / "counts.jsonl").write_text(found.text(), encoding="utf-8")
-    assert TokenCounts.load(tmp_path / "counts.jsonl") == found
+    assert TokenCounts.load(tmp_path / "counts.jsonl", "draft_vocabulary") == found
 
 
 def test_a_file_of_another_tokenizer_is_refused(counted):
@@ -66,12 +66,12 @@ LINE = '{"id": 28, "token": ".", "count": 3}\n'
 def test_what_is_no_file_of_token_counts_is_refused(content, says, tmp_path):
     path = tmp_path / "counts.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=says):
-        TokenCounts.load(path)
+    with pytest.raises(UserError, match=f"check_vocabulary=.*{says}"):
+        TokenCounts.load(path, "check_vocabulary")
 
 
 def test_a_missing_file_is_named():
     with pytest.raises(
         FileNotFoundError, match=r"draft_vocabulary='nowhere': there is no such file\. `.*count.tokens` w"
     ):
-        TokenCounts.load("nowhere")
+        TokenCounts.load("nowhere", "draft_vocabulary")

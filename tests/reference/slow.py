@@ -164,6 +164,10 @@ def leaves_of(strategy, parts, new_tokens):
         if getattr(strategy, "gate", None) is not None and cosine(outputs) < strategy.gate:
             return 0.0
         probed = [parts.logits(output) for output in outputs[every - 1 :: every]]
+        if strategy.check_vocabulary is not None:
+            probed = [
+                each.index_fill(0, torch.arange(strategy.check_vocabulary, len(each)), -math.inf) for each in probed
+            ]
         if strategy.shortlist is not None:
             kept = probed[0].topk(strategy.shortlist).indices
             probed[1:] = [torch.full_like(each, -math.inf).index_copy(0, kept, each[kept]) for each in probed[1:]]

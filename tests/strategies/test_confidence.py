@@ -304,6 +304,14 @@ def test_a_late_exit_comes_one_executed_layer_later(tiny, strategy):
         (lambda: CALM(measure="classifier"), "classifier=None; expected a classifier's file"),
         (lambda: CALM(classifier="x"), "measure='softmax' and classifier='x'"),
         (lambda: CALM(measure="saturation", gate=0.5), "'saturation' does not use the head"),
+        (
+            lambda: CALM(measure="classifier", classifier="x", check_vocabulary=8),
+            "check_vocabulary only with 'softmax'",
+        ),
+        (
+            lambda: DeeBERT(check_vocabulary=1),
+            "DeeBERT: check_vocabulary=1; expected a whole number, 2 or more, or a file",
+        ),
         (lambda: CALM(gate=0.5, shortlist=8), "gate=0.5 and shortlist=8; expected one of the two"),
         (lambda: CALM(shortlist=1), "shortlist=1; expected 2"),
         (lambda: CALM(probe_layers=0), "probe_layers=0"),
@@ -332,6 +340,8 @@ def test_bad_parameters_are_refused_when_made(make, message):
     [
         (CALM(probe_layers=[2, 6]), r"probe_layers=\[2, 6\]; this model has layers 0 to 5"),
         (PABEE(shortlist=65), "shortlist=65 is beyond this model's vocabulary of 64"),
+        (DeeBERT(check_vocabulary=65), "DeeBERT: check_vocabulary=65; this model has 64 tokens"),
+        (CALM(shortlist=9, check_vocabulary=8), "shortlist=9 is beyond the checks' vocabulary of 8"),
         (Compose(HSD(), DeeBERT(probe_layers=[9])), "DeeBERT: probe_layers"),
         (PABEE(patience=5), "patience=5 never ends on this model: of its 6 layers it probes after 5, .* expected 4 at"),
         (PABEE(patience=2, probe_layers=2), "of its 6 layers it probes after 2, .* expected 1 at most"),
@@ -346,10 +356,12 @@ def test_what_does_not_fit_the_model_is_refused_before_decoding(tiny, strategy, 
         pass
 
 
-def test_a_shortlist_needs_a_plain_head(tiny):
+def test_candidate_tokens_need_a_plain_head(tiny):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(tiny_model(), LoraConfig(target_modules=["lm_head"]))
     with pytest.raises(ValueError, match=r"head of LlamaForCausalLM is a Linear.*merge adapters"):
         generate(model, strategy=CALM(shortlist=8), input_ids=prompts(1)[0], max_new_tokens=3)
+    with pytest.raises(ValueError, match="leave shortlist, check_vocabulary and draft_vocabulary out"):
+        generate(model, strategy=CALM(check_vocabulary=8), input_ids=prompts(1)[0], max_new_tokens=3)
     generate(model, strategy=CALM(0.5), input_ids=prompts(1)[0], max_new_tokens=3)
