@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -78,6 +78,19 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
     pictures = {name.removesuffix(".png"): replace_figure(folder / name, figure) for name, figure in figures.items()}
     replace_file(folder / "comparison.md", comparison_markdown(comparison, results))
     return pictures
+
+
+def pictures_in_words(pictures: Mapping[str, Picture]) -> str:
+    """Name the files of the pictures in a sentence.
+
+    Args:
+        pictures: What `write_comparison` returned.
+
+    Returns:
+        Such as "pareto.png and depth.png".
+    """
+    *names, last = (f"{name}.png" for name in pictures)
+    return f"{', '.join(names)} and {last}"
 
 
 def notes(comparison: Comparison) -> list[str]:
