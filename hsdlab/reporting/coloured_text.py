@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 
-from hsdlab.reporting.depth import DEPTH_COLOURS
+from hsdlab.records.example import ExampleRecord
+from hsdlab.reporting.depth import DEPTH_COLOURS, token_depths
 from hsdlab.reporting.pareto import FAINT, INK
 
 FONT = "DejaVu Sans Mono"  # comes with matplotlib
@@ -70,6 +71,23 @@ class Piece:
     column: int
     text: str
     depth: float
+
+
+def example_block(title: str, example: ExampleRecord, num_layers: int, plain: str = "") -> TextBlock:
+    """Give the text of an example as it is drawn.
+
+    Args:
+        title: Comes before the average depth.
+        example: Its tokens and layers are read.
+        num_layers: L of the model.
+        plain: Under the title, without colours.
+
+    Returns:
+        The text with the number of layers that made each token.
+    """
+    depth = example.average_layers
+    average = "" if depth is None else f": {depth:.1f} layers"
+    return TextBlock(f"{title}{average}", plain, token_depths(example, num_layers))
 
 
 def coloured_text_figure(blocks: Sequence[TextBlock], num_layers: int) -> Figure:

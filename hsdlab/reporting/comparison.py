@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +17,14 @@ from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.acceptance import acceptance_figure, acceptance_notes
 from hsdlab.reporting.depth import depth_figure
+from hsdlab.reporting.early_exit import (
+    HISTOGRAM,
+    SAMPLE,
+    deciding_by_token,
+    early_exit_figure,
+    early_exit_markdown,
+    early_exit_text_figure,
+)
 from hsdlab.reporting.figures import Picture, replace_figure
 from hsdlab.reporting.markdown import folded_run, markdown_table
 from hsdlab.reporting.pareto import pareto_figure
@@ -43,9 +51,10 @@ TERMINAL_METRICS = ("rouge1", "rouge2", "rougeL", "bleu4", "bertscore_f1")
 
 
 def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], folder: Path) -> dict[str, Picture]:
-    """Write comparison.md, comparison.json, pareto.png, depth.png and acceptance.png, each whole or not at all.
+    """Write comparison.md, comparison.json, pareto.png and depth.png, each whole or not at all.
 
-    The last one only where drafts were verified.
+    acceptance.png is written only where drafts were verified, early_exit.png and early_exit_text.png only where a
+    strategy decides by token.
 
     Args:
         comparison: Made from the results.
@@ -62,10 +71,26 @@ def write_comparison(comparison: Comparison, results: Sequence[StrategyResult], 
     acceptance = acceptance_figure(comparison.rows, results)
     if acceptance is not None:
         figures[ACCEPTANCE] = acceptance
+    chosen = deciding_by_token(comparison.rows, results)
+    if chosen:
+        figures |= {HISTOGRAM: early_exit_figure(chosen), SAMPLE: early_exit_text_figure(chosen)}
     comparison.write(folder / FILE)
     pictures = {name.removesuffix(".png"): replace_figure(folder / name, figure) for name, figure in figures.items()}
-    replace_file(folder / "comparison.md", comparison_markdown(comparison))
+    replace_file(folder / "comparison.md", comparison_markdown(comparison, results))
     return pictures
+
+
+def pictures_in_words(pictures: Mapping[str, Picture]) -> str:
+    """Name the files of the pictures in a sentence.
+
+    Args:
+        pictures: What `write_comparison` returned.
+
+    Returns:
+        Such as "pareto.png and depth.png".
+    """
+    *names, last = (f"{name}.png" for name in pictures)
+    return f"{', '.join(names)} and {last}"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -103,11 +128,12 @@ def notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def comparison_markdown(comparison: Comparison) -> str:
+def comparison_markdown(comparison: Comparison, results: Sequence[StrategyResult] = ()) -> str:
     """Render the report as Markdown.
 
     Args:
         comparison: Of one strategy or more.
+        results: The result of each row, with its examples. Without them the text does not say where tokens exit early.
 
     Returns:
         The text of comparison.md, with the run's provenance folded at its end.
@@ -122,6 +148,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     ]
     if any(row.verifies for row in comparison.rows):
         parts += ["## Accepted drafts", f"![Drafts accepted by their place in the draft]({ACCEPTANCE})"]
+    chosen = deciding_by_token(comparison.rows, results) if results else []
+    if chosen:
+        parts.append(early_exit_markdown(chosen))
     parts.append(folded_run(comparison.run))
     return "\n\n".join(parts) + "\n"
 

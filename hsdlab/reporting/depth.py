@@ -23,6 +23,7 @@ from hsdlab.records.example import ExampleRecord
 from hsdlab.records.layer_ranges import layers_in
 from hsdlab.records.strategy_result import StrategyResult
 from hsdlab.reporting.pareto import FAINT, INK
+from hsdlab.reporting.token_texts import spaced_tokens
 
 DEPTH_COLOURS = "Blues"  # one hue from light to dark: the order survives colour blindness and grey printing
 NO_ROW = "#e4e4e4"
@@ -57,16 +58,17 @@ def token_depths(example: ExampleRecord, num_layers: int) -> list[tuple[str, flo
     """Pair each new token's text with the number of layers that made it.
 
     Args:
-        example: Its `tokens` and `layers` are read.
+        example: Its `tokens`, `prediction` and `layers` are read.
         num_layers: L of the model. The prefill, which makes the first token, runs all of them.
 
     Returns:
-        (text, layers) for each new token; empty where the tokens were not recorded.
+        (text, layers) for each new token, with the space before it where the prediction has one. Empty where the tokens
+        were not recorded.
     """
     if not example.tokens:
         return []
     depths = [num_layers, *(sum(layers_in(ranges).values()) for ranges in example.layers)]
-    return list(zip(example.tokens, depths, strict=True))
+    return list(zip(spaced_tokens(example), depths, strict=True))
 
 
 def depth_figure(rows: Sequence[ComparisonRow], results: Sequence[StrategyResult]) -> Figure:

@@ -24,9 +24,10 @@ from hsdlab.records.files import faults_of_writing, replace_file
 from hsdlab.records.labels import METRIC_LABELS
 from hsdlab.records.manifest import Manifest
 from hsdlab.records.strategy_result import StrategyResult
-from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure
+from hsdlab.reporting.coloured_text import TextBlock, coloured_text_figure, example_block
 from hsdlab.reporting.comparison import comparison_tables
-from hsdlab.reporting.depth import depth_figure, shares_run, token_depths
+from hsdlab.reporting.depth import depth_figure, shares_run
+from hsdlab.reporting.early_exit import deciding_by_token, early_exit_figure
 from hsdlab.reporting.figures import Picture, draw
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.tables import number
@@ -123,8 +124,11 @@ def write_strategy(comparison: Comparison, row: ComparisonRow, result: StrategyR
         for summary in (start, end):
             writer._get_file_writer().add_summary(summary)
         add_picture(writer, "depth/heat_map", draw(depth_figure([row], [result]), DOTS_PER_INCH))
+        chosen = deciding_by_token([row], [result])
+        if chosen:
+            add_picture(writer, "depth/early_exit", draw(early_exit_figure(chosen), DOTS_PER_INCH))
         samples = result.examples[:COLOURED_SAMPLES]
-        blocks = [_block(each.id, each, result.num_layers, each.source) for each in samples]
+        blocks = [example_block(each.id, each, result.num_layers, each.source) for each in samples]
         if blocks:
             add_picture(writer, "depth/text", draw(coloured_text_figure(blocks, result.num_layers), DOTS_PER_INCH))
         for index, example in enumerate(result.examples[:SAMPLES], start=1):
@@ -154,7 +158,7 @@ def write_comparison(
             writer.add_text(f"side_by_side/{index}", sample_table(comparison, texts), 0)
             if index <= COLOURED_SAMPLES:
                 blocks = [TextBlock(sample.id, sample.source)]
-                blocks += [_block(f"{row.number} {row.label}", each, row.num_layers) for row, each in texts]
+                blocks += [example_block(f"{row.number} {row.label}", each, row.num_layers) for row, each in texts]
                 texts_in_colour = coloured_text_figure(blocks, baseline.num_layers)
                 add_picture(writer, f"side_by_side/{index}", draw(texts_in_colour, DOTS_PER_INCH))
 
@@ -274,12 +278,6 @@ def _new_run(folder: Path) -> Iterator[SummaryWriter]:
             replace_file(folder / file.name, file.read_bytes())
     for file in before:
         file.unlink()
-
-
-def _block(title: str, example: ExampleRecord, num_layers: int, plain: str = "") -> TextBlock:
-    depth = example.average_layers
-    average = "" if depth is None else f": {depth:.1f} layers"
-    return TextBlock(f"{title}{average}", plain, token_depths(example, num_layers))
 
 
 def _hyperparameter(value: Any) -> str | int | float:

@@ -12,7 +12,7 @@ from hsdlab.records.comparison import Comparison, compare_results
 from hsdlab.records.predictions import PredictionFile
 from hsdlab.records.provenance import RunInfo, run_info
 from hsdlab.reporting import tensorboard
-from hsdlab.reporting.comparison import ACCEPTANCE, print_comparison, write_comparison
+from hsdlab.reporting.comparison import pictures_in_words, print_comparison, write_comparison
 from hsdlab.reporting.tables import console
 from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.rotation import decode_in_turn, results_in, results_of
@@ -80,11 +80,9 @@ def compare(
         pictures = write_comparison(comparison, results, folder)
         tensorboard.write_runs(comparison, results, pictures, events)
         print_comparison(comparison, terminal)
-        acceptance = f", {ACCEPTANCE}" if any(row.verifies for row in comparison.rows) else ""
         terminal.print(
             f"{len(results)} strategies over {len(results[0].examples)} examples. In {folder}: the tables in "
-            f"comparison.md and .json, the pictures in pareto.png{acceptance} and depth.png, "
-            "the texts in predictions/.",
+            f"comparison.md and .json, the pictures in {pictures_in_words(pictures)}, the texts in predictions/.",
             highlight=False,
         )
         terminal.print(f"Side by side in TensorBoard: {tensorboard.command(events)}", highlight=False, soft_wrap=True)

@@ -193,7 +193,8 @@ def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
         tensorboard.write_runs(found, results, pictures, output / tensorboard.FOLDER)
     terminal = console()
     comparison.print_comparison(found, terminal)
-    text = f"In {output}: the tables in comparison.md and .json, the pictures in pareto.png and depth.png. "
+    drawn = comparison.pictures_in_words(pictures)
+    text = f"In {output}: the tables in comparison.md and .json, the pictures in {drawn}. "
     text += f"Side by side in TensorBoard: {tensorboard.command(output / tensorboard.FOLDER)}"
     terminal.print(text, highlight=False, soft_wrap=True)
     return found
