@@ -18,6 +18,7 @@ from hsdlab.records.bench import BenchSide
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import ComparisonRow, Measured
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.records.provenance import RunInfo
 from hsdlab.records.tuning import TuningResult
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.markdown import markdown_table
@@ -168,10 +169,10 @@ def trained(data: str) -> str:
     return "\n".join(lines)
 
 
-def provenance(data: str) -> str:
-    """Return where and when the runs of a set were made."""
+def provenance(found: Mapping[str, tuple[RunInfo, set[Measured]]]) -> str:
+    """Return where and when runs were made, a line for each file."""
     lines = []
-    for name, (run, measured) in runs(data).items():
+    for name, (run, measured) in found.items():
         sessions = sorted({_session(each) for each in measured})
         lines.append(
             f"- [{name}](results/{name}): {'; '.join(sessions)}; seed {run.seed}, {run.machine.cpu}, "
@@ -256,7 +257,7 @@ def page() -> str:
             parts += [f"### {title}, 4 beams: {how}", quality_table(rows(f"{data}_{model}_beam4"), None)]
         if choice := tuned(data):
             parts += [f"### {title}: the tuner", choice]
-        parts += [f"### {title}: beside the paper", PUBLISHED.strip(), published_table(data), provenance(data)]
+        parts += [f"### {title}: beside the paper", PUBLISHED.strip(), published_table(data), provenance(runs(data))]
     if text := reading():
         parts += ["## What reproduces, and what does not", text.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
