@@ -23,7 +23,7 @@ from benchmarks.early_exit_text import (
     TRAINING,
     WHEN,
 )
-from benchmarks.results import GOAL_METRICS, provenance
+from benchmarks.results import GOAL_METRICS, provenance, trained
 from benchmarks.results_data import SETS, runs
 from benchmarks.results_figure import Point
 from hsdlab.records.bench import BenchSide
@@ -126,7 +126,7 @@ def _verdict(short_of: float, unit: str) -> str:
     """Return "reached", by how much a goal was missed, or that it was not measured."""
     if math.isnan(short_of):
         return "not measured yet"
-    return "reached" if short_of <= 0 else f"no, {short_of:.{2 if unit == '×' else 1}f}{unit} short"
+    return "reached" if short_of < 1e-9 else f"no, {short_of:.{2 if unit == '×' else 1}f}{unit} short"
 
 
 def goals_table(sets: Mapping[str, SetResults]) -> str:
@@ -156,13 +156,12 @@ def _quality_and_depth(
         shares = ", ".join(f"{share:.1f} %" for share in found.shares(row))
         depth = f"{row.average_layers:.1f} layers ({row.percent_of_layers:.0f} %)"
         lacking = [
-            text
+            f"{missing:.1f} {text}"
             for missing, text in (
-                (needed - min(found.shares(row)), "% of quality"),
+                (needed - min(found.shares(row)), "% of the quality"),
                 (row.percent_of_layers - at_most, "% of the layers"),
             )
-            if missing > 0
-            for text in [f"{missing:.1f} {text}"]
+            if missing > 1e-9
         ]
         yield [title, goal, at, f"{shares} at {depth}", f"no, {' and '.join(lacking)} short" if lacking else "reached"]
     for size, times_faster in faster.items():
@@ -301,7 +300,7 @@ def page() -> str:
     parts = [INTRODUCTION, FINDINGS, GOALS, goals_table(sets), TRAINING, READING]
     for data, title in SETS.items():
         parts += [f"## {title}", _picture(f"{data}_exits.png", f"{title}: ROUGE-L against layers and against time")]
-        parts += [strategies_table(sets[data]), FINDINGS_OF[data]]
+        parts += [trained(data, {"exits": "trained for exits"}), strategies_table(sets[data]), FINDINGS_OF[data]]
         if data == "e2e":
             parts += [f"### {title}: three training seeds", SEEDS, seeds_table(sets[data])]
         parts += [f"### {title}: thresholds", CALIBRATION, calibration_table(data)]

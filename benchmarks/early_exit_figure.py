@@ -30,7 +30,7 @@ def early_exit_figure(title: str, panels: Mapping[str, Sequence[Point]]) -> Figu
         title: Of the data set.
         panels: Label of the horizontal axis to points; a point that is not a number is left out.
     """
-    figure = Figure(figsize=(4.6 * len(panels), 5.4), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     names = list(dict.fromkeys(point.name for points in panels.values() for point in points))
@@ -42,8 +42,17 @@ def early_exit_figure(title: str, panels: Mapping[str, Sequence[Point]]) -> Figu
     columns[0].set_ylabel("ROUGE-L, % of the plain model at full depth", color=INK)
     columns[0].set_title(title, loc="left", color=INK, fontweight="bold")
     handles, labels = columns[0].get_legend_handles_labels()
-    families = figure.legend(handles, labels, frameon=False, labelcolor=INK, loc="outside lower left", fontsize=9)
-    families.set_in_layout(True)
+    figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        labelcolor=INK,
+        loc="outside lower center",
+        ncols=len(FAMILIES),
+        fontsize=10,
+        columnspacing=1.2,
+        handletextpad=0.2,
+    )
     listed = "\n".join(f"{number}  {name}" for name, number in numbers.items())
     columns[-1].text(1.03, 1.0, listed, transform=columns[-1].transAxes, va="top", fontsize=9, color=INK)
     settle_layout(figure)  # in which the labels are measured

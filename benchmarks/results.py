@@ -147,11 +147,16 @@ def published_table(data: str) -> str:
     return markdown_table(header, lines)
 
 
-def trained(data: str) -> str:
-    """Return how a set's two models were trained, and how their validation losses fell."""
+def trained(data: str, models: Mapping[str, str] = MODELS) -> str:
+    """Return how a set's models were trained, and how their validation losses fell.
+
+    Args:
+        data: Name of the set.
+        models: What each model is called in the names of files, and how it was trained.
+    """
     lines = []
-    for model, how in MODELS.items():
-        name = f"smollm2-135m-{data}{'-skip-aware' if model == 'skip_aware' else ''}".replace("_", "-")
+    for model, how in models.items():
+        name = f"smollm2-135m-{data}{'' if model == 'plain' else f'-{model}'}".replace("_", "-")
         file = results_data.ADAPTERS / name.removeprefix("smollm2-135m-").replace("-", "_") / "training.json"
         if not file.is_file():
             continue
