@@ -34,6 +34,7 @@ from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.tables import MISSING, estimate, number
 
 PAGE = results_data.ROOT / "docs/early_exit.md"
+PLAIN = "FullDepth(), trained plainly"
 NOT_YET = "*Not measured yet.*"
 BATCH_SIZES = (1, 8)
 SEEDED = ("exits_greedy", "exits_seed1_greedy", "exits_seed2_greedy")
@@ -278,17 +279,15 @@ def calibration_table(data: str) -> str:
 
 def points(found: SetResults) -> dict[str, list[Point]]:
     """Return the panels of the picture: cost to points, with ROUGE-L as percentage of the plain full depth."""
-    every = {**found.exits, **found.schedules}
     if found.plain is None or not found.exits:
         return {}
+    every = {PLAIN: found.plain, **found.exits, **found.schedules}
     percent = {name: found.shares(row)[0] for name, row in every.items()}
-    panels = {
-        "Average layers per decode step": [
-            Point(row.average_layers, percent[name], name) for name, row in every.items()
-        ]
-    }
+    layers = [Point(row.average_layers, percent[name], name) for name, row in every.items()]
+    panels = {"Average layers per decode step": layers}
     for size in sorted(found.times):
         steps_ms = {name: side.decode_step_ms.median for name, side in found.times[size].items()}
+        steps_ms[PLAIN] = steps_ms.get(FULL_DEPTH, math.nan)  # other weights of the same size
         timed = [Point(steps_ms.get(name, math.nan), percent[name], name) for name in every]
         panels[f"Measured ms per decode step, batch size {size}"] = timed
     return panels
