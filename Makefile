@@ -35,9 +35,10 @@ demo-train: models  ## fine-tune the embedded model so that it can skip, then co
 		$(BIN)/python train.py fit --config configs/experiment/finetune_docstrings.yaml --output runs/demo_model; }
 	$(BIN)/python evaluate.py compare --config configs/experiment/demo.yaml
 
-results: models  ## decode and time what docs/results.md needs and is not there yet (hours), and write it
+results: models  ## decode and time what docs/results.md and docs/early_exit.md need and is not there yet (hours), and write them
 	$(BIN)/python -m benchmarks.run_results
 	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.early_exit
 
 performance: models  ## measure the figures of docs/performance.md and write them (long)
 	$(BIN)/python -m benchmarks.performance

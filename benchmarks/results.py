@@ -18,6 +18,7 @@ from hsdlab.records.bench import BenchSide
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.comparison import ComparisonRow, Measured
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.records.provenance import RunInfo
 from hsdlab.records.tuning import TuningResult
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.markdown import markdown_table
@@ -146,11 +147,16 @@ def published_table(data: str) -> str:
     return markdown_table(header, lines)
 
 
-def trained(data: str) -> str:
-    """Return how a set's two models were trained, and how their validation losses fell."""
+def trained(data: str, models: Mapping[str, str] = MODELS) -> str:
+    """Return how a set's models were trained, and how their validation losses fell.
+
+    Args:
+        data: Name of the set.
+        models: What each model is called in the names of files, and how it was trained.
+    """
     lines = []
-    for model, how in MODELS.items():
-        name = f"smollm2-135m-{data}{'-skip-aware' if model == 'skip_aware' else ''}".replace("_", "-")
+    for model, how in models.items():
+        name = f"smollm2-135m-{data}{'' if model == 'plain' else f'-{model}'}".replace("_", "-")
         file = results_data.ADAPTERS / name.removeprefix("smollm2-135m-").replace("-", "_") / "training.json"
         if not file.is_file():
             continue
@@ -168,10 +174,10 @@ def trained(data: str) -> str:
     return "\n".join(lines)
 
 
-def provenance(data: str) -> str:
-    """Return where and when the runs of a set were made."""
+def provenance(found: Mapping[str, tuple[RunInfo, set[Measured]]]) -> str:
+    """Return where and when runs were made, a line for each file."""
     lines = []
-    for name, (run, measured) in runs(data).items():
+    for name, (run, measured) in found.items():
         sessions = sorted({_session(each) for each in measured})
         lines.append(
             f"- [{name}](results/{name}): {'; '.join(sessions)}; seed {run.seed}, {run.machine.cpu}, "
@@ -256,7 +262,7 @@ def page() -> str:
             parts += [f"### {title}, 4 beams: {how}", quality_table(rows(f"{data}_{model}_beam4"), None)]
         if choice := tuned(data):
             parts += [f"### {title}: the tuner", choice]
-        parts += [f"### {title}: beside the paper", PUBLISHED.strip(), published_table(data), provenance(data)]
+        parts += [f"### {title}: beside the paper", PUBLISHED.strip(), published_table(data), provenance(runs(data))]
     if text := reading():
         parts += ["## What reproduces, and what does not", text.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -3,11 +3,12 @@
 import csv
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hsdlab.records.bench import BenchResult, BenchSide
+from hsdlab.records.bench import BenchCell, BenchResult, BenchSide
 from hsdlab.records.comparison import Comparison, ComparisonRow, Measured
 from hsdlab.records.document import Document
 from hsdlab.records.provenance import RunInfo
@@ -20,6 +21,13 @@ RUNS = ROOT / "runs/results"
 ADAPTERS = ROOT / "adapters/hsdlab_adapters"
 """The companion distribution: a folder for each adapter, such as e2e_skip_aware."""
 SETS = {"e2e": "E2E", "common_gen": "CommonGen"}
+KINDS: dict[str, type[Document]] = {
+    "plain_*": Comparison,
+    "skip_aware_*": Comparison,
+    "bench": BenchResult,
+    "tune": TuningResult,
+}
+"""The files of docs/results.md: what one holds, by the end of its name."""
 Record = TypeVar("Record", bound=Document)
 
 
@@ -86,18 +94,29 @@ def times(data: str, model: str = "skip_aware") -> dict[str, BenchSide]:
     other layers: it has no time there.
     """
     made = read(f"{data}_bench", BenchResult)
-    sides = {} if made is None else {short(side.name): side for cell in made.cells for side in cell.sides}
-    if "FullDepth" in sides:  # which bench always runs
-        sides["FullDepth()"] = sides["FullDepth"]
+    sides = {} if made is None else {name: side for cell in made.cells for name, side in sides_of(cell).items()}
     return {name: side for name, side in sides.items() if model == "skip_aware" or not name.startswith("CALM")}
 
 
-def runs(data: str) -> dict[str, tuple[RunInfo, set[Measured]]]:
-    """Return, for each file of a set, its run, and when and by which commits its rows were made."""
-    wholes = {f"{data}_bench": BenchResult, f"{data}_tune": TuningResult}
+def sides_of(cell: BenchCell) -> dict[str, BenchSide]:
+    """Return the sides of one cell of a bench by their short names; "FullDepth()" is the one that bench always runs."""
+    sides = {short(side.name): side for side in cell.sides}
+    if "FullDepth" in sides:
+        sides["FullDepth()"] = sides["FullDepth"]
+    return sides
+
+
+def runs(data: str, kinds: Mapping[str, type[Document]] = KINDS) -> dict[str, tuple[RunInfo, set[Measured]]]:
+    """Return, for each file of a set, its run, and when and by which commits its rows were made.
+
+    Args:
+        data: Name of the set.
+        kinds: What each file holds, by a pattern of its name after the set's. By default those of docs/results.md.
+    """
+    files = {file: kind for end, kind in kinds.items() for file in RESULTS.glob(f"{data}_{end}.json")}
     found = {}
-    for file in sorted(RESULTS.glob(f"{data}_*.json")):
-        record = wholes.get(file.stem, Comparison).read(file)
+    for file in sorted(files):
+        record: Any = files[file].read(file)
         made = record.rows if isinstance(record, Comparison) else ()
         measured = {row.measured or Measured.by(record.run) for row in made}
         found[file.name] = record.run, measured or {Measured.by(record.run)}

@@ -19,6 +19,8 @@ model that was trained to skip serves all settings. The configs in `configs/resu
 `python -m benchmarks.results` writes this page from the JSON files in `docs/results`. `make results` decodes what is
 missing there, with the adapters of `adapters/` (`pip install ./adapters`).
 
+Neither model was trained for early exit. For CALM and other exits on a model that was, see [early exit](early_exit.md).
+
 ## How to read the tables
 
 - A cell holds the figure on the whole test set, with its 95 % bootstrap interval over the sources. The second line is

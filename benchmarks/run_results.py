@@ -1,11 +1,15 @@
-"""Decode and time what docs/results.md needs and docs/results does not hold yet: `make results`, hours in all.
+"""Decode and time what the pages of results need and docs/results does not hold yet: `make results`, hours in all.
+
+The pages are docs/results.md and docs/early_exit.md.
 
     python -m benchmarks.run_results                     everything
     python -m benchmarks.run_results --plan              what is missing, and how long it takes
     python -m benchmarks.run_results e2e_plain_greedy    one of them, or several; e2e_bench: times, e2e_tune: the tuner
+    python -m benchmarks.run_results e2e_exits_greedy    the model trained for exits; e2e_exits_bench: its times
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
 goes on with the row at which it was. A tuning is made anew for new weights, a bench when a strategy has no time yet.
+The strategies with exits read a classifier and a router, which are trained first where runs/results lacks them.
 """
 
 import argparse
@@ -18,6 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import hsdlab
+from benchmarks import early_exit_data, results_data
 from benchmarks.results import MODELS
 from benchmarks.results_data import ROOT, SETS, collect, read, short, times
 from hsdlab import load_model
@@ -47,22 +52,18 @@ class Decode(NamedTuple):
     @property
     def weights(self) -> str:
         """Name of the fine-tuned model."""
-        suffix = "-skip-aware" if self.model == "skip_aware" else ""
+        suffix = "" if self.model == "plain" else f"-{self.model.replace('_', '-')}"
         return f"embedded:smollm2-135m-{self.data.replace('_', '-')}{suffix}"
 
     @property
     def configs(self) -> list[str]:
         """The layers of its configuration."""
-        first = f"configs/results/evaluate_{self.data}.yaml"
+        first = f"configs/results/evaluate_{self.data}{'_exits' if self.model == 'exits' else ''}.yaml"
         return [first, "configs/results/beam4.yaml"] if self.mode == "beam4" else [first]
 
     def strategies(self) -> list[dict[str, Any]]:
         """Return the strategies that its configuration lists."""
-        listed: list[dict[str, Any]] = []
-        for file in (file for config in self.configs for file in config_files(ROOT / config)):
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-            listed = settings.get("strategies", listed) + settings.get("strategies+", [])
-        return listed
+        return listed_in(*self.configs)
 
     def missing(self) -> list[dict[str, Any]]:
         """Return those that docs/results does not hold for the present weights."""
@@ -85,13 +86,34 @@ class Decode(NamedTuple):
         ]
 
 
+def listed_in(*configs: str) -> list[dict[str, Any]]:
+    """Return the strategies that layers of a configuration list."""
+    listed: list[dict[str, Any]] = []
+    for file in (file for config in configs for file in config_files(ROOT / config)):
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        listed = settings.get("strategies", listed) + settings.get("strategies+", [])
+    return listed
+
+
 DECODES = [Decode(data, model, mode) for mode in ("greedy", "beam4") for data in SETS for model in MODELS]
+DECODES += [Decode(data, "exits", "greedy") for data in SETS]
 BENCHES = [f"{data}_bench" for data in SETS]
+EXIT_BENCHES = [f"{data}_exits_bench" for data in SETS]
 TUNINGS = [f"{data}_tune" for data in SETS]
+EXIT_PARTS = ("exit_classifier", "exit_router")
+"""What `fit-` trains for strategies with exits, on the model trained for exits."""
 
 
 def _name(strategy: dict[str, Any]) -> str:
-    return repr(getattr(hsdlab, strategy["class_path"])(**strategy.get("init_args", {})))
+    return repr(_strategy(strategy))
+
+
+def _strategy(value: Any) -> Any:
+    """Build what a config says, also a strategy within a strategy."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    arguments = {name: _strategy(argument) for name, argument in value.get("init_args", {}).items()}
+    return getattr(hsdlab, value["class_path"])(**arguments)
 
 
 def _of_present_weights(run: RunInfo, name: str) -> bool:
@@ -101,6 +123,10 @@ def _of_present_weights(run: RunInfo, name: str) -> bool:
 
 def is_made(name: str) -> bool:
     """Say whether docs/results holds a tuning of the present weights, or a bench of every strategy."""
+    if name in EXIT_BENCHES:
+        timed = early_exit_data.times(name.removesuffix("_exits_bench"))
+        needed = {early_exit_data.named(_name(each)) for each in listed_in(f"configs/results/{_bench_config(name)}")}
+        return bool(timed) and all(needed <= sides.keys() for sides in timed.values())
     skip_aware = Decode(name.rpartition("_")[0], "skip_aware", "greedy")
     if name in TUNINGS:
         committed = read(name, TuningResult)
@@ -110,11 +136,27 @@ def is_made(name: str) -> bool:
 
 def bench_command(name: str) -> list[str]:
     """Return the command that times a set's strategies."""
+    if name in EXIT_BENCHES:
+        return ["evaluate.py", "bench", "--config", f"configs/results/{_bench_config(name)}"]
     data = name.removesuffix("_bench")
     return [
         *("evaluate.py", "bench", "--config", f"configs/results/evaluate_{data}.yaml", "--model.dtype", "float32"),
         *("--new_tokens", str(TOKENS[data]), "--prompts", "2", "--repeats", "3", "--output", f"runs/results/{name}"),
     ]
+
+
+def _bench_config(name: str) -> str:
+    """Return the file of the bench of a set's model trained for exits."""
+    return f"bench_{name.removesuffix('_bench')}.yaml"
+
+
+def part_commands(data: str) -> dict[str, list[str]]:
+    """Return the commands that train what the exits of a set read and runs/results lacks, by what they train."""
+    return {
+        f"{data}_{part}": ["train.py", f"fit_{part}", "--config", f"configs/results/{part}_{data}.yaml", "--overwrite"]
+        for part in EXIT_PARTS
+        if not (results_data.RUNS / f"{data}_{part}/{part}.safetensors").is_file()
+    }
 
 
 def tune_command(name: str) -> list[str]:
@@ -133,7 +175,7 @@ def expected_s(name: str, strategies: Sequence[dict[str, Any]] = ()) -> float | 
     Returns:
         Seconds; None where nothing of the kind was measured.
     """
-    if name in BENCHES:
+    if name in BENCHES + EXIT_BENCHES:
         timed = read(name, BenchResult)
         if timed is None:
             return None
@@ -184,7 +226,7 @@ def plan(missing: Mapping[str, float | None]) -> str:
 
 def main() -> None:
     """Run what is missing."""
-    names = [each.name for each in DECODES] + TUNINGS + BENCHES
+    names = [each.name for each in DECODES] + TUNINGS + BENCHES + EXIT_BENCHES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"Which of {', '.join(names)}; all by default.")
     parser.add_argument("--plan", action="store_true", help="Say what is missing and how long it takes, and end.")
@@ -199,15 +241,21 @@ def main() -> None:
         if decode.name in only and (strategies := decode.missing()):
             missing[decode.name] = expected_s(decode.name, strategies)
             commands[decode.name] = decode.command(strategies)
-    for wholes, command in ((TUNINGS, tune_command), (BENCHES, bench_command)):
+    for wholes, command in ((TUNINGS, tune_command), (BENCHES + EXIT_BENCHES, bench_command)):
         for name in wholes:
             if name in only and not is_made(name):
                 missing[name] = expected_s(name)
                 commands[name] = [*command(name), "--overwrite"]
-    print(plan(missing), flush=True)
+    parts = {
+        part: command
+        for data in SETS
+        if any(name.startswith(f"{data}_exits") for name in commands)
+        for part, command in part_commands(data).items()
+    }
+    print(plan(dict.fromkeys(parts) | missing), flush=True)
     if parsed.plan:
         return
-    for name, command_line in commands.items():
+    for name, command_line in (parts | commands).items():
         _run(name, command_line)
 
 

@@ -1,0 +1,93 @@
+"""What docs/early_exit.md says in words; its figures come from benchmarks/early_exit.py.
+
+The findings are written after the measurements. An empty text is left out of the page.
+"""
+
+INTRODUCTION = """
+# Early exit: quality against depth and time
+
+SmolLM2-135M-Instruct (30 layers) was trained for early exit on two data sets. The exit strategies of hsdlab decode the
+test sets with it ([confidence measures](calm.md)). Beside them stand the layer schedules of [results](results.md) on
+the model that was trained to skip. All percentages are relative to the plainly trained model at full depth.
+
+`python -m benchmarks.early_exit` writes this page from the JSON files in `docs/results`. `make results` decodes and
+times what is missing there.
+"""
+
+TRAINING = """
+## How the model was trained
+
+- Training continues the LoRA of the plainly trained model (`model.initial_adapter`).
+- Layers 3, 7, 11, 15, 19 and 23, counted from 0, are exits. Each has an adapter of rank 16 before the final norm and
+  the head, which all exits share ([train for exits](training.md#train-for-exits)).
+- The training targets are the texts that the plainly trained model writes for the training sources. Each exit learns
+  the distribution of the last layer besides the tokens of the text.
+- A share of the batches runs with tokens that exit as in decoding. So the layers learn to read keys and values that
+  were computed from the state of an exit layer.
+- The classifier of CALM and the router of `LearnedExit` are trained afterwards, with the model frozen
+  (`configs/results/exit_classifier_*.yaml` and `exit_router_*.yaml`).
+"""
+
+READING = """
+## How to read the tables
+
+- **Thresholds.** `calibrate` chose them on the validation split ([calibration](calibration.md)). The test split was
+  decoded once, with the chosen settings.
+- **Model.** *Plain*: trained plainly. *Exits*: trained for exits. *Skip*: trained to skip.
+- **Layers.** The mean number of executed layers per decode step of the returned texts, greedy, the whole test set. The
+  prefill runs all layers and is not counted.
+- **Quality.** The figure with its 95 % bootstrap interval over the sources. The second line is the percentage of the
+  plainly trained model's figure at full depth.
+- **GFLOPs per token.** Of a decode step, the checks and late keys and values included. A dash: the record does not hold
+  them.
+- **Time.** Median milliseconds per decode step of the whole batch, from one run of `hsdlab bench` on one machine:
+  greedy, float32, strategies timed in alternation. In brackets: the layers of the bench. The second line is the
+  speed-up over `FullDepth()` of the same batch size, with quartiles over the rounds. A bench decodes a fixed number of
+  tokens from each prompt, so its average depth differs from that of the texts.
+- The bench ran every strategy on the model trained for exits. The layers of a schedule do not depend on the weights, so
+  its time holds for the model trained to skip too. So does the time of full depth for the plain model.
+- `OracleExit()` knows the last layer's token beforehand and exits at the first layer that predicts it. It is an upper
+  bound and not a method, so it has no time.
+"""
+
+WHEN = """
+## When exits win
+
+A softmax check after layer i applies the whole head. Let h be the weights of the head divided by those of one layer. A
+check that applies the head costs as much as h layers. On this model h is 8: the head has 28 million weights, a layer
+3.5 million. A step that checks k times and then skips s layers saves s − h·k layers, if no logits are used twice. The
+logits of the check at which a token exits are the token's own, so that one check of the k is free. Saturation, the
+classifier and the router do not apply the head, so their checks cost almost nothing.
+
+So exits win against a schedule of equal quality in these cases:
+
+- **The head is small beside a layer**: larger models, smaller vocabularies. Llama 3 8B, with 4096 channels and 128,256
+  tokens, has h = 2.4.
+- **The checks do not apply the head**, or apply it to candidate tokens only (`shortlist`).
+- **The batch is small.** A layer runs for the sequences that have not exited. With 8 sequences some sequence is often
+  left, so its weights are read all the same.
+- **The task has easy tokens and hard ones.** Where all tokens need the same depth, a schedule skips as many layers and
+  checks nothing.
+"""
+
+GOALS = """
+## How far it came
+
+The goals are those that were set before the measurements. "At" names the setting that comes nearest to the goal. Of
+ROUGE-L, BLEU-4 and BERTScore F1, the smallest percentage decides.
+"""
+
+SEEDS = """
+The headline setting on models of three training seeds. Seed 0 is the published one.
+"""
+
+CALIBRATION = """
+`hsdlab calibrate` tests the settings of each measure in order, the safest first, and stops at the first one that does
+not pass. The guarantee holds at the given tolerance with probability 1 − ε over the draw of the examples.
+"""
+
+FINDINGS = ""
+"""What was found, at the top of the page, with a heading of its own."""
+
+FINDINGS_OF = {"e2e": "", "common_gen": ""}
+"""What is written below the tables of each set."""
