@@ -108,7 +108,9 @@ def inspect(
         result,
         exits=() if exits is None else exits.layers,
         examples_hash=examples_hash,
-        before=earlier and EarlierInspection(earlier.model, earlier.layers, earlier.exits, earlier.run),
+        before=None
+        if earlier is None
+        else EarlierInspection(earlier.model, earlier.layers, earlier.exits, earlier.run),
     )
     write_inspection(result, Path(folder))
     print_inspection(result, console())
@@ -146,8 +148,8 @@ def _check_fits(earlier: InspectionResult, option: str, text: str, examples_hash
         )
     if earlier.examples_hash != examples_hash:
         raise UserError(
-            f"{option} measured other examples than this run. Give the same data, --seed_everything, --examples and "
-            "tokenizer."
+            f"{option} measured other examples than this run. Give the same data with the same --data.seed and "
+            "--data.limit, the same --examples and the same tokenizer."
         )
     if len(earlier.layers) != num_layers:
         raise UserError(f"{option} measured a model of {len(earlier.layers)} layers; this one has {num_layers}.")
@@ -156,12 +158,9 @@ def _check_fits(earlier: InspectionResult, option: str, text: str, examples_hash
 def _tokens(pairs: Iterable[Mapping[str, Tensor]]) -> Iterator[str]:
     """The token ids of each example, prompt and reference, without padding."""
     for batch in pairs:
-        for prefix in ("input", "source"):
-            ids = batch.get(f"{prefix}_ids")
-            mask = batch.get("attention_mask" if prefix == "input" else "source_mask")
-            if ids is not None and mask is not None:
-                for row, real in zip(ids, mask, strict=True):
-                    yield f"{prefix} {row[real.bool()].tolist()}"
+        named = [("input_ids", "attention_mask"), *([("source_ids", "source_mask")] if "source_ids" in batch else [])]
+        for row in range(len(batch["input_ids"])):  # independent of how the rows are batched
+            yield " ".join(str(batch[ids][row][batch[mask][row].bool()].tolist()) for ids, mask in named)
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,9 @@ def layer_reliability(measured: Inspection) -> list[LayerReliability]:
     aurocs = [_auroc(scores, agrees, diagram["positive_rate"]) for scores in (confidence, cosine)]
     return [
         LayerReliability(
-            *(float(each[layer]) for each in (*aurocs, diagram["calibration_error"])),
+            auroc=float(aurocs[0][layer]),
+            saturation_auroc=float(aurocs[1][layer]),
+            calibration_error=float(diagram["calibration_error"][layer]),
             confidence=tuple(diagram["confidence"][layer].tolist()),
             rate=tuple(diagram["rate"][layer].tolist()),
             count=tuple(int(count) for count in diagram["count"][layer]),
