@@ -417,14 +417,14 @@ def test_inspect(text, evaluate, tmp_path, capsys):
     assert after["before"]["layers"] == report["layers"] == after["layers"]
 
 
-def test_inspect_refuses_an_earlier_inspection_of_other_examples(evaluate, tmp_path, capsys):
+def test_inspect_refuses_an_earlier_inspection_of_other_examples(evaluate, tmp_path):
     evaluate("inspect", "--examples=3")
     before = f"--before={tmp_path / 'out'}"
 
     def refusal(*args):
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(RunError) as error:
             evaluate("inspect", f"--output={tmp_path / 'after'}", "--overwrite", *args)
-        return str(end.value.code) + capsys.readouterr().err
+        return str(error.value)
 
     assert "measured other examples than this run. Give the same data" in refusal(before, "--examples=2")
     assert "measured references of at most 6 tokens; expected generated" in refusal(
