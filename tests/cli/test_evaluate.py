@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hsdlab.modules.decode
 from hsdlab import CALM, HSD, PABEE, FullDepth, ScheduledStrategy, SkipDecode
 from hsdlab.cli import main
+from hsdlab.errors import RunError
 from hsdlab.runs.strategies import baseline_first
 from tests.tiny_runs import EXAMPLES, ParseOnly, options, read_records, run, without_costs, write_examples
 
