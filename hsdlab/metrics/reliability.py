@@ -54,12 +54,13 @@ class Reliability(SumMetric):
         """Compute the diagram and the calibration error.
 
         Returns:
-            Float64 tensors. The first two are NaN in a bin without cases, the last one for a classifier without cases.
+            Float64 tensors. The first two are NaN in a bin without cases, the last two for a classifier without cases.
 
             - ``confidence`` [classifiers, bins]: the mean confidence in each bin.
             - ``rate`` [classifiers, bins]: the share of the cases in it for which "yes" was right.
             - ``count`` [classifiers, bins]: the number of cases in it.
             - ``calibration_error`` [classifiers]: the mean of |confidence - rate| over the cases.
+            - ``positive_rate`` [classifiers]: the share of all cases for which "yes" was right.
         """
         confidence, rate = self.confidence_sum / self.count, self.positives / self.count
         gaps = (confidence - rate).abs().nan_to_num(0.0) * self.count
@@ -68,4 +69,17 @@ class Reliability(SumMetric):
             "rate": rate,
             "count": self.count,
             "calibration_error": gaps.sum(dim=1) / self.count.sum(dim=1),
+            "positive_rate": self.positives.sum(dim=1) / self.count.sum(dim=1),
         }
+
+
+def both_kinds(positive_rate: Tensor) -> Tensor:
+    """Say where the AUROC is defined; elsewhere torchmetrics gives 0.
+
+    Args:
+        positive_rate: [classifiers], the share of positive cases.
+
+    Returns:
+        BoolTensor [classifiers]: whether there are positive and negative cases.
+    """
+    return (positive_rate > 0) & (positive_rate < 1)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hsdlab.decoding.families import decoder_config, decoder_parts, plain_model
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.errors import RunError, UserError
-from hsdlab.metrics.reliability import Reliability
+from hsdlab.metrics.reliability import Reliability, both_kinds
 from hsdlab.models.device_map import check_movable
 from hsdlab.models.load import weights_fingerprint
 from hsdlab.modules.checkpoint_files import tensor_bytes
@@ -260,15 +260,13 @@ class FrozenExitModule(LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all processes; keep those of each layer in `quality`."""
-        reliability = self.layer_metrics["reliability"].compute()  # type: ignore[operator]
-        count = reliability["count"].sum(dim=1)
-        positives = (reliability["rate"].nan_to_num(0.0) * reliability["count"]).sum(dim=1)
-        both = (positives > 0) & (positives < count)  # AUROC needs both kinds of cases
-        auroc = self.layer_metrics["auroc"].compute().to(count.device).double()  # type: ignore[operator]
+        reliability = dict(self.layer_metrics["reliability"].compute())  # type: ignore[operator]
+        positive_rate = reliability.pop("positive_rate")
+        auroc = self.layer_metrics["auroc"].compute().to(positive_rate.device).double()  # type: ignore[operator]
         self.quality = {
-            "agreement": positives / count,
-            "f1": self.layer_metrics["f1"].compute().to(count.device).double(),  # type: ignore[operator]
-            "auroc": auroc.reshape(-1).where(both, torch.nan),
+            "agreement": positive_rate,
+            "f1": self.layer_metrics["f1"].compute().to(positive_rate.device).double(),  # type: ignore[operator]
+            "auroc": auroc.reshape(-1).where(both_kinds(positive_rate), torch.nan),
             **reliability,
         }
         means = {name: self.quality[name].nanmean() for name in ("agreement", "f1", "auroc", "calibration_error")}

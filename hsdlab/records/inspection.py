@@ -14,6 +14,29 @@ from hsdlab.records.provenance import RunInfo
 
 
 @dataclass(frozen=True)
+class LayerReliability:
+    """How well the confidence after a layer tells whether the layer's prediction equals the last layer's.
+
+    A case is one decode step. It is positive where the two predictions are equal.
+
+    Attributes:
+        auroc: Area under the ROC curve of the softmax response; NaN where all cases are positive or all negative.
+        saturation_auroc: The same of hidden-state saturation, the cosine between the layer's input and its output.
+        calibration_error: Expected calibration error of the softmax response, from 0 to 1.
+        confidence: Calibration curve: mean softmax response in each bin; NaN in an empty bin.
+        rate: Share of the positive cases in each bin; NaN in an empty bin.
+        count: Cases in each bin.
+    """
+
+    auroc: float
+    saturation_auroc: float
+    calibration_error: float
+    confidence: tuple[float, ...]
+    rate: tuple[float, ...]
+    count: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class InspectedLayer:
     """Means over the decode steps for one layer.
 
@@ -27,6 +50,7 @@ class InspectedLayer:
         cosine: Cosine between its input and its output, from -1 to 1.
         dropped_loss: Increase of the loss when only this layer is dropped, nats per token.
         dropped_agreement: Share of the steps in which the prediction without the layer equals the full model's.
+        reliability: Of its confidence; None where an earlier version did not measure it.
     """
 
     layer: int
@@ -36,6 +60,24 @@ class InspectedLayer:
     cosine: Estimate
     dropped_loss: Estimate
     dropped_agreement: Estimate
+    reliability: LayerReliability | None = None
+
+
+@dataclass(frozen=True)
+class EarlierInspection:
+    """What `inspect` measured on the same examples before, such as on the model before training.
+
+    Attributes:
+        model: The model that was inspected.
+        layers: One entry per layer, from the first to the last.
+        exits: Layers after which that model was trained to exit, ascending; empty where it names none.
+        run: Versions, commit and machine; None where they were not noted.
+    """
+
+    model: ModelInfo
+    layers: tuple[InspectedLayer, ...]
+    exits: tuple[int, ...] = ()
+    run: RunInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +95,10 @@ class InspectionResult(Document):
         cheapest_first: Layer indices in ascending order of `dropped_loss`.
         layers: One entry per layer, from the first to the last.
         run: Versions, commit and machine; None where they were not noted.
+        exits: Layers after which the model was trained to exit, ascending; empty where it names none. Their
+            predictions use the exit's adapter.
+        examples_hash: Fingerprint of the examples' tokens, 16 digits; None where it was not taken.
+        before: The earlier inspection that this one is compared with; None without one.
     """
 
     kind: ClassVar[str] = "inspection"
@@ -68,3 +114,6 @@ class InspectionResult(Document):
     cheapest_first: tuple[int, ...]
     layers: tuple[InspectedLayer, ...]
     run: RunInfo | None = None
+    exits: tuple[int, ...] = ()
+    examples_hash: str | None = None
+    before: EarlierInspection | None = None

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hsdlab.records.exit_quality import ExitQuality
+from hsdlab.reporting.calibration_curve import plain_axes, prepare_calibration
 from hsdlab.reporting.figures import Picture, replace_figure
-from hsdlab.reporting.pareto import COLOURS, FAINT, INK
+from hsdlab.reporting.pareto import COLOURS, INK
 from hsdlab.reporting.tables import number
 
 NAMES = {"exit classifier": "exit_classifier", "exit router": "exit_router"}
@@ -80,14 +81,10 @@ def exit_quality_figure(quality: ExitQuality) -> Figure:
             (np.nan_to_num(np.array(values)) * count).sum(axis=0) / count.sum(axis=0)
             for values in (quality.confidence, quality.rate)
         )
-    right.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1, label="Calibrated")
+    prepare_calibration(right, f"Confidence of the {quality.network.removeprefix('exit ')}")
     right.plot(confidence, rate, color=COLOURS[1], marker="o", label="All layers")
-    right.set_xlabel(f"Confidence of the {quality.network.removeprefix('exit ')}", color=INK)
-    right.set_ylabel("How often the prediction is the last layer's", color=INK)
     right.legend(frameon=False, labelcolor=INK)
-    for axes in (left, right):
-        axes.grid(color="#ececec", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(left)
     return figure
 
 

@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hsdlab.records.bootstrap import Estimate
 from hsdlab.records.inspection import InspectionResult
+from hsdlab.reporting.calibration_curve import plain_axes
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK
 
 BLACK, BLUE, ORANGE, GREEN = COLOURS[:4]
@@ -28,10 +29,7 @@ def inspection_figure(result: InspectionResult) -> Figure:
     FigureCanvasAgg(figure)
     predictions, states, losses = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 3))
     for axes in (predictions, states, losses):
-        axes.grid(color="#ececec", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK)
+        plain_axes(axes)
     _draw_predictions(predictions, result)
     _draw_states(states, result)
     _draw_losses(losses, result)

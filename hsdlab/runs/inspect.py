@@ -5,9 +5,9 @@ full depth, and again for each layer without it. Only the positions of decode st
 tokens but the last: step t has new token t as its input and predicts token t + 1.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from torchmetrics.functional.classification import binary_auroc
 
 from hsdlab.data import GenerationDataModule
 from hsdlab.data.sample import sample_batches
@@ -24,15 +25,17 @@ from hsdlab.decoding import generate
 from hsdlab.decoding.families import DecoderParts, decoder_parts, plain_model
 from hsdlab.decoding.forced import ForcedTexts, decode_steps
 from hsdlab.decoding.semantics import check_predictions, check_semantics
-from hsdlab.errors import UserError
+from hsdlab.errors import RunError, UserError
+from hsdlab.metrics.reliability import Reliability, both_kinds
 from hsdlab.models.generation import greedy
 from hsdlab.modules import DecodeModule
 from hsdlab.progress import Steps
 from hsdlab.records.bootstrap import Estimate, FloatArray, bootstrap_interval
-from hsdlab.records.inspection import InspectedLayer, InspectionResult
+from hsdlab.records.inspection import EarlierInspection, InspectedLayer, InspectionResult, LayerReliability
 from hsdlab.records.model_info import ModelInfo
 from hsdlab.records.provenance import RunInfo, run_info
-from hsdlab.reporting.inspection import print_inspection, write_inspection
+from hsdlab.records.run_folder import fingerprint
+from hsdlab.reporting.inspection import FILE, print_inspection, write_inspection
 from hsdlab.reporting.tables import console
 from hsdlab.runs.folder import holding_folder
 from hsdlab.runs.model_info import model_info
@@ -51,6 +54,7 @@ def inspect(
     *,
     examples: int = 32,
     text: Texts = "references",
+    before: str | Path | None = None,
     run: RunInfo | None = None,
 ) -> InspectionResult:
     """Measure what each layer is worth: how often it predicts what the last one does, what dropping it costs.
@@ -63,24 +67,32 @@ def inspect(
         examples: The most examples, 1 or more.
         text: The text after the prompts: "references", each example's first reference, or "generated", the model's own
             greedy text.
+        before: Folder of an earlier inspection of the same examples, such as that of the model before training. The
+            report shows the confidence of both models.
         run: Provenance for the record. None notes it now.
 
     Returns:
         The figures of all layers, with bootstrap intervals over the examples.
 
     Raises:
-        UserError: An option out of its range, or no text has a decode step.
+        UserError: An option out of its range, no text has a decode step, or `before` does not fit.
+        RunError: `before` holds no inspection that can be read.
         UnsupportedModelError: hsdlab cannot decode this model with skipped layers.
     """
     if text not in get_args(Texts):
         raise UserError(f"text={text!r}: expected one of {', '.join(get_args(Texts))}.")
     if examples < 1:
         raise UserError(f"examples={examples}: expected 1 or more.")
+    earlier = None if before is None else _read_earlier(Path(before))
     model = module.model.to(trainer.strategy.root_device)
     datamodule.prepare_data()
     datamodule.connect_to(module)
     batches = sample_batches(datamodule, "validation", examples)
     decoding = module.generation(greedy)
+    what = f"{text} of at most {module.max_new_tokens} tokens"
+    examples_hash = fingerprint(_tokens(batch["pairs"] for batch in batches))
+    if earlier is not None:
+        _check_fits(earlier, f"--before={before}", what, examples_hash, decoder_parts(model).num_layers)
     if text == "generated":
         with Steps("Decoding", len(batches), "batches") as steps:
             texts = []
@@ -90,16 +102,72 @@ def inspect(
     else:
         texts = [batch["pairs"] for batch in batches]
     noted = run or run_info(generation=decoding.record())
-    what = f"{text} of at most {module.max_new_tokens} tokens"
     result = inspection_result(inspect_layers(model, texts), model_info(model), what, noted)
+    exits = decoder_parts(model).exits
+    result = replace(
+        result,
+        exits=() if exits is None else exits.layers,
+        examples_hash=examples_hash,
+        before=None
+        if earlier is None
+        else EarlierInspection(earlier.model, earlier.layers, earlier.exits, earlier.run),
+    )
     write_inspection(result, Path(folder))
     print_inspection(result, console())
     return result
 
 
+def _read_earlier(folder: Path) -> InspectionResult:
+    """Read an inspection to compare with.
+
+    Raises:
+        RunError: The folder holds none, or one without the confidence's reliability.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise RunError(f"--before={folder}: expected the folder of a finished `inspect`, got one without {FILE}.")
+    earlier = InspectionResult.read(path)
+    if earlier.examples_hash is None or any(layer.reliability is None for layer in earlier.layers):
+        raise RunError(
+            f"--before={folder}: an earlier version of hsdlab wrote this inspection, without the reliability of the "
+            "confidence. Inspect that model again."
+        )
+    return earlier
+
+
+def _check_fits(earlier: InspectionResult, option: str, text: str, examples_hash: str, num_layers: int) -> None:
+    """Refuse an earlier inspection of other examples, of another kind of text, or of a model with other layers.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    if earlier.text != text:
+        raise UserError(
+            f"{option} measured {earlier.text}; expected {text}, as this run. Give the same --text and "
+            "--model.max_new_tokens."
+        )
+    if earlier.examples_hash != examples_hash:
+        raise UserError(
+            f"{option} measured other examples than this run. Give the same data with the same --data.seed and "
+            "--data.limit, the same --examples and the same tokenizer."
+        )
+    if len(earlier.layers) != num_layers:
+        raise UserError(f"{option} measured a model of {len(earlier.layers)} layers; this one has {num_layers}.")
+
+
+def _tokens(pairs: Iterable[Mapping[str, Tensor]]) -> Iterator[str]:
+    """The token ids of each example, prompt and reference, without padding."""
+    for batch in pairs:
+        named = [("input_ids", "attention_mask"), *([("source_ids", "source_mask")] if "source_ids" in batch else [])]
+        for row in range(len(batch["input_ids"])):  # independent of how the rows are batched
+            yield " ".join(str(batch[ids][row][batch[mask][row].bool()].tolist()) for ids, mask in named)
+
+
 @dataclass(frozen=True)
 class Inspection:
     """Sums over the decode steps of each example, in float64; over ``steps`` they are means.
+
+    ``case_agrees``, ``case_confidence`` and ``case_cosine`` hold the single decode steps.
 
     Attributes:
         steps: [examples], decode steps.
@@ -112,6 +180,9 @@ class Inspection:
         loss: [examples], negative log-likelihood of the text's next token at full depth, nats.
         dropped_loss: [examples, layers], the same without the layer.
         dropped_agreement: [examples, layers], steps in which the prediction without the layer is the full model's.
+        case_agrees: [steps of all examples, layers], what ``agreement`` sums.
+        case_confidence: [steps of all examples, layers], what ``confidence`` sums.
+        case_cosine: [steps of all examples, layers], what ``cosine`` sums.
     """
 
     steps: FloatArray
@@ -123,6 +194,9 @@ class Inspection:
     loss: FloatArray
     dropped_loss: FloatArray
     dropped_agreement: FloatArray
+    case_agrees: FloatArray
+    case_confidence: FloatArray
+    case_cosine: FloatArray
 
 
 def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Inspection:
@@ -150,7 +224,10 @@ def inspect_layers(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
     with torch.inference_mode(), Steps("Inspecting", len(batches) * (parts.num_layers + 1), "passes") as steps:
         sums = [_sums_of_rows(parts, batch, steps.advance) for batch in batches]
     has_steps = torch.cat([each["steps"] for each in sums]) > 0
-    return Inspection(**{name: torch.cat([each[name] for each in sums])[has_steps].numpy() for name in sums[0]})
+    joined = {name: torch.cat([each[name] for each in sums]) for name in sums[0]}
+    return Inspection(
+        **{name: (each if name.startswith("case_") else each[has_steps]).numpy() for name, each in joined.items()}
+    )
 
 
 def inspection_result(measured: Inspection, model: ModelInfo, text: str, run: RunInfo) -> InspectionResult:
@@ -174,8 +251,13 @@ def inspection_result(measured: Inspection, model: ModelInfo, text: str, run: Ru
         "dropped_loss": measured.dropped_loss - measured.loss[:, None],
         "dropped_agreement": measured.dropped_agreement,
     }
+    reliability = layer_reliability(measured)
     rows = [
-        InspectedLayer(layer, **{name: _mean(sums[:, layer], steps) for name, sums in of_layers.items()})
+        InspectedLayer(
+            layer,
+            **{name: _mean(sums[:, layer], steps) for name, sums in of_layers.items()},
+            reliability=reliability[layer],
+        )
         for layer in range(layers)
     ]
     return InspectionResult(
@@ -191,6 +273,44 @@ def inspection_result(measured: Inspection, model: ModelInfo, text: str, run: Ru
         layers=tuple(rows),
         run=run,
     )
+
+
+def layer_reliability(measured: Inspection) -> list[LayerReliability]:
+    """Compute how well the confidence after each layer tells whether its prediction is the last layer's.
+
+    Args:
+        measured: With one or more decode steps.
+
+    Returns:
+        One entry per layer.
+    """
+    agrees = torch.from_numpy(measured.case_agrees).bool()  # (steps, layers)
+    confidence = torch.from_numpy(measured.case_confidence)
+    cosine = (torch.from_numpy(measured.case_cosine) + 1) / 2  # torchmetrics' AUROC takes scores from 0 to 1
+    metric = Reliability(agrees.shape[1])
+    metric.update(confidence, agrees)
+    diagram = metric.compute()
+    aurocs = [_auroc(scores, agrees, diagram["positive_rate"]) for scores in (confidence, cosine)]
+    return [
+        LayerReliability(
+            auroc=float(aurocs[0][layer]),
+            saturation_auroc=float(aurocs[1][layer]),
+            calibration_error=float(diagram["calibration_error"][layer]),
+            confidence=tuple(diagram["confidence"][layer].tolist()),
+            rate=tuple(diagram["rate"][layer].tolist()),
+            count=tuple(int(count) for count in diagram["count"][layer]),
+        )
+        for layer in range(agrees.shape[1])
+    ]
+
+
+def _auroc(scores: Tensor, agrees: Tensor, positive_rate: Tensor) -> Tensor:
+    """Exact AUROC of each layer: [steps, layers] to [layers]."""
+    each = [
+        binary_auroc(score, agree.long()) if defined else torch.tensor(torch.nan)
+        for score, agree, defined in zip(scores.unbind(1), agrees.unbind(1), both_kinds(positive_rate), strict=True)
+    ]
+    return torch.stack(each)
 
 
 def _mean(sums: FloatArray, steps: FloatArray) -> Estimate:
@@ -256,7 +376,11 @@ def _sums_of_rows(
         "dropped_agreement": torch.stack(agrees, dim=1),
     }
     row = texts.decode.nonzero()[:, 0].cpu()  # (steps)
-    return {name: _sums(values.cpu().double(), row, len(texts.decode)) for name, values in of_steps.items()}
+    of_steps = {name: values.cpu().double() for name, values in of_steps.items()}
+    cases = {"case_agrees": "agreement", "case_confidence": "confidence", "case_cosine": "cosine"}
+    return {name: _sums(values, row, len(texts.decode)) for name, values in of_steps.items()} | {
+        case: of_steps[name] for case, name in cases.items()
+    }
 
 
 def _sums(values: Tensor, row: Tensor, rows: int) -> Tensor:

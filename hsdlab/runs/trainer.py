@@ -211,6 +211,7 @@ class DecodingTrainer(Trainer):
         datamodule: GenerationDataModule,
         examples: PositiveInt = 32,
         text: Texts = "references",
+        before: str | None = None,
         run: RunInfo | None = None,
     ) -> InspectionResult:
         """Measure what each layer is worth: how often it predicts what the last one does, what dropping it costs.
@@ -220,12 +221,15 @@ class DecodingTrainer(Trainer):
             datamodule: The data. Its seed draws the examples from its validation split.
             examples: The most examples.
             text: The text after the prompts: each example's first reference, or the model's own greedy text.
+            before: The folder of an earlier inspect on the same examples, of the model before training, say.
             run: Provenance for the record. None notes it now.
 
         Returns:
             The figures of all layers, with bootstrap intervals over the examples.
         """
-        return inspect(self, model, datamodule, self.default_root_dir, examples=examples, text=text, run=run)
+        return inspect(
+            self, model, datamodule, self.default_root_dir, examples=examples, text=text, before=before, run=run
+        )
 
     def count_tokens(
         self, model: DecodeModule, datamodule: GenerationDataModule, size: PositiveInt = 8000

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hsdlab.modules.decode
 from hsdlab import CALM, HSD, PABEE, FullDepth, ScheduledStrategy, SkipDecode
 from hsdlab.cli import main
+from hsdlab.errors import RunError
 from hsdlab.runs.strategies import baseline_first
 from tests.tiny_runs import EXAMPLES, ParseOnly, options, read_records, run, without_costs, write_examples
 
@@ -402,6 +403,7 @@ def test_inspect(text, evaluate, tmp_path, capsys):
         "inspect.json",
         "inspect.md",
         "inspect.png",
+        "reliability.png",
         "run.json",
     ]
     report = json.loads((out / "inspect.json").read_text(encoding="utf-8"))
@@ -411,6 +413,25 @@ def test_inspect(text, evaluate, tmp_path, capsys):
     assert report["run"]["config"]["examples"] == 3
     assert "skip" not in report["run"]["config"]
     assert "An oracle exit would run" in capsys.readouterr().out
+    evaluate("inspect", "--examples=3", f"--text={text}", f"--before={out}", f"--output={tmp_path / 'after'}")
+    after = json.loads((tmp_path / "after" / "inspect.json").read_text(encoding="utf-8"))
+    assert after["before"]["layers"] == report["layers"] == after["layers"]
+
+
+def test_inspect_refuses_an_earlier_inspection_of_other_examples(evaluate, tmp_path):
+    evaluate("inspect", "--examples=3")
+    before = f"--before={tmp_path / 'out'}"
+
+    def refusal(*args):
+        with pytest.raises(RunError) as error:
+            evaluate("inspect", f"--output={tmp_path / 'after'}", "--overwrite", *args)
+        return str(error.value)
+
+    assert "measured other examples than this run. Give the same data" in refusal(before, "--examples=2")
+    assert "measured references of at most 6 tokens; expected generated" in refusal(
+        before, "--examples=3", "--text=generated"
+    )
+    assert "expected the folder of a finished `inspect`" in refusal(f"--before={tmp_path / 'nowhere'}")
 
 
 def test_overwrite_replaces_the_results_and_nothing_else(evaluate, tmp_path):

@@ -1,20 +1,26 @@
 """What layers are worth, against transformers' own hidden states and plain forward hooks; the report of it."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
+from io import StringIO
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from hsdlab import FullDepth, generate
 from hsdlab.decoding.families import decoder_parts, position_ids
 from hsdlab.decoding.layer_outputs import layer_outputs
-from hsdlab.records.inspection import InspectionResult
+from hsdlab.exits import Exits, attach_exits
+from hsdlab.records.inspection import EarlierInspection, InspectionResult
 from hsdlab.records.provenance import run_info
-from hsdlab.reporting.inspection import inspection_markdown, summary, write_inspection
+from hsdlab.reporting.inspection import inspection_markdown, print_inspection, summary, write_inspection
+from hsdlab.reporting.reliability_figure import reliability_figure, shown_layers
+from hsdlab.reporting.tables import number
 from hsdlab.runs.inspect import inspect_layers, inspection_result, own_text
 from hsdlab.runs.model_info import model_info
 from hsdlab.testing import prompts, tiny_model
@@ -190,8 +196,13 @@ def test_figures_are_means_over_all_steps(inspected):
 
 def test_files_and_summary(inspected):
     result, folder = inspected
-    assert sorted(path.name for path in folder.iterdir()) == ["inspect.json", "inspect.md", "inspect.png"]
-    assert InspectionResult.read(folder / "inspect.json") == result
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "inspect.json",
+        "inspect.md",
+        "inspect.png",
+        "reliability.png",
+    ]
+    assert repr(InspectionResult.read(folder / "inspect.json")) == repr(result)
     assert (result.examples, result.decode_steps, result.run.seed) == (2, 7, 1)
     text = (folder / "inspect.md").read_text()
     assert summary(result) in text
@@ -200,6 +211,93 @@ def test_files_and_summary(inspected):
     assert f"An oracle exit would run {result.oracle_layers.value:.1f} [" in summary(result)
     assert (folder / "inspect.png").read_bytes().startswith(b"\x89PNG")
     assert not plt.get_fignums()
+
+
+def with_exits():
+    """A tiny model with trained exits after layers 1 and 3, whose adapters change predictions."""
+    model = tiny_model()
+    exits = Exits([1, 3], decoder_parts(model).head_weights[1], 2).double()
+    with torch.no_grad():
+        for number, weight in enumerate(exits.parameters()):
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)).double())
+    attach_exits(model, exits)
+    return model
+
+
+def long_batch():
+    input_ids = torch.randint(7, 64, (4, 30), generator=torch.Generator().manual_seed(2))
+    new = torch.arange(30) >= 4
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "target_mask": new.expand(4, 30)}
+
+
+def auroc_by_hand(scores, positive):
+    """The share of pairs of a positive and a negative case in which the positive one has the larger score."""
+    pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    return float(sum(pairs) / len(pairs)) if pairs else float("nan")
+
+
+def test_reliability_is_that_of_pairs_and_bins_counted_by_hand():
+    model, batch = with_exits(), long_batch()
+    result = inspection_result(inspect_layers(model, [batch]), model_info(model), "a text", run_info())
+    parts = decoder_parts(model)
+    with torch.no_grad(), layer_outputs(model) as outputs:
+        embedded = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, output_hidden_states=True)
+    states = [embedded.hidden_states[0], *outputs.values()]
+    states = [state[:, 4:-1].flatten(0, 1) for state in states]  # (steps, d): all new tokens but the last
+    head, norm, adapters = model.get_output_embeddings(), model.model.norm, parts.exits
+    last = head(norm(states[-1])).argmax(dim=-1)
+    plain_agreement = []
+    for layer, row in enumerate(result.layers):
+        logits = head(adapters(norm(states[layer + 1]), layer))
+        agrees = (logits.argmax(dim=-1) == last).numpy()
+        top = logits.softmax(dim=-1).topk(2, dim=-1).values.detach()
+        response = (top[:, 0] - top[:, 1]).numpy()
+        cosine = torch.cosine_similarity(states[layer + 1], states[layer], dim=-1).detach().numpy()
+        found = row.reliability
+        assert row.agreement.value == pytest.approx(agrees.mean())
+        assert found.auroc == pytest.approx(auroc_by_hand(response, agrees), abs=1e-6, nan_ok=True)
+        assert found.saturation_auroc == pytest.approx(auroc_by_hand(cosine, agrees), abs=1e-6, nan_ok=True)
+        bins = np.minimum((response * 10).astype(int), 9)
+        filled = [np.flatnonzero(bins == number) for number in range(10)]
+        gaps = [len(of) * abs(response[of].mean() - agrees[of].mean()) for of in filled if len(of)]
+        assert found.calibration_error == pytest.approx(sum(gaps) / len(agrees))
+        assert found.count == tuple(map(len, filled))
+        plain_agreement.append(float((head(norm(states[layer + 1])).argmax(dim=-1) == last).double().mean()))
+    assert np.isnan(result.layers[-1].reliability.auroc)  # it always agrees with itself
+    assert sum(not np.isnan(row.reliability.auroc) for row in result.layers) >= 3  # there is something to compare
+    changed = [row.agreement.value != plain for row, plain in zip(result.layers, plain_agreement, strict=True)]
+    assert changed == [parts.exits.layers.count(layer) > 0 for layer in range(LAYERS)]  # the adapters are read
+
+
+def test_the_report_shows_exits_and_the_model_before(tmp_path, inspected):
+    before, _ = inspected
+    assert shown_layers(before) == (0, 1, 2, 3, 4)
+    assert "before" not in inspection_markdown(before)
+    now = inspection_result(inspect_layers(with_exits(), [make_batch()]), before.model, "a text", run_info())
+    now = replace(now, exits=(1, 3), before=EarlierInspection(before.model, before.layers, before.exits, before.run))
+    assert shown_layers(now) == (1, 3)
+    write_inspection(now, tmp_path)
+    assert repr(InspectionResult.read(tmp_path / "inspect.json")) == repr(now)
+    header, _, *rows = [line for line in (tmp_path / "inspect.md").read_text().splitlines() if line.startswith("|")]
+    names = [name.strip() for name in header.split("|")[1:-1]]
+    for layer, line in enumerate(rows):
+        cells = dict(zip(names, (cell.strip() for cell in line.split("|")[1:-1]), strict=True))
+        assert cells["Layer"] == (f"{layer} (exit)" if layer in (1, 3) else str(layer))
+        for suffix, result in (("", now), (", before", before)):
+            found = result.layers[layer].reliability
+            assert cells[f"AUROC, softmax response{suffix}"] == number(found.auroc, 3)
+            assert cells[f"AUROC, cosine{suffix}"] == number(found.saturation_auroc, 3)
+            assert cells[f"Calibration error{suffix}"] == number(found.calibration_error, 3)
+    wide = reliability_figure(now)
+    assert [axes.get_title(loc="left") for axes in wide.axes[:2]] == ["Calibration before", "Calibration now"]
+    assert [line.get_label() for line in wide.axes[1].lines] == ["Calibrated", "Layer 1", "Layer 3"]
+    drawn = {line.get_label(): line.get_ydata() for line in wide.axes[2].lines}
+    expected = [layer.reliability.auroc for layer in before.layers]
+    np.testing.assert_array_equal(drawn["softmax response, before"], expected)
+    printed = StringIO()
+    print_inspection(now, Console(file=printed, width=120))
+    assert max(map(len, printed.getvalue().splitlines())) <= 120
+    assert "AUROC" in printed.getvalue()
 
 
 def test_one_example_has_no_intervals(tiny, batch, tmp_path):
