@@ -164,7 +164,7 @@ def _draw_kinds(axes: Axes, layers: Kinds, num_layers: int) -> None:
             names.append(kind)
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     for name, label in zip(names, axes.get_yticklabels(), strict=True):
-        label.set_weight("bold" if name in GROUPS else "normal")
+        label.set_fontweight("bold" if name in GROUPS else "normal")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, num_layers * 1.2)  # room for what is written beside the longest bar
     axes.set_xlabel("Executed layers, mean", color=INK)

@@ -73,7 +73,7 @@ def token_kinds(example: ExampleRecord) -> list[dict[str, str]]:
         example: Its tokens, prediction and source are read.
 
     Returns:
-        Group -> kind for each token. A token that a group is not about is not in it: only words and numbers are in the
+        Group -> kind for each token. A token that a group is not about is not in it. Only words and numbers are in the
         source or not, and the end of sequence belongs to no sentence.
     """
     texts = spaced_tokens(example)

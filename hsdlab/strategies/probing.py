@@ -173,8 +173,8 @@ class ProbingStrategy(ConfidenceStrategy):
             state: The layer's output; it also remembers the candidate tokens of the first check.
 
         Returns:
-            Logits [rows, n], and which tokens these are, LongTensor [rows, n]: those of ``check_vocabulary`` or, after
-            the first check with a shortlist, the candidate tokens; None for the whole vocabulary.
+            Logits [rows, n], and which tokens these are, LongTensor [rows, n], or None for the whole vocabulary. They
+            are those of ``check_vocabulary`` or, after the first check with a shortlist, the candidate tokens.
         """
         candidates = None if self.shortlist is None else state.recall("shortlist")
         if candidates is not None:
