@@ -55,7 +55,7 @@ def early_exit_markdown(chosen: Sequence[tuple[ComparisonRow, StrategyResult]]) 
         Markdown of a section, without a line break at its end.
     """
     columns = [layers_by_kind(result.examples, result.num_layers) for _, result in chosen]
-    lines = []
+    lines: list[list[str]] = []
     for group, kinds in GROUPS.items():
         for kind in kinds:
             cells = [_cell(column, group, kind) for column in columns]
