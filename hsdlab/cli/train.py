@@ -50,10 +50,10 @@ class TrainCLI(SubcommandCLI):
     """LightningCLI for training: fit, validate, fit_exit_classifier, fit_exit_router.
 
     `fit` writes into --output: config.yaml (runs again as it is), run.json (what it was made with), checkpoints/
-    (best.ckpt by val/loss, or by val/skip_loss if it trains skip-aware; last.ckpt to go on with), the logger's files,
-    and model/, the best weights for `load_model`, transformers or peft. `fit_exit_classifier` and
-    `fit_exit_router` write exit_classifier.safetensors or exit_router.safetensors in place of model/, and how good it
-    is as .json and .png.
+    (best.ckpt by val/loss, by val/skip_loss if it trains skip-aware, by val/supervised_loss with deep supervision;
+    last.ckpt to go on with), the logger's files, and model/, the best weights for `load_model`, transformers or peft.
+    `fit_exit_classifier` and `fit_exit_router` write exit_classifier.safetensors or exit_router.safetensors in place of
+    model/, and how good it is as .json and .png.
 
     Args:
         args: The command line; by default that of the process.
@@ -126,7 +126,11 @@ class TrainCLI(SubcommandCLI):
         if self.subcommand != "validate":
             self.output = Path(config.output)
             self._check_folder(config)
-            monitor = "val/skip_loss" if config.model.get("skip_strategies") else "val/loss"
+            monitor = "val/loss"
+            if config.model.get("skip_strategies"):
+                monitor = "val/skip_loss"
+            elif config.model.get("deep_supervision"):
+                monitor = "val/supervised_loss"
             self.checkpoints = Checkpoints(self.output / CHECKPOINTS, config.checkpoint_every, monitor)
             callbacks = [*self.trainer_defaults["callbacks"], self.checkpoints]
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}

@@ -1,7 +1,7 @@
 """Deep supervision: every layer's output is trained to predict the next token through the model's own head."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -222,6 +222,29 @@ def supervised_loss(
         else:
             loss = loss + weight * checkpoint(_exit_loss, *arguments, use_reentrant=False)
     return loss + _nothing(parts.exits, supervised)
+
+
+def validation_loss(
+    model: nn.Module,
+    outputs: Mapping[int, Tensor],
+    logits: Tensor,
+    batch: dict[str, Tensor],
+    supervision: DeepSupervision,
+) -> Tensor:
+    """Compute the same weighted mean without anything drawn: all exits, on all tokens, which run all layers.
+
+    Args:
+        model: As for `supervised_loss`.
+        outputs: As for `supervised_loss`.
+        logits: As for `supervised_loss`.
+        batch: As for `supervised_loss`.
+        supervision: The weights and the distillation.
+
+    Returns:
+        A scalar in nats per token.
+    """
+    whole = replace(supervision, rotation=1, positions=1.0)
+    return supervised_loss(model, outputs, logits, batch, whole.layer_weights(len(outputs), batch=0), whole)
 
 
 def add_exits(model: PreTrainedModel, supervision: DeepSupervision) -> None:

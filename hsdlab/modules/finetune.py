@@ -8,7 +8,7 @@ layer_dropout).
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
@@ -35,7 +35,7 @@ from hsdlab.models.load import weights_fingerprint
 from hsdlab.models.merging import check_merges, few_logits
 from hsdlab.models.quantization import is_quantised
 from hsdlab.modules.checkpoint_files import tensor_bytes
-from hsdlab.modules.deep_supervision import DeepSupervision, add_exits, supervised_loss
+from hsdlab.modules.deep_supervision import DeepSupervision, add_exits, supervised_loss, validation_loss
 from hsdlab.modules.finite import check_finite, check_loss
 from hsdlab.modules.idle_strategies import refuse_idle_strategies
 from hsdlab.modules.layer_dropout import LayerDropout
@@ -66,8 +66,9 @@ class FinetuneModule(LightningModule):
     Skip-aware training: with `skip_strategies`, each batch, or each sequence, draws one strategy and computes its loss
     with the layers that decoding under it would run (`replay`). val/skip_loss is val/loss under the strategies. They
     are drawn for each sequence with their final weights, the same in each validation. val/acceptance is the share of
-    the references' tokens for which they predict the token that full depth predicts. docs/training.md says when to use
-    which option.
+    the references' tokens for which they predict the token that full depth predicts. With `deep_supervision`,
+    val/supervised_loss is the weighted mean over all exits and the last layer. docs/training.md says when to use which
+    option.
 
     Args:
         model: A transformers model, decoder-only or encoder-decoder.
@@ -206,6 +207,7 @@ class FinetuneModule(LightningModule):
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.validation_loss = MeanMetric(nan_strategy="error")  # by default it leaves a NaN out
         self.skip_validation_loss = MeanMetric(nan_strategy="disable")
+        self.supervised_validation_loss = MeanMetric(nan_strategy="error")
         self.acceptance = MeanMetric(nan_strategy="error")
         self.text_metrics = nn.ModuleList([ROUGE(), BLEU()])
         self._validations = 0
@@ -379,7 +381,8 @@ class FinetuneModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics; decide whether this validation decodes."""
         self._last_batch_end_s = None  # validation is no training time
-        for metric in (self.validation_loss, self.skip_validation_loss, self.acceptance, *self.text_metrics):
+        losses = (self.validation_loss, self.skip_validation_loss, self.supervised_validation_loss)
+        for metric in (*losses, self.acceptance, *self.text_metrics):
             metric.reset()
         self._decodes = False
         if not self.trainer.sanity_checking:
@@ -393,8 +396,12 @@ class FinetuneModule(LightningModule):
             return  # there are more processes than examples
         pairs = batch["pairs"]
         tokens = pairs["target_mask"].sum()
-        full = self.training_logits(pairs)
+        with nullcontext() if self.deep_supervision is None else layer_outputs(self.model) as outputs:
+            full = self.training_logits(pairs)
         self.validation_loss.update(self._finite_loss(batch, full, None, "val/loss"), weight=tokens)
+        if self.deep_supervision is not None:
+            loss = validation_loss(self.model, outputs, full, pairs, self.deep_supervision)
+            self.supervised_validation_loss.update(loss, weight=tokens)
         if self.mixture is not None:
             number = batch_index * self.trainer.world_size + self.global_rank  # as a single process counts
             drawn = self.mixture.draw(number, progress=1.0, rows=len(pairs["input_ids"]))
@@ -430,6 +437,8 @@ class FinetuneModule(LightningModule):
         """Log the figures of all processes."""
         loss = self.validation_loss.compute()
         self.log_dict({"val/loss": loss, "val/perplexity": perplexity(loss)}, prog_bar=True, sync_dist=True)
+        if self.deep_supervision is not None:
+            self.log("val/supervised_loss", self.supervised_validation_loss.compute(), prog_bar=True, sync_dist=True)
         if self.mixture is not None:
             self.log("val/skip_loss", self.skip_validation_loss.compute(), prog_bar=True, sync_dist=True)
             if (acceptance := self.acceptance.compute()).isfinite():  # not in a validation that drew full depth alone

@@ -540,6 +540,22 @@ def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
     assert "skip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "figure"),
+    [
+        ("--model.seed=1", "val/loss"),
+        ("--model.skip_strategies=[FullDepth]", "val/skip_loss"),
+        ("--model.deep_supervision.layers=1", "val/supervised_loss"),
+    ],
+)
+def test_the_best_weights_are_chosen_by_what_is_trained(option, figure, options, cli):
+    class Made(TrainCLI):
+        def _run_subcommand(self, subcommand): ...
+
+    made = cli(*options, option, cls=Made)
+    assert made.checkpoints.monitor == figure
+
+
 def test_there_are_configs():
     docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
     results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in ("plain", "skip_aware")}

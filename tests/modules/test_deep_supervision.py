@@ -131,8 +131,23 @@ def test_early_layers_learn_and_validation_is_of_the_last_one():
         assert final < 2
         assert (max(first, others) < 3) == (tested is supervised)
     (logged,) = trainer().validate(supervised, datamodule=Toy(), verbose=False)
+    del logged["val/supervised_loss"]
     supervised.deep_supervision = None
     assert trainer().validate(supervised, datamodule=Toy(), verbose=False) == [logged]
+
+
+def test_validation_has_the_weighted_mean_over_all_exits_with_nothing_drawn():
+    supervision = DeepSupervision("uniform", rotation=2, positions=0.3, exiting=1.0, layers=[0, 1])
+    tested, data = module(deep_supervision=supervision), Toy()
+    (logged,) = trainer().validate(tested, datamodule=data, verbose=False)
+    tested.model.eval()
+    total = tokens = 0.0
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            pairs = batch["pairs"]
+            number = int(pairs["target_mask"].sum())
+            total, tokens = total + number * plain_losses(tested.model, pairs).mean().item(), tokens + number
+    assert logged["val/supervised_loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4, lora_dropout=0.2)], ids=["full", "lora"])

@@ -40,7 +40,7 @@ def test_the_references_are_counted_each_with_its_end(given, monkeypatch, tmp_pa
     run(monkeypatch, "count_tokens", *given, f"--output={out}")
     tokenizer = tiny_tokenizer()
     texts = [[*tokenizer(text).input_ids, tokenizer.eos_token_id][:6] for each in TRAIN for text in each]
-    found = TokenCounts.load(out / "token_counts.jsonl")
+    found = TokenCounts.load(out / "token_counts.jsonl", "draft_vocabulary")
     assert dict(zip(found.ids, found.counts, strict=True)) == Counter(chain(*texts))
     assert found.tokens[0] == "hell"
     assert SPECIAL[1] in found.tokens
@@ -57,7 +57,7 @@ def test_as_many_as_are_wanted_and_of_the_texts_that_are_named(given, tmp_path, 
     more = (f"--data.targets=[{tmp_path / 'own.jsonl'}]", "--size=1", f"--output={tmp_path / 'counts'}")
     monkeypatch.setattr("sys.argv", ["hsdlab"])
     main(["count-tokens", *given, *more])  # as it is typed
-    assert TokenCounts.load(tmp_path / "counts/token_counts.jsonl").tokens == ("o",)
+    assert TokenCounts.load(tmp_path / "counts/token_counts.jsonl", "draft_vocabulary").tokens == ("o",)
     assert "the 1 most frequent of the 2 tokens of 2 texts, 75.00% of what the texts hold" in capsys.readouterr().out
 
 
