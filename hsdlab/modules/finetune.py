@@ -8,7 +8,7 @@ layer_dropout).
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
@@ -396,7 +396,10 @@ class FinetuneModule(LightningModule):
             return  # there are more processes than examples
         pairs = batch["pairs"]
         tokens = pairs["target_mask"].sum()
-        with nullcontext() if self.deep_supervision is None else layer_outputs(self.model) as outputs:
+        watched: AbstractContextManager[dict[int, Tensor]] = nullcontext({})
+        if self.deep_supervision is not None:
+            watched = layer_outputs(self.model)
+        with watched as outputs:
             full = self.training_logits(pairs)
         self.validation_loss.update(self._finite_loss(batch, full, None, "val/loss"), weight=tokens)
         if self.deep_supervision is not None:
