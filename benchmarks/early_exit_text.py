@@ -86,7 +86,11 @@ CALIBRATION = """
 not pass. The guarantee holds at the given tolerance with probability 1 − ε over the draw of the examples.
 """
 
-FINDINGS = ""
+FINDINGS = """
+**Nothing on this page is measured yet.** The models trained for exits are not published, and the thresholds in
+`configs/strategy/exits_*.yaml` are placeholders until `calibrate` has chosen them. The text below says how the figures
+will be made.
+"""
 """What was found, at the top of the page, with a heading of its own."""
 
 FINDINGS_OF = {"e2e": "", "common_gen": ""}
