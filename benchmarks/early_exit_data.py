@@ -107,10 +107,9 @@ def collect() -> None:
 
 
 def named(strategy: str) -> str:
-    """Return a strategy's name without keywords and without the paths of trained files: "LearnedExit(0.5)"."""
-    return re.sub(r"(, )?[\w./-]+\.safetensors(?(1)|(, )?)", "", short(strategy)).replace(
-        "OracleExit(law)", "OracleExit()"
-    )
+    """Return a strategy's name without keywords and the paths of trained files: "CALM(0.9, token_counts)"."""
+    name = re.sub(r"(, )?[\w./-]+\.safetensors(?(1)|(, )?)", "", short(strategy))
+    return re.sub(r"[\w./-]+/(\w+)\.jsonl", r"\1", name).replace("OracleExit(law)", "OracleExit()")
 
 
 def rows(name: str) -> dict[str, ComparisonRow]:

@@ -9,7 +9,8 @@ The pages are docs/results.md and docs/early_exit.md.
 
 A row that docs/results holds for the same weights, examples and options is not decoded again: a run that was stopped
 goes on with the row at which it was. A tuning is made anew for new weights, a bench when a strategy has no time yet.
-The strategies with exits read a classifier and a router, which are trained first where runs/results lacks them.
+The strategies with exits read a classifier, a router and the tokens of the task. They are made first where runs/results
+lacks them.
 """
 
 import argparse
@@ -100,8 +101,12 @@ DECODES += [Decode(data, "exits", "greedy") for data in SETS]
 BENCHES = [f"{data}_bench" for data in SETS]
 EXIT_BENCHES = [f"{data}_exits_bench" for data in SETS]
 TUNINGS = [f"{data}_tune" for data in SETS]
-EXIT_PARTS = ("exit_classifier", "exit_router")
-"""What `fit-` trains for strategies with exits, on the model trained for exits."""
+EXIT_PARTS = {
+    "exit_classifier": ("train.py", "fit_exit_classifier", "exit_classifier.safetensors"),
+    "exit_router": ("train.py", "fit_exit_router", "exit_router.safetensors"),
+    "token_counts": ("evaluate.py", "count_tokens", "token_counts.jsonl"),
+}
+"""What strategies with exits read: the program and the subcommand that make it, and the file."""
 
 
 def _name(strategy: dict[str, Any]) -> str:
@@ -151,11 +156,11 @@ def _bench_config(name: str) -> str:
 
 
 def part_commands(data: str) -> dict[str, list[str]]:
-    """Return the commands that train what the exits of a set read and runs/results lacks, by what they train."""
+    """Return the commands that make what the exits of a set read and runs/results lacks, by what they make."""
     return {
-        f"{data}_{part}": ["train.py", f"fit_{part}", "--config", f"configs/results/{part}_{data}.yaml", "--overwrite"]
-        for part in EXIT_PARTS
-        if not (results_data.RUNS / f"{data}_{part}/{part}.safetensors").is_file()
+        f"{data}_{part}": [program, subcommand, "--config", f"configs/results/{part}_{data}.yaml", "--overwrite"]
+        for part, (program, subcommand, file) in EXIT_PARTS.items()
+        if not (results_data.RUNS / f"{data}_{part}" / file).is_file()
     }
 
 

@@ -449,10 +449,11 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     )
     monkeypatch.chdir(ROOT)
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# hsdlab fit ")]
-    made = cli(*shlex.split(command)[2:], cls=InstantiateOnly)
+    further = "initial_adapter" in path.read_text()  # an adapter of SmolLM2 does not fit the small model
+    made = cli(*shlex.split(command)[2:], *["--model.initial_adapter=null"][:further], cls=InstantiateOnly)
     results = path.parent.name == "results"
     assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
-    assert made.trainer.precision == "bf16-mixed"
+    assert made.trainer.precision == ("32-true" if further else "bf16-mixed")
     if made.model.mixture:
         assert len(made.model.mixture.strategies) == len(made.model.mixture.weights)
         assert sum(made.model.mixture.weights) == pytest.approx(1)
@@ -558,5 +559,6 @@ def test_the_best_weights_are_chosen_by_what_is_trained(option, figure, options,
 
 def test_there_are_configs():
     docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
-    results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in ("plain", "skip_aware")}
+    kinds = ("plain", "skip_aware", "exits")
+    results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in kinds}
     assert {path.stem for path in CONFIGS} == docstrings | results | {"finetune_e2e_prompts"}
