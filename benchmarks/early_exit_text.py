@@ -17,11 +17,13 @@ times what is missing there.
 TRAINING = """
 ## How the model was trained
 
-- Training continues the LoRA of the plainly trained model (`model.initial_adapter`).
+- Training continues the LoRA of the model trained to skip (`model.initial_adapter`): 450 steps of 16 pairs on E2E,
+  CG_STEPS on CommonGen (`configs/results/finetune_*_exits.yaml`).
 - Layers 3, 7, 11, 15, 19 and 23, counted from 0, are exits. Each has an adapter of rank 16 before the final norm and
   the head, which all exits share ([train for exits](training.md#train-for-exits)).
-- The training targets are the texts that the plainly trained model writes for the training sources. Each exit learns
-  the distribution of the last layer besides the tokens of the text.
+- The training targets are texts for the training sources: on E2E those of the plainly trained model, on CommonGen
+  those of the model trained to skip at full depth. Each exit learns the distribution of the last layer besides the
+  tokens of the text.
 - A share of the batches runs with tokens that exit as in decoding. So the layers learn to read keys and values that
   were computed from the state of an exit layer.
 - The classifier of CALM and the router of `LearnedExit` are trained afterwards, with the model frozen
@@ -33,7 +35,10 @@ READING = """
 
 - **Thresholds.** `calibrate` chose them on the validation split ([calibration](calibration.md)). The test split was
   decoded once, with the chosen settings.
-- **Model.** *Plain*: trained plainly. *Exits*: trained for exits. *Skip*: trained to skip.
+- **Model.** *Plain*: trained plainly. *Exits*: trained for exits, from the model trained to skip. *Skip*: trained to
+  skip. The rows of *exits* decode in float32, the others in bfloat16 (their records are those of [results](results.md)).
+- **`token_counts`**: the checks apply the head to the tokens of the task's references only
+  ([`check_vocabulary`](calm.md#cheaper-checks)). The token of an exit is always chosen from the whole vocabulary.
 - **Layers.** The mean number of executed layers per decode step of the returned texts, greedy, the whole test set. The
   prefill runs all layers and is not counted.
 - **Quality.** The figure with its 95 % bootstrap interval over the sources. The second line is the percentage of the

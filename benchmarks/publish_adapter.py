@@ -86,8 +86,8 @@ TRAININGS = (
     Training(
         "exits",
         "-exits",
-        "It was trained for early exit: {plain} was trained further, so that six of its layers predict the next token. "
-        "The training targets are texts of a model of hsdlab, not the references (training.json).",
+        "It was trained for early exit: {plain}-skip-aware was trained further, so that six of its layers predict the "
+        "next token. The training targets are texts that a model wrote (docs/early_exit.md), not the references.",
         page="docs/early_exit.md",
         settings=(),
     ),

@@ -160,8 +160,9 @@ def test_a_bench_times_every_strategy_and_its_parts_are_trained_first(name, fold
     bench_result(*(bench_side(each, 20.0, 1.0) for each in names)).write(results_data.RESULTS / f"{name}.json")
     assert run_results.is_made(name)
     data = name.removesuffix("_exits_bench")
-    assert list(run_results.part_commands(data)) == [f"{data}_exit_classifier", f"{data}_exit_router"]
+    parts = [f"{data}_{part}" for part in ("exit_classifier", "exit_router", "token_counts")]
+    assert list(run_results.part_commands(data)) == parts
     made = results_data.RUNS / f"{data}_exit_router"
     made.mkdir(parents=True)
     (made / "exit_router.safetensors").touch()
-    assert list(run_results.part_commands(data)) == [f"{data}_exit_classifier"]
+    assert list(run_results.part_commands(data)) == [parts[0], parts[2]]

@@ -276,6 +276,22 @@ def test_an_adapter_is_published_in_bfloat16_with_its_card(tmp_path):
     assert "1.125 at full depth" in text
 
 
+def test_an_adapter_with_exits_is_published_with_them(tmp_path):
+    run, folder = tmp_path / "run", tmp_path / "e2e_exits"
+    (run / "model").mkdir(parents=True)
+    save_file({"a.lora_A.weight": torch.randn(4, 8)}, run / "model/adapter_model.safetensors")
+    (run / "model/adapter_config.json").write_text('{"r": 4}')
+    (run / "model/exits.safetensors").write_bytes(b"exits")
+    replace(RUN, config={"data": {"init_args": {"folder": "runs/results/common_gen_longer"}}}).write(run / "run.json")
+    with SummaryWriter(run / "lightning_logs/version_0") as writer:
+        writer.add_scalar("val/supervised_loss", 0.5, 99)
+    publish_adapter.publish(run, folder)
+    assert (folder / "exits.safetensors").read_bytes() == b"exits"
+    text = publish_adapter.card("common-gen-exits", folder)
+    for part in ("trained for early exit", "0.500 over the exits", "as many longer sets"):
+        assert part in text
+
+
 def test_an_adapter_too_large_for_a_repository_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(publish_adapter, "LARGEST_MB", 0)
     (tmp_path / "model").mkdir()

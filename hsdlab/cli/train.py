@@ -312,6 +312,8 @@ class TrainCLI(SubcommandCLI):
         weights = read_checkpoint(self.checkpoints.best)["state_dict"]
         check_weights(weights, self.model, self.model.trained_names())
         self.model.load_state_dict(weights, strict=False)
+        made = self.checkpoints
+        rank_zero_info(f"The weights of step {made.best_step} are exported: {made.monitor}={made.best_score:.4g}.")
 
 
 def main(args: Sequence[str] | None = None) -> None:

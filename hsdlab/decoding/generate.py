@@ -210,9 +210,10 @@ def generate(
         The sequences, their scores, the trace and the timing.
 
     Raises:
-        UserError: For a bad length or padding, a prompt beyond the model's context, and what cannot be combined
-            with skipped layers: assisted decoding, static caches, a pre-filled cache, ``use_cache=False``; with
-            ``compile``, also for what cannot be compiled.
+        UserError: For a bad length or padding, a prompt beyond the model's context, what `DecodeOutput` does not hold
+            (raw logits, hidden states, attention weights), and what cannot be combined with skipped layers: assisted
+            decoding, static caches, a pre-filled cache, ``use_cache=False``; with ``compile``, also for what cannot be
+            compiled.
         UnsupportedModelError: hsdlab cannot decode this model.
         RunError: torch cannot compile a layer.
         RuntimeError: transformers returned without decoding, which no input is known to cause.
@@ -221,6 +222,12 @@ def generate(
         parts = decoder_parts(model)
         generation_config = kwargs.pop("generation_config", None)
         config = merged_config(parts.model, generation_config, kwargs)
+        for name in ("output_logits", "output_hidden_states", "output_attentions"):
+            if getattr(config, name):
+                raise UserError(
+                    f"{name}=True: DecodeOutput does not hold this. Call model.generate(…, {name}=True, "
+                    "return_dict_in_generate=True) inside `with strategy.applied_to(model):`."
+                )
         if config.num_beams > 1 and not config.output_scores:
             # transformers gives sequences_scores only along with the scores of every step
             if generation_config is None:

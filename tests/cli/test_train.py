@@ -14,10 +14,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hsdlab import CALM, HSD, LearnedExit, generate, load_model
-from hsdlab.cli import training_modules
+from hsdlab.cli import train, training_modules
 from hsdlab.cli.train import TrainCLI, main
 from hsdlab.errors import UserError
-from hsdlab.modules import FinetuneModule
+from hsdlab.modules import FinetuneModule, LoRA, finetune
+from hsdlab.modules.lora import add_lora
 from hsdlab.testing import tiny_model
 from tests.law_cells import in_turns
 from tests.test_configs import ARCHITECTURES, COMMITTED
@@ -68,7 +69,9 @@ def cli(monkeypatch):
     return run
 
 
-def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path):
+def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(train, "rank_zero_info", said.append)
     skip = "[{class_path: FullDepth}, {class_path: HSD, init_args: {max_exit: 1}}]"
     made = cli(*options, f"--model.skip_strategies={skip}", "--model.lora.r=4", "--trainer.max_epochs=2")
     out = tmp_path / "out"
@@ -81,6 +84,8 @@ def test_fit_writes_all_and_its_config_runs_again(cli, options, tmp_path):
         "model",
     }
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    loss = made.checkpoints.best_score
+    assert said[0] == f"The weights of step {made.checkpoints.best_step} are exported: val/skip_loss={loss:.4g}."
     best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     exported = made.model.state_dict()
     assert all(torch.equal(exported[name], weight) for name, weight in best.items())
@@ -449,8 +454,10 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     )
     monkeypatch.chdir(ROOT)
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# hsdlab fit ")]
-    further = "initial_adapter" in path.read_text()  # an adapter of SmolLM2 does not fit the small model
-    made = cli(*shlex.split(command)[2:], *["--model.initial_adapter=null"][:further], cls=InstantiateOnly)
+    further = "initial_adapter" in path.read_text()
+    matrices = LoRA(r=4)  # since an adapter of SmolLM2 does not fit the small model
+    monkeypatch.setattr(finetune, "continue_lora", lambda model, *_: (add_lora(model, matrices), matrices))
+    made = cli(*shlex.split(command)[2:], cls=InstantiateOnly)
     results = path.parent.name == "results"
     assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
     assert made.trainer.precision == ("32-true" if further else "bf16-mixed")
