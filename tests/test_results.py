@@ -287,7 +287,7 @@ def test_an_adapter_with_exits_is_published_with_them(tmp_path):
         writer.add_scalar("val/supervised_loss", 0.5, 99)
     publish_adapter.publish(run, folder)
     assert (folder / "exits.safetensors").read_bytes() == b"exits"
-    text = publish_adapter.card("common-gen-exits", folder)
+    text = publish_adapter.card("e2e-exits", folder)
     for part in ("trained for early exit", "0.500 over the exits", "as many longer sets"):
         assert part in text
 
