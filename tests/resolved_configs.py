@@ -59,7 +59,7 @@ def summary(command: str) -> dict[str, Any]:
     cli = _cli("train.py" if trains(command) else "evaluate.py")
     named = {of_train(each): each for each in TRAIN} if trains(command) else {}
     with dropping_arguments_of_other_classes():
-        config = cli.parser.parse_args([named.get(name, name), *arguments])
+        config = cli.parser.parse_args([named.get(name, name.replace("-", "_")), *arguments])
     parser = cli._parser(config.subcommand)
     settings = yaml.safe_load(parser.dump(config[config.subcommand], skip_default=True, format="yaml"))
     return _without_defaults({name: value for name, value in settings.items() if name != "config"})
