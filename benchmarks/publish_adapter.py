@@ -156,7 +156,7 @@ def card(name: str, folder: Path) -> str:
     megabytes = (folder / "adapter_model.safetensors").stat().st_size / 1e6
     data, made = training_of(name)
     sentence = made.sentence.format(plain=f"{PREFIX}smollm2-135m-{data}")
-    longer = "common_gen_longer" in training["config"]["data"]["init_args"]["folder"]
+    longer = "common_gen_longer" in json.dumps(training["config"])
     statement = f"{DATA[data]} {LONGER_SETS}" if longer else DATA[data]
     git = training["git"]
     tree = "with uncommitted changes" if git["dirty"] else "a clean tree"
