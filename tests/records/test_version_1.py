@@ -30,14 +30,17 @@ def read(kind, content):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_committed_results_are_read(name):
-    kind = BenchResult if "_bench" in name else TuningResult if "_tune" in name else Comparison
+    kinds = {"_bench": BenchResult, "_tune": TuningResult, "_calibration": CalibrationResult}
+    kind = next((kinds[part] for part in kinds if part in name), Comparison)
     record = kind.read(RESULTS / name)
     assert record.run.git.commit in (RESULTS / name).read_text(encoding="utf-8")
     assert repr(kind.from_json(record.to_json())) == repr(record)
     if kind is BenchResult:
-        (cell,) = record.cells
-        assert cell.sides[1].name == "FullDepth"
-        assert cell.sides[1].speed_up.median == 1
+        for cell in record.cells:
+            assert cell.sides[1].name == "FullDepth"
+            assert cell.sides[1].speed_up.median == 1
+    elif kind is CalibrationResult:
+        assert record.tested
     else:
         comparison = record if kind is Comparison else record.comparison
         assert comparison.baseline.name == "FullDepth()"
