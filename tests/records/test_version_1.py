@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.early_exit_data import ChosenThreshold
 from hsdlab.costs import Cost
 from hsdlab.errors import RunError
 from hsdlab.records.bench import BenchResult
@@ -30,7 +31,7 @@ def read(kind, content):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_committed_results_are_read(name):
-    kinds = {"_bench": BenchResult, "_tune": TuningResult, "_calibration": CalibrationResult}
+    kinds = {"_bench": BenchResult, "_tune": TuningResult, "_calibration": ChosenThreshold}
     kind = next((kinds[part] for part in kinds if part in name), Comparison)
     record = kind.read(RESULTS / name)
     assert record.run.git.commit in (RESULTS / name).read_text(encoding="utf-8")
@@ -39,8 +40,8 @@ def test_the_committed_results_are_read(name):
         for cell in record.cells:
             assert cell.sides[1].name == "FullDepth"
             assert cell.sides[1].speed_up.median == 1
-    elif kind is CalibrationResult:
-        assert record.tested
+    elif kind is ChosenThreshold:
+        assert record.tests
     else:
         comparison = record if kind is Comparison else record.comparison
         assert comparison.baseline.name == "FullDepth()"
