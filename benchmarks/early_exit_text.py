@@ -36,8 +36,7 @@ READING = """
 - **Thresholds.** `calibrate` chose them on the validation split ([calibration](calibration.md)). The test split was
   decoded once, with the chosen settings.
 - **Model.** *Plain*: trained plainly. *Exits*: trained for exits, from the model trained to skip. *Skip*: trained to
-  skip. The rows of *exits* decode in float32, the others in bfloat16, whose records are those of
-  [results](results.md).
+  skip. All decode in bfloat16. The records of *plain* and *skip* are those of [results](results.md).
 - **`token_counts`**: the checks apply the head to the tokens of the task's references only
   ([`check_vocabulary`](calm.md#cheaper-checks)). The token of an exit is always chosen from the whole vocabulary.
 - **Layers.** The mean number of executed layers per decode step of the returned texts, greedy, the whole test set. The

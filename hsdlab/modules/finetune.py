@@ -125,7 +125,7 @@ class FinetuneModule(LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int = 50,
         lora: LoRA | None = None,
-        initial_adapter: str | PathLike[str] | None = None,
+        initial_adapter: str | None = None,
         learning_rate: float = 5e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
@@ -182,7 +182,7 @@ class FinetuneModule(LightningModule):
         self.model: nn.Module = model
         self.lora: LoraConfig | None = lora
         if initial_adapter is not None:
-            self.model, self.lora = continue_lora(model, fspath(initial_adapter), tokenizer)
+            self.model, self.lora = continue_lora(model, initial_adapter, tokenizer)
         elif lora is not None:
             self.model = add_lora(model, lora)
         self._initial_weights = None if initial_adapter is None else weights_fingerprint(self.model)

@@ -454,16 +454,25 @@ def test_the_configs_instantiate_from_the_command_in_their_header(path, cli, mon
     )
     monkeypatch.chdir(ROOT)
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# hsdlab fit ")]
-    further = "initial_adapter" in path.read_text()
     matrices = LoRA(r=4)  # since an adapter of SmolLM2 does not fit the small model
     monkeypatch.setattr(finetune, "continue_lora", lambda model, *_: (add_lora(model, matrices), matrices))
     made = cli(*shlex.split(command)[2:], cls=InstantiateOnly)
     results = path.parent.name == "results"
     assert made.config.fit.output == (f"runs/results/{path.stem[9:]}" if results else f"runs/{path.stem}")
-    assert made.trainer.precision == ("32-true" if further else "bf16-mixed")
+    assert made.trainer.precision == ("32-true" if path.stem == "finetune_e2e_exits" else "bf16-mixed")
     if made.model.mixture:
         assert len(made.model.mixture.strategies) == len(made.model.mixture.weights)
         assert sum(made.model.mixture.weights) == pytest.approx(1)
+
+
+def test_null_leaves_out_the_adapter_of_a_config(cli, monkeypatch):
+    monkeypatch.setattr(
+        training_modules, "load_model", lambda name, **_: (tiny_model(num_layers=30, eos_token_id=1), tiny_tokenizer())
+    )
+    monkeypatch.chdir(ROOT)
+    made = cli("fit", "--config=results/finetune_e2e_exits", "--model.initial_adapter=null", cls=InstantiateOnly)
+    assert made.config.fit.model.initial_adapter is None
+    assert made.model.lora is None
 
 
 TRAINING = sorted((ROOT / "configs/training").glob("*.yaml"))

@@ -151,7 +151,7 @@ def adapter(tmp_path_factory):
 
 def continued(adapter, **options):
     model, _ = load_model(adapter.parent / "base", device="cpu")
-    return module(model, initial_adapter=adapter, **options)
+    return module(model, initial_adapter=str(adapter), **options)
 
 
 def test_an_adapter_is_trained_further(adapter, tmp_path):

@@ -25,8 +25,8 @@ SNAPSHOT = f"""\
 the same examples for both.
 - Average depth: layers per decode step of the returned texts. Computed layers: the same over all live beams. \
 Neither is a speed-up: that is measured, for decode steps only, prefill apart.
-- † Layers were saved, but a decode step took longer than the baseline's. Confidence measures read the head after \
-every layer that they check: CALM(0.9, softmax).
+- † Layers were saved, but a decode step took longer than the baseline's. Confidence measures read the head or a \
+part of it after every layer that they check: CALM(0.9, softmax).
 - Only 2 examples: the intervals are wide.
 - Arguments: HSD(num_skipped, min_exit, max_exit), CALM(threshold, measure).
 
