@@ -19,7 +19,9 @@ from benchmarks.early_exit_text import (
     GOALS,
     INTRODUCTION,
     READING,
+    RELIABILITY,
     SEEDS,
+    TOKENS,
     TRAINING,
     WHEN,
 )
@@ -40,6 +42,10 @@ BATCH_SIZES = (1, 8)
 SEEDED = ("exits_greedy", "exits_seed1_greedy", "exits_seed2_greedy")
 EQUAL_QUALITY = 0.5
 """Percentage points of ROUGE-L within which two settings count as equally good."""
+TOKEN_PICTURES = {
+    "exit_layers": "executed layers of the tokens, by strategy, by kind of token and by part of the text",
+    "exit_texts": "texts with each token coloured by its executed layers",
+}
 QUALITY_LABELS = [METRIC_LABELS[metric] for metric in GOAL_METRICS]
 
 
@@ -303,8 +309,11 @@ def page() -> str:
         if data == "e2e":
             parts += [f"### {title}: three training seeds", SEEDS, seeds_table(sets[data])]
         parts += [f"### {title}: thresholds", CALIBRATION, calibration_table(data)]
+        pictures = [_picture(f"{data}_{name}.png", f"{title}: {text}") for name, text in TOKEN_PICTURES.items()]
+        if any(pictures):
+            parts += [f"### {title}: which tokens exit early", TOKENS, *pictures]
         if reliability := _picture(f"{data}_reliability.png", f"{title}: reliability of the confidence by layer"):
-            parts += [f"### {title}: reliability of the confidence", reliability]
+            parts += [f"### {title}: reliability of the confidence", RELIABILITY, reliability]
         parts.append(provenance(runs(data, KINDS)))
     parts.append(WHEN)
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"

@@ -86,6 +86,15 @@ SEEDS = """
 The headline setting on models of three training seeds. Seed 0 is the published one.
 """
 
+TOKENS = """
+From the texts of the test set, as `compare` draws them ([which tokens exit early](calm.md#which-tokens-exit-early)).
+"""
+
+RELIABILITY = """
+`hsdlab inspect` measured it on 64 references of the test set: after training for exits, and before, on the plain model
+([inspect](inspect.md)).
+"""
+
 CALIBRATION = """
 `hsdlab calibrate` tests the settings of each measure in order, the safest first, and stops at the first one that does
 not pass. The guarantee holds at the given tolerance with probability 1 − ε over the draw of the examples.

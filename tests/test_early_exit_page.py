@@ -9,6 +9,7 @@ from hsdlab import CALM, HSD, PABEE, Compose, FullDepth, LearnedExit, OracleExit
 from hsdlab.records.bench import BenchCell
 from hsdlab.records.calibration import CalibrationResult, CalibrationTest
 from hsdlab.records.comparison import compare_results
+from tests.blank_pictures import PNG
 from tests.doc_records import RUN, bench_result, bench_side, strategy_result
 from tests.test_results import lines_of
 from tests.tiny_runs import ParseOnly, run
@@ -147,6 +148,20 @@ def test_the_picture_is_drawn_and_the_other_page_does_not_read_these_files(measu
     assert (results_data.RESULTS / "e2e_exits.png").read_bytes().startswith(b"\x89PNG")
     assert "results/e2e_exits.png" in early_exit.page()
     assert set(results_data.runs("e2e")) == {"e2e_plain_greedy.json", "e2e_skip_aware_greedy.json"}
+
+
+def test_the_pictures_that_runs_draw_are_taken_over(folders):
+    assert "which tokens exit early" not in early_exit.page()
+    for place in early_exit_data.PICTURES:
+        file = folders / "runs" / f"e2e_{place}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(PNG)
+    early_exit_data.collect()
+    page = early_exit.page()
+    tokens = page.index("### E2E: which tokens exit early")
+    assert tokens < page.index("](results/e2e_exit_layers.png)") < page.index("](results/e2e_exit_texts.png)")
+    assert page.index("### E2E: reliability") < page.index("](results/e2e_reliability.png)")
+    assert "CommonGen: which tokens exit early" not in page
 
 
 @pytest.mark.parametrize("name", run_results.EXIT_BENCHES)
