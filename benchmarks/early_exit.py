@@ -8,6 +8,9 @@ What was not measured is a dash, or "Not measured yet."
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from matplotlib.figure import Figure
 
 from benchmarks import results_data
 from benchmarks.early_exit_data import FULL_DEPTH, KINDS, SCHEDULES, collect, named, rows, thresholds, times
@@ -29,11 +32,14 @@ from benchmarks.results import GOAL_METRICS, provenance, trained
 from benchmarks.results_data import SETS, runs
 from benchmarks.results_figure import Point
 from hsdlab.records.bench import BenchSide
-from hsdlab.records.comparison import ComparisonRow
+from hsdlab.records.comparison import Comparison, ComparisonRow
 from hsdlab.records.labels import METRIC_LABELS
+from hsdlab.reporting import comparison
+from hsdlab.reporting import early_exit as tokens
 from hsdlab.reporting.figures import replace_figure
 from hsdlab.reporting.markdown import markdown_table
 from hsdlab.reporting.tables import MISSING, estimate, number
+from hsdlab.runs.report import results_of
 
 PAGE = results_data.ROOT / "docs/early_exit.md"
 PLAIN = "FullDepth(), trained plainly"
@@ -42,6 +48,8 @@ BATCH_SIZES = (1, 8)
 SEEDED = ("exits_greedy", "exits_seed1_greedy", "exits_seed2_greedy")
 EQUAL_QUALITY = 0.5
 """Percentage points of ROUGE-L within which two settings count as equally good."""
+BEST_CALM = {"e2e": (98.0, 50.0), "common_gen": (95.0, 60.0)}
+"""The goals of CALM: least percentage of the plain model's quality, largest percentage of the layers."""
 TOKEN_PICTURES = {
     "exit_layers": "executed layers of the tokens, by strategy, by kind of token and by part of the text",
     "exit_texts": "texts with each token coloured by its executed layers",
@@ -140,8 +148,8 @@ def goals_table(sets: Mapping[str, SetResults]) -> str:
     """Return a line for each goal: the setting that comes nearest to it, what it reached, how much is missing."""
     e2e, common_gen = sets["e2e"], sets["common_gen"]
     lines = [
-        *_quality_and_depth(e2e, "best CALM measure", 98.0, 50.0, {1: 1.5, 8: 1.2}),
-        *_quality_and_depth(common_gen, "best CALM measure", 95.0, 60.0, {1: 1.3}),
+        *_quality_and_depth(e2e, "best CALM measure", *BEST_CALM["e2e"], {1: 1.5, 8: 1.2}),
+        *_quality_and_depth(common_gen, "best CALM measure", *BEST_CALM["common_gen"], {1: 1.3}),
         _compose(e2e),
         *(_oracle(found) for found in sets.values()),
         *(_full_depth(found) for found in sets.values()),
@@ -233,7 +241,7 @@ def _full_depth(found: SetResults) -> list[str]:
 
 def seeds_table(found: SetResults) -> str:
     """Return the headline setting on the models of three training seeds, with mean and range."""
-    name = found.nearest("CALM", 98.0, 50.0)
+    name = found.nearest("CALM", *BEST_CALM[found.data])
     if name is None:
         return NOT_YET
     figures: dict[str, Callable[[ComparisonRow], list[float]]] = {
@@ -325,12 +333,23 @@ def _picture(file: str, text: str) -> str:
 
 
 def draw() -> None:
-    """Draw the picture of each set that was measured."""
+    """Draw the pictures of each set that was measured. Those of single tokens need the run's folder."""
     for data, title in SETS.items():
-        if panels := points(SetResults(data)):
-            replace_figure(
-                results_data.RESULTS / f"{data}_exits.png", early_exit_figure(title, panels), dots_per_inch=150
-            )
+        found = SetResults(data)
+        if panels := points(found):
+            _write_picture(f"{data}_exits.png", early_exit_figure(title, panels))
+        folder = results_data.RUNS / f"{data}_exits_greedy"
+        if found.exits and (folder / comparison.FILE).is_file():
+            drawn = {found.nearest(name, *BEST_CALM[data]) for name in ("CALM", "LearnedExit")}
+            every = zip(Comparison.read(folder / comparison.FILE).rows, results_of(folder), strict=True)
+            renamed = ((replace(row, name=named(row.name), resolved=None), result) for row, result in every)
+            chosen = [(row, result) for row, result in renamed if row.name in drawn]
+            _write_picture(f"{data}_exit_layers.png", tokens.early_exit_figure(chosen))
+            _write_picture(f"{data}_exit_texts.png", tokens.early_exit_text_figure(chosen))
+
+
+def _write_picture(name: str, figure: Figure) -> None:
+    replace_figure(results_data.RESULTS / name, figure, dots_per_inch=120)
 
 
 def main() -> None:

@@ -99,24 +99,15 @@ KINDS: dict[str, type[Document]] = {
 """The files of docs/early_exit.md: what one holds, by the end of its name."""
 
 
-PICTURES = {
-    "exits_greedy/early_exit.png": "exit_layers",
-    "exits_greedy/early_exit_text.png": "exit_texts",
-    "inspect_after/reliability.png": "reliability",
-}
-"""Pictures of the page that a run draws itself: where it lies, and the end of its name in docs/results."""
-
-
 def collect() -> None:
-    """Take over the results of runs, of a calibration without the losses of its examples, and the runs' pictures."""
+    """Take over the results of runs, of a calibration without the losses of its examples, and what `inspect` drew."""
     results_data.collect()
-    for place, name in PICTURES.items():
-        for data in results_data.SETS:
-            if (picture := results_data.RUNS / f"{data}_{place}").is_file():
-                shutil.copyfile(picture, results_data.RESULTS / f"{data}_{name}.png")
     for file in sorted(results_data.RUNS.glob(f"*_exits_calibration_*/{calibration.FILE}")):
         made = ChosenThreshold.of(CalibrationResult.read(file))
         made.write(results_data.RESULTS / f"{file.parent.name}.json")
+    for picture in sorted(results_data.RUNS.glob("*_inspect_after/reliability.png")):
+        data = picture.parent.name.removesuffix("_inspect_after")
+        shutil.copyfile(picture, results_data.RESULTS / f"{data}_reliability.png")
 
 
 def named(strategy: str) -> str:

@@ -1,6 +1,6 @@
 """Put the adapters of finished training runs into adapters/, in bfloat16, with how and on what they were trained.
 
-    python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its four like)
+    python train.py fit --config configs/results/finetune_e2e_plain.yaml        (and its five like)
     python -m benchmarks.publish_adapter
 
 A run that is not there leaves its adapter as it is. The model cards are written anew, from training.json and from the
@@ -28,7 +28,7 @@ from hsdlab.records.provenance import RunInfo
 from hsdlab.records.run_folder import RUN_FILE
 from hsdlab.reporting.markdown import markdown_table
 
-NAMES = ("e2e", "e2e-skip-aware", "e2e-exits", "common-gen", "common-gen-skip-aware")
+NAMES = ("e2e", "e2e-skip-aware", "e2e-exits", "common-gen", "common-gen-skip-aware", "common-gen-exits")
 LARGEST_MB = 10
 DATA = {
     "e2e": (

@@ -172,7 +172,8 @@ def time_notes(rows: Sequence[ComparisonRow], baseline: str) -> list[str]:
         if drafted := [row.label for row in slow if row.verifies]:
             text += f" Too few drafted tokens were accepted: {', '.join(drafted)}."
         if reading := [row.label for row in slow if row.figure("intermediate_predictions_per_token") > 0]:
-            text += f" Confidence measures read the head or a part of it after every layer that they check: {', '.join(reading)}."
+            text += " Confidence measures read the head or a part of it after every layer that they check: "
+            text += f"{', '.join(reading)}."
         if len(reading) + len(drafted) < len(slow):
             text += " If a schedule is slow, the machine may have done other work: `bench` measures it again."
         notes.append(text)

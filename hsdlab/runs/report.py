@@ -106,7 +106,7 @@ def _redraw(folder: Path) -> Document:
 
 
 def _draw_comparison(folder: Path, terminal: Console) -> Comparison:
-    results = _results(folder)
+    results = results_of(folder)
     before = Comparison.read(folder / comparison.FILE)
     in_turn = any(row.speed_up_interval is not None for row in before.rows)
     found = compare_results(results, before.run, in_turn=in_turn)
@@ -117,7 +117,7 @@ def _draw_comparison(folder: Path, terminal: Console) -> Comparison:
 
 
 def _draw_result(folder: Path, terminal: Console) -> StrategyResult:
-    (result,) = _results(folder)
+    (result,) = results_of(folder)
     found = compare_results([result], result.run or run_info())
     (row,) = found.rows
     events = folder / tensorboard.FOLDER
@@ -183,7 +183,7 @@ def _joined(named: Mapping[str, Path], output: Path | None) -> Comparison:
     _check_output(output, named.values())
     results, names = [], []
     for name, folder in named.items():
-        for result in _results(folder):
+        for result in results_of(folder):
             results.append(result)
             names.append(name)
     run = run_info(config={"runs": {name: str(folder) for name, folder in named.items()}}, subcommand="report")
@@ -217,8 +217,12 @@ def _check_output(output: Path, folders: Iterable[Path]) -> None:
         )
 
 
-def _results(folder: Path) -> list[StrategyResult]:
-    """Return what the strategies of a `test` or `compare` run gave, with their examples."""
+def results_of(folder: Path) -> list[StrategyResult]:
+    """Return what the strategies of a `test` or `compare` run gave, with their examples.
+
+    Raises:
+        RunError: The folder holds no finished run of the two, or a part of what was decoded is missing.
+    """
     if (folder / comparison.FILE).is_file():
         return [_result(folder, row) for row in Comparison.read(folder / comparison.FILE).rows]
     if (folder / RESULT_FILE).is_file():
