@@ -339,7 +339,7 @@ def draw() -> None:
         if panels := points(found):
             _write_picture(f"{data}_exits.png", early_exit_figure(title, panels))
         folder = results_data.RUNS / f"{data}_exits_greedy"
-        if found.exits and (folder / comparison.FILE).is_file():
+        if found.exits and (folder / "predictions").is_dir():
             drawn = {found.nearest(name, *BEST_CALM[data]) for name in ("CALM", "LearnedExit")}
             every = zip(Comparison.read(folder / comparison.FILE).rows, results_of(folder), strict=True)
             renamed = ((replace(row, name=named(row.name), resolved=None), result) for row, result in every)

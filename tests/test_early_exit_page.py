@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import early_exit, early_exit_data, results_data, run_results
 from hsdlab import CALM, HSD, PABEE, Compose, FullDepth, LearnedExit, OracleExit
@@ -148,6 +149,22 @@ def test_the_picture_is_drawn_and_the_other_page_does_not_read_these_files(measu
     assert (results_data.RESULTS / "e2e_exits.png").read_bytes().startswith(b"\x89PNG")
     assert "results/e2e_exits.png" in early_exit.page()
     assert set(results_data.runs("e2e")) == {"e2e_plain_greedy.json", "e2e_skip_aware_greedy.json"}
+
+
+def test_where_tokens_exit_is_drawn_for_the_best_calm_and_the_learned_exit(measured, folders, monkeypatch):
+    def figure(chosen):
+        drawn.append([(row.label, result) for row, result in chosen])
+        return Figure((1, 1))
+
+    drawn = []
+    monkeypatch.setattr(early_exit.tokens, "early_exit_figure", figure)
+    monkeypatch.setattr(early_exit.tokens, "early_exit_text_figure", figure)
+    monkeypatch.setattr(early_exit, "results_of", lambda folder: range(7))  # of the rows, in their order
+    assert "which tokens exit early" not in early_exit.page()
+    (folders / "runs/e2e_exits_greedy/predictions").mkdir()
+    early_exit.draw()
+    assert drawn == [[("CALM(0.9)", 1), ("LearnedExit(0.5)", 4)]] * 2
+    assert "### E2E: which tokens exit early" in early_exit.page()
 
 
 def test_the_picture_of_inspect_is_taken_over(folders):
