@@ -12,7 +12,7 @@ from hsdlab.reporting.figures import settle_layout
 from hsdlab.reporting.pareto import COLOURS, FAINT, INK, MARKERS, Labelled, label_points
 
 FAMILIES = {
-    "Full depth": ("FullDepth",),
+    "Full depth, also verified": ("FullDepth", "Verified"),
     "Schedules (trained to skip)": ("HSD", "SkipDecode"),
     "CALM": ("CALM",),
     "DeeBERT, PABEE": ("DeeBERT", "PABEE"),
