@@ -344,8 +344,9 @@ def draw() -> None:
             every = zip(Comparison.read(folder / comparison.FILE).rows, results_of(folder), strict=True)
             renamed = ((replace(row, name=named(row.name), resolved=None), result) for row, result in every)
             chosen = [(row, result) for row, result in renamed if row.name in drawn]
-            _write_picture(f"{data}_exit_layers.png", tokens.early_exit_figure(chosen))
-            _write_picture(f"{data}_exit_texts.png", tokens.early_exit_text_figure(chosen))
+            if len(chosen) == len(drawn):  # the folder has the rows of the last run only
+                _write_picture(f"{data}_exit_layers.png", tokens.early_exit_figure(chosen))
+                _write_picture(f"{data}_exit_texts.png", tokens.early_exit_text_figure(chosen))
 
 
 def _write_picture(name: str, figure: Figure) -> None:

@@ -54,7 +54,7 @@ def early_exit_figure(title: str, panels: Mapping[str, Sequence[Point]]) -> Figu
         handletextpad=0.2,
     )
     listed = "\n".join(f"{number}  {name}" for name, number in numbers.items())
-    columns[-1].text(1.03, 1.0, listed, transform=columns[-1].transAxes, va="top", fontsize=9, color=INK)
+    columns[-1].text(1.03, 1.0, listed, transform=columns[-1].transAxes, va="top", fontsize=8.5, color=INK)
     settle_layout(figure)  # in which the labels are measured
     for axes, points in drawn.items():
         label_points(axes, points)
