@@ -105,3 +105,18 @@ def test_bfloat16_gives_the_tokens_of_plain_generate(monkeypatch, has_instructio
     here = laws.decode(model, FullDepth(), **LONG)
     assert bool(copies(model)) == has_instructions
     assert torch.equal(here.output.sequences, model.generate(input_ids, attention_mask=mask, **LONG))
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1]], ids=["one-row", "two-rows"])
+@pytest.mark.parametrize("has_amx", [True, False], ids=["with-amx", "without"])
+def test_one_row_is_multiplied_with_the_models_own_weights_where_that_is_faster(monkeypatch, has_amx, rows):
+    monkeypatch.setattr(packed, "one_row_is_faster_unpacked", lambda: has_amx)
+    model, called = tiny_model(dtype=torch.float32), []
+    input_ids, mask = (part[rows] for part in laws.prompts(3))
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: called.append(args[0].shape[:-1]) or linear(*args))
+    decoded = generate(model, strategy=FullDepth(), input_ids=input_ids, attention_mask=mask, **LONG).sequences
+    single = [shape for shape in called if shape.numel() == 1]
+    assert bool(single) == (has_amx and rows == [0])
+    assert copies(model)
+    assert torch.equal(decoded, model.generate(input_ids, attention_mask=mask, **LONG))
