@@ -218,7 +218,13 @@ def _check_output(output: Path, folders: Iterable[Path]) -> None:
 
 
 def results_of(folder: Path) -> list[StrategyResult]:
-    """Return what the strategies of a `test` or `compare` run gave, with their examples.
+    """Read what the strategies of a `test` or `compare` run gave, with their examples.
+
+    Args:
+        folder: Of the finished run.
+
+    Returns:
+        One result for each strategy, in the order of the run.
 
     Raises:
         RunError: The folder holds no finished run of the two, or a part of what was decoded is missing.
