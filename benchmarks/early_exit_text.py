@@ -92,11 +92,11 @@ train under bfloat16 autocast (`--trainer.precision=bf16-mixed`).
 
 TOKENS = """
 From the texts of the test set, as `compare` draws them ([which tokens exit early](calm.md#which-tokens-exit-early)).
+The titles name the settings.
 """
 
 RELIABILITY = """
-`hsdlab inspect` measured it on 64 references of the test set: after training for exits, and before, on the plain model
-([inspect](inspect.md)).
+`hsdlab inspect --before` drew it ([inspect](inspect.md)): the model trained for exits, beside the plain model.
 """
 
 CALIBRATION = """
@@ -114,7 +114,8 @@ FINDINGS = """
 - **Schedules win.** On the model trained to skip, `HSD(2, 0, 8)` keeps the same quality at as many layers, and is
   2.1 times as fast as full depth at both batch sizes.
 - **`Compose`: missed.** The model was trained to skip first, and lost that in the training for exits: `HSD(2, 0, 8)`
-  alone lost 0.11 of ROUGE-L on 96 examples of the validation split.
+  alone loses 0.11 of ROUGE-L on 96 examples of the validation split (`hsdlab calibrate --config
+  results/calibrate_e2e_exits --strategies='[HSD(2, 0, 8)]' --data.limit=96`).
 - **CommonGen: missed.** The training for exits cost the model 11 % of BLEU-4 at full depth. Its times, and the model of
   training seed 2 on E2E, are not measured yet.
 - **The times are those of a slow full depth.** On this CPU, with AMX, plain `generate` took 59.9 ms per step at batch
