@@ -127,10 +127,10 @@ class TrainCLI(SubcommandCLI):
             self.output = Path(config.output)
             self._check_folder(config)
             monitor = "val/loss"
-            if config.model.get("skip_strategies"):
-                monitor = "val/skip_loss"
-            elif config.model.get("deep_supervision"):
+            if config.model.get("deep_supervision"):
                 monitor = "val/supervised_loss"
+            elif config.model.get("skip_strategies"):
+                monitor = "val/skip_loss"
             self.checkpoints = Checkpoints(self.output / CHECKPOINTS, config.checkpoint_every, monitor)
             callbacks = [*self.trainer_defaults["callbacks"], self.checkpoints]
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}

@@ -140,27 +140,36 @@ class DeepSupervision:
         weights.append(grown[last])
         return [weight / sum(weights) for weight in weights]
 
-    def draw_exits(self, target_mask: Tensor, num_layers: int) -> Tensor:
+    def draw_exits(self, executed: Tensor, target_mask: Tensor) -> Tensor:
         """Draw where the tokens of the texts exit, from torch's random state, as dropout does.
 
         The batch draws its deepest exit, or the last layer. An example draws a probability from 0 to 1, with which its
         tokens leave at each exit that they reach. No token reads the layers above the deepest exit, so that they need
-        not run for the prompts either.
+        not run for the prompts either. Under a schedule a token leaves at exits that it runs, and the deepest one is
+        drawn from those that all tokens of the texts run.
 
         Args:
+            executed: BoolTensor [rows, length, layers], or [rows, length, layers, 2] for attention and MLP apart: the
+                layers that each token runs if it does not exit.
             target_mask: BoolTensor [rows, length], true at the tokens of the texts. The others run to the deepest exit.
-            num_layers: L of the model.
 
         Returns:
-            The last layer that each token runs, LongTensor [rows, length] on the CPU.
+            The layers that each token runs, of the shape of `executed`, on the CPU.
         """
+        executed, target_mask = executed.cpu(), target_mask.cpu()
+        layers = executed if executed.dim() == 3 else executed.any(dim=-1)
+        num_layers = layers.shape[-1]
         exits = torch.tensor([*self.exits(num_layers), num_layers - 1])
-        rows, length = target_mask.shape
-        leaves = torch.rand(rows, length, len(exits)) < torch.rand(rows, 1, 1)
-        deepest = int(torch.randint(len(exits), ()))
+        runs = layers[:, :, exits]  # (rows, length, exits)
+        runs[:, :, -1] = True  # the end of the schedule
+        leaves = torch.rand(runs.shape) < torch.rand(len(runs), 1, 1)
+        shared = runs[target_mask].all(dim=0).nonzero().squeeze(1)
+        deepest = shared[torch.randint(len(shared), ())]
         leaves[:, :, deepest:] = True
-        drawn = exits[leaves.to(torch.uint8).argmax(dim=-1)]  # (rows, length), the first exit at which it leaves
-        return drawn.where(target_mask.cpu(), exits[deepest])
+        drawn = exits[(leaves & runs).to(torch.uint8).argmax(dim=-1)]  # (rows, length), the first at which it leaves
+        last = drawn.where(target_mask, exits[deepest])
+        below = torch.arange(num_layers) <= last[..., None]  # (rows, length, layers)
+        return executed & (below if executed.dim() == 3 else below[..., None])
 
 
 _GROWN: dict[str, Callable[[int], list[float]]] = {
@@ -177,7 +186,7 @@ def supervised_loss(
     batch: dict[str, Tensor],
     weights: Sequence[float],
     supervision: DeepSupervision,
-    last: Tensor | None = None,
+    executed: Tensor | None = None,
 ) -> Tensor:
     """Compute the weighted mean of all supervised layers' losses.
 
@@ -193,7 +202,8 @@ def supervised_loss(
         batch: input_ids and target_mask, [rows, length], of `collate_pairs`.
         weights: L shares of `DeepSupervision.layer_weights`. A layer of weight 0 is not computed.
         supervision: The distillation, and the share of the tokens. These are drawn from torch's random state.
-        last: The last layer that each token ran in that pass, LongTensor [rows, length]; None if all ran all layers.
+        executed: The layers that each token ran in that pass, BoolTensor [rows, length, layers] or
+            [rows, length, layers, 2]; None if all ran all layers. A layer learns from the tokens that ran it.
 
     Returns:
         A scalar in nats per token, with gradient.
@@ -205,12 +215,14 @@ def supervised_loss(
     if supervision.positions < 1:
         drawn = torch.randperm(len(rows))[: max(1, round(supervision.positions * len(rows)))].to(rows.device)
         rows, places = rows[drawn], places[drawn]
-    ran = None if last is None else last[:, -scored:].to(rows.device)[rows, places]  # (tokens,)
+    ran = None
+    if executed is not None:
+        ran = (executed if executed.dim() == 3 else executed.any(dim=-1))[:, -scored:].to(rows.device)[rows, places]
     supervised = set()
     for layer, weight in enumerate(weights[:-1]):
         if not weight:
             continue
-        row, place = (rows, places) if ran is None else (rows[ran >= layer], places[ran >= layer])
+        row, place = (rows, places) if ran is None else (rows[ran[:, layer]], places[ran[:, layer]])
         if not len(row):
             continue
         supervised.add(layer)

@@ -100,9 +100,11 @@ class FinetuneModule(LightningModule):
         generate_batches: How many batches to decode in such a validation, per process.
         deep_supervision: Train the outputs of layers below the last, the exits, to predict the next token, or what the
             last layer predicts. train/loss is then a weighted mean over the layers; val/loss stays the last layer's.
-            The exits are exported with the model. By default only the last layer is supervised.
-        layer_dropout: Skip layers at random in each example. With deep_supervision it is LayerSkip's training. Neither
-            can be combined with skip_strategies. By default every layer runs.
+            The exits are exported with the model. With skip_strategies, an exit learns from the tokens whose drawn
+            strategy runs its layer, and tokens exit within the strategy's layers: for `Compose`. By default only the
+            last layer is supervised.
+        layer_dropout: Skip layers at random in each example. With deep_supervision it is LayerSkip's training. It
+            cannot be combined with skip_strategies. By default every layer runs.
 
     Raises:
         UserError: A number out of its range, a LoRA target that matches nothing, an adapter that is not LoRA or does
@@ -167,9 +169,12 @@ class FinetuneModule(LightningModule):
         )
         _check(lora is None or initial_adapter is None, "initial_adapter has LoRA's options itself: leave lora out.")
         _check(
-            not skip_strategies or (deep_supervision is None and layer_dropout is None),
-            "skip_strategies cannot be combined with deep_supervision or layer_dropout: they are alternatives; leave "
-            "one out.",
+            not skip_strategies or layer_dropout is None,
+            "skip_strategies cannot be combined with layer_dropout: both say which layers run; leave one out.",
+        )
+        _check(
+            not distillation or deep_supervision is None,
+            "distillation cannot be combined with deep_supervision, which has its own (deep_supervision.distillation).",
         )
         self.mixture = None
         if skip_strategies:
@@ -260,13 +265,16 @@ class FinetuneModule(LightningModule):
 
     def _supervised_loss(self, batch: dict[str, Any], supervision: DeepSupervision) -> Tensor:
         num_layers = decoder_parts(self.model).num_layers
-        last = None
-        if random.Random(f"{self.seed} {self._batch_number}").random() < supervision.exiting:  # as in other processes
-            last = supervision.draw_exits(batch["target_mask"], num_layers)
+        executed = self._executed(batch, self._draw(rows=len(batch["input_ids"])))
+        draws = random.Random(f"{self.seed} {self._batch_number} exiting")  # the same in other processes
+        if draws.random() < supervision.exiting:
+            if executed is None:
+                executed = torch.ones(*batch["input_ids"].shape, num_layers, dtype=torch.bool)
+            executed = supervision.draw_exits(executed, batch["target_mask"])
         with layer_outputs(self.model) as outputs:
-            logits = self.training_logits(batch, last_layers=last)
+            logits = self.training_logits(batch, executed=executed)
         weights = supervision.layer_weights(num_layers, self._batch_number)
-        return supervised_loss(self.model, outputs, logits, batch, weights, supervision, last)
+        return supervised_loss(self.model, outputs, logits, batch, weights, supervision, executed)
 
     def _draw(self, rows: int) -> list[int] | None:
         """Draw the strategy of the batch, or of each of its sequences."""
@@ -315,40 +323,40 @@ class FinetuneModule(LightningModule):
         return distilled_loss(logits, teacher, share, *_last(logits.shape[1], batch))
 
     def training_logits(
-        self, batch: dict[str, Any], drawn: Sequence[int] | None = None, last_layers: Tensor | None = None
+        self, batch: dict[str, Any], drawn: Sequence[int] | None = None, executed: Tensor | None = None
     ) -> Tensor:
         """Compute the logits of a teacher-forced batch.
 
         Args:
             batch: As for `loss`.
             drawn: As for `loss`. With None, layer dropout still applies in training mode.
-            last_layers: The layers after which the tokens exit, LongTensor [rows, length]. None for no exits.
+            executed: The layers that each token runs, in place of `drawn`: BoolTensor [rows, length, layers], or
+                [rows, length, layers, 2] for attention and MLP apart.
 
         Returns:
             Logits [rows, scored, vocabulary] of the last positions. `scored` is the length of the longest reference
             plus 1. The logits at a position predict the token at the next one.
         """
         with _head_at_the_last(_scored(batch), self.model):
-            return self._logits(batch, drawn, last_layers)
+            return self._logits(batch, self._executed(batch, drawn) if executed is None else executed)
 
     def _logits_before(self, batch: dict[str, Any], start: StartingWeights) -> Tensor:
         """Compute what `training_logits` gave at full depth before the training."""
         with _head_at_the_last(_scored(batch), self.model):
             return start.logits(plain_model(self.model), **at_full_depth(batch))
 
-    def _logits(self, batch: dict[str, Any], drawn: Sequence[int] | None, last_layers: Tensor | None) -> Tensor:
-        dropout = self.layer_dropout if self.training else None
-        if dropout is not None or last_layers is not None:
-            num_layers = decoder_parts(self.model).num_layers
-            executed = torch.ones(*batch["input_ids"].shape, num_layers, dtype=torch.bool)
-            if dropout is not None:
-                executed = dropout.draw(batch["input_ids"], num_layers)
-            if last_layers is not None:
-                executed = executed & (torch.arange(num_layers) <= last_layers[..., None])
-            return replay(self.model, **model_inputs(batch), executed=executed)
+    def _executed(self, batch: dict[str, Any], drawn: Sequence[int] | None) -> Tensor | None:
+        """Give the layers of each token under the drawn strategies; None for full depth."""
         if drawn is None or self.mixture is None:
+            return None
+        return self.mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
+
+    def _logits(self, batch: dict[str, Any], executed: Tensor | None) -> Tensor:
+        if self.layer_dropout is not None and self.training:
+            kept = self.layer_dropout.draw(batch["input_ids"], decoder_parts(self.model).num_layers)
+            executed = kept if executed is None else kept & executed
+        if executed is None:
             return plain_model(self.model)(**at_full_depth(batch)).logits
-        executed = self.mixture.executed(drawn, batch["target_mask"], batch["attention_mask"])
         return replay(self.model, **model_inputs(batch), executed=executed)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_index: int) -> None:

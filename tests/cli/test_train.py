@@ -125,7 +125,7 @@ def logged_losses(folder):
 
 
 @pytest.mark.slow
-def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_path):
+def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_path, capsys):
     options = [*options, "--model.lora.r=4", "--model.lora.lora_dropout=0.1", "--trainer.max_epochs=3"]
     whole = [*options, f"--output={tmp_path / 'whole'}"]
     cli(*whole)
@@ -150,6 +150,7 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_losses(cli, options, tmp_
     step = torch.load(last, weights_only=True)["global_step"]
     assert 0 < step < 18
     cli(*options, "--ckpt_path=last")
+    assert "did not note all" not in capsys.readouterr().out
     expected = logged_losses(tmp_path / "whole")
     losses = logged_losses(tmp_path / "out")
     assert set(expected) == set(range(18))
@@ -563,6 +564,7 @@ def test_an_exit_classifier_takes_no_strategy(options, cli, capsys):
         ("--model.seed=1", "val/loss"),
         ("--model.skip_strategies=[FullDepth]", "val/skip_loss"),
         ("--model.deep_supervision.layers=1", "val/supervised_loss"),
+        ("--model={deep_supervision: {layers: 1}, skip_strategies: [FullDepth]}", "val/supervised_loss"),
     ],
 )
 def test_the_best_weights_are_chosen_by_what_is_trained(option, figure, options, cli):
@@ -577,4 +579,5 @@ def test_there_are_configs():
     docstrings = {f"finetune_docstrings{kind}" for kind in ("", "_plain", "_exits")}
     kinds = ("plain", "skip_aware", "exits")
     results = {f"finetune_{data}_{kind}" for data in ("e2e", "common_gen") for kind in kinds}
+    results |= {"finetune_e2e_exits_and_schedules"}
     assert {path.stem for path in CONFIGS} == docstrings | results | {"finetune_e2e_prompts"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from hsdlab import FullDepth
+from hsdlab import HSD, FullDepth
 from hsdlab.data.batches import Pair, collate_pairs
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.modules import DeepSupervision, LayerDropout, LoRA
@@ -191,7 +191,8 @@ def test_parameters_are_checked_in_the_users_words(options, message):
         DeepSupervision(**options)
 
 
-@pytest.mark.parametrize("option", LAYERSKIP)
-def test_skip_strategies_beside_it_are_refused(option):
-    with pytest.raises(ValueError, match="skip_strategies cannot be combined with deep_supervision or layer_dropout"):
-        module(skip_strategies=[FullDepth()], **{option: LAYERSKIP[option]})
+def test_what_contradicts_skip_strategies_is_refused():
+    with pytest.raises(ValueError, match="skip_strategies cannot be combined with layer_dropout"):
+        module(skip_strategies=[FullDepth()], layer_dropout=LAYERSKIP["layer_dropout"])
+    with pytest.raises(ValueError, match=r"distillation cannot be combined with deep_supervision, which has its own"):
+        module(skip_strategies=[HSD()], distillation=0.5, deep_supervision=LAYERSKIP["deep_supervision"])

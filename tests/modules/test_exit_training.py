@@ -1,14 +1,16 @@
 """Training for exits: which layers, distillation, a sample of the tokens, adapters, and what is exported."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from hsdlab import UserError, load_model
+from hsdlab import HSD, FullDepth, UserError, load_model
 from hsdlab.decoding.families import decoder_parts, feed_forward
 from hsdlab.decoding.layer_outputs import layer_outputs
 from hsdlab.decoding.replay import replay
-from hsdlab.exits import FILE, attach_exits
+from hsdlab.exits import FILE, attach_exits, last_layers
 from hsdlab.modules import DeepSupervision, LayerDropout, LoRA
 from hsdlab.modules.deep_supervision import supervised_loss
 from tests.modules.test_deep_supervision import batch_of_pairs
@@ -99,7 +101,9 @@ def test_tokens_exit_where_they_draw_and_prompts_run_to_the_deepest_exit():
     deepest = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        last = supervision.draw_exits(targets, num_layers=6)
+        executed = supervision.draw_exits(torch.ones(400, 6, 6, dtype=torch.bool), targets)
+        last = executed.sum(dim=-1) - 1
+        assert torch.equal(executed, torch.arange(6) <= last[..., None])
         deepest.add(int(last[0, 0]))
         assert (last[:, :2] == last.max()).all()
         if last.max() == 5:  # with p uniform, E[p] = 1/2, E[(1 - p) p] = 1/6 and E[(1 - p)²] = 1/3
@@ -118,8 +122,9 @@ def test_a_token_that_exits_is_supervised_up_to_its_exit_as_replay_has_it(deepes
     last = torch.randint(deepest + 1, batch["input_ids"].shape).where(batch["target_mask"], deepest)
     supervision = DeepSupervision(layers=[0, 1], distillation=0.25)
     with layer_outputs(tested.model) as outputs:
-        logits = tested.training_logits(batch, last_layers=last)
-    loss = supervised_loss(tested.model, outputs, logits, batch, [0.2, 0.3, 0.5], supervision, last)
+        executed = torch.arange(3) <= last[..., None]
+        logits = tested.training_logits(batch, executed=executed)
+    loss = supervised_loss(tested.model, outputs, logits, batch, [0.2, 0.3, 0.5], supervision, executed)
 
     targets, ids = batch["target_mask"][:, 1:], batch["input_ids"][:, 1:]
     tokens, exits = ids[targets], last[:, :-1][targets]
@@ -143,6 +148,44 @@ def test_a_token_that_exits_is_supervised_up_to_its_exit_as_replay_has_it(deepes
         divergence = (p * (p.log() - log_softmax(at_exit, dim=-1))).sum(dim=-1).mean()
         by_hand = by_hand + weight * (0.75 * cross_entropy(at_exit, tokens[reach]) + 0.25 * divergence)
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_under_a_schedule_tokens_exit_at_exits_that_they_run(parts):
+    """Exits 2 and 4 with the layers 0, 2, 4, 6, 7 of a schedule, layer 4 only in some tokens: 3 is no exit of it."""
+    supervision = DeepSupervision(layers=[2, 3, 4], exiting=1.0)
+    targets, executed = torch.ones(200, 5, dtype=torch.bool), torch.zeros(200, 5, 8, dtype=torch.bool)
+    targets[:, 0], executed[:, 0] = False, True  # the prompt
+    executed[:, 1:, [0, 2, 6, 7]] = True
+    executed[:, 1:3, 4] = True
+    scheduled = executed if parts == 1 else torch.stack([executed, torch.zeros_like(executed)], dim=-1)
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        drawn = supervision.draw_exits(scheduled, targets)
+        drawn = drawn if parts == 1 else drawn.any(dim=-1)
+        deepest = int(drawn[0, 0].nonzero().max())
+        seen.add(deepest)
+        assert not (drawn & ~executed).any()
+        last = last_layers(drawn)
+        assert (last[:, 0] == deepest).all()
+        exits = {2: {2}, 7: {2, 4, 7}}[deepest]
+        assert set(last[:, 1:3].unique().tolist()) == exits
+        assert set(last[:, 3:].unique().tolist()) == exits - {4}
+    assert seen == {2, 7}, "layer 4 is no exit of all tokens"
+
+
+def test_exits_and_schedules_are_trained_together_on_the_layers_that_run():
+    """Of this HSD on three layers, layer 1 never runs, neither in prompts: its exit learns nothing."""
+    supervision = DeepSupervision("uniform", layers=[0, 1], exiting=0.5, adapter_rank=2)
+    for strategy, learns in ((HSD(1, 0, 1, prompt_min_exit=0, prompt_max_exit=0), {"0"}), (FullDepth(), {"0", "1"})):
+        tested = module(max_new_tokens=30, skip_strategies=[strategy], deep_supervision=supervision)
+        trainer(max_epochs=2).fit(tested, datamodule=Toy())
+        logged = {name: float(value) for name, value in tested.trainer.callback_metrics.items()}
+        exits = decoder_parts(tested.model).exits
+        assert {layer for layer, exit in exits.adapters.items() if exit.up.abs().sum() > 0} == learns
+        assert {"val/skip_loss", "val/supervised_loss", "val/loss"} <= logged.keys()
+        assert all(math.isfinite(value) for value in logged.values())
 
 
 def test_a_training_whose_tokens_exit_learns_and_runs_no_layer_above_the_deepest_exit():
