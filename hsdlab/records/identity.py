@@ -119,7 +119,7 @@ def warnings(before: RunInfo, run: RunInfo) -> Iterator[str]:
     for name, now in _made_with(run).items():
         if old.get(name) != now:
             yield f"Warning: the run was made with {name} {old.get(name)} so far; it is {now} now."
-    noted = {IDENTITY[name] for name in IDENTITY if getattr(before, name) is not None}  # a training notes one of weights
+    noted = {IDENTITY[name] for name in IDENTITY if getattr(before, name) is not None}
     unknown = [part for part in dict.fromkeys(IDENTITY.values()) if part not in noted]
     if unknown:
         yield (
