@@ -24,6 +24,7 @@ from benchmarks.early_exit_text import (
     READING,
     RELIABILITY,
     SEEDS,
+    TOGETHER,
     TOKENS,
     TRAINING,
     WHEN,
@@ -46,6 +47,7 @@ PLAIN = "FullDepth(), trained plainly"
 NOT_YET = "*Not measured yet.*"
 BATCH_SIZES = (1, 8)
 SEEDED = ("exits_greedy", "exits_seed1_greedy", "exits_seed2_greedy")
+TOGETHER_MODEL = "exits_and_schedules"
 EQUAL_QUALITY = 0.5
 """Percentage points of ROUGE-L within which two settings count as equally good."""
 BEST_CALM = {"e2e": (98.0, 50.0), "common_gen": (95.0, 60.0)}
@@ -58,16 +60,22 @@ QUALITY_LABELS = [METRIC_LABELS[metric] for metric in GOAL_METRICS]
 
 
 class SetResults:
-    """What was measured of one data set."""
+    """What was measured of one data set.
 
-    def __init__(self, data: str) -> None:
+    Args:
+        data: Name of the set.
+        model: The model with exits: "exits" or "exits_and_schedules".
+    """
+
+    def __init__(self, data: str, model: str = "exits") -> None:
         """Read the records that are there."""
         self.data = data
+        self.model = model
         self.plain = rows(f"{data}_plain_greedy").get(FULL_DEPTH)
-        self.exits = rows(f"{data}_exits_greedy")
+        self.exits = rows(f"{data}_{model}_greedy")
         skip = rows(f"{data}_skip_aware_greedy")
         self.schedules = {name: skip[name] for name in SCHEDULES if name in skip}
-        self.times = times(data)
+        self.times = times(data, model)
 
     def shares(self, row: ComparisonRow) -> list[float]:
         """Return each metric of the goals as a percentage of the plain model's at full depth; NaN where unknown."""
@@ -108,8 +116,15 @@ def strategies_table(found: SetResults) -> str:
     lines = [] if found.plain is None else [_line(found, FULL_DEPTH, "plain", found.plain)]
     lines += [_line(found, name, "exits", row) for name, row in found.exits.items()]
     lines += [_line(found, name, "skip", row) for name, row in found.schedules.items()]
-    if not found.exits:
-        return NOT_YET
+    return _strategies(lines) if found.exits else NOT_YET
+
+
+def together_table(found: SetResults) -> str:
+    """Return a row for each strategy on the model that learned exits and schedules together."""
+    return _strategies([_line(found, name, "both", row) for name, row in found.exits.items()])
+
+
+def _strategies(lines: list[list[str]]) -> str:
     timed = [f"ms per step, batch {size}" for size in BATCH_SIZES]
     return markdown_table(["Strategy", "Model", "Layers", *QUALITY_LABELS, "GFLOPs per token", *timed], lines)
 
@@ -150,7 +165,7 @@ def goals_table(sets: Mapping[str, SetResults]) -> str:
     lines = [
         *_quality_and_depth(e2e, "best CALM measure", *BEST_CALM["e2e"], {1: 1.5, 8: 1.2}),
         *_quality_and_depth(common_gen, "best CALM measure", *BEST_CALM["common_gen"], {1: 1.3}),
-        _compose(e2e),
+        _compose(e2e, SetResults("e2e", TOGETHER_MODEL)),
         *(_oracle(found) for found in sets.values()),
         *(_full_depth(found) for found in sets.values()),
     ]
@@ -191,28 +206,34 @@ def _quality_and_depth(
         ]
 
 
-def _compose(found: SetResults) -> list[str]:
-    """Return the line of `Compose`: faster than the fastest CALM and the fastest HSD of at least equal ROUGE-L."""
+def _compose(exits: SetResults, together: SetResults) -> list[str]:
+    """Return the line of `Compose`: faster than the fastest CALM and the fastest HSD of at least equal ROUGE-L.
+
+    Each may be on the model that suits it: trained for exits, to skip, or for both together.
+    """
     goal = f"`Compose(HSD, CALM)`: faster than either at equal quality (within {EQUAL_QUALITY:g} % of ROUGE-L)"
+    found = together if together.exits else exits
     name = found.nearest("Compose", 98.0, 50.0)
     mine = math.nan if name is None else found.speed_up(1, name)
     if name is None or math.isnan(mine):
         return [SETS[found.data], goal, MISSING, MISSING, _verdict(math.nan, "")]
-    least = found.shares(found.exits[name])[0] - EQUAL_QUALITY
-    measured, fastest = [f"{mine:.2f}×"], 0.0
+    share = found.shares(found.exits[name])[0]
+    measured, fastest = [f"{mine:.2f}× at {share:.1f} %"], 0.0
     for class_name in ("CALM", "HSD"):
-        rivals = {
-            other: found.speed_up(1, other)
-            for other, row in (found.exits | found.schedules).items()
-            if row.class_name == class_name and found.shares(row)[0] >= least
-        }
-        rivals = {other: faster for other, faster in rivals.items() if math.isfinite(faster)}
+        rivals = [
+            (results.speed_up(1, other), other, results.shares(row)[0])
+            for results in (exits, together)
+            for other, row in [*results.exits.items(), *results.schedules.items()]
+            if row.class_name == class_name
+            and results.shares(row)[0] >= share - EQUAL_QUALITY
+            and math.isfinite(results.speed_up(1, other))
+        ]
         if not rivals:
             measured.append(f"no {class_name} of this quality")
             continue
-        best = max(rivals, key=lambda other: rivals[other])
-        measured.append(f"`{best}` {rivals[best]:.2f}×")
-        fastest = max(fastest, rivals[best])
+        faster, best, percent = max(rivals)
+        measured.append(f"`{best}` {faster:.2f}× at {percent:.1f} %")
+        fastest = max(fastest, faster)
     reached = "reached" if mine > fastest else f"no, {fastest - mine:.2f}× short"
     return [SETS[found.data], goal, f"`{name}`", "; ".join(measured), reached]
 
@@ -260,10 +281,10 @@ def seeds_table(found: SetResults) -> str:
     return f"Setting: `{name}`.\n\n" + markdown_table(["Training seed", *columns], lines)
 
 
-def calibration_table(data: str) -> str:
+def calibration_table(data: str, model: str = "exits") -> str:
     """Return what `calibrate` chose on the validation split, a line for each measure."""
     lines = []
-    for measure, made in thresholds(data).items():
+    for measure, made in thresholds(data, model).items():
         chosen = made.chosen
         start = [
             measure,
@@ -316,6 +337,10 @@ def page() -> str:
         parts += [trained(data, {"exits": "trained for exits"}), strategies_table(sets[data]), FINDINGS_OF[data]]
         if data == "e2e":
             parts += [f"### {title}: three training seeds", SEEDS, seeds_table(sets[data])]
+        together = SetResults(data, TOGETHER_MODEL)
+        if together.exits:
+            parts += [f"### {title}: exits and schedules trained together", TOGETHER, together_table(together)]
+            parts.append(calibration_table(data, TOGETHER_MODEL))
         parts += [f"### {title}: thresholds", CALIBRATION, calibration_table(data)]
         pictures = [_picture(f"{data}_{name}.png", f"{title}: {text}") for name, text in TOKEN_PICTURES.items()]
         if any(pictures):

@@ -95,6 +95,9 @@ KINDS: dict[str, type[Document]] = {
     "exits_seed[0-9]_greedy": Comparison,
     "exits_bench": BenchResult,
     "exits_calibration_*": ChosenThreshold,
+    "exits_and_schedules_greedy": Comparison,
+    "exits_and_schedules_bench": BenchResult,
+    "exits_and_schedules_calibration_*": ChosenThreshold,
 }
 """The files of docs/early_exit.md: what one holds, by the end of its name."""
 
@@ -102,7 +105,7 @@ KINDS: dict[str, type[Document]] = {
 def collect() -> None:
     """Take over the results of runs, of a calibration without the losses of its examples, and what `inspect` drew."""
     results_data.collect()
-    for file in sorted(results_data.RUNS.glob(f"*_exits_calibration_*/{calibration.FILE}")):
+    for file in sorted(results_data.RUNS.glob(f"*_exits*_calibration_*/{calibration.FILE}")):
         made = ChosenThreshold.of(CalibrationResult.read(file))
         made.write(results_data.RESULTS / f"{file.parent.name}.json")
     for picture in sorted(results_data.RUNS.glob("*_inspect_after/reliability.png")):
@@ -122,15 +125,15 @@ def rows(name: str) -> dict[str, ComparisonRow]:
     return {} if made is None else {named(row.name): row for row in made.rows}
 
 
-def times(data: str) -> dict[int, dict[str, BenchSide]]:
+def times(data: str, model: str = "exits") -> dict[int, dict[str, BenchSide]]:
     """Return the sides of the bench of a set's model with exits: batch size, then the name on the page."""
-    made = read(f"{data}_exits_bench", BenchResult)
+    made = read(f"{data}_{model}_bench", BenchResult)
     cells = () if made is None else made.cells
     return {cell.batch_size: {named(name): side for name, side in sides_of(cell).items()} for cell in cells}
 
 
-def thresholds(data: str) -> dict[str, ChosenThreshold]:
-    """Return what `calibrate` chose for a set: measure -> calibration."""
-    start = f"{data}_exits_calibration_"
+def thresholds(data: str, model: str = "exits") -> dict[str, ChosenThreshold]:
+    """Return what `calibrate` chose for a set's model: measure -> calibration."""
+    start = f"{data}_{model}_calibration_"
     files = sorted(results_data.RESULTS.glob(f"{start}*.json"))
     return {file.stem.removeprefix(start): ChosenThreshold.read(file) for file in files}

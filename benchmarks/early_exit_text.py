@@ -90,6 +90,9 @@ The headline setting on models of three training seeds. Seed 0 is the published 
 train under bfloat16 autocast (`--trainer.precision=bf16-mixed`).
 """
 
+TOGETHER = """
+"""
+
 TOKENS = """
 From the texts of the test set, as `compare` draws them ([which tokens exit early](calm.md#which-tokens-exit-early)).
 The titles name the settings.

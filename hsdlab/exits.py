@@ -9,7 +9,7 @@ After the last layer there is none, so full depth is the model as it is.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,10 +53,27 @@ class ExitAdapter(nn.Module):
         Returns:
             The input of the head, of the same shape.
         """
-        adapted = states * (1 + self.gain)
+        given = states.to(self.gain.dtype)  # in training, the adapter may be wider than the model
+        adapted = given * (1 + self.gain)
         if self.rank:
-            adapted = adapted + nn.functional.linear(nn.functional.linear(states, self.down), self.up)
-        return adapted
+            adapted = adapted + nn.functional.linear(nn.functional.linear(given, self.down), self.up)
+        return adapted.to(states.dtype)
+
+
+def _checked(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the layers, the size and the rank that a file gives.
+
+    Raises:
+        KeyError: One is missing.
+        ValueError: One is none of these.
+    """
+    layers, size, rank = (about[name] for name in ("layers", "size", "rank"))
+    numbers = layers if isinstance(layers, list) else [None]
+    if not numbers or any(type(each) is not int or each < 0 for each in numbers) or numbers != sorted({*numbers}):
+        raise ValueError(f"layers={layers!r}: expected indices of layers, ascending")
+    if type(size) is not int or size < 1 or not (rank is None or (type(rank) is int and rank >= 0)):
+        raise ValueError(f"size={size!r}, rank={rank!r}: expected whole numbers")
+    return {"layers": layers, "size": size, "rank": rank}
 
 
 class Exits(nn.Module):
@@ -156,11 +173,27 @@ class Exits(nn.Module):
             with safe_open(path, framework="pt") as file:
                 about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-            exits = cls(about["layers"], about["size"], about["rank"])
+            exits = cls(**_checked(about))
             exits.load_state_dict(state)
+            broken = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
+            if broken is not None:
+                raise ValueError(f"{broken} is not finite")
         except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} is not the file of a model's exits ({error}); train the exits again.") from error
         return exits.requires_grad_(False)
+
+
+def layers_without_weights(model: nn.Module) -> str:
+    """Name the exits of a model that have no adapters, which no tensor of the model shows.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Such as "exits (1, 3)"; empty for a model without exits, or with adapters, whose names have the layers.
+    """
+    found = [module for module in model.modules() if isinstance(module, Exits) and module.rank is None]
+    return "".join(f"exits {exits.layers}" for exits in found)
 
 
 def last_layers(executed: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
 """The exits of a model and their adapters: one definition in decoding, replay and drafts; their file."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save
 
-from hsdlab import CALM, HSD, Compose, FullDepth, LearnedExit, StaticDepth, UserError, Verified, generate, replay
+from hsdlab import CALM, HSD, PABEE, Compose, FullDepth, LearnedExit, StaticDepth, UserError, Verified, generate, replay
 from hsdlab import testing as laws
 from hsdlab.decoding.families import decoder_parts
 from hsdlab.exits import FILE, Exits, attach_exits, last_layers
+from hsdlab.models import weights_fingerprint
+from hsdlab.models.identity import weights_hash
 from tests.law_cells import ROUTER
 
 DECIDED = [
@@ -112,3 +117,66 @@ def test_they_are_read_back(rank, tmp_path):
 def test_last_layers():
     executed = torch.tensor([[True, False, True, False], [True, True, True, True], [False] * 4])
     assert last_layers(executed).tolist() == [2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({"layers": 3}, "layers=3"),
+        ({"layers": []}, "layers=\\[\\]"),
+        ({"layers": [3, 1]}, "ascending"),
+        ({"layers": [1, 1]}, "ascending"),
+        ({"layers": [-1, 3]}, "indices of layers"),
+        ({"size": None}, "size=None"),
+        ({"rank": 2.0}, "rank=2.0"),
+    ],
+)
+def test_a_file_with_other_content_is_refused(about, expected, tmp_path):
+    known = {"layers": [1, 3], "size": 8, "rank": 2, **about}
+    state = Exits([1, 3], 8, 2).state_dict()
+    (tmp_path / FILE).write_bytes(save(state, metadata={name: json.dumps(value) for name, value in known.items()}))
+    with pytest.raises(UserError, match=f"not the file of a model's exits .*{expected}"):
+        Exits.load(tmp_path)
+
+
+def test_adapters_that_are_not_finite_are_refused(tmp_path):
+    exits = Exits([1, 3], 8, 2)
+    with torch.no_grad():
+        exits.adapters["3"].gain[2] = torch.nan
+    exits.save(tmp_path)
+    with pytest.raises(UserError, match=r"adapters\.3\.gain is not finite"):
+        Exits.load(tmp_path)
+
+
+@pytest.mark.parametrize("identity", [weights_hash, weights_fingerprint])
+def test_exits_without_adapters_are_part_of_a_models_identity(identity):
+    """No tensor shows them, and a run that resumes with others would mix depths."""
+
+    def with_exits(*layers, rank=None):
+        model = laws.tiny_model()
+        if layers:
+            attach_exits(model, Exits(layers, decoder_parts(model).head_weights[1], rank))
+        return identity(model)
+
+    made = [with_exits(), with_exits(1, 3), with_exits(2, 3), with_exits(1, 3, rank=0), with_exits(2, 3, rank=0)]
+    assert len(set(made)) == len(made)
+    assert with_exits(1, 3) == made[1]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "runs"),
+    [
+        (CALM(0.5), 0),  # of the model's exits 1 and 3
+        (CALM(0.5, probe_layers=[3, 5]), 0),
+        (CALM(0.5, probe_layers=5), 0),
+        (PABEE(2, probe_layers=[2, 3, 4]), 2),
+        (PABEE("auto", probe_layers=1), 3),
+    ],
+    ids=repr,
+)
+def test_compose_refuses_a_schedule_without_the_layers_at_which_it_could_exit(confidence, runs):
+    """HSD(1, 0, 1) runs the layers 0, 2, 4 and 5 of six, and 5 is the last one."""
+    model, options = adapted(layers=(1, 3)), {"input_ids": torch.tensor([[5, 6]]), "max_new_tokens": 4}
+    with pytest.raises(UserError, match=rf"could ever exit\. In a step HSD\(.*\) runs {runs} of the layers"):
+        generate(model, strategy=Compose(HSD(1, 0, 1), confidence), **options)
+    generate(model, strategy=Compose(HSD(0), confidence), **options)

@@ -47,6 +47,18 @@ def step_mask(layers: Iterable[int] | SubLayers, num_layers: int) -> Tensor:
     return mask
 
 
+def layers_of(step: StepLayers) -> list[int]:
+    """List the layers of a decode step of which any part runs.
+
+    Args:
+        step: The layers, in any order.
+
+    Returns:
+        Indices, ascending.
+    """
+    return sorted({*step.attention, *step.mlp} if isinstance(step, SubLayers) else {*step})
+
+
 def step_layers(mask: Tensor) -> StepLayers:
     """Turn the mask of a decode step into layers; the reverse of :func:`step_mask`.
 

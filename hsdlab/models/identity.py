@@ -9,6 +9,7 @@ import xxhash
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hsdlab.exits import layers_without_weights
 from hsdlab.stored import plain_tensors
 
 NOT_OF_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
@@ -38,6 +39,7 @@ def weights_hash(model: nn.Module, without: str | None = None) -> str:
             for plain in plain_tensors(weight.detach()):
                 numbers: Any = plain.cpu().contiguous().flatten().view(torch.uint8)
                 digest.update(numbers.numpy())
+    digest.update(layers_without_weights(model).encode())
     return digest.hexdigest()
 
 

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hsdlab.errors import UserError
-from hsdlab.exits import Exits, attach_exits
+from hsdlab.exits import Exits, attach_exits, layers_without_weights
 from hsdlab.models.adapters import CONFIG_FILE, Adapter, leave_beside, merge, read_adapter
 from hsdlab.models.device_map import DeviceMap, placing_options
 from hsdlab.models.embedded import EMBEDDED_MODELS, PREFIX, adapter_folder, cached_folder, embedded_folder
@@ -308,4 +308,5 @@ def weights_fingerprint(model: nn.Module) -> str:
             numbers = plain.flatten()
             numbers = numbers[:: max(1, len(numbers) // 64)].cpu().double()
             digest.update(f"{name} {tuple(weight.shape)}".encode() + numbers.numpy().tobytes())
+    digest.update(layers_without_weights(model).encode())
     return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Deep supervision: every layer's output is trained to predict the next token through the model's own head."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -45,7 +46,8 @@ class DeepSupervision:
             batch. The head is a large part of a small model: a smaller share makes a step cheaper.
         exiting: Share of the batches, 0 to 1, in which tokens of the texts exit during the pass, as in decoding: the
             layers above see the state with which a token exited (`draw_exits`). The last layer's part of the loss is
-            then that of each token's own exit, which is also the teacher of the exits below it. With 0, the exits learn
+            then that of each token's own exit, which is also the teacher of the exits below it. An exit that no token
+            reaches has a loss of 0 in such a batch. With 0, the exits learn
             from tokens that ran all layers, and decoding meets keys and values that the training had not.
         adapter_rank: Give each exit an adapter after the final norm (`ExitAdapter`): 0 for the weights of a norm, more
             for a low-rank map beside it. None for none, as in LayerSkip and LITE (arXiv 2310.18581).
@@ -65,8 +67,13 @@ class DeepSupervision:
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, list):
-            if not self.weights or min(self.weights) <= 0:
-                raise UserError(f"deep_supervision.weights={self.weights}: expected numbers above 0.")
+            if not self.weights or not all(0 < weight < math.inf for weight in self.weights):
+                raise UserError(f"deep_supervision.weights={self.weights}: expected finite numbers above 0.")
+            if isinstance(self.layers, list) and self.layers != sorted(set(self.layers)):
+                raise UserError(
+                    f"deep_supervision.layers={self.layers}: the weights go to the exits in their order; name each "
+                    "layer once, in ascending order."
+                )
         elif self.weights not in ("calm", "uniform", "layerskip"):
             raise UserError(f"deep_supervision.weights={self.weights!r}: expected calm, uniform or layerskip.")
         if not 0 <= self.distillation <= 1:
@@ -203,7 +210,8 @@ def supervised_loss(
         weights: L shares of `DeepSupervision.layer_weights`. A layer of weight 0 is not computed.
         supervision: The distillation, and the share of the tokens. These are drawn from torch's random state.
         executed: The layers that each token ran in that pass, BoolTensor [rows, length, layers] or
-            [rows, length, layers, 2]; None if all ran all layers. A layer learns from the tokens that ran it.
+            [rows, length, layers, 2]; None if all ran all layers. An exit then learns from the tokens of the texts that
+            ran its layer, and not from the end of the prompt, where decoding does not exit.
 
     Returns:
         A scalar in nats per token, with gradient.
@@ -217,7 +225,8 @@ def supervised_loss(
         rows, places = rows[drawn], places[drawn]
     ran = None
     if executed is not None:
-        ran = (executed if executed.dim() == 3 else executed.any(dim=-1))[:, -scored:].to(rows.device)[rows, places]
+        layers = (executed if executed.dim() == 3 else executed.any(dim=-1))[:, -scored:].to(rows.device)
+        ran = layers[rows, places] & targets[rows, places, None]  # (tokens, layers)
     supervised = set()
     for layer, weight in enumerate(weights[:-1]):
         if not weight:
@@ -262,6 +271,8 @@ def validation_loss(
 def add_exits(model: PreTrainedModel, supervision: DeepSupervision) -> None:
     """Give a model the exits that are supervised, with parameters to train. Exits that it has are trained further.
 
+    The adapters are in float32 or wider, as peft keeps LoRA's matrices: in 16 bits a small step would change nothing.
+
     Args:
         model: A transformers language model.
         supervision: Names the exits and their adapters.
@@ -274,14 +285,14 @@ def add_exits(model: PreTrainedModel, supervision: DeepSupervision) -> None:
     known = parts.exits
     if known is None:
         attach_exits(model, wanted)
+        known = wanted
     elif (known.layers, known.rank) != (wanted.layers, wanted.rank):
         raise UserError(
             f"deep_supervision: the model has exits after the layers {list(known.layers)} with adapter_rank="
             f"{known.rank}; this setting has {list(wanted.layers)} with adapter_rank={wanted.rank}. Give those of the "
             "model, or train the model that it was made from."
         )
-    else:
-        known.requires_grad_(True)
+    known.requires_grad_(True).to(torch.promote_types(model.dtype, torch.float32))
 
 
 def _exit_loss(

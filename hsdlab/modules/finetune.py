@@ -103,8 +103,9 @@ class FinetuneModule(LightningModule):
             The exits are exported with the model. With skip_strategies, an exit learns from the tokens whose drawn
             strategy runs its layer, and tokens exit within the strategy's layers: for `Compose`. By default only the
             last layer is supervised.
-        layer_dropout: Skip layers at random in each example. With deep_supervision it is LayerSkip's training. It
-            cannot be combined with skip_strategies. By default every layer runs.
+        layer_dropout: Skip layers at random in each example. With deep_supervision it is LayerSkip's training, in
+            which an exit also learns from examples that skip its layer. It cannot be combined with skip_strategies. By
+            default every layer runs.
 
     Raises:
         UserError: A number out of its range, a LoRA target that matches nothing, an adapter that is not LoRA or does
@@ -193,6 +194,7 @@ class FinetuneModule(LightningModule):
         self._initial_weights = None if initial_adapter is None else weights_fingerprint(self.model)
         if deep_supervision is not None:
             add_exits(plain_model(self.model), deep_supervision)
+            self._check_exits_run(deep_supervision)
         self._start = StartingWeights(plain_model(self.model)) if teacher == "start" else None
         self.model.train()  # transformers loads in eval mode and Lightning keeps it
         self.tokenizer = tokenizer
@@ -275,6 +277,16 @@ class FinetuneModule(LightningModule):
             logits = self.training_logits(batch, executed=executed)
         weights = supervision.layer_weights(num_layers, self._batch_number)
         return supervised_loss(self.model, outputs, logits, batch, weights, supervision, executed)
+
+    def _check_exits_run(self, supervision: DeepSupervision) -> None:
+        """Refuse exits that no strategy of the mixture runs."""
+        exits = supervision.exits(decoder_parts(self.model).num_layers)
+        idle = [] if self.mixture is None else [layer for layer in exits if not self.mixture.runs[layer]]
+        _check(
+            not idle,
+            f"deep_supervision: none of the skip_strategies runs the layers {idle}, so exits there learn nothing. Add "
+            "FullDepth, or give deep_supervision.layers that a strategy runs.",
+        )
 
     def _draw(self, rows: int) -> list[int] | None:
         """Draw the strategy of the batch, or of each of its sequences."""

@@ -203,7 +203,8 @@ def _refuse_merged(model: PreTrainedModel, option: str) -> None:
         raise UserError(
             f"{option}: the model was loaded with the adapter {merged}. A second adapter would name the base model "
             "alone, and the first one would be lost. Give the base model and --model.initial_adapter, which trains the "
-            "adapter further; or save the merged model and its tokenizer (save_pretrained), and train on that folder."
+            "adapter further; or write the merged model with FinetuneModule(model, tokenizer).export(folder), and "
+            "train on that folder."
         )
 
 

@@ -31,6 +31,7 @@ class SkipMixture:
 
     Attributes:
         skips: BoolTensor [strategies], true for a strategy that skips a layer for any token.
+        runs: BoolTensor [layers], true for a layer that any strategy runs in any decode step.
 
     Raises:
         UserError: No strategy, one that decides while it decodes or does not fit the model, or weights that do not fit.
@@ -54,6 +55,7 @@ class SkipMixture:
         num_layers = decoder_parts(model).num_layers
         self._schedules = [_schedule(strategy, num_layers, max_new_tokens) for strategy in strategies]
         self.skips = torch.tensor([schedule.skips for schedule in self._schedules])  # (strategies,)
+        self.runs = torch.stack([_runs(schedule.steps[:-1]) for schedule in self._schedules]).any(dim=0)  # (layers,)
 
     def draw(self, batch: int, progress: float = 0.0, rows: int | None = None, rank: int = 0) -> list[int]:
         """Draw strategies by seed and batch. A resumed run draws the same ones.
@@ -95,6 +97,11 @@ def _checked(name: str, weights: Sequence[float] | None, number: int) -> list[fl
     if not weights or not all(0 <= weight < math.inf for weight in weights) or not 0 < sum(weights) < math.inf:
         raise UserError(f"{name}={weights}: expected finite numbers of 0 or more for one strategy or more, not all 0.")
     return weights
+
+
+def _runs(steps: Tensor) -> Tensor:
+    """Tell which layers run in some step, given [steps, layers] or [steps, layers, 2]."""
+    return steps.flatten(2).any(dim=-1).any(dim=0) if steps.dim() == 3 else steps.any(dim=0)
 
 
 def _shares(weights: Sequence[float]) -> list[float]:

@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hsdlab.decoding import LayerState, StepState
 from hsdlab.decoding.families import DecoderParts
-from hsdlab.decoding.sub_layers import StepLayers
+from hsdlab.decoding.sub_layers import StepLayers, layers_of
 from hsdlab.errors import UserError
 from hsdlab.strategies.base import SkipStrategy
 from hsdlab.strategies.confidence import ConfidenceStrategy
+from hsdlab.strategies.probing import ProbingStrategy
 from hsdlab.strategies.schedule import ScheduledStrategy
 
 
@@ -62,8 +63,28 @@ class Compose(SkipStrategy):
         self.confidence.check_tokenizer(tokenizer)
 
     def scheduled_layers(self, num_layers: int, max_steps: int) -> Sequence[StepLayers]:
-        """Give the schedule's layers, of which an early exit may skip some."""
-        return self.schedule.scheduled_layers(num_layers, max_steps)
+        """Give the schedule's layers, of which an early exit may skip some.
+
+        Args:
+            num_layers: L.
+            max_steps: T, the most new tokens.
+
+        Raises:
+            UserError: The schedule runs too few of the layers after which the confidence is checked, so that no
+                sequence could ever exit.
+        """
+        scheduled = self.schedule.scheduled_layers(num_layers, max_steps)
+        if scheduled and isinstance(self.confidence, ProbingStrategy):
+            most = max(self.confidence.probes_among(layers_of(step)) for step in scheduled)
+            needed = self.confidence.fewest_probes(num_layers)
+            if most < needed:
+                raise UserError(
+                    f"{self!r}: no sequence could ever exit. In a step {self.schedule!r} runs {most} of the layers "
+                    f"after which {type(self.confidence).__name__} checks its confidence, below the last one that it "
+                    f"runs; {needed} or more are needed. Give probe_layers that it runs (a model trained for exits "
+                    "checks after its own exits by default), or another schedule."
+                )
+        return scheduled
 
     def scheduled_prompt(self, prompt_length: int, num_layers: int) -> Sequence[Sequence[int]] | None:
         """Give the schedule's layers of the prompt, in which no token exits early.

@@ -60,11 +60,11 @@ class PABEE(ProbingStrategy):
         """Refuse a patience that this model has too few layers to reach."""
         super().check_model(parts)
         most = self.most_probes(parts.num_layers) - 1
-        if isinstance(self.patience, int) and self.patience > most:
+        if self.patience is not None and self.patience_on(parts.num_layers) > most:
+            instead = f"expected {most} at most, 'auto', or None to never exit" if most else "give more probe_layers"
             raise UserError(
-                f"PABEE: patience={self.patience} never ends on this model: of its {parts.num_layers} layers it probes "
-                f"after {most + 1}, and the patience counts from the second of them; expected {max(most, 1)} at most, "
-                "'auto', or None to never exit."
+                f"PABEE: patience={self.patience!r} never ends on this model: of its {parts.num_layers} layers it "
+                f"probes after {most + 1}, and the patience counts from the second of them; {instead}."
             )
 
     def patience_on(self, num_layers: int) -> int:
@@ -84,6 +84,10 @@ class PABEE(ProbingStrategy):
         if isinstance(self.patience, int):
             return self.patience
         return max(1, min(_PATIENCE, self.most_probes(num_layers) - 1))
+
+    def fewest_probes(self, num_layers: int) -> int:
+        """Count the checks of the patience, and the one before them."""
+        return 1 if self.patience is None else self.patience_on(num_layers) + 1
 
     def should_exit(self, state: LayerState) -> Tensor:
         """Find the sequences whose prediction has not changed for ``patience`` checks."""

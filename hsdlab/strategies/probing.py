@@ -139,6 +139,30 @@ class ProbingStrategy(ConfidenceStrategy):
             return len({layer for layer in self._checked if layer < num_layers - 1})
         return (num_layers - 1) // self._checked
 
+    def probes_among(self, layers: Sequence[int]) -> int:
+        """Count the confidence checks that are possible in a step of a schedule.
+
+        Args:
+            layers: The layers of the step, ascending. There is no check after the last one.
+
+        Returns:
+            The number of checks where no sequence exits.
+        """
+        if isinstance(self._checked, list):
+            return len({*self._checked} & {*layers[:-1]})
+        return max(len(layers) - 1, 0) // self._checked
+
+    def fewest_probes(self, num_layers: int) -> int:
+        """Count the checks without which no sequence exits.
+
+        Args:
+            num_layers: L.
+
+        Returns:
+            1, unless a measure compares several checks.
+        """
+        return 1
+
     def probes(self, state: LayerState) -> bool:
         """Say whether the confidence is checked after a layer.
 
