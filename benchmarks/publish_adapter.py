@@ -86,7 +86,7 @@ TRAININGS = (
     Training(
         "exits",
         "-exits",
-        "It was trained for early exit: {plain}-skip-aware was trained further, so that six of its layers predict the "
+        "It was trained for early exit: {plain}-skip-aware was trained further, so that some of its layers predict the "
         "next token. The training targets are texts that a model wrote (docs/early_exit.md), not the references.",
         page="docs/early_exit.md",
         settings=(),
