@@ -76,6 +76,13 @@ def _checked(about: dict[str, Any]) -> dict[str, Any]:
     return {"layers": layers, "size": size, "rank": rank}
 
 
+def _check_finite(state: dict[str, Tensor]) -> None:
+    """Refuse adapters with which every prediction is NaN, with a ValueError."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+
+
 class Exits(nn.Module):
     """The layers after which a model was trained to exit, with an adapter for each, or without.
 
@@ -175,9 +182,7 @@ class Exits(nn.Module):
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
             exits = cls(**_checked(about))
             exits.load_state_dict(state)
-            broken = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
-            if broken is not None:
-                raise ValueError(f"{broken} is not finite")
+            _check_finite(state)
         except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} is not the file of a model's exits ({error}); train the exits again.") from error
         return exits.requires_grad_(False)
