@@ -113,7 +113,8 @@ class SetResults:
 
 def strategies_table(found: SetResults) -> str:
     """Return a row for each strategy: model, layers, quality, FLOPs and times."""
-    lines = [] if found.plain is None else [_line(found, FULL_DEPTH, "plain", found.plain)]
+    lines = [_plain_generate(found)] if found.times else []
+    lines += [] if found.plain is None else [_line(found, FULL_DEPTH, "plain", found.plain)]
     lines += [_line(found, name, "exits", row) for name, row in found.exits.items()]
     lines += [_line(found, name, "skip", row) for name, row in found.schedules.items()]
     return _strategies(lines) if found.exits else NOT_YET
@@ -121,12 +122,19 @@ def strategies_table(found: SetResults) -> str:
 
 def together_table(found: SetResults) -> str:
     """Return a row for each strategy on the model that learned exits and schedules together."""
-    return _strategies([_line(found, name, "both", row) for name, row in found.exits.items()])
+    first = [_plain_generate(found)] if found.times else []
+    return _strategies(first + [_line(found, name, "both", row) for name, row in found.exits.items()])
 
 
 def _strategies(lines: list[list[str]]) -> str:
     timed = [f"ms per step, batch {size}" for size in BATCH_SIZES]
     return markdown_table(["Strategy", "Model", "Layers", *QUALITY_LABELS, "GFLOPs per token", *timed], lines)
+
+
+def _plain_generate(found: SetResults) -> list[str]:
+    """Return the line of transformers' own `generate`, which has times only."""
+    unknown = [MISSING] * (3 + len(QUALITY_LABELS))
+    return ["plain `generate`", *unknown, *(_step_time(found.side(size, "plain generate")) for size in BATCH_SIZES)]
 
 
 def _line(found: SetResults, name: str, model: str, row: ComparisonRow) -> list[str]:
@@ -143,7 +151,8 @@ def _step_time(side: BenchSide | None) -> str:
     """Return "milliseconds [layers]", and the speed-up with its quartiles."""
     if side is None:
         return MISSING
-    return f"{side.decode_step_ms.median:.1f} [{number(side.average_layers, 1)}]<br>{_faster(side)}"
+    layers = "" if side.average_layers is None else f" [{number(side.average_layers, 1)}]"
+    return f"{side.decode_step_ms.median:.1f}{layers}<br>{_faster(side)}"
 
 
 def _faster(side: BenchSide | None) -> str:

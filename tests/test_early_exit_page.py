@@ -113,7 +113,7 @@ def test_a_row_has_quality_against_the_plain_model_and_times_of_both_batch_sizes
     )
     assert rows["| `HSD(2, 0, 8)`", "skip"].endswith("100.0 % | – | 27.8 [8.0]<br>1.80× [1.70, 1.90] | – |")
     assert "| `LearnedExit(0.5)`", "exits" in rows
-    assert next(iter(rows)) == ("| `FullDepth()`", "plain")
+    assert list(rows)[:2] == [("| plain `generate`", "–"), ("| `FullDepth()`", "plain")]
 
 
 def test_goals_name_the_nearest_setting_and_what_is_missing(measured):
@@ -148,7 +148,7 @@ def test_exits_and_schedules_trained_together_have_a_table_and_the_goal_of_compo
     rivals = "`CALM(0.9)` 1.40× at 99.0 %; `HSD(2, 0, 8)` 1.90× at 98.7 %"
     assert goal.endswith(f"| `Compose(HSD(2, 0, 8), CALM(0.9))` | 2.00× at 98.3 %; {rivals} | reached |")
     rows = lines_of(page, "### E2E: exits and schedules trained together")
-    assert [row.split(" | ")[:3] for row in rows[:3]] == [
+    assert [row.split(" | ")[:3] for row in rows[1:4]] == [  # after plain generate
         ["| `FullDepth()`", "both", "20.0"],
         ["| `HSD(2, 0, 8)`", "both", "8.0"],
         ["| `Compose(HSD(2, 0, 8), CALM(0.9))`", "both", "6.0"],

@@ -3,6 +3,7 @@
 Long, because LightningCLI is one class: what each subcommand checks, and in which order, stands together.
 """
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -362,9 +363,14 @@ class EvaluateCLI(SubcommandCLI):
         Console().print(text + command, highlight=False, soft_wrap=True)
 
     def _write_choice(self, name: str, chosen: StrategyConfig, why: str, output: str) -> str:
-        """Write a config that decodes the test split as this run would with what it chose; return the command."""
+        """Write a config that decodes the test split as this run would with what it chose; return the command.
+
+        The whole split: a limit on the examples of this run is not one of the test.
+        """
         path = self.output / name
-        config = {name: self.folder.config[name] for name in ("seed_everything", "trainer", "model", "data")}
+        parts = ("seed_everything", "trainer", "model", "data")
+        config = {part: copy.deepcopy(self.folder.config[part]) for part in parts}
+        config["data"].get("init_args", {}).pop("limit", None)
         command = f"{typed('test')} --config {path} --output {output}"
         write_yaml(path, config | {"skip": chosen.as_config()}, why, command)
         return command

@@ -21,6 +21,7 @@ NOTICES = re.compile(
 """Of Lightning's log."""
 WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     (".*isinstance.treespec, LeafSpec", FutureWarning, ""),  # Lightning 2.6 calls what torch 2.13 deprecates
+    (r"Found \d+ module\(s\) in eval mode", UserWarning, ""),  # the frozen model under a classifier or router
     ("`is_gradient_checkpointing` is deprecated", FutureWarning, ""),  # peft calls what transformers 5 deprecates
 )
 """Message, category and module of warnings."""

@@ -182,7 +182,7 @@ def _argument(option: str, call: str, node: ast.expr, classes: Mapping[str, type
         return ast.literal_eval(node)
     except ValueError:
         raise UserError(
-            f"{option}: {call} has an argument that is neither a plain value nor a strategy; expected numbers, texts, "
-            "true or false as True or False, or another strategy, such as HSD(2, 0, 8). For anything else give "
-            "class_path and init_args."
+            f"{option}: {call} has an argument that is neither a plain value nor a strategy; expected numbers, texts "
+            'in quotes, such as "saturation", true or false as True or False, or another strategy, such as '
+            "HSD(2, 0, 8). For anything else give class_path and init_args."
         ) from None

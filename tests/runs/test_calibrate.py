@@ -149,10 +149,12 @@ def test_where_nothing_passes_the_config_is_full_depth(calibrate, tmp_path, monk
     assert {record["average_layers"] for record in read_records(tmp_path / "test" / "predictions.jsonl")} == {3.0}
 
 
-def test_too_few_examples_are_warned_of(calibrate):
+def test_too_few_examples_are_warned_of(calibrate, tmp_path):
     with pytest.warns(UserWarning, match=r"can only end with full depth: with 5 examples .* 14 examples are needed"):
         report = calibrate("--data.limit=5")
     assert report.chosen.name == "FullDepth()"
+    kept = yaml.safe_load((tmp_path / "out/calibrated.yaml").read_text())
+    assert "limit" not in kept["data"]["init_args"], "of the calibration, not of the test"
     assert "With 5 examples none could pass: 14 are needed" in guarantee(report)
 
 
