@@ -336,7 +336,9 @@ def points(found: SetResults) -> dict[str, list[Point]]:
     """Return the panels of the picture: cost to points, with ROUGE-L as percentage of the plain full depth."""
     if found.plain is None or not found.exits:
         return {}
-    every = {PLAIN: found.plain, **found.exits, **found.schedules}
+    every = {PLAIN: found.plain, **found.exits}
+    if found.model != TOGETHER_MODEL:  # which runs the schedules itself
+        every |= found.schedules
     percent = {name: found.shares(row)[0] for name, row in every.items()}
     layers = [Point(row.average_layers, percent[name], name) for name, row in every.items()]
     panels = {"Average layers per decode step": layers}
@@ -359,7 +361,9 @@ def page() -> str:
             parts += [f"### {title}: three training seeds", SEEDS, seeds_table(sets[data])]
         together = SetResults(data, TOGETHER_MODEL)
         if together.exits:
-            parts += [f"### {title}: exits and schedules trained together", TOGETHER, together_table(together)]
+            parts += [f"### {title}: exits and schedules trained together", TOGETHER]
+            parts.append(_picture(f"{data}_{TOGETHER_MODEL}.png", f"{title}: ROUGE-L of the model that learned both"))
+            parts.append(together_table(together))
             parts.append(calibration_table(data, TOGETHER_MODEL))
         parts += [f"### {title}: thresholds", CALIBRATION, calibration_table(data)]
         pictures = [_picture(f"{data}_{name}.png", f"{title}: {text}") for name, text in TOKEN_PICTURES.items()]
@@ -383,6 +387,9 @@ def draw() -> None:
         found = SetResults(data)
         if panels := points(found):
             _write_picture(f"{data}_exits.png", early_exit_figure(title, panels))
+        if panels := points(SetResults(data, TOGETHER_MODEL)):
+            figure = early_exit_figure(f"{title}: exits and schedules trained together", panels)
+            _write_picture(f"{data}_{TOGETHER_MODEL}.png", figure)
         folder = results_data.RUNS / f"{data}_exits_greedy"
         if found.exits and (folder / "predictions").is_dir():
             drawn = {found.nearest(name, *BEST_CALM[data]) for name in ("CALM", "LearnedExit")}

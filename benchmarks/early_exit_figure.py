@@ -13,7 +13,7 @@ from hsdlab.reporting.pareto import COLOURS, FAINT, INK, MARKERS, Labelled, labe
 
 FAMILIES = {
     "Full depth, also verified": ("FullDepth", "Verified"),
-    "Schedules (trained to skip)": ("HSD", "SkipDecode"),
+    "Schedules": ("HSD", "SkipDecode"),
     "CALM": ("CALM",),
     "DeeBERT, PABEE": ("DeeBERT", "PABEE"),
     "LearnedExit": ("LearnedExit",),

@@ -155,6 +155,8 @@ def test_exits_and_schedules_trained_together_have_a_table_and_the_goal_of_compo
     ]
     assert "`CALM(0.95)`" in rows[-1], "what calibrate chose"
     assert "](results/e2e_exits_and_schedules_bench.json)" in page
+    early_exit.draw()
+    assert "](results/e2e_exits_and_schedules.png)" in early_exit.page()
 
 
 def test_seeds_have_their_mean_and_range_and_a_missing_one_a_dash(measured):
