@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.early_exit_data import named
 from benchmarks.results_data import ADAPTERS, ROOT, RUNS, read
-from hsdlab.exits import FILE as EXITS_FILE
+from hsdlab.exits import Exits
 from hsdlab.models.embedded import PREFIX
 from hsdlab.records.comparison import Comparison
 from hsdlab.records.document import to_plain
@@ -125,8 +125,8 @@ def publish(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(run / "model/adapter_config.json", folder / "adapter_config.json")
-    if (exits := run / "model" / EXITS_FILE).is_file():
-        shutil.copyfile(exits, folder / EXITS_FILE)
+    if (exits := Exits.load(run / "model")) is not None:
+        exits.to(torch.bfloat16).save(folder)
     info = RunInfo.read(run / RUN_FILE)
     training = to_plain(info) | {"losses": losses(run)}
     (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

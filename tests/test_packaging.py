@@ -19,7 +19,7 @@ with (ROOT / "pyproject.toml").open("rb") as _file:
     PROJECT = tomllib.load(_file)["project"]
 LARGEST_WHEEL_MB = 2
 LARGEST_FILE_MB = 10
-LARGEST_TREE_MB = 71
+LARGEST_TREE_MB = 69
 
 
 def normal(name):

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import publish_adapter, results, results_data, run_results
 from hsdlab import CALM, HSD, FullDepth, SkipDecode, load_model
+from hsdlab.exits import Exits
 from hsdlab.models.embedded import embedded_folder
 from hsdlab.models.installed_adapters import COMPANION, installed_adapters
 from hsdlab.records.comparison import Comparison, compare_results
@@ -281,12 +282,17 @@ def test_an_adapter_with_exits_is_published_with_them(tmp_path):
     (run / "model").mkdir(parents=True)
     save_file({"a.lora_A.weight": torch.randn(4, 8)}, run / "model/adapter_model.safetensors")
     (run / "model/adapter_config.json").write_text('{"r": 4}')
-    (run / "model/exits.safetensors").write_bytes(b"exits")
+    exits = Exits([1, 3], 8, 2)
+    exits.save(run / "model")
     replace(RUN, config={"data": {"init_args": {"folder": "runs/results/common_gen_longer"}}}).write(run / "run.json")
     with SummaryWriter(run / "lightning_logs/version_0") as writer:
         writer.add_scalar("val/supervised_loss", 0.5, 99)
     publish_adapter.publish(run, folder)
-    assert (folder / "exits.safetensors").read_bytes() == b"exits"
+    published = Exits.load(folder)
+    assert (published.layers, published.size, published.rank) == ((1, 3), 8, 2)
+    for ours, theirs in zip(published.parameters(), exits.parameters(), strict=True):
+        assert torch.equal(ours, theirs.detach().bfloat16().float())
+    assert (folder / "exits.safetensors").stat().st_size < (run / "model/exits.safetensors").stat().st_size
     text = publish_adapter.card("e2e-exits", folder)
     for part in ("trained for early exit", "0.500 over the exits", "as many longer sets"):
         assert part in text
